@@ -1,0 +1,129 @@
+package storage
+
+import (
+	"google.golang.org/protobuf/encoding/protowire"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Op is what a Change does.
+type Op uint8
+
+// The operations. Scopes begin with their first mention and end, with their
+// items, by OpDrop.
+const (
+	OpUpsert Op = iota + 1 // Item goes into Scope in place of the item of its key.
+	OpRemove               // The item of Key leaves Scope.
+	OpJoin                 // Node joins Scope.
+	OpLeave                // Node leaves Scope.
+	OpDrop                 // Scope ends.
+)
+
+// Change is one step of a Commit.
+type Change struct {
+	Op    Op
+	Scope ScopeID
+	Kind  ScopeKind // Of the scope; required but for OpDrop.
+	Item  Encoded   // OpUpsert.
+	Key   string    // OpRemove.
+	Node  string    // OpJoin, OpLeave.
+}
+
+// Position is how far each source had been read: a sequence or a
+// resourceVersion by source or kind. A value handed over is not changed.
+type Position map[string]uint64
+
+// Cut is a consistent set of changes for one node, as wire bytes.
+type Cut struct {
+	Epoch    string
+	Revision uint64
+	Position Position
+	Digest   Digest // Of the node's whole state after the cut.
+	Snapshot bool   // From nothing.
+	Scopes   []ScopeChange
+}
+
+// ScopeChange is what a cut changes in one scope.
+type ScopeChange struct {
+	ID       ScopeID
+	Kind     ScopeKind
+	Reset    bool // The receiver forgets the scope's former items first.
+	Gone     bool
+	Upserts  [][]byte // Bodies of Encoded.
+	Removals []string // Keys.
+}
+
+// Numbers of the fields that Frames writes, from state.proto.
+const (
+	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes = 1, 2, 3, 4, 5, 6, 7
+
+	scopeIDField, scopeKindField, scopeReset, scopeGone, scopeUpserts, scopeRemovals = 1, 2, 3, 4, 5, 6
+)
+
+// Frames encodes the cut as policyv1.Cut messages of about limit bytes at the
+// most (one item may be larger), without decoding or encoding an item again.
+// There is always at least one frame.
+func (c *Cut) Frames(limit int) [][]byte {
+	var frames [][]byte
+	begin := func() []byte {
+		b := protowire.AppendTag(nil, cutEpoch, protowire.BytesType)
+		b = protowire.AppendString(b, c.Epoch)
+		b = protowire.AppendTag(b, cutRevision, protowire.VarintType)
+		b = protowire.AppendVarint(b, c.Revision)
+		return appendTrue(b, cutSnapshot, c.Snapshot)
+	}
+	frame := begin()
+	for i := range c.Scopes {
+		s := &c.Scopes[i]
+		body := s.begin(s.Reset)
+		for _, item := range s.Upserts {
+			if len(frame)+len(body)+len(item) > limit && len(frame)+len(body) > 64 {
+				frame = appendBytes(frame, cutScopes, body)
+				frames = append(frames, appendTrue(frame, cutMore, true))
+				frame, body = begin(), s.begin(false)
+			}
+			body = appendBytes(body, scopeUpserts, item)
+		}
+		for _, key := range s.Removals {
+			if len(frame)+len(body)+len(key) > limit && len(frame)+len(body) > 64 {
+				frame = appendBytes(frame, cutScopes, body)
+				frames = append(frames, appendTrue(frame, cutMore, true))
+				frame, body = begin(), s.begin(false)
+			}
+			body = appendBytes(body, scopeRemovals, []byte(key))
+		}
+		if len(frame)+len(body) > limit && len(frame) > 64 {
+			frames = append(frames, appendTrue(frame, cutMore, true))
+			frame = begin()
+		}
+		frame = appendBytes(frame, cutScopes, body)
+	}
+	position, err := canonical.Marshal(&policyv1.Position{Sources: c.Position})
+	if err != nil {
+		panic("storage: encode position: " + err.Error())
+	}
+	frame = appendBytes(frame, cutPosition, position)
+	return append(frames, appendBytes(frame, cutDigest, c.Digest.Bytes()))
+}
+
+func (s *ScopeChange) begin(reset bool) []byte {
+	b := appendBytes(nil, scopeIDField, s.ID[:])
+	if s.Gone {
+		return appendTrue(b, scopeGone, true)
+	}
+	b = protowire.AppendTag(b, scopeKindField, protowire.VarintType)
+	b = protowire.AppendVarint(b, uint64(s.Kind))
+	return appendTrue(b, scopeReset, reset)
+}
+
+func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
+	b = protowire.AppendTag(b, field, protowire.BytesType)
+	return protowire.AppendBytes(b, v)
+}
+
+func appendTrue(b []byte, field protowire.Number, v bool) []byte {
+	if !v {
+		return b
+	}
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), 1)
+}

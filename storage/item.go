@@ -1,0 +1,123 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// ScopeKind says what the items of a scope are.
+type ScopeKind = policyv1.ScopeKind
+
+// The kinds of scopes.
+const (
+	ScopeNode         = policyv1.ScopeKind_SCOPE_KIND_NODE
+	ScopePolicies     = policyv1.ScopeKind_SCOPE_KIND_POLICIES
+	ScopeAddressGroup = policyv1.ScopeKind_SCOPE_KIND_ADDRESS_GROUP
+)
+
+// Encoded is an item, encoded once; its bytes are shared by every stream and
+// must not be changed.
+type Encoded struct {
+	Key  string
+	Body []byte // A policyv1.Item, fields in the order of their numbers.
+	hash Digest // Of Body.
+}
+
+// Encode encodes an item. It panics on an item without a key: that is a bug of
+// the engine.
+func Encode(item *policyv1.Item) Encoded {
+	key, err := KeyOf(item)
+	if err != nil {
+		panic("storage: " + err.Error())
+	}
+	body, err := canonical.Marshal(item)
+	if err != nil {
+		panic("storage: encode " + key + ": " + err.Error())
+	}
+	return Encoded{Key: key, Body: body, hash: bodyHash(body)}
+}
+
+// canonical gives the bytes that digests are taken over. Items hold no maps,
+// and a field that a receiver does not know has a higher number than those it
+// knows, so a receiver encodes again what the sender encoded.
+var canonical = proto.MarshalOptions{Deterministic: true}
+
+// KeyOf derives an item's key within its scope from its body.
+func KeyOf(item *policyv1.Item) (string, error) {
+	switch body := item.GetBody().(type) {
+	case *policyv1.Item_Node:
+		return "node", nil
+	case *policyv1.Item_Endpoint:
+		if body.Endpoint.GetNamespace() == "" || body.Endpoint.GetName() == "" {
+			return "", errors.New("endpoint without namespace or name")
+		}
+		return EndpointKey(body.Endpoint.Namespace, body.Endpoint.Name), nil
+	case *policyv1.Item_Policy:
+		ref := body.Policy.GetRef()
+		if ref.GetName() == "" || ref.GetKind() == 0 {
+			return "", errors.New("policy without a reference")
+		}
+		return PolicyKey(ref), nil
+	case *policyv1.Item_Member:
+		return memberKey(body.Member)
+	}
+	return "", errors.New("item without a body that is known")
+}
+
+// EndpointKey is the key of a Pod's endpoint item.
+func EndpointKey(namespace, name string) string { return "endpoint/" + namespace + "/" + name }
+
+// PolicyKey is the key of a policy item.
+func PolicyKey(ref *policyv1.PolicyRef) string {
+	return "policy/" + strconv.Itoa(int(ref.GetKind())) + "/" + ref.GetNamespace() + "/" + ref.GetName()
+}
+
+// PodMemberKey is the key of a Pod's member item in every group.
+func PodMemberKey(namespace, name string) string { return "member/pod/" + namespace + "/" + name }
+
+func memberKey(m *policyv1.Member) (string, error) {
+	switch s := m.GetSubject().(type) {
+	case *policyv1.Member_Pod:
+		if s.Pod.GetNamespace() == "" || s.Pod.GetName() == "" {
+			return "", errors.New("member Pod without namespace or name")
+		}
+		return PodMemberKey(s.Pod.Namespace, s.Pod.Name), nil
+	case *policyv1.Member_Node:
+		if s.Node == "" {
+			return "", errors.New("member Node without name")
+		}
+		return "member/node//" + s.Node, nil
+	case *policyv1.Member_Block:
+		p, err := PrefixFromWire(s.Block.GetCidr())
+		if err != nil {
+			return "", err
+		}
+		return "member/cidr/" + p.String(), nil
+	}
+	return "", errors.New("member without a subject")
+}
+
+// PrefixFromWire reads a prefix.
+func PrefixFromWire(p *policyv1.Prefix) (netip.Prefix, error) {
+	addr, ok := netip.AddrFromSlice(p.GetAddress())
+	if !ok {
+		return netip.Prefix{}, fmt.Errorf("prefix address of %d bytes", len(p.GetAddress()))
+	}
+	prefix, err := addr.Prefix(int(p.GetLength()))
+	if err != nil || p.GetLength() > 128 {
+		return netip.Prefix{}, fmt.Errorf("prefix of %d bits on an address of %d", p.GetLength(), addr.BitLen())
+	}
+	return prefix, nil
+}
+
+// PrefixToWire writes a prefix.
+func PrefixToWire(p netip.Prefix) *policyv1.Prefix {
+	p = p.Masked()
+	return &policyv1.Prefix{Address: p.Addr().AsSlice(), Length: uint32(p.Bits())}
+}

@@ -1,0 +1,271 @@
+package storage
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Replica is a node's copy of its state, built from cuts. It is the other end
+// of Subscriber. The zero Replica is empty and ready.
+//
+// A Replica belongs to one goroutine.
+type Replica struct {
+	epoch    string
+	revision uint64
+	position *policyv1.Position
+	scopes   map[ScopeID]*replicaScope
+	digest   Digest
+
+	frames []*policyv1.Cut // Of a cut whose last frame has not come.
+}
+
+type replicaScope struct {
+	kind  ScopeKind
+	items map[string]*policyv1.Item
+	hash  map[string]Digest
+	sum   Digest
+}
+
+// Touched names the items that a cut changed, by scope; an empty set of keys
+// with All means that any item of the scope may have changed.
+type Touched map[ScopeID]*TouchedScope
+
+// TouchedScope is what a cut touched in one scope.
+type TouchedScope struct {
+	All  bool // The scope is new, reset or gone.
+	Keys map[string]struct{}
+}
+
+// Apply takes the next frame of a stream. Done is false until the last frame
+// of a cut is in; then the cut is applied as a whole and touched says where. A
+// malformed frame is an error and leaves the state as it was.
+//
+// The digest that the cut carries is not compared here: see Digest.
+func (r *Replica) Apply(frame *policyv1.Cut) (touched Touched, done bool, err error) {
+	if err := r.check(frame); err != nil {
+		r.frames = nil
+		return nil, false, err
+	}
+	r.frames = append(r.frames, frame)
+	if frame.GetMore() {
+		return nil, false, nil
+	}
+	frames := r.frames
+	r.frames = nil
+	touched = make(Touched)
+	if frame.GetSnapshot() {
+		r.dropAllBut(frames, touched)
+	}
+	for _, f := range frames {
+		for _, sd := range f.GetScopes() {
+			r.upserts(sd, touched)
+		}
+	}
+	for _, f := range frames {
+		for _, sd := range f.GetScopes() {
+			r.removals(sd, touched)
+		}
+	}
+	r.epoch, r.revision, r.position = frame.GetEpoch(), frame.GetRevision(), frame.GetPosition()
+	return touched, true, nil
+}
+
+// Begin forgets the frames of a cut whose last has not come: a new stream
+// begins.
+func (r *Replica) Begin() { r.frames = nil }
+
+func (r *Replica) check(frame *policyv1.Cut) error {
+	if frame.GetEpoch() == "" || frame.GetRevision() == 0 {
+		return fmt.Errorf("cut without epoch or revision")
+	}
+	if n := len(r.frames); n > 0 {
+		first := r.frames[0]
+		if first.GetRevision() != frame.GetRevision() || first.GetEpoch() != frame.GetEpoch() || first.GetSnapshot() != frame.GetSnapshot() {
+			return fmt.Errorf("frame of revision %d of epoch %q among the frames of revision %d of epoch %q",
+				frame.GetRevision(), frame.GetEpoch(), first.GetRevision(), first.GetEpoch())
+		}
+	}
+	if !frame.GetMore() {
+		if _, ok := DigestFromBytes(frame.GetDigest()); !ok {
+			return fmt.Errorf("cut %d with a digest of %d bytes", frame.GetRevision(), len(frame.GetDigest()))
+		}
+	}
+	for _, sd := range frame.GetScopes() {
+		id, ok := ScopeIDFromBytes(sd.GetId())
+		if !ok {
+			return fmt.Errorf("cut %d with a scope id of %d bytes", frame.GetRevision(), len(sd.GetId()))
+		}
+		if !sd.GetGone() && sd.GetKind() == 0 {
+			return fmt.Errorf("cut %d: scope %s has no kind", frame.GetRevision(), id)
+		}
+		for _, item := range sd.GetUpserts() {
+			if _, err := KeyOf(item); err != nil {
+				return fmt.Errorf("cut %d: scope %s: %w", frame.GetRevision(), id, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Replica) dropAllBut(frames []*policyv1.Cut, touched Touched) {
+	keep := make(map[ScopeID]struct{})
+	for _, f := range frames {
+		for _, sd := range f.GetScopes() {
+			id, _ := ScopeIDFromBytes(sd.GetId())
+			keep[id] = struct{}{}
+		}
+	}
+	for id := range r.scopes {
+		if _, ok := keep[id]; !ok {
+			r.drop(id, touched)
+		}
+	}
+}
+
+func (r *Replica) drop(id ScopeID, touched Touched) {
+	if sc := r.scopes[id]; sc != nil {
+		r.digest = r.digest.Minus(sc.sum)
+		delete(r.scopes, id)
+		touched.scope(id).All = true
+	}
+}
+
+func (r *Replica) upserts(sd *policyv1.ScopeDelta, touched Touched) {
+	id, _ := ScopeIDFromBytes(sd.GetId())
+	if sd.GetGone() {
+		r.drop(id, touched)
+		return
+	}
+	if sd.GetReset_() {
+		r.drop(id, touched)
+	}
+	sc := r.scopes[id]
+	if sc == nil {
+		sc = &replicaScope{kind: sd.GetKind(), items: make(map[string]*policyv1.Item), hash: make(map[string]Digest), sum: scopeHash(id)}
+		if r.scopes == nil {
+			r.scopes = make(map[ScopeID]*replicaScope)
+		}
+		r.scopes[id] = sc
+		r.digest = r.digest.Plus(sc.sum)
+		touched.scope(id).All = true
+	}
+	for _, item := range sd.GetUpserts() {
+		e := Encode(item)
+		h := itemHash(id, e.hash)
+		delta := h.Minus(sc.hash[e.Key])
+		sc.items[e.Key], sc.hash[e.Key] = item, h
+		sc.sum, r.digest = sc.sum.Plus(delta), r.digest.Plus(delta)
+		touched.scope(id).Keys[e.Key] = struct{}{}
+	}
+}
+
+func (r *Replica) removals(sd *policyv1.ScopeDelta, touched Touched) {
+	id, _ := ScopeIDFromBytes(sd.GetId())
+	sc := r.scopes[id]
+	if sc == nil {
+		return
+	}
+	for _, key := range sd.GetRemovals() {
+		h, held := sc.hash[key]
+		if !held {
+			continue
+		}
+		delete(sc.items, key)
+		delete(sc.hash, key)
+		sc.sum, r.digest = sc.sum.Minus(h), r.digest.Minus(h)
+		touched.scope(id).Keys[key] = struct{}{}
+	}
+}
+
+func (t Touched) scope(id ScopeID) *TouchedScope {
+	ts := t[id]
+	if ts == nil {
+		ts = &TouchedScope{Keys: make(map[string]struct{})}
+		t[id] = ts
+	}
+	return ts
+}
+
+// Epoch, Revision and Position are those of the last cut applied: zero values
+// before the first.
+func (r *Replica) Epoch() string                { return r.epoch }
+func (r *Replica) Revision() uint64             { return r.revision }
+func (r *Replica) Position() *policyv1.Position { return r.position }
+
+// Digest is that of the whole state held.
+func (r *Replica) Digest() Digest { return r.digest }
+
+// InSync takes over the server's epoch, revision and position, where it said
+// that the state held is the present one.
+func (r *Replica) InSync(m *policyv1.InSync) {
+	r.epoch, r.revision, r.position = m.GetEpoch(), m.GetRevision(), m.GetPosition()
+}
+
+// Items calls fn for every item of a scope kind, in the order of scope ids and
+// keys. Items must not be changed.
+func (r *Replica) Items(kind ScopeKind, fn func(ScopeID, *policyv1.Item)) {
+	for _, id := range r.ids(kind) {
+		sc := r.scopes[id]
+		for _, key := range slices.Sorted(maps.Keys(sc.items)) {
+			fn(id, sc.items[key])
+		}
+	}
+}
+
+// Scope calls fn for every item of one scope, in no order; false where the
+// node is not in it.
+func (r *Replica) Scope(id ScopeID, fn func(key string, item *policyv1.Item)) bool {
+	sc := r.scopes[id]
+	if sc == nil {
+		return false
+	}
+	for key, item := range sc.items {
+		fn(key, item)
+	}
+	return true
+}
+
+// Item is one item; nil where it is not held.
+func (r *Replica) Item(id ScopeID, key string) *policyv1.Item {
+	if sc := r.scopes[id]; sc != nil {
+		return sc.items[key]
+	}
+	return nil
+}
+
+// Kind is the kind of a scope; false where the node is not in it.
+func (r *Replica) Kind(id ScopeID) (ScopeKind, bool) {
+	if sc := r.scopes[id]; sc != nil {
+		return sc.kind, true
+	}
+	return 0, false
+}
+
+func (r *Replica) ids(kind ScopeKind) []ScopeID {
+	var ids []ScopeID
+	for id, sc := range r.scopes {
+		if sc.kind == kind {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b ScopeID) int { return slices.Compare(a[:], b[:]) })
+	return ids
+}
+
+// Snapshot is the whole state as one cut, for a checkpoint.
+func (r *Replica) Snapshot() *policyv1.Cut {
+	cut := &policyv1.Cut{Epoch: r.epoch, Revision: r.revision, Position: r.position, Digest: r.digest.Bytes(), Snapshot: true}
+	for _, kind := range []ScopeKind{ScopeNode, ScopePolicies, ScopeAddressGroup} {
+		for _, id := range r.ids(kind) {
+			sd := &policyv1.ScopeDelta{Id: id[:], Kind: kind, Reset_: true}
+			for _, key := range slices.Sorted(maps.Keys(r.scopes[id].items)) {
+				sd.Upserts = append(sd.Upserts, r.scopes[id].items[key])
+			}
+			cut.Scopes = append(cut.Scopes, sd)
+		}
+	}
+	return cut
+}
