@@ -1,0 +1,257 @@
+package conformance
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// ours is where this repository's own cases are.
+const ours = "../../../../e2e/testdata/conformance"
+
+func TestOwnCases(t *testing.T) {
+	cases, err := Load(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := Evaluate(cases)
+	for _, f := range report.Failures {
+		t.Error(f)
+	}
+	for _, s := range report.Skips {
+		t.Errorf("%s/%s is skipped: %s", s.Suite, s.Case, s.Why)
+	}
+	if report.Totals.Passed < 15 || report.Totals.Verdicts < 150 {
+		t.Errorf("%d cases and %d verdicts passed: the cases are not all there", report.Totals.Passed, report.Totals.Verdicts)
+	}
+}
+
+// The cases published with the design, where they are at hand. What is not
+// supported yet may be skipped, save in the suites of Kubernetes NetworkPolicy.
+func TestPublishedCases(t *testing.T) {
+	dir := os.Getenv("WEIR_CONFORMANCE_DIR")
+	if dir == "" {
+		t.Skip("WEIR_CONFORMANCE_DIR is not set")
+	}
+	cases, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := Evaluate(cases)
+	for _, f := range report.Failures {
+		t.Error(f)
+	}
+	for _, suite := range []string{"k8s-e2e-netpol", "cyclonus", "recipes"} {
+		if s := report.Suites[suite]; s == nil || s.Cases == 0 || s.Passed != s.Cases {
+			t.Errorf("suite %s: %+v", suite, s)
+		}
+	}
+	t.Logf("%+v", report.Totals)
+}
+
+// small is a case of one step to begin variations from.
+const small = `schema: weir-conformance/v1
+suite: s
+case: c
+denyMode: drop
+fixture:
+  namespaces: [{name: y}, {name: n}]
+  nodes: [{name: node, ip: 192.0.2.1}]
+  pods:
+  - {name: a, namespace: y, ips: [10.0.0.1], node: node}
+  - {name: b, namespace: n, labels: {app: b}, ips: [10.0.0.2], node: node}
+steps:
+- policies:
+  - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: n}, spec: {podSelector: {}}}
+  tables:
+  - flows: [{port: 80, protocol: TCP}]
+    order: [y/a, n/b]
+    rows: {y/a: .d, n/b: a.}
+`
+
+func parse(t *testing.T, text string) Case {
+	t.Helper()
+	c, err := Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, test := range []struct{ name, old, new, want string }{
+		{"a field that is not known", "ips: [10.0.0.1]", "ip: 10.0.0.1", `unknown field "ip"`},
+		{"another schema", "conformance/v1", "conformance/v9", "schema"},
+		{"no deny mode", "denyMode: drop", "denyMode: maybe", "denyMode"},
+		{"a letter that means nothing", ".d", ".x", `rows.y/a: ".x" has letters`},
+		{"a row too short", ".d", ".", "1 letters for 2 columns"},
+		{"no flows", "flows: [{port: 80, protocol: TCP}]", "flows: []", "no flows"},
+		{"nothing to check", "{y/a: .d, n/b: a.}", "{}", "checks nothing"},
+		{"an unknown protocol", "protocol: TCP", "protocol: tcp", `protocol "tcp"`},
+		{"broken YAML", "steps:", "steps", "not valid YAML"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := strings.Replace(small, test.old, test.new, 1)
+			if text == small {
+				t.Fatal("the variation changes nothing")
+			}
+			if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func report(t *testing.T, text string) *Report {
+	t.Helper()
+	return Evaluate([]Case{parse(t, text)})
+}
+
+func TestReportCountsWhatWentWrong(t *testing.T) {
+	r := report(t, strings.Replace(small, "{y/a: .d, n/b: a.}", "{y/a: .a, n/b: r.}", 1))
+	var out bytes.Buffer
+	if err := r.Write(&out); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"failures":[` +
+		`{"case":"c","expected":"allow","from":"y/a","got":"deny","port":80,"protocol":"TCP","step":"step-1","suite":"s","to":"n/b","why":"isolated by n/p; no rule allows TCP/80 from y/a"},` +
+		`{"case":"c","expected":"reject","from":"n/b","got":"allow","port":80,"protocol":"TCP","step":"step-1","suite":"s","to":"y/a","why":"no policy isolates y/a for ingress"}],` +
+		`"mode":"evaluate","skips":[],"suites":{"s":{"cases":1,"passed":0}},"totals":{"cases":1,"passed":0,"skipped":0,"verdicts":2,"wrong":2}}`
+	canonical, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(canonical) != want {
+		t.Errorf("got  %s\nwant %s", canonical, want)
+	}
+	if !r.Failed(false) {
+		t.Error("the run does not fail")
+	}
+}
+
+func TestSkipsAreNoPasses(t *testing.T) {
+	for _, test := range []struct{ name, old, new, want string }{
+		{"a kind to come", "apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: n}", "apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: p}", "ClusterNetworkPolicy of crd.antrea.io/v1beta1 is not supported yet"},
+		{"a Service", "  tables:", "  probes: [{from: y/a, toService: n/s, port: 80, expected: allow}]\n  tables:", "toService is not supported yet"},
+		{"evaluations", "  tables:", "  evaluations: [{from: y/a, to: n/b, policy: p, action: Drop}]\n  tables:", "evaluations are not supported yet"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := report(t, strings.Replace(small, test.old, test.new, 1))
+			if r.Totals.Passed != 0 || r.Totals.Skipped != 1 || r.Totals.Verdicts != 0 || r.Skips[0].Why != test.want {
+				t.Errorf("got %+v and %+v", r.Totals, r.Skips)
+			}
+			if r.Failed(false) || !r.Failed(true) {
+				t.Error("skips must fail the strict run alone")
+			}
+		})
+	}
+}
+
+func TestACaseWithAnInvalidPolicyFails(t *testing.T) {
+	r := report(t, strings.Replace(small, "podSelector: {}", "podSelector: {}, policyTypes: [Both]", 1))
+	if r.Totals.Wrong != 1 || r.Totals.Passed != 0 || !strings.Contains(r.Failures[0].Why, "policyTypes[0]") {
+		t.Errorf("got %+v %v", r.Totals, r.Failures)
+	}
+}
+
+func TestDenyModes(t *testing.T) {
+	for _, test := range []struct {
+		mode, expected, got string
+		want                bool
+	}{
+		{"drop", Deny, Deny, true}, {"drop", Deny, Reject, false}, {"drop", Reject, Reject, true}, {"drop", Reject, Deny, false}, {"drop", Allow, Allow, true}, {"drop", Allow, Deny, false},
+		{"any", Deny, Reject, true}, {"any", Reject, Deny, true}, {"any", Deny, Allow, false}, {"any", Allow, Reject, false}, {"any", Deny, "error", false},
+	} {
+		c := Case{DenyMode: test.mode}
+		if got := c.Meets(test.expected, test.got); got != test.want {
+			t.Errorf("denyMode %s, expected %s, got %s: %v", test.mode, test.expected, test.got, got)
+		}
+	}
+}
+
+func TestWorldFollowsSteps(t *testing.T) {
+	c := parse(t, small+`- policies: []
+  fixtureSet: {namespaces: [{name: y, labels: {l: v}}], pods: [{name: c, namespace: y, ips: [10.0.0.3], node: node, phase: Succeeded}]}
+  fixtureRemove: {pods: [n/b]}
+- policies: []
+  fixtureRemove: {namespaces: [y]}
+- policies: []
+  fixtureRemove: {pods: [n/b]}
+`)
+	w, err := NewWorld(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enter := func(i int) string {
+		t.Helper()
+		events, err := w.Enter(&c.Steps[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var list []string
+		for _, e := range events {
+			sign := "+"
+			if e.Object == nil {
+				sign = "-"
+			}
+			list = append(list, sign+e.Ref.String())
+		}
+		return strings.Join(list, ", ")
+	}
+	for i, want := range []string{
+		"+NetworkPolicy n/p",
+		"+Namespace y, -NetworkPolicy n/p, -Pod n/b, +Pod y/c",
+		"-Namespace y, -Pod y/a, -Pod y/c",
+	} {
+		if got := enter(i); got != want {
+			t.Errorf("step %d: got %s, want %s", i, got, want)
+		}
+	}
+	if _, err := w.Enter(&c.Steps[3]); err == nil || !strings.Contains(err.Error(), "n/b is not there") {
+		t.Errorf("removing what is not there: %v", err)
+	}
+	// The manifest is what a watched folder would take, and gives the same objects.
+	text, err := w.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := api.Decode(text)
+	if err != nil || len(m.Objects) != len(w.Objects()) || len(m.Warnings) > 0 {
+		t.Errorf("manifest: %d objects of %d, %v, %v", len(m.Objects), len(w.Objects()), m.Warnings, err)
+	}
+}
+
+func TestChecksTakeTablesApart(t *testing.T) {
+	c := parse(t, small)
+	c.Steps[0].Tables[0].Flows = append(c.Steps[0].Tables[0].Flows, Flow{Port: 53, Protocol: "UDP"})
+	c.Steps[0].Probes = []Probe{{From: "y/a", ToIP: "10.0.0.9", Protocol: "ICMP", Expected: Reject}}
+	var got []string
+	for _, p := range c.Steps[0].Checks() {
+		got = append(got, p.Source()+" "+p.Destination()+" "+p.Protocol+" "+p.Expected)
+	}
+	want := "y/a n/b TCP deny; n/b y/a TCP allow; y/a n/b UDP deny; n/b y/a UDP allow; y/a 10.0.0.9 ICMP reject"
+	if strings.Join(got, "; ") != want {
+		t.Errorf("got %s", strings.Join(got, "; "))
+	}
+}
+
+func TestAdmissionCases(t *testing.T) {
+	r := report(t, `schema: weir-conformance/v1-admission
+suite: s
+case: c
+operations:
+- {op: create, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}}}}
+- {op: update, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, policyTypes: [Both]}}}
+`)
+	if r.Totals.Wrong != 1 || r.Totals.Verdicts != 2 || !strings.Contains(r.Failures[0].Why, "operations[1]: expected accept, got reject") {
+		t.Errorf("got %+v %v", r.Totals, r.Failures)
+	}
+}

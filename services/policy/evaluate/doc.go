@@ -1,0 +1,34 @@
+// Package evaluate is the reference semantics of the policy model: given a set
+// of objects and one connection, it says whether the connection is allowed,
+// which policy and rule decided in each direction, and why.
+//
+// It is the definition that everything else is held against: the engine with
+// the shim's pipeline, `weirctl explain` and the conformance cases. So it is
+// written to be read beside the documentation of the API, on plain label maps
+// and addresses, without indexes or compiled forms, and shares no code with the
+// engine. A question costs time in proportion to the Namespace's policies and
+// to the Pods; it is not meant for the data path.
+//
+// How a connection is judged:
+//
+//	Connection ──► resolve ──► flow ──► egress steps of the source  ──► Decision ─┐
+//	                                ──► ingress steps of the target ──► Decision ─┴─► Verdict
+//
+// Each direction is an ordered list of steps (steps.go). A step decides, or
+// leaves the flow to the next; what none decides is allowed. Kubernetes
+// NetworkPolicies are one step; tiers and baselines are steps before and after it.
+//
+// Only the first packet of a connection is judged: replies belong to it.
+//
+// Facts that the API leaves open, as settled here: a Pod that talks to itself
+// is always allowed, since that traffic never leaves it. A Pod is reached from
+// its own node's host whatever policies say. hostNetwork Pods are their Node.
+// Finished Pods and Pods without an address are neither targets nor peers. A
+// Namespace without an object has the labels that bear its name, and no others.
+// Where two Pods claim one address, a peer matches it if it selects either, and
+// each is guarded with the port names that are its own. A named
+// port stands for every container port of that name and protocol. ICMP is
+// matched by rules without ports.
+//
+// The package is pure. Read evaluate_test.go first.
+package evaluate
