@@ -1,0 +1,257 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/storage"
+)
+
+func labels(pairs ...string) api.Labels {
+	var l api.Labels
+	for i := 0; i < len(pairs); i += 2 {
+		l = append(l, api.Label{Key: pairs[i], Value: pairs[i+1]})
+	}
+	return l
+}
+
+func selector(pairs ...string) *api.Selector { return &api.Selector{MatchLabels: labels(pairs...)} }
+
+func newPod(ns, name, node, ip string, pairs ...string) *api.Pod {
+	p := &api.Pod{Namespace: ns, Name: name, Node: node, ServiceAccount: "default", Labels: labels(pairs...)}
+	if ip != "" {
+		p.IPs = []netip.Addr{netip.MustParseAddr(ip)}
+	}
+	return p
+}
+
+func newNamespace(name string, pairs ...string) *api.Namespace {
+	l := append(impliedLabels(name), labels(pairs...)...)
+	return &api.Namespace{Name: name, Labels: l}
+}
+
+func ingressFrom(ns, name string, target *api.Selector, peers ...api.NetworkPolicyPeer) *api.NetworkPolicy {
+	return &api.NetworkPolicy{Namespace: ns, Name: name, PodSelector: *target,
+		Ingress: []api.NetworkPolicyRule{{Peers: peers, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, Port: 80}}}}}
+}
+
+// The base state: two nodes, three Namespaces, and a policy of each shape.
+func baseState() []api.Object {
+	hostNet := newPod("x", "host", "node-1", "192.0.2.1", "app", "web")
+	hostNet.HostNetwork = true
+	finished := newPod("x", "job", "node-1", "10.0.0.9", "app", "web")
+	finished.Finished = true
+	named := newPod("y", "named", "node-2", "10.0.1.3", "app", "db")
+	named.Ports = []api.ContainerPort{{Name: "sql", Protocol: api.ProtocolTCP, Port: 5432}}
+	return []api.Object{
+		&api.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+		&api.Node{Name: "node-2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}},
+		newNamespace("x", "team", "a"),
+		newNamespace("y", "team", "b"),
+		newPod("x", "web-1", "node-1", "10.0.0.2", "app", "web"),
+		newPod("x", "web-2", "node-2", "10.0.1.2", "app", "web"),
+		newPod("x", "client", "node-1", "10.0.0.3", "app", "client"),
+		newPod("x", "pending", "node-1", "", "app", "web"),
+		newPod("z", "orphan", "node-2", "10.0.1.4", "app", "client"), // Its Namespace's object is not there.
+		hostNet, finished, named,
+		ingressFrom("x", "web", selector("app", "web"), api.NetworkPolicyPeer{PodSelector: selector("app", "client")}),
+		ingressFrom("x", "all-of-b", selector(), api.NetworkPolicyPeer{NamespaceSelector: selector("team", "b")}),
+		ingressFrom("y", "anyone", selector("app", "db"), api.NetworkPolicyPeer{NamespaceSelector: selector(), PodSelector: selector("app", "client")},
+			api.NetworkPolicyPeer{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}}),
+		&api.NetworkPolicy{Namespace: "y", Name: "deny", PolicyTypes: []api.PolicyType{api.PolicyTypeEgress}},
+	}
+}
+
+// variants are other objects that may stand in the place of those of the base state.
+func variants() []api.Object {
+	moved := newPod("x", "web-1", "node-2", "10.0.1.9", "app", "web")
+	relabelled := newPod("x", "client", "node-1", "10.0.0.3", "app", "web")
+	logged := newNamespace("x", "team", "b")
+	logged.LogPolicies = true
+	return []api.Object{
+		moved, relabelled, logged, newNamespace("z", "team", "b"),
+		newPod("x", "web-2", "node-2", "", "app", "web"),
+		ingressFrom("x", "web", selector("app", "client"), api.NetworkPolicyPeer{PodSelector: selector("app", "web")}),
+		ingressFrom("x", "all-of-b", selector("app", "web"), api.NetworkPolicyPeer{NamespaceSelector: selector("team", "a")}),
+		&api.NetworkPolicy{Namespace: "y", Name: "deny", PodSelector: *selector("app", "db"), PolicyTypes: []api.PolicyType{api.PolicyTypeIngress}},
+	}
+}
+
+// dump is everything that each node must hold, read through a subscriber.
+func dump(t *testing.T, store *storage.Store) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, node := range []string{"node-1", "node-2"} {
+		cut := store.Subscribe(node).Next()
+		replica := &storage.Replica{}
+		for _, b := range cut.Frames(1 << 20) {
+			frame := &policyv1.Cut{}
+			if err := proto.Unmarshal(b, frame); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := replica.Apply(frame); err != nil {
+				t.Fatal(err)
+			}
+		}
+		snapshot := replica.Snapshot()
+		snapshot.Revision, snapshot.Position = 0, nil
+		out[node] = prototext.Format(snapshot)
+	}
+	return out
+}
+
+func upsert(o api.Object) api.Event { return api.Event{Ref: o.Ref(), Object: o} }
+
+// The store that a set of objects gives does not depend on how they came.
+func TestOutputIsAFunctionOfTheObjects(t *testing.T) {
+	base := baseState()
+	reference := New()
+	for _, o := range base {
+		reference.Apply(upsert(o))
+	}
+	refStore := storage.New("e")
+	refStore.Commit(reference.Flush(), nil)
+	want := dump(t, refStore)
+	if n := refStore.Node("node-1").Items[storage.ScopePolicies]; n != 2 {
+		t.Fatalf("node-1 holds %d policies, want 2", n)
+	}
+
+	for seed := range uint64(400) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		e, store := New(), storage.New("e")
+		maybeFlush := func() {
+			if rng.IntN(3) == 0 {
+				store.Commit(e.Flush(), nil)
+			}
+		}
+		detour := variants()
+		for range rng.IntN(25) { // A past that must leave no trace.
+			o := append(detour, base...)[rng.IntN(len(detour)+len(base))]
+			if rng.IntN(3) == 0 {
+				e.Apply(api.Event{Ref: o.Ref()})
+			} else {
+				e.Apply(upsert(o))
+			}
+			maybeFlush()
+		}
+		for _, o := range detour {
+			if rng.IntN(2) == 0 {
+				e.Apply(upsert(o))
+			}
+			maybeFlush()
+			e.Apply(api.Event{Ref: o.Ref()})
+		}
+		for _, i := range rng.Perm(len(base)) {
+			for range 1 + rng.IntN(2) {
+				e.Apply(upsert(base[i]))
+			}
+			maybeFlush()
+		}
+		store.Commit(e.Flush(), nil)
+		got := dump(t, store)
+		for node := range want {
+			if got[node] != want[node] {
+				t.Fatalf("seed %d: %s holds\n%s\nwant\n%s", seed, node, got[node], want[node])
+			}
+		}
+		if a, b := len(e.groups), len(reference.groups); a != b {
+			t.Fatalf("seed %d: %d groups are left, want %d", seed, a, b)
+		}
+	}
+}
+
+// Taking every object away leaves nothing: every index add has its remove.
+func TestNothingIsLeftWhenAllObjectsGo(t *testing.T) {
+	for seed := range uint64(50) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		e, store := New(), storage.New("e")
+		objects := append(baseState(), variants()...)
+		for _, i := range rng.Perm(len(objects)) {
+			e.Apply(upsert(objects[i]))
+			if rng.IntN(2) == 0 {
+				store.Commit(e.Flush(), nil)
+			}
+		}
+		for _, i := range rng.Perm(len(objects)) {
+			e.Apply(api.Event{Ref: objects[i].Ref()})
+			if rng.IntN(2) == 0 {
+				store.Commit(e.Flush(), nil)
+			}
+		}
+		store.Commit(e.Flush(), nil)
+		left := fmt.Sprint(len(e.namespaces), len(e.nodes), len(e.pods), len(e.groups), len(e.policies), len(e.sets),
+			len(e.classesByLabel), len(e.nsByLabel), len(e.groupIndex.byPodLabel), len(e.groupIndex.byNsLabel), len(e.groupIndex.byNs))
+		if left != "0 0 0 0 0 0 0 0 0 0 0" {
+			t.Fatalf("seed %d: left over: %s", seed, left)
+		}
+		if nodes := store.Nodes(); len(nodes) != 0 {
+			t.Fatalf("seed %d: the store still reaches %v", seed, nodes)
+		}
+	}
+}
+
+func TestSelectorOperators(t *testing.T) {
+	pod := labels("a", "1", "b", "2")
+	for _, tc := range []struct {
+		name string
+		req  api.Requirement
+		want bool
+	}{
+		{"in", api.Requirement{Key: "a", Operator: api.OpIn, Values: []string{"0", "1"}}, true},
+		{"in, another value", api.Requirement{Key: "a", Operator: api.OpIn, Values: []string{"0"}}, false},
+		{"in, no key", api.Requirement{Key: "c", Operator: api.OpIn, Values: []string{"1"}}, false},
+		{"not in", api.Requirement{Key: "a", Operator: api.OpNotIn, Values: []string{"0"}}, true},
+		{"not in, the value", api.Requirement{Key: "a", Operator: api.OpNotIn, Values: []string{"1"}}, false},
+		{"not in, no key", api.Requirement{Key: "c", Operator: api.OpNotIn, Values: []string{"1"}}, true},
+		{"exists", api.Requirement{Key: "a", Operator: api.OpExists}, true},
+		{"exists, no key", api.Requirement{Key: "c", Operator: api.OpExists}, false},
+		{"does not exist", api.Requirement{Key: "c", Operator: api.OpDoesNotExist}, true},
+		{"does not exist, the key", api.Requirement{Key: "a", Operator: api.OpDoesNotExist}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := normalise(&api.Selector{MatchExpressions: []api.Requirement{tc.req}}).match(pod); got != tc.want {
+				t.Errorf("matches: %v, want %v", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestSelectorsThatSayTheSameShareAGroup(t *testing.T) {
+	a := selectPods("x", nil, selector("app", "web"))
+	b := selectPods("x", nil, &api.Selector{MatchExpressions: []api.Requirement{{Key: "app", Operator: api.OpIn, Values: []string{"web", "web"}}}})
+	if a.text() != b.text() {
+		t.Errorf("%q and %q", a.text(), b.text())
+	}
+	all := selectPods("x", &api.Selector{}, nil)
+	if own := selectPods("x", nil, nil); own.text() == all.text() {
+		t.Error("a Namespace's Pods and all Pods are one group")
+	}
+}
+
+func TestPolicyTypesDefaulting(t *testing.T) {
+	egress := []api.NetworkPolicyRule{{}}
+	for _, tc := range []struct {
+		name            string
+		policy          api.NetworkPolicy
+		ingress, egress bool
+	}{
+		{"nothing said", api.NetworkPolicy{}, true, false},
+		{"egress rules", api.NetworkPolicy{Egress: egress}, true, true},
+		{"egress alone", api.NetworkPolicy{PolicyTypes: []api.PolicyType{api.PolicyTypeEgress}}, false, true},
+		{"ingress said, egress rules ignored", api.NetworkPolicy{PolicyTypes: []api.PolicyType{api.PolicyTypeIngress}, Egress: egress}, true, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in, out := policyTypes(&tc.policy)
+			if in != tc.ingress || out != tc.egress {
+				t.Errorf("ingress %v, egress %v", in, out)
+			}
+		})
+	}
+}
