@@ -1,0 +1,96 @@
+package manifests
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+func namespace(name, label string) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {v: %q}}\n", name, label)
+}
+
+// told is events in short: "+a=1" sets Namespace a with label v=1, "-a" removes it.
+func told(events []api.Event) string {
+	var list []string
+	for _, e := range events {
+		if e.Object == nil {
+			list = append(list, "-"+e.Ref.Name)
+			continue
+		}
+		v, _ := e.Object.(*api.Namespace).Labels.Get("v")
+		list = append(list, "+"+e.Ref.Name+"="+v)
+	}
+	return strings.Join(list, " ")
+}
+
+// Each step changes files, then says what follows.
+func TestCatalog(t *testing.T) {
+	const bad = "apiVersion: v1\nkind: Namespace\nmetadata: {name: x, lables: {}}\n"
+	type files map[string]string // Empty text: the file goes.
+	for _, test := range []struct {
+		name  string
+		steps []files
+		want  []string
+		// Parts of the problems after the last step.
+		problems []string
+	}{
+		{"objects come, change and go",
+			[]files{{"f.yaml": namespace("a", "1") + namespace("b", "1")}, {"f.yaml": namespace("a", "2") + namespace("b", "1")}, {"f.yaml": namespace("b", "1")}, {"f.yaml": ""}},
+			[]string{"+a=1 +b=1", "+a=2", "-a", "-b"}, nil},
+		{"an object moves between files without a trace",
+			[]files{{"f.yaml": namespace("a", "1")}, {"f.yaml": "# none", "g.yaml": namespace("a", "1")}},
+			[]string{"+a=1", ""}, nil},
+		{"a bad file keeps its last good content",
+			[]files{{"f.yaml": namespace("a", "1")}, {"f.yaml": namespace("a", "2") + "---\n" + bad}},
+			[]string{"+a=1", ""}, []string{"f.yaml:6: Namespace x: metadata.lables: unknown field"}},
+		{"a bad file is mended",
+			[]files{{"f.yaml": namespace("a", "1")}, {"f.yaml": bad}, {"f.yaml": namespace("a", "3")}},
+			[]string{"+a=1", "", "+a=3"}, nil},
+		{"a bad file goes, and what it last held with it",
+			[]files{{"f.yaml": namespace("a", "1")}, {"f.yaml": bad}, {"f.yaml": ""}},
+			[]string{"+a=1", "", "-a"}, nil},
+		{"a file that was never good holds nothing",
+			[]files{{"f.yaml": bad, "g.yaml": namespace("a", "1")}},
+			[]string{"+a=1"}, []string{"f.yaml"}},
+		{"the first path wins",
+			[]files{{"b.yaml": namespace("a", "b") + namespace("c", "b")}, {"a.yaml": namespace("a", "a")}},
+			[]string{"+a=b +c=b", "+a=a"}, []string{"b.yaml:2: Namespace a: defined already in a.yaml"}},
+		{"when the first goes, the second takes effect",
+			[]files{{"a.yaml": namespace("a", "a"), "b.yaml": namespace("a", "b")}, {"a.yaml": ""}},
+			[]string{"+a=a", "+a=b"}, nil},
+		{"an object twice in one file makes the file bad",
+			[]files{{"a.yaml": namespace("a", "1")}, {"a.yaml": namespace("a", "2") + namespace("a", "3")}},
+			[]string{"+a=1", ""}, []string{"defined already by document 1"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCatalog()
+			present := map[string]bool{}
+			var problems []Problem
+			for i, step := range test.steps {
+				for path, text := range step {
+					present[path] = text != ""
+					if text != "" {
+						c.set(path, []byte(text))
+					}
+				}
+				c.keep(func(path string) bool { return present[path] })
+				var events []api.Event
+				events, problems, _ = c.diff()
+				if got := told(events); got != test.want[i] {
+					t.Errorf("step %d: got %q, want %q", i, got, test.want[i])
+				}
+			}
+			if len(problems) != len(test.problems) {
+				t.Fatalf("problems: %v, want %q", problems, test.problems)
+			}
+			for i, p := range problems {
+				if !strings.Contains(p.String(), test.problems[i]) {
+					t.Errorf("problem %q, want %q", p, test.problems[i])
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,27 @@
+// Package manifests is the source of objects that needs no Kubernetes: a folder
+// of YAML files, watched.
+//
+// What goes in: every .yaml, .yml and .json file below the folder, sub-folders
+// and symbolic links included, names that begin with a dot left out (so that a
+// mounted ConfigMap, whose ..data link is swapped, is read once). What comes out: a
+// sequence of Batches of api.Events. The first has everything and is sent even
+// if there is nothing; each later one is what differs.
+//
+//	fsnotify ─┐
+//	          ├─► settle (debounce) ─► scan, until two listings agree ─► catalog ─► diff ─► Batch
+//	ticker ───┘
+//
+// Invariants. A batch is read from a folder at rest: a change of many files within the
+// debounce arrives as one. A file that cannot be read or decoded as a whole keeps its
+// last good content in force, and is told of in the log and by Problems. Of an
+// object defined in several files the first path, in lexical order, counts; the
+// others are problems, and take effect when the first goes. What is in force
+// depends on the files alone, save for the last good content.
+//
+// If the folder itself cannot be listed, everything stays in force. The owner
+// of New calls Run once; Batches and Problems may be used from other goroutines.
+//
+// Load reads a file or folder once, for offline tools.
+//
+// Read catalog_test.go first, then source_test.go.
+package manifests
