@@ -1,0 +1,21 @@
+// Package identity says who a caller is, and sets up the mutual TLS by which it
+// proves that.
+//
+// Certificates name their holder by URIs in the subject alternative name, under
+// one CA of the installation:
+//
+//	weir://node/NAME    the shim of a node; NAME is the Node's name
+//	weir://role/ROLE    policyd and auditd (servers), operator (people and their tools)
+//
+// A certificate has at most one node; the common name is for people and decides
+// nothing. Node and operator certificates are good for clients alone, so that a
+// node cannot pose as a server. Server certificates are good for both: the
+// services talk to each other.
+//
+// Serving beyond loopback needs TLS, or the operator's word (CheckListen).
+//
+// Used by the roots of the policy service and the collector, and by weirctl,
+// which makes certificates (Init). The shim has a small client of its own.
+//
+// Read certificate_test.go first.
+package identity
