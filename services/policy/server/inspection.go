@@ -1,0 +1,140 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/engine"
+	"github.com/weirnet/weir/storage"
+)
+
+func (s *Server) admit(ctx context.Context) error {
+	if err := s.cfg.MayInspect(ctx); err != nil {
+		return status.Errorf(codes.PermissionDenied, "inspection: %v", err)
+	}
+	if !s.cfg.Synced() {
+		return status.Error(codes.Unavailable, "sources have not been read yet; try again shortly")
+	}
+	return nil
+}
+
+// ListPolicies implements InspectionService.
+func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesRequest) (*policyv1.ListPoliciesResponse, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	infos := s.cfg.Model.Policies()
+	if req.GetByEffectivePriority() {
+		slices.SortStableFunc(infos, engine.ByEffectivePriority)
+	}
+	resp := &policyv1.ListPoliciesResponse{}
+	for _, p := range infos {
+		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns {
+			continue
+		}
+		nodes, realized := s.realization(p)
+		resp.Policies = append(resp.Policies, &policyv1.PolicySummary{
+			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
+			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints),
+			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings,
+		})
+	}
+	return resp, nil
+}
+
+// realization counts the nodes of a policy's span, and those that have
+// acknowledged everything they must hold or at least the policy's present item.
+func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
+	item := s.cfg.Store.ItemRevision(p.Scope, storage.PolicyKey(p.Wire.Ref))
+	for node, joined := range s.cfg.Store.Span(p.Scope) {
+		nodes++
+		se := s.sessions.find(node)
+		if se == nil {
+			continue
+		}
+		se.mu.Lock()
+		if se.stream != nil && se.lastErr == "" && se.acked >= max(item, joined) {
+			realized++
+		}
+		se.mu.Unlock()
+	}
+	return nodes, realized
+}
+
+// ListGroups implements InspectionService.
+func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest) (*policyv1.ListGroupsResponse, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	resp := &policyv1.ListGroupsResponse{}
+	for _, g := range s.cfg.Model.Groups(req.GetMembers()) {
+		uses := map[policyv1.GroupUse]bool{policyv1.GroupUse_GROUP_USE_ADDRESS: g.Address, policyv1.GroupUse_GROUP_USE_APPLIED_TO: g.AppliedTo}
+		for _, use := range []policyv1.GroupUse{policyv1.GroupUse_GROUP_USE_ADDRESS, policyv1.GroupUse_GROUP_USE_APPLIED_TO} {
+			if !uses[use] {
+				continue
+			}
+			resp.Groups = append(resp.Groups, &policyv1.GroupSummary{
+				Id: g.ID[:], Use: use, Selector: g.Selector, Members: uint32(g.Members), Nodes: uint32(g.Nodes), MemberNames: g.Names})
+		}
+	}
+	return resp, nil
+}
+
+// ListNodes implements InspectionService.
+func (s *Server) ListNodes(ctx context.Context, _ *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	revision, position := s.cfg.Store.Revision()
+	resp := &policyv1.ListNodesResponse{Epoch: s.cfg.Store.Epoch(), Revision: revision, Position: &policyv1.Position{Sources: position}}
+	names := append(s.cfg.Store.Nodes(), s.sessions.names()...)
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		resp.Nodes = append(resp.Nodes, s.nodeSummary(name))
+	}
+	return resp, nil
+}
+
+func (s *Server) nodeSummary(name string) *policyv1.NodeSummary {
+	want := s.cfg.Store.Node(name)
+	out := &policyv1.NodeSummary{
+		Name:      name,
+		Digest:    want.Digest.Bytes(),
+		Policies:  uint32(want.Items[storage.ScopePolicies]),
+		Endpoints: uint32(want.Endpoints),
+	}
+	se := s.sessions.find(name)
+	if se == nil {
+		out.Lag = want.Revision
+		return out
+	}
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	out.Connected = se.stream != nil
+	out.AckedRevision, out.SentRevision = se.acked, se.sent
+	out.InSync = out.Connected && se.acked > 0 && se.digest == want.Digest
+	out.LastError, out.ApplyMicros = se.lastErr, se.apply
+	if out.Connected {
+		out.Version = se.version
+	}
+	if !out.InSync && want.Revision > se.acked {
+		out.Lag = want.Revision - se.acked
+	}
+	return out
+}
+
+// Explain implements InspectionService.
+func (s *Server) Explain(ctx context.Context, req *policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	resp, err := s.cfg.Model.Explain(req)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return resp, nil
+}

@@ -1,0 +1,344 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/engine"
+	"github.com/weirnet/weir/storage"
+)
+
+// fixture is a server on a pipe. The node that a caller may be stands in node.
+type fixture struct {
+	t      *testing.T
+	store  *storage.Store
+	conn   *grpc.ClientConn
+	synced bool
+
+	mu   sync.Mutex
+	node string
+}
+
+type noModel struct{}
+
+func (noModel) Policies() []engine.PolicyInfo  { return nil }
+func (noModel) Groups(bool) []engine.GroupInfo { return nil }
+func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
+	return nil, errors.New("from: no such Pod")
+}
+
+func newFixture(t *testing.T) *fixture {
+	f := &fixture{t: t, store: storage.New("epoch"), synced: true}
+	s, err := New(Config{Store: f.store, Model: noModel{}, Registry: prometheus.NewRegistry(), Logger: hclog.NewNullLogger(),
+		Synced:     func() bool { return f.synced },
+		MayInspect: func(context.Context) error { return nil },
+		NodeOf: func(context.Context) (string, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.node == "refused" {
+				return "", errors.New("no certificate")
+			}
+			return f.node, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.ForceServerCodecV2(Codec()), grpc.MaxRecvMsgSize(1<<20))
+	s.Register(g)
+	pipe := bufconn.Listen(1 << 20)
+	go g.Serve(pipe)
+	t.Cleanup(g.Stop)
+	f.conn, err = grpc.NewClient("passthrough:pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.conn.Close() })
+	return f
+}
+
+type client struct {
+	t       *testing.T
+	stream  grpc.BidiStreamingClient[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
+	replica storage.Replica
+}
+
+func (f *fixture) subscribe(hello *policyv1.Hello) *client {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	f.t.Cleanup(cancel)
+	stream, err := policyv1.NewPolicyServiceClient(f.conn).Subscribe(ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	c := &client{t: f.t, stream: stream}
+	if hello != nil {
+		c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: hello}})
+	}
+	return c
+}
+
+func (c *client) send(m *policyv1.SubscribeRequest) {
+	c.t.Helper()
+	if err := c.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+		c.t.Fatal(err)
+	}
+}
+
+// cut receives the next cut and applies it.
+func (c *client) cut() *policyv1.Cut {
+	c.t.Helper()
+	for {
+		resp, err := c.stream.Recv()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		frame := resp.GetCut()
+		if frame == nil {
+			c.t.Fatalf("got %v, want a cut", resp)
+		}
+		_, done, err := c.replica.Apply(frame)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if done {
+			return frame
+		}
+	}
+}
+
+func (c *client) ack(revision uint64, digest []byte) {
+	c.t.Helper()
+	c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: &policyv1.Ack{Revision: revision, Digest: digest}}})
+}
+
+// ends receives until the stream's end and checks its code.
+func (c *client) ends(want codes.Code) {
+	c.t.Helper()
+	for {
+		if _, err := c.stream.Recv(); err != nil {
+			if status.Code(err) != want {
+				c.t.Fatalf("the stream ends with %v, want %v", err, want)
+			}
+			return
+		}
+	}
+}
+
+var groupID = storage.NewScopeID(storage.ScopeAddressGroup, "g")
+
+func (f *fixture) member(name string) {
+	f.store.Commit([]storage.Change{
+		{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-1"},
+		{Op: storage.OpUpsert, Scope: groupID, Kind: storage.ScopeAddressGroup, Item: storage.Encode(&policyv1.Item{Body: &policyv1.Item_Member{
+			Member: &policyv1.Member{Subject: &policyv1.Member_Pod{Pod: &policyv1.PodRef{Namespace: "ns", Name: name}}, Ips: [][]byte{{10, 0, 0, 1}}}}})},
+	}, storage.Position{"manifests": 1})
+}
+
+func hello(node string) *policyv1.Hello { return &policyv1.Hello{Node: node} }
+
+func TestSnapshotThenDeltasThenResume(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	c := f.subscribe(hello("node-1"))
+	first := c.cut()
+	if !first.GetSnapshot() {
+		t.Error("the first cut is no snapshot")
+	}
+	c.ack(first.GetRevision(), first.GetDigest())
+	f.member("b")
+	second := c.cut()
+	if second.GetSnapshot() || len(second.GetScopes()) != 1 || len(second.GetScopes()[0].GetUpserts()) != 1 {
+		t.Errorf("the delta of one member is %v", second)
+	}
+	if !bytes.Equal(c.replica.Digest().Bytes(), second.GetDigest()) {
+		t.Error("digest differs")
+	}
+	c.ack(second.GetRevision(), second.GetDigest())
+
+	again := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: second.GetDigest()})
+	resp, err := again.stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.GetInSync() == nil {
+		t.Fatalf("a node in sync gets %v", resp)
+	}
+	if n := proto.Size(resp); n > 200 {
+		t.Errorf("in sync costs %d bytes", n)
+	}
+	stale := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: first.GetDigest()})
+	if cut := stale.cut(); !cut.GetSnapshot() {
+		t.Error("an unequal digest is not answered with a snapshot")
+	}
+}
+
+func TestWrongDigestIsAnsweredWithASnapshot(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	c := f.subscribe(hello("node-1"))
+	first := c.cut()
+	c.ack(first.GetRevision(), make([]byte, 16))
+	if cut := c.cut(); !cut.GetSnapshot() {
+		t.Error("no snapshot")
+	}
+}
+
+// Unacknowledged cuts are bounded; what changes meanwhile comes as one.
+func TestASlowNodeGetsCoalescedCuts(t *testing.T) {
+	f := newFixture(t)
+	c := f.subscribe(hello("node-1"))
+	cuts := []*policyv1.Cut{c.cut()}
+	for i := range 100 {
+		f.member(string(rune('a'+i%26)) + string(rune('a'+i/26)))
+		if i == 0 {
+			cuts = append(cuts, c.cut())
+		}
+	}
+	c.ack(cuts[0].GetRevision(), cuts[0].GetDigest())
+	third := c.cut()
+	if n := len(third.GetScopes()[0].GetUpserts()); n != 99 {
+		t.Errorf("the third cut has %d members, want the 99 that came meanwhile", n)
+	}
+}
+
+func TestTheNewerStreamOfANodeReplacesTheOlder(t *testing.T) {
+	f := newFixture(t)
+	old := f.subscribe(hello("node-1"))
+	old.cut()
+	f.subscribe(hello("node-1")).cut()
+	old.ends(codes.Aborted)
+}
+
+func TestANodeReadsItsOwnSpanOnly(t *testing.T) {
+	f := newFixture(t)
+	f.node = "node-2"
+	f.subscribe(hello("node-1")).ends(codes.PermissionDenied)
+	f.mu.Lock()
+	f.node = "refused"
+	f.mu.Unlock()
+	f.subscribe(hello("node-1")).ends(codes.PermissionDenied)
+}
+
+func TestNobodyIsServedBeforeTheSourcesAreRead(t *testing.T) {
+	f := newFixture(t)
+	f.synced = false
+	f.subscribe(hello("node-1")).ends(codes.Unavailable)
+	_, err := policyv1.NewInspectionServiceClient(f.conn).ListNodes(context.Background(), &policyv1.ListNodesRequest{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("ListNodes: %v", err)
+	}
+}
+
+func TestBadMessagesEndTheirOwnStreamOnly(t *testing.T) {
+	f := newFixture(t)
+	good := f.subscribe(hello("node-1"))
+	good.cut()
+	ack := func(rev uint64, digest []byte) *policyv1.SubscribeRequest {
+		return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: &policyv1.Ack{Revision: rev, Digest: digest}}}
+	}
+	for name, tc := range map[string]struct {
+		messages []*policyv1.SubscribeRequest
+		want     codes.Code
+	}{
+		"no hello":              {[]*policyv1.SubscribeRequest{ack(1, make([]byte, 16))}, codes.InvalidArgument},
+		"empty":                 {[]*policyv1.SubscribeRequest{{}}, codes.InvalidArgument},
+		"hello without node":    {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{}}}}, codes.InvalidArgument},
+		"hello of short digest": {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{Node: "n", Digest: []byte{1}}}}}, codes.InvalidArgument},
+		"second hello":          {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}}, codes.InvalidArgument},
+		"ack of short digest":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1, nil)}, codes.InvalidArgument},
+		"ack of the future":     {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1<<60, make([]byte, 16))}, codes.InvalidArgument},
+		"nack without error":    {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Nack{Nack: &policyv1.Nack{Revision: 1}}}}, codes.InvalidArgument},
+		"oversized":             {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello(string(make([]byte, 2<<20)))}}}, codes.ResourceExhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := f.subscribe(nil)
+			for _, m := range tc.messages {
+				c.send(m)
+			}
+			c.ends(tc.want)
+		})
+	}
+	t.Run("not protobuf", func(t *testing.T) {
+		stream, err := f.conn.NewStream(context.Background(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true},
+			policyv1.PolicyService_Subscribe_FullMethodName, grpc.ForceCodecV2(rawCodec{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.SendMsg([]byte{0xff, 0xff, 0xff}); err != nil {
+			t.Fatal(err)
+		}
+		var b []byte
+		if err := stream.RecvMsg(&b); status.Code(err) != codes.Internal {
+			t.Errorf("the stream ends with %v", err)
+		}
+	})
+	f.member("a") // The good stream has seen nothing of it.
+	if cut := good.cut(); len(cut.GetScopes()) != 1 {
+		t.Errorf("got %v", cut)
+	}
+}
+
+// rawCodec sends bytes as they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+func (rawCodec) Unmarshal(d mem.BufferSlice, v any) error { *v.(*[]byte) = d.Materialize(); return nil }
+func (rawCodec) Name() string                             { return "proto" }
+
+var _ encoding.CodecV2 = rawCodec{}
+
+func TestListNodesTellsLagAndErrors(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	inspect := policyv1.NewInspectionServiceClient(f.conn)
+	node := func() *policyv1.NodeSummary {
+		resp, err := inspect.ListNodes(context.Background(), &policyv1.ListNodesRequest{})
+		if err != nil || len(resp.GetNodes()) != 1 {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		return resp.GetNodes()[0]
+	}
+	if n := node(); n.GetConnected() || n.GetLag() == 0 {
+		t.Errorf("before it connects: %v", n)
+	}
+	c := f.subscribe(hello("node-1"))
+	cut := c.cut()
+	c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Nack{Nack: &policyv1.Nack{Revision: cut.GetRevision(), Error: "bridge is away", Digest: cut.GetDigest()}}})
+	waitFor(t, func() bool { n := node(); return n.GetLastError() == "bridge is away" && !n.GetInSync() })
+	f.member("b")
+	cut = c.cut()
+	c.ack(cut.GetRevision(), cut.GetDigest())
+	waitFor(t, func() bool { n := node(); return n.GetLastError() == "" && n.GetInSync() && n.GetLag() == 0 })
+}
+
+// waitFor asks until the answer is yes; each question goes over the wire.
+func waitFor(t *testing.T, yes func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		if yes() {
+			return
+		}
+	}
+	t.Fatal("it did not come about")
+}

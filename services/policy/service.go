@@ -1,0 +1,191 @@
+package policy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy/engine"
+	"github.com/weirnet/weir/services/policy/evaluate"
+	"github.com/weirnet/weir/services/policy/server"
+	"github.com/weirnet/weir/services/policy/source/manifests"
+	"github.com/weirnet/weir/services/rpc"
+	"github.com/weirnet/weir/storage"
+)
+
+// Version is the build's, set by the linker.
+var Version = "dev"
+
+// Config of a Service.
+type Config struct {
+	Manifests string         // Folder of manifests; required.
+	Listen    string         // host:port of gRPC.
+	TLS       identity.Files // All empty: plain text.
+	Insecure  bool           // Plain text may be listened to beyond loopback.
+	Metrics   string         // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Logger    hclog.Logger
+}
+
+// Service is the policy service.
+type Service struct {
+	cfg    Config
+	logger hclog.Logger
+	source *manifests.Source
+	store  *storage.Store
+	rpc    *rpc.Server
+	synced atomic.Bool
+
+	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
+	engine    *engine.Engine
+	evaluator *evaluate.State
+
+	objects  prometheus.Counter
+	problems prometheus.Gauge
+	revision prometheus.Gauge
+}
+
+// New checks the configuration, binds the addresses and starts nothing.
+func New(cfg Config) (*Service, error) {
+	if cfg.Manifests == "" {
+		return nil, errors.New("no source of objects: give --manifests DIR")
+	}
+	if err := identity.CheckListen(cfg.Listen, cfg.TLS.Set(), cfg.Insecure); err != nil {
+		return nil, err
+	}
+	s := &Service{
+		cfg:       cfg,
+		logger:    cfg.Logger,
+		store:     storage.New(newEpoch()),
+		engine:    engine.New(),
+		evaluator: evaluate.New(),
+		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
+		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects of the manifest folder that are not in force as they stand."}),
+		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
+	}
+	var err error
+	if s.source, err = manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")}); err != nil {
+		return nil, err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	face, err := server.New(server.Config{
+		Store: s.store, Model: s, NodeOf: nodeOf, MayInspect: mayInspect, Synced: s.synced.Load,
+		Registry: registry, Logger: cfg.Logger.Named("server"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry,
+		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(server.Codec())}}
+	if cfg.TLS.Set() {
+		if rpcCfg.TLS, err = identity.ServerTLS(cfg.TLS); err != nil {
+			return nil, err
+		}
+	}
+	if s.rpc, err = rpc.New(rpcCfg); err != nil {
+		return nil, err
+	}
+	face.Register(s.rpc.GRPC)
+	return s, nil
+}
+
+// newEpoch names this life of the process.
+func newEpoch() string {
+	var id [8]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
+// nodeOf is the node of a caller's certificate; any where there is no TLS.
+func nodeOf(ctx context.Context) (string, error) {
+	id, verified, err := identity.FromContext(ctx)
+	if err != nil || !verified {
+		return "", err
+	}
+	if id.Node == "" {
+		return "", fmt.Errorf("%s is not a node", id)
+	}
+	return id.Node, nil
+}
+
+// mayInspect admits operators and the services; a node reads its span only.
+func mayInspect(ctx context.Context) error {
+	id, verified, err := identity.FromContext(ctx)
+	if err != nil {
+		return err
+	}
+	if verified && len(id.Roles) == 0 {
+		return fmt.Errorf("%s has no role; an operator's certificate is needed", id)
+	}
+	return nil
+}
+
+// Addr is where gRPC is served.
+func (s *Service) Addr() string { return s.rpc.Addr().String() }
+
+// Run serves until the context ends.
+func (s *Service) Run(ctx context.Context) error {
+	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "tls", s.cfg.TLS.Set(), "epoch", s.store.Epoch())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.source.Run(ctx) })
+	g.Go(func() error { return s.write(ctx) })
+	g.Go(func() error { return s.rpc.Run(ctx) })
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// write is the one writer.
+func (s *Service) write(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case b := <-s.source.Batches():
+			s.take(b)
+		}
+	}
+}
+
+func (s *Service) take(b manifests.Batch) {
+	s.mu.Lock()
+	for _, ev := range b.Events {
+		s.engine.Apply(ev)
+		s.evaluator.Apply(ev)
+	}
+	revision := s.store.Commit(s.engine.Flush(), storage.Position{"manifests": b.Sequence})
+	s.mu.Unlock()
+	s.objects.Add(float64(len(b.Events)))
+	s.problems.Set(float64(len(b.Problems)))
+	s.revision.Set(float64(revision))
+	if b.Synced && !s.synced.Swap(true) {
+		s.rpc.SetServing(true)
+	}
+	s.logger.Info("manifests read", "changes", len(b.Events), "problems", len(b.Problems), "revision", revision)
+}
+
+// Policies implements server.Model.
+func (s *Service) Policies() []engine.PolicyInfo {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.engine.Policies()
+}
+
+// Groups implements server.Model.
+func (s *Service) Groups(members bool) []engine.GroupInfo {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.engine.Groups(members)
+}

@@ -1,0 +1,247 @@
+package policy
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/storage"
+)
+
+const manifest = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: x}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: x, name: web, labels: {app: web}}
+spec: {nodeName: n1}
+status: {podIP: 10.0.1.1, podIPs: [{ip: 10.0.1.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: x, name: other, labels: {app: other}}
+spec: {nodeName: n2}
+status: {podIP: 10.0.2.1, podIPs: [{ip: 10.0.2.1}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: x, name: closed}
+spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
+`
+
+// fixture is a running service with mutual TLS on loopback.
+type fixture struct {
+	t         *testing.T
+	manifests string
+	pki       string
+	addr      string
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{t: t, manifests: t.TempDir(), pki: filepath.Join(t.TempDir(), "pki")}
+	if _, err := identity.Init(identity.InitConfig{Dir: f.pki, Nodes: []string{"n1", "n2"}, Now: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	f.write(manifest)
+	s, err := New(Config{Manifests: f.manifests, Listen: "127.0.0.1:0", TLS: f.files("policyd"), Logger: hclog.NewNullLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.addr = s.Addr()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func (f *fixture) files(name string) identity.Files {
+	return identity.Files{CA: filepath.Join(f.pki, "ca.crt"), Cert: filepath.Join(f.pki, name+".crt"), Key: filepath.Join(f.pki, name+".key")}
+}
+
+// write puts the manifest in place at once.
+func (f *fixture) write(text string) {
+	f.t.Helper()
+	temp := filepath.Join(filepath.Dir(f.manifests), "next")
+	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Rename(temp, filepath.Join(f.manifests, "all.yaml")); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) dial(name string) (*grpc.ClientConn, context.Context) {
+	f.t.Helper()
+	config, err := identity.ClientTLS(f.files(name))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	// Until the manifests have been read the answer is UNAVAILABLE, which asks for another try.
+	retry := grpc.WithDefaultServiceConfig(`{"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":5,"initialBackoff":"0.05s","maxBackoff":"1s","backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE"]}}]}`)
+	conn, err := grpc.NewClient(f.addr, grpc.WithTransportCredentials(credentials.NewTLS(config)), retry)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	f.t.Cleanup(cancel)
+	return conn, ctx
+}
+
+// node is one node's stream and state.
+type node struct {
+	t       *testing.T
+	stream  grpc.BidiStreamingClient[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
+	replica storage.Replica
+}
+
+func (f *fixture) subscribe(certificate, name string) *node {
+	f.t.Helper()
+	conn, ctx := f.dial(certificate)
+	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	hello := &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{Node: name}}}
+	if err := stream.Send(hello); err != nil {
+		f.t.Fatal(err)
+	}
+	return &node{t: f.t, stream: stream}
+}
+
+// until takes cuts, and acknowledges them, until the state is as wanted.
+func (n *node) until(what string, condition func() bool) {
+	n.t.Helper()
+	for !condition() {
+		resp, err := n.stream.Recv()
+		if err != nil {
+			n.t.Fatalf("never: %s: %v", what, err)
+		}
+		_, done, err := n.replica.Apply(resp.GetCut())
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if done {
+			ack := &policyv1.Ack{Revision: resp.GetCut().GetRevision(), Digest: n.replica.Digest().Bytes()}
+			if err := n.stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}}); err != nil {
+				n.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (n *node) endpoints() (names []string) {
+	n.replica.Items(storage.ScopeNode, func(_ storage.ScopeID, item *policyv1.Item) {
+		if ep := item.GetEndpoint(); ep != nil {
+			names = append(names, ep.GetName())
+		}
+	})
+	return names
+}
+
+func (n *node) policies() (list []*policyv1.Policy) {
+	n.replica.Items(storage.ScopePolicies, func(_ storage.ScopeID, item *policyv1.Item) { list = append(list, item.GetPolicy()) })
+	return list
+}
+
+func TestNodeGetsItsOwnSpanOnly(t *testing.T) {
+	f := newFixture(t)
+	n1, n2 := f.subscribe("node-n1", "n1"), f.subscribe("node-n2", "n2")
+	n1.until("n1 has its Pod", func() bool { return len(n1.endpoints()) > 0 })
+	n2.until("n2 has its Pod", func() bool { return len(n2.endpoints()) > 0 })
+	if got := n1.endpoints(); len(got) != 1 || got[0] != "web" || len(n1.policies()) != 1 {
+		t.Errorf("n1 holds the Pods %v and %d policies", got, len(n1.policies()))
+	}
+	if got := n2.endpoints(); len(got) != 1 || got[0] != "other" || len(n2.policies()) != 0 {
+		t.Errorf("n2 holds the Pods %v and %d policies", got, len(n2.policies()))
+	}
+	for _, test := range []struct{ certificate, name string }{{"node-n2", "n1"}, {"operator", "n1"}} {
+		if _, err := f.subscribe(test.certificate, test.name).stream.Recv(); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s subscribes as %s: %v", test.certificate, test.name, err)
+		}
+	}
+}
+
+func TestOperatorsInspectAndNodesDoNot(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.subscribe("node-n1", "n1") // Once it has its state, the manifests have been read.
+	n1.until("n1 has its Pod", func() bool { return len(n1.endpoints()) > 0 })
+	request := &policyv1.ExplainRequest{From: "x/other", To: "x/web", Port: 80}
+	conn, ctx := f.dial("node-n1")
+	if _, err := policyv1.NewInspectionServiceClient(conn).Explain(ctx, request); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a node inspects: %v", err)
+	}
+	conn, ctx = f.dial("operator")
+	operator := policyv1.NewInspectionServiceClient(conn)
+	closed, err := operator.Explain(ctx, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	isolating := closed.GetIngress().GetIsolatedBy()
+	if closed.GetVerdict() != policyv1.Verdict_VERDICT_DROP || len(isolating) != 1 || isolating[0].GetName() != "closed" || closed.GetIngress().GetReason() == "" {
+		t.Errorf("explained: %v", closed)
+	}
+	open, err := operator.Explain(ctx, &policyv1.ExplainRequest{From: "x/web", To: "x/other", Port: 80})
+	if err != nil || open.GetVerdict() != policyv1.Verdict_VERDICT_ALLOW {
+		t.Errorf("explained: %v, %v", open, err)
+	}
+	if _, err := operator.Explain(ctx, &policyv1.ExplainRequest{From: "x/nobody", To: "x/web", Port: 80}); err == nil || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("a Pod that is not there: %v", err)
+	}
+	list, err := operator.ListPolicies(ctx, &policyv1.ListPoliciesRequest{})
+	if err != nil || len(list.GetPolicies()) != 1 || list.GetPolicies()[0].GetNodes() != 1 {
+		t.Errorf("policies: %v, %v", list, err)
+	}
+}
+
+// The annotation that has a Namespace's policies logged comes to the nodes as
+// soon as it is written.
+func TestAnnotatedNamespaceIsLogged(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.subscribe("node-n1", "n1")
+	n1.until("the policy is there", func() bool { return len(n1.policies()) == 1 })
+	if n1.policies()[0].GetLogIsolation() {
+		t.Fatal("it is logged before anyone asks")
+	}
+	f.write(strings.Replace(manifest, "{name: x}", `{name: x, annotations: {networkpolicy.antrea.io/enable-logging: "true"}}`, 1))
+	n1.until("the policy is logged", func() bool { return n1.policies()[0].GetLogIsolation() })
+	f.write(manifest)
+	n1.until("the policy is not logged any more", func() bool { return !n1.policies()[0].GetLogIsolation() })
+}
+
+func TestPlainTextBeyondLoopbackMustBeAskedFor(t *testing.T) {
+	cfg := Config{Manifests: t.TempDir(), Listen: "0.0.0.0:0", Logger: hclog.NewNullLogger()}
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--insecure") {
+		t.Errorf("New: %v, want a refusal that says how to go on", err)
+	}
+	cfg.Insecure = true
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := s.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
