@@ -1,0 +1,527 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Limits of an event.
+const (
+	MaxEventBytes = 256 << 10
+	MaxString     = 4 << 10
+	MaxPolicies   = 1024
+	MaxCount      = 1 << 48 // Packets of one event: more is no claim to believe.
+)
+
+// Years that an event's time may be in.
+var (
+	earliest = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+	latest   = time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+)
+
+// Decoder reads events. It shares strings and policy lists among the events
+// that it reads: the same few come again and again. Not for concurrent use.
+// The zero Decoder only checks: the strings and policies of what it reads are
+// empty.
+type Decoder struct {
+	strings map[string]string
+	lists   map[string][]Policy
+	scratch []byte // Policies of the event that is read, each with its length.
+
+	unattributed bool // The event that is read says so.
+}
+
+// reasonUnattributed is the reason of packets whose flow was gone when they
+// were looked at: they alone have no direction and no action.
+const reasonUnattributed = "unattributed"
+
+// NewDecoder returns a decoder that keeps what it reads.
+func NewDecoder() *Decoder {
+	return &Decoder{strings: make(map[string]string), lists: make(map[string][]Policy)}
+}
+
+// internMax bounds what a decoder shares; then it begins anew.
+const internMax = 1 << 15
+
+var (
+	errWire      = errors.New("malformed")
+	errKind      = errors.New("neither a packet nor a loss")
+	errTwice     = errors.New("given twice")
+	errTooLong   = errors.New("too long")
+	errUTF8      = errors.New("not UTF-8")
+	errRange     = errors.New("out of range")
+	errAddress   = errors.New("not of 4 or 16 bytes")
+	errFamilies  = errors.New("of another family than the source")
+	errMandatory = errors.New("missing")
+)
+
+func fieldError(name string, err error) error { return fmt.Errorf("%s: %w", name, err) }
+
+// field is one field of a message.
+type field struct {
+	num  protowire.Number
+	typ  protowire.Type
+	num8 uint64 // Of varints.
+	data []byte // Of length-prefixed fields.
+}
+
+// next takes the first field off b. Fields of other types are skipped over.
+func next(b []byte) (f field, rest []byte, err error) {
+	num, typ, n := protowire.ConsumeTag(b)
+	if n < 0 {
+		return f, nil, errWire
+	}
+	f.num, f.typ = num, typ
+	b = b[n:]
+	switch typ {
+	case protowire.VarintType:
+		f.num8, n = protowire.ConsumeVarint(b)
+	case protowire.BytesType:
+		f.data, n = protowire.ConsumeBytes(b)
+	default:
+		n = protowire.ConsumeFieldValue(num, typ, b)
+	}
+	if n < 0 {
+		return f, nil, errWire
+	}
+	return f, b[n:], nil
+}
+
+// seen notes which fields of a message were there.
+type seen uint64
+
+func (s *seen) add(num protowire.Number) bool {
+	if num > 63 {
+		return true // Not known, and so never twice.
+	}
+	bit := seen(1) << num
+	if *s&bit != 0 {
+		return false
+	}
+	*s |= bit
+	return true
+}
+
+func (s seen) has(num protowire.Number) bool { return s&(1<<num) != 0 }
+
+// Decode reads an encoded auditv1.Event.
+func (d *Decoder) Decode(b []byte) (Event, error) {
+	var e Event
+	err := d.DecodeInto(b, &e)
+	return e, err
+}
+
+// DecodeInto is Decode into an event that is overwritten.
+func (d *Decoder) DecodeInto(b []byte, e *Event) error {
+	*e = Event{}
+	if len(b) > MaxEventBytes {
+		return fieldError("event", errTooLong)
+	}
+	var had seen
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return fieldError("event", err)
+		}
+		b = rest
+		if f.num != 1 && f.num != 2 {
+			continue
+		}
+		if f.typ != protowire.BytesType {
+			return fieldError("event", errWire)
+		}
+		if had != 0 {
+			return fieldError("event", errTwice)
+		}
+		had.add(f.num)
+		if f.num == 1 {
+			if err := d.packet(f.data, &e.Packet); err != nil {
+				return fmt.Errorf("packet: %w", err)
+			}
+			continue
+		}
+		e.IsLoss = true
+		if err := loss(f.data, &e.Loss); err != nil {
+			return fmt.Errorf("loss: %w", err)
+		}
+	}
+	if had == 0 {
+		return errKind
+	}
+	return nil
+}
+
+// Wire types of PacketEvent's fields, and their names.
+var packetFields = [...]struct {
+	name  string
+	bytes bool
+}{
+	1: {"first", true}, 2: {"last", true}, 3: {"count", false}, 4: {"direction", false}, 5: {"action", false},
+	6: {"table", true}, 7: {"policies", true}, 8: {"isolation", false}, 9: {"rule", true}, 10: {"log_label", true},
+	11: {"openflow_priority", false}, 12: {"applied_to", true}, 13: {"peer", true}, 14: {"source_ip", true},
+	15: {"destination_ip", true}, 16: {"protocol", false}, 17: {"source_port", false}, 18: {"destination_port", false},
+	19: {"length", false}, 20: {"tcp_flags", false}, 21: {"icmp_type", false}, 22: {"icmp_code", false},
+	23: {"reason", true}, 24: {"redirected", false}, 25: {"staged", true},
+}
+
+func (d *Decoder) packet(b []byte, p *Packet) error {
+	var had seen
+	d.scratch, d.unattributed = d.scratch[:0], false
+	policies := 0
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		if int(f.num) >= len(packetFields) {
+			continue
+		}
+		name := packetFields[f.num].name
+		if packetFields[f.num].bytes != (f.typ == protowire.BytesType) || !packetFields[f.num].bytes && f.typ != protowire.VarintType {
+			return fieldError(name, errWire)
+		}
+		if f.num == 7 {
+			if policies++; policies > MaxPolicies {
+				return fieldError(name, errTooLong)
+			}
+			d.scratch = protowire.AppendBytes(d.scratch, f.data)
+			continue
+		}
+		if !had.add(f.num) {
+			return fieldError(name, errTwice)
+		}
+		if err := d.packetField(&f, p); err != nil {
+			return fieldError(name, err)
+		}
+	}
+	var err error
+	if p.Policies, err = d.policies(); err != nil {
+		return fieldError("policies", err)
+	}
+	if p.Count == 0 {
+		p.Count = 1
+	}
+	if !had.has(2) {
+		p.Last = p.First
+	}
+	for _, num := range [...]protowire.Number{1, 14, 15} {
+		if !had.has(num) {
+			return fieldError(packetFields[num].name, errMandatory)
+		}
+	}
+	if !d.unattributed {
+		if p.Direction == 0 {
+			return fieldError("direction", errMandatory)
+		}
+		if p.Action == 0 {
+			return fieldError("action", errMandatory)
+		}
+	}
+	if p.Source.Is4() != p.Destination.Is4() {
+		return fieldError("destination_ip", errFamilies)
+	}
+	if p.Last.Before(p.First) {
+		p.Last = p.First // The node's clock was set back.
+	}
+	return nil
+}
+
+func (d *Decoder) packetField(f *field, p *Packet) (err error) {
+	switch f.num {
+	case 1:
+		p.First, err = timestamp(f.data)
+	case 2:
+		p.Last, err = timestamp(f.data)
+	case 3:
+		p.Count, err = within(f.num8, MaxCount)
+	case 4:
+		p.Direction, err = optionalEnum[policyv1.Direction](f.num8, 2)
+	case 5:
+		p.Action, err = optionalEnum[policyv1.Action](f.num8, 4)
+	case 6:
+		p.Table, err = d.string(f.data)
+	case 8:
+		p.Isolation = f.num8 != 0
+	case 9:
+		p.Rule, err = d.string(f.data)
+	case 10:
+		p.LogLabel, err = d.string(f.data)
+	case 11:
+		p.Priority, err = number(f.num8, 1<<16-1)
+	case 12:
+		p.AppliedTo, err = d.string(f.data)
+	case 13:
+		p.Peer, err = d.string(f.data)
+	case 14:
+		p.Source, err = address(f.data)
+	case 15:
+		p.Destination, err = address(f.data)
+	case 16:
+		var v uint64
+		v, err = within(f.num8, 255)
+		p.Protocol = uint8(v)
+	case 17:
+		p.SourcePort, err = number(f.num8, 1<<16-1)
+	case 18:
+		p.DestPort, err = number(f.num8, 1<<16-1)
+	case 19:
+		var v uint64
+		v, err = within(f.num8, 1<<32-1)
+		p.Length = uint32(v)
+	case 20:
+		var v uint64
+		v, err = within(f.num8, 1<<12-1)
+		p.TCPFlags = uint32(v)
+	case 21:
+		p.ICMPType, err = number(f.num8, 255)
+	case 22:
+		p.ICMPCode, err = number(f.num8, 255)
+	case 23:
+		d.unattributed = string(f.data) == reasonUnattributed
+		p.Reason, err = d.string(f.data)
+	case 24:
+		p.Redirected = f.num8 != 0
+	case 25:
+		p.Staged, err = d.staged(f.data)
+	}
+	return err
+}
+
+func loss(b []byte, l *Loss) error {
+	names := [...]string{1: "from", 2: "to", 3: "count", 4: "stage"}
+	var had seen
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return err
+		}
+		b = rest
+		if f.num > 4 {
+			continue
+		}
+		name := names[f.num]
+		if !had.add(f.num) {
+			return fieldError(name, errTwice)
+		}
+		if (f.num <= 2) != (f.typ == protowire.BytesType) || f.num > 2 && f.typ != protowire.VarintType {
+			return fieldError(name, errWire)
+		}
+		switch f.num {
+		case 1:
+			l.From, err = timestamp(f.data)
+		case 2:
+			l.To, err = timestamp(f.data)
+		case 3:
+			l.Count = f.num8 // Of numbers that never arrived there may be any count.
+		case 4:
+			l.Stage, err = enum[auditv1.LossStage](f.num8, 6)
+		}
+		if err != nil {
+			return fieldError(name, err)
+		}
+	}
+	if l.Stage == 0 {
+		return fieldError("stage", errMandatory)
+	}
+	if !had.has(1) || !had.has(2) {
+		return fieldError("from, to", errMandatory)
+	}
+	return nil
+}
+
+func timestamp(b []byte) (time.Time, error) {
+	var seconds, nanos uint64
+	var had seen
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return time.Time{}, err
+		}
+		b = rest
+		if f.num > 2 {
+			continue
+		}
+		if f.typ != protowire.VarintType {
+			return time.Time{}, errWire
+		}
+		if !had.add(f.num) {
+			return time.Time{}, errTwice
+		}
+		if f.num == 1 {
+			seconds = f.num8
+		} else {
+			nanos = f.num8
+		}
+	}
+	if int64(seconds) < earliest || int64(seconds) >= latest || nanos >= 1e9 {
+		return time.Time{}, errRange
+	}
+	return time.Unix(int64(seconds), int64(nanos)).UTC(), nil
+}
+
+func address(b []byte) (netip.Addr, error) {
+	a, ok := netip.AddrFromSlice(b)
+	if !ok {
+		return a, errAddress
+	}
+	return a, nil
+}
+
+func within(v, most uint64) (uint64, error) {
+	if v > most {
+		return 0, errRange
+	}
+	return v, nil
+}
+
+func number(v uint64, most uint32) (Number, error) {
+	if v > uint64(most) {
+		return Number{}, errRange
+	}
+	return Number{Value: uint32(v), Set: true}, nil
+}
+
+func enum[E ~int32](v uint64, most uint64) (E, error) {
+	if v == 0 || v > most {
+		return 0, errRange
+	}
+	return E(v), nil
+}
+
+func optionalEnum[E ~int32](v uint64, most uint64) (E, error) {
+	v, err := within(v, most)
+	return E(v), err
+}
+
+// string checks a string, and shares it.
+func (d *Decoder) string(b []byte) (string, error) {
+	if len(b) > MaxString {
+		return "", errTooLong
+	}
+	if !utf8.Valid(b) {
+		return "", errUTF8
+	}
+	if d.strings == nil || len(b) == 0 {
+		return "", nil
+	}
+	if s, ok := d.strings[string(b)]; ok {
+		return s, nil
+	}
+	if len(d.strings) >= internMax {
+		clear(d.strings)
+	}
+	s := string(b)
+	d.strings[s] = s
+	return s, nil
+}
+
+// policies reads the list whose elements are in scratch, and shares it.
+func (d *Decoder) policies() ([]Policy, error) {
+	if len(d.scratch) == 0 {
+		return nil, nil
+	}
+	if list, ok := d.lists[string(d.scratch)]; ok {
+		return list, nil
+	}
+	var list []Policy
+	for b := d.scratch; len(b) > 0; {
+		data, n := protowire.ConsumeBytes(b)
+		b = b[n:]
+		p, err := d.policy(data)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, p)
+	}
+	if d.lists == nil {
+		return nil, nil
+	}
+	if len(d.lists) >= internMax {
+		clear(d.lists)
+	}
+	d.lists[string(d.scratch)] = list
+	return list, nil
+}
+
+func (d *Decoder) policy(b []byte) (p Policy, err error) {
+	var had seen
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return p, err
+		}
+		b = rest
+		if f.num > 3 {
+			continue
+		}
+		if f.num == 1 && f.typ != protowire.VarintType || f.num > 1 && f.typ != protowire.BytesType {
+			return p, errWire
+		}
+		if !had.add(f.num) {
+			return p, errTwice
+		}
+		switch f.num {
+		case 1:
+			p.Kind, err = enum[policyv1.PolicyKind](f.num8, 6)
+		case 2:
+			p.Namespace, err = d.string(f.data)
+		case 3:
+			if len(f.data) == 0 {
+				return p, fieldError("name", errMandatory)
+			}
+			p.Name, err = d.string(f.data)
+		}
+		if err != nil {
+			return p, err
+		}
+	}
+	if !had.has(1) || !had.has(3) {
+		return p, fieldError("kind, name", errMandatory)
+	}
+	return p, nil
+}
+
+func (d *Decoder) staged(b []byte) (*Staged, error) {
+	s := &Staged{}
+	var had seen
+	for len(b) > 0 {
+		f, rest, err := next(b)
+		if err != nil {
+			return nil, err
+		}
+		b = rest
+		if f.num > 3 {
+			continue
+		}
+		if f.num == 1 && f.typ != protowire.VarintType || f.num > 1 && f.typ != protowire.BytesType {
+			return nil, errWire
+		}
+		if !had.add(f.num) {
+			return nil, errTwice
+		}
+		switch f.num {
+		case 1:
+			s.Action, err = enum[policyv1.Action](f.num8, 4)
+		case 2:
+			s.Policy, err = d.policy(f.data)
+		case 3:
+			s.Rule, err = d.string(f.data)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !had.has(1) {
+		return nil, fieldError("action", errMandatory)
+	}
+	return s, nil
+}

@@ -1,0 +1,199 @@
+package record
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+func wirePacket() *auditv1.PacketEvent {
+	return &auditv1.PacketEvent{
+		First: timestamppb.New(time.Unix(1_700_000_000, 123)), Last: timestamppb.New(time.Unix(1_700_000_000, 999)), Count: 3,
+		Direction: out, Action: drop, Table: "EgressDefaultRule", Isolation: true,
+		Policies: []*policyv1.PolicyRef{{Kind: k8s, Namespace: "shop", Name: "deny"}, {Kind: k8s, Namespace: "shop", Name: "web"}},
+		Rule:     "r", LogLabel: "l", OpenflowPriority: proto.Uint32(7), AppliedTo: "shop/db", Peer: "node:n2",
+		SourceIp: netip.MustParseAddr("10.0.0.1").AsSlice(), DestinationIp: netip.MustParseAddr("10.0.0.2").AsSlice(), Protocol: 17,
+		SourcePort: proto.Uint32(0), DestinationPort: proto.Uint32(53), Length: 90, TcpFlags: 2, IcmpType: proto.Uint32(8), IcmpCode: proto.Uint32(0),
+		Reason: "isolation", Redirected: true, Staged: &auditv1.StagedOutcome{Action: allow, Policy: &policyv1.PolicyRef{Kind: k8s, Name: "st"}, Rule: "sr"},
+	}
+}
+
+func encode(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func packetEvent(p *auditv1.PacketEvent) *auditv1.Event {
+	return &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: p}}
+}
+
+func TestDecode(t *testing.T) {
+	b := encode(t, packetEvent(wirePacket()))
+	d := NewDecoder()
+	e, err := d.Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, &e, packetEvent(wirePacket()))
+	again, _ := d.Decode(b)
+	if &again.Packet.Policies[0] != &e.Packet.Policies[0] {
+		t.Error("the policies are not shared")
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = d.DecodeInto(b, &again) }); n > 1 { // The staged outcome.
+		t.Errorf("%v allocations an event", n)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spoil func(p *auditv1.PacketEvent)
+		want  string
+	}{
+		"source of 5 bytes":     {func(p *auditv1.PacketEvent) { p.SourceIp = make([]byte, 5) }, "packet: source_ip: not of 4 or 16 bytes"},
+		"no destination":        {func(p *auditv1.PacketEvent) { p.DestinationIp = nil }, "packet: destination_ip: missing"},
+		"families":              {func(p *auditv1.PacketEvent) { p.DestinationIp = make([]byte, 16) }, "packet: destination_ip: of another family than the source"},
+		"port":                  {func(p *auditv1.PacketEvent) { p.DestinationPort = proto.Uint32(65536) }, "packet: destination_port: out of range"},
+		"protocol":              {func(p *auditv1.PacketEvent) { p.Protocol = 256 }, "packet: protocol: out of range"},
+		"count":                 {func(p *auditv1.PacketEvent) { p.Count = 1 << 63 }, "packet: count: out of range"},
+		"no time":               {func(p *auditv1.PacketEvent) { p.First = nil }, "packet: first: missing"},
+		"time":                  {func(p *auditv1.PacketEvent) { p.First.Seconds = 1 << 60 }, "packet: first: out of range"},
+		"nanoseconds":           {func(p *auditv1.PacketEvent) { p.First.Nanos = -1 }, "packet: first: out of range"},
+		"long string":           {func(p *auditv1.PacketEvent) { p.Rule = strings.Repeat("x", MaxString+1) }, "packet: rule: too long"},
+		"direction":             {func(p *auditv1.PacketEvent) { p.Direction = 0 }, "packet: direction: missing"},
+		"action":                {func(p *auditv1.PacketEvent) { p.Action = 77 }, "packet: action: out of range"},
+		"policy without name":   {func(p *auditv1.PacketEvent) { p.Policies[0].Name = "" }, "packet: policies: kind, name: missing"},
+		"policy of no kind":     {func(p *auditv1.PacketEvent) { p.Policies[0].Kind = 99 }, "packet: policies: out of range"},
+		"too many policies":     {func(p *auditv1.PacketEvent) { p.Policies = make([]*policyv1.PolicyRef, MaxPolicies+1) }, "packet: policies: too long"},
+		"ICMP type":             {func(p *auditv1.PacketEvent) { p.IcmpType = proto.Uint32(256) }, "packet: icmp_type: out of range"},
+		"staged without action": {func(p *auditv1.PacketEvent) { p.Staged.Action = 0 }, "packet: staged: action: missing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := wirePacket()
+			tt.spoil(p)
+			for i := range p.Policies {
+				if p.Policies[i] == nil {
+					p.Policies[i] = &policyv1.PolicyRef{Kind: k8s, Name: "p"}
+				}
+			}
+			b := encode(t, packetEvent(p))
+			for _, d := range []*Decoder{{}, NewDecoder()} {
+				if _, err := d.Decode(b); err == nil || err.Error() != tt.want {
+					t.Errorf("%v, want %s", err, tt.want)
+				}
+			}
+		})
+	}
+	for name, b := range map[string][]byte{
+		"neither": {}, "cut": encode(t, packetEvent(wirePacket()))[:20], "no UTF-8": append(append([]byte{}, encode(t, packetEvent(&auditv1.PacketEvent{}))...), 0x0a, 3, 0x32, 1, 0xff),
+		"no stage": encode(t, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: timestamppb.Now(), To: timestamppb.Now()}}}),
+		"no times": encode(t, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{Stage: 1}}}),
+	} {
+		if _, err := NewDecoder().Decode(b); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// TestUnattributed: packets whose flow was gone have no direction and action.
+func TestUnattributed(t *testing.T) {
+	p := wirePacket()
+	p.Direction, p.Action, p.Reason, p.Redirected = 0, 0, "unattributed", false
+	e, err := (&Decoder{}).Decode(encode(t, packetEvent(p)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !e.Packet.merges() || e.Packet.actionName() != "<nil>" || e.Packet.directionName() != "<nil>" {
+		t.Errorf("%+v", e.Packet)
+	}
+}
+
+// FuzzDecode: what is accepted, protobuf accepts and reads the same.
+func FuzzDecode(f *testing.F) {
+	f.Add(encode(f, packetEvent(wirePacket())))
+	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: timestamppb.Now(), To: timestamppb.Now(), Count: 4, Stage: 2}}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := NewDecoder().Decode(b)
+		if _, check := (&Decoder{}).Decode(b); (err == nil) != (check == nil) {
+			t.Fatalf("reading says %v, checking %v", err, check)
+		}
+		if err != nil {
+			return
+		}
+		var want auditv1.Event
+		if err := proto.Unmarshal(b, &want); err != nil {
+			t.Fatalf("accepted what protobuf does not: %v", err)
+		}
+		compare(t, &e, &want)
+		l := &Line{Record: Record{Event: e}, Packets: max(1, e.Packet.Count)}
+		AppendJSON(nil, l)
+		NPLog{}.Append(nil, l)
+		DefaultSyslog().Append(nil, l)
+	})
+}
+
+func compare(t *testing.T, e *Event, want *auditv1.Event) {
+	t.Helper()
+	if l := want.GetLoss(); l != nil {
+		if !e.IsLoss || e.Loss.Count != l.GetCount() || e.Loss.Stage != l.GetStage() || !e.Loss.From.Equal(l.GetFrom().AsTime()) || !e.Loss.To.Equal(l.GetTo().AsTime()) {
+			t.Fatalf("%+v, want %v", e.Loss, l)
+		}
+		return
+	}
+	p, w := &e.Packet, want.GetPacket()
+	opt := func(n Number) *uint32 {
+		if !n.Set {
+			return nil
+		}
+		return &n.Value
+	}
+	ref := func(r Policy) *policyv1.PolicyRef {
+		return &policyv1.PolicyRef{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name}
+	}
+	got := &auditv1.PacketEvent{First: timestamppb.New(p.First), Last: timestamppb.New(p.Last), Count: p.Count, Direction: p.Direction, Action: p.Action,
+		Table: p.Table, Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, OpenflowPriority: opt(p.Priority), AppliedTo: p.AppliedTo, Peer: p.Peer,
+		SourceIp: p.Source.AsSlice(), DestinationIp: p.Destination.AsSlice(), Protocol: uint32(p.Protocol), SourcePort: opt(p.SourcePort), DestinationPort: opt(p.DestPort),
+		Length: p.Length, TcpFlags: p.TCPFlags, IcmpType: opt(p.ICMPType), IcmpCode: opt(p.ICMPCode), Reason: p.Reason, Redirected: p.Redirected}
+	for _, r := range p.Policies {
+		got.Policies = append(got.Policies, ref(r))
+	}
+	if s := p.Staged; s != nil {
+		got.Staged = &auditv1.StagedOutcome{Action: s.Action, Rule: s.Rule}
+		if w.GetStaged().GetPolicy() != nil {
+			got.Staged.Policy = ref(s.Policy)
+		}
+	}
+	w = proto.Clone(w).(*auditv1.PacketEvent)
+	w.ProtoReflect().SetUnknown(nil)
+	w.Count = max(1, w.Count)
+	if w.Last == nil || w.Last.AsTime().Before(w.First.AsTime()) {
+		w.Last = w.First
+	}
+	g, err1 := proto.MarshalOptions{Deterministic: true}.Marshal(got)
+	x, err2 := proto.MarshalOptions{Deterministic: true}.Marshal(discardUnknown(w))
+	if err1 != nil || err2 != nil || string(g) != string(x) {
+		t.Fatalf("got  %v\nwant %v", got, w)
+	}
+}
+
+func discardUnknown(m *auditv1.PacketEvent) *auditv1.PacketEvent {
+	for _, sub := range []proto.Message{m.First, m.Last, m.Staged, m.Staged.GetPolicy()} {
+		if sub.ProtoReflect().IsValid() {
+			sub.ProtoReflect().SetUnknown(nil)
+		}
+	}
+	for _, p := range m.Policies {
+		p.ProtoReflect().SetUnknown(nil)
+	}
+	return m
+}

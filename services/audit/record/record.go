@@ -1,0 +1,178 @@
+package record
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Record is one stored event with where it came from. What it points to is
+// immutable.
+type Record struct {
+	Cursor   uint64
+	Node     string
+	Boot     string
+	Sequence uint64 // Zero: stated by the collector.
+	Received time.Time
+	Event
+}
+
+// Event is what a node reports: Packet or Loss is set.
+type Event struct {
+	IsLoss bool
+	Packet Packet
+	Loss   Loss
+}
+
+// Packet is one packet, or several alike, that met a logged rule or an
+// isolation. See PacketEvent in audit.proto.
+type Packet struct {
+	First, Last time.Time
+	Count       uint64 // At least one.
+	Direction   policyv1.Direction
+	Action      policyv1.Action
+	Table       string
+	Policies    []Policy
+	Isolation   bool
+	Rule        string
+	LogLabel    string
+	Priority    Number
+	AppliedTo   string
+	Peer        string
+	Source      netip.Addr // Not valid: of an overflow record.
+	Destination netip.Addr
+	Protocol    uint8
+	SourcePort  Number
+	DestPort    Number
+	Length      uint32
+	TCPFlags    uint32
+	ICMPType    Number
+	ICMPCode    Number
+	Reason      string
+	Redirected  bool
+	Staged      *Staged
+}
+
+// Number is a number that may be absent.
+type Number struct {
+	Value uint32
+	Set   bool
+}
+
+// Policy names one policy object.
+type Policy struct {
+	Kind      policyv1.PolicyKind
+	Namespace string
+	Name      string
+}
+
+// Staged is what staged policies would have decided.
+type Staged struct {
+	Action policyv1.Action
+	Policy Policy
+	Rule   string
+}
+
+// Loss says that packets which should have been recorded were not.
+type Loss struct {
+	From, To time.Time
+	Count    uint64 // Zero: not known.
+	Stage    auditv1.LossStage
+}
+
+// Line is what an output writes once: a record, or several merged.
+type Line struct {
+	Record
+	// Of merged records: the packets of all, and for how long they were gathered.
+	// Window is zero for a line that was never to be merged.
+	Packets  uint64
+	Window   time.Duration
+	Overflow bool // Packets of one rule that had no place in the table.
+}
+
+// Printed is the time that np.log shows: of an allowed packet its own, of
+// others the end of the window.
+func (l *Line) Printed() time.Time { return l.Packet.First.Add(l.Window) }
+
+var policyPrefixes = map[policyv1.PolicyKind]string{
+	policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY:            "K8sNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY: "AntreaClusterNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ANTREA_NETWORK_POLICY:         "AntreaNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY:          "AdminNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY: "BaselineAdminNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY:        "ClusterNetworkPolicy",
+}
+
+// path is "NAMESPACE/NAME", or "NAME".
+func (p Policy) path() string {
+	if p.Namespace == "" {
+		return p.Name
+	}
+	return p.Namespace + "/" + p.Name
+}
+
+// String is "KIND:NAMESPACE/NAME", as np.log refers to policies.
+func (p Policy) String() string {
+	return policyPrefixes[p.Kind] + ":" + p.path()
+}
+
+// ProtocolName is the name of an IP protocol, or its number.
+func ProtocolName(n uint8) string {
+	switch n {
+	case 1:
+		return "ICMP"
+	case 2:
+		return "IGMP"
+	case 6:
+		return "TCP"
+	case 17:
+		return "UDP"
+	case 58:
+		return "IPv6-ICMP"
+	case 132:
+		return "SCTP"
+	}
+	return strconv.Itoa(int(n))
+}
+
+// actionName is "Allow", "Drop", "Reject" or "Pass"; "Redirect" for packets
+// that went to a layer 7 engine.
+func (p *Packet) actionName() string {
+	if p.Redirected {
+		return "Redirect"
+	}
+	switch p.Action {
+	case policyv1.Action_ACTION_ALLOW:
+		return "Allow"
+	case policyv1.Action_ACTION_DROP:
+		return "Drop"
+	case policyv1.Action_ACTION_REJECT:
+		return "Reject"
+	case policyv1.Action_ACTION_PASS:
+		return "Pass"
+	}
+	return "<nil>"
+}
+
+func (p *Packet) directionName() string {
+	switch p.Direction {
+	case policyv1.Direction_DIRECTION_EGRESS:
+		return "Egress"
+	case policyv1.Direction_DIRECTION_INGRESS:
+		return "Ingress"
+	}
+	return "<nil>"
+}
+
+// merges reports whether packets of the kind are merged: allowed ones never are.
+func (p *Packet) merges() bool {
+	return p.Redirected || p.Action != policyv1.Action_ACTION_ALLOW
+}
+
+// enumWord is an enum's name as JSON and syslog show it: lower case, without
+// its prefix.
+func enumWord(name, prefix string) string { return strings.ToLower(strings.TrimPrefix(name, prefix)) }

@@ -1,0 +1,201 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/storage/eventlog"
+)
+
+// sessions are the streams that are served: one per node and boot.
+type sessions struct {
+	mu     sync.Mutex // Guards byBoot.
+	byBoot map[[2]string]*session
+}
+
+// session is one stream of Report.
+type session struct {
+	node, boot string
+	replaced   chan struct{} // Closed when a newer stream takes its place.
+	acked      atomic.Uint64
+	wake       chan struct{} // One slot: acked or failed changed.
+	failed     atomic.Pointer[error]
+}
+
+func (s *session) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// begin puts a stream in the place of the one before it.
+func (s *sessions) begin(se *session) (replaced bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := [2]string{se.node, se.boot}
+	old := s.byBoot[id]
+	if old != nil {
+		close(old.replaced)
+	}
+	s.byBoot[id] = se
+	return old != nil
+}
+
+func (s *sessions) end(se *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id := [2]string{se.node, se.boot}; s.byBoot[id] == se {
+		delete(s.byBoot, id)
+	}
+}
+
+// Report implements CollectorService.
+func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, auditv1.ReportResponse]) error {
+	hello, err := receiveHello(call)
+	if err != nil {
+		return err
+	}
+	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), replaced: make(chan struct{}), wake: make(chan struct{}, 1)}
+	if s.sessions.begin(se) {
+		s.logger.Warn("a newer stream of the node replaces the older", "node", se.node)
+	}
+	defer s.sessions.end(se)
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
+
+	sent := s.log.High(se.node, se.boot)
+	if err := call.Send(&auditv1.ReportResponse{AckedSequence: sent}); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.receive(call, se) }()
+	for {
+		select {
+		case <-se.wake:
+			if err := se.failed.Load(); err != nil {
+				return *err
+			}
+			if acked := se.acked.Load(); acked > sent {
+				sent = acked
+				if err := call.Send(&auditv1.ReportResponse{AckedSequence: sent}); err != nil {
+					return err
+				}
+			}
+		case err := <-ended:
+			if err != nil {
+				return err
+			}
+			return lastAck(call, se, sent)
+		case <-se.replaced:
+			return status.Error(codes.Aborted, "a newer stream of this node and boot replaces this one")
+		case <-s.stopping:
+			return status.Error(codes.Unavailable, "the collector is stopping")
+		}
+	}
+}
+
+// receiveHello reads the first request, and holds the node to its certificate.
+func receiveHello(call grpc.ServerStream) (*auditv1.ReportHello, error) {
+	var f frame
+	if err := call.RecvMsg(&f); err != nil {
+		if err == io.EOF {
+			return nil, status.Error(codes.InvalidArgument, "the stream ended before its hello")
+		}
+		return nil, err
+	}
+	r, err := parseRequest(f)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if r.hello == nil {
+		return nil, status.Error(codes.InvalidArgument, "the first request must be a hello")
+	}
+	id, verified, err := identity.FromContext(call.Context())
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	if verified && id.Node != r.hello.GetNode() {
+		return nil, status.Errorf(codes.PermissionDenied, "%s may not report for node %s", id, r.hello.GetNode())
+	}
+	return r.hello, nil
+}
+
+// receive takes batches until the stream ends. At a clean end it waits until
+// all of them are stored or have failed.
+func (s *Service) receive(call grpc.ServerStream, se *session) error {
+	var pending sync.WaitGroup
+	for {
+		var f frame
+		if err := call.RecvMsg(&f); err != nil {
+			if err == io.EOF {
+				pending.Wait()
+				return nil
+			}
+			return err
+		}
+		r, err := parseRequest(f)
+		if err == nil && r.hello != nil {
+			err = errors.New("a second hello")
+		}
+		if err != nil {
+			s.metrics.rejected.Inc()
+			s.logger.Warn("a malformed request ends a stream", "node", se.node, "err", err)
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		pending.Add(1)
+		begun := s.now()
+		b := eventlog.Batch{Node: se.node, Boot: se.boot, First: r.first, Events: r.events, Received: begun}
+		err = s.log.Submit(call.Context(), b, func(res eventlog.Result, err error) {
+			defer pending.Done()
+			s.stored(se, res, err)
+			s.metrics.durable.Observe(s.now().Sub(begun).Seconds())
+		})
+		if err != nil {
+			pending.Done()
+			return appendStatus(err)
+		}
+	}
+}
+
+// lastAck tells a stream that ended cleanly what was stored since.
+func lastAck(call grpc.BidiStreamingServer[auditv1.ReportRequest, auditv1.ReportResponse], se *session, sent uint64) error {
+	if err := se.failed.Load(); err != nil {
+		return *err
+	}
+	if acked := se.acked.Load(); acked > sent {
+		return call.Send(&auditv1.ReportResponse{AckedSequence: acked})
+	}
+	return nil
+}
+
+// stored is called by the log's writer, in order.
+func (s *Service) stored(se *session, r eventlog.Result, err error) {
+	if err != nil {
+		err = appendStatus(err)
+		se.failed.CompareAndSwap(nil, &err)
+	} else {
+		se.acked.Store(r.High)
+		if r.Missing > 0 {
+			s.logger.Warn("events of a node never arrived", "node", se.node, "count", r.Missing)
+		}
+	}
+	se.signal()
+}
+
+func appendStatus(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err).Err()
+	}
+	return status.Error(codes.Unavailable, fmt.Sprintf("nothing of this was stored: %v", err))
+}

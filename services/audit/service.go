@@ -1,0 +1,233 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/audit/record"
+	"github.com/weirnet/weir/services/audit/sink"
+	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/rpc"
+	"github.com/weirnet/weir/storage/eventlog"
+)
+
+// Version is the build's, set by the linker.
+var Version = "dev"
+
+// Isolation drops in np.log.
+const (
+	IsolationKind  = "kind"  // K8sNetworkPolicy, as Antrea prints.
+	IsolationNamed = "named" // K8sNetworkPolicy:ns/a,ns/b.
+)
+
+// Config of a Service.
+type Config struct {
+	Dir      string         // Folder of the event log; required.
+	Listen   string         // host:port of gRPC.
+	TLS      identity.Files // All empty: plain text.
+	Insecure bool           // Plain text may be listened to beyond loopback.
+	Metrics  string         // host:port of /metrics, /healthz, /readyz. Empty: none.
+
+	RetentionAge   time.Duration // Zero: no limit.
+	RetentionBytes uint64        // Zero: no limit.
+	MinFree        uint64        // Zero: eventlog.DefaultMinFree.
+
+	NPLogDir       string // DIR/NODE/np.log for every node. Empty: none.
+	NPLog          string // One file for the lines of Node. Empty: none.
+	Node           string
+	NPLogIsolation string         // Empty: IsolationKind.
+	LogZone        *time.Location // Of np.log. Nil: local.
+	JSONFile       string         // Empty: none.
+	Syslog         []string       // udp://HOST:PORT or tcp://HOST:PORT.
+	Rotation       sink.Rotation  // Of all files.
+
+	Logger hclog.Logger
+}
+
+// healthInterval is how soon the health service says what the log is.
+const healthInterval = 100 * time.Millisecond
+
+// Service is the collector.
+type Service struct {
+	auditv1.UnimplementedCollectorServiceServer
+	auditv1.UnimplementedAuditServiceServer
+
+	cfg      Config
+	logger   hclog.Logger
+	log      *eventlog.Log
+	sinks    []*sink.Sink
+	rpc      *rpc.Server
+	metrics  metrics
+	sessions sessions
+	stopping chan struct{} // Closed when streams are to end.
+	now      func() time.Time
+}
+
+// New checks the configuration, opens the log, binds the addresses, and starts
+// nothing.
+func New(cfg Config) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now,
+		sessions: sessions{byBoot: make(map[[2]string]*session)}}
+	var err error
+	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
+		MinFree: cfg.MinFree, Logger: cfg.Logger.Named("eventlog")}); err != nil {
+		return nil, err
+	}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(err, s.log.Close())
+	}
+	return s, nil
+}
+
+func (c *Config) check() error {
+	if c.Dir == "" {
+		return errors.New("no folder for the event log: give --dir DIR")
+	}
+	if (c.Node == "") != (c.NPLog == "") {
+		return errors.New("--node and --np-log belong together: the file is of that node's lines")
+	}
+	if c.NPLogIsolation != "" && c.NPLogIsolation != IsolationKind && c.NPLogIsolation != IsolationNamed {
+		return fmt.Errorf("--np-log-isolation %q: write %s or %s", c.NPLogIsolation, IsolationKind, IsolationNamed)
+	}
+	return identity.CheckListen(c.Listen, c.TLS.Set(), c.Insecure)
+}
+
+func (s *Service) open() error {
+	if err := s.addSinks(); err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
+		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec())}}
+	var err error
+	if s.cfg.TLS.Set() {
+		if cfg.TLS, err = identity.ServerTLS(s.cfg.TLS); err != nil {
+			return err
+		}
+	}
+	if s.rpc, err = rpc.New(cfg); err != nil {
+		return err
+	}
+	auditv1.RegisterCollectorServiceServer(s.rpc.GRPC, s)
+	auditv1.RegisterAuditServiceServer(s.rpc.GRPC, s)
+	return nil
+}
+
+// addSinks makes the projections. A sink's name names its cursor: it must not
+// depend on what may change without making another output of it.
+func (s *Service) addSinks() error {
+	c := &s.cfg
+	zone := c.LogZone
+	if zone == nil {
+		zone = time.Local
+	}
+	logger := c.Logger.Named("sink")
+	enc := record.NPLog{Zone: zone, Named: c.NPLogIsolation == IsolationNamed}
+	printed := record.KeyPrinted
+	if enc.Named {
+		printed = record.KeyNamed
+	}
+	add := func(name string, key record.Key, out sink.Output) error {
+		k, err := sink.New(sink.Config{Name: name, Log: s.log, Output: out, Key: key, Logger: logger})
+		if err != nil {
+			return err
+		}
+		s.sinks = append(s.sinks, k)
+		return nil
+	}
+	if c.NPLogDir != "" {
+		if err := add("np-log-dir "+c.NPLogDir, printed, sink.NPLogs(c.NPLogDir, enc, c.Rotation, logger)); err != nil {
+			return err
+		}
+	}
+	if c.NPLog != "" {
+		if err := add("np-log "+c.NPLog, printed, sink.NPLogOf(c.Node, c.NPLog, enc, c.Rotation, logger)); err != nil {
+			return err
+		}
+	}
+	if c.JSONFile != "" {
+		if err := add("json "+c.JSONFile, record.KeyAll, sink.JSONFile(c.JSONFile, c.Rotation, logger)); err != nil {
+			return err
+		}
+	}
+	format := record.DefaultSyslog()
+	format.NPLog = enc
+	for _, target := range c.Syslog {
+		out, err := sink.NewSyslog(target, format)
+		if err != nil {
+			return err
+		}
+		if err := add(out.Name(), record.KeyAll, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Addr is where gRPC is served.
+func (s *Service) Addr() string { return s.rpc.Addr().String() }
+
+// Run serves until the context ends. The streams end first, then the log, whose
+// last records the sinks still write.
+func (s *Service) Run(ctx context.Context) (err error) {
+	s.logger.Info("serving", "address", s.Addr(), "dir", s.cfg.Dir, "tls", s.cfg.TLS.Set(), "sinks", len(s.sinks))
+	defer func() { err = errors.Join(err, s.log.Close()) }()
+	rpcCtx, stopRPC := context.WithCancel(ctx)
+	defer stopRPC()
+	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopInner()
+	g, inner := errgroup.WithContext(inner)
+	g.Go(func() error { return s.log.Run(inner) })
+	for _, k := range s.sinks {
+		g.Go(func() error { return k.Run(inner) })
+	}
+	g.Go(func() error { return s.watchHealth(inner) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-inner.Done(): // Another part has failed.
+		}
+		close(s.stopping)
+		stopRPC()
+		return nil
+	})
+	g.Go(func() error {
+		defer stopInner()
+		return s.rpc.Run(rpcCtx)
+	})
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// watchHealth says by the health service whether events can be stored.
+func (s *Service) watchHealth(ctx context.Context) error {
+	tick := time.NewTicker(healthInterval)
+	defer tick.Stop()
+	serving := false
+	for {
+		if now := s.log.Health() == nil; now != serving {
+			serving = now
+			s.rpc.SetServing(now)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package sink
+
+import (
+	"compress/gzip"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/weirnet/weir/services/audit/record"
+)
+
+func listing(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func TestRotation(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	text := "123456789\n"
+	out := &Files{Path: func(string) string { return filepath.Join(dir, "np.log") }, Encode: func(b []byte, _ *record.Line) []byte { return append(b, text...) },
+		Rotation: Rotation{MaxBytes: 20, Keep: 2, Gzip: true}, Logger: hclog.NewNullLogger(), Now: func() time.Time { return now }}
+	if err := out.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 7 { // Two lines a file: three files are set aside.
+		if _, err := out.Write(&record.Line{}); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Second)
+	}
+	if err := out.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := listing(t, dir), []string{"np-2026-01-02T03-04-09.000.log.gz", "np-2026-01-02T03-04-11.000.log.gz", "np.log"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	f, err := os.Open(filepath.Join(dir, "np-2026-01-02T03-04-11.000.log.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(z); string(b) != text+text || err != nil {
+		t.Errorf("%q %v", b, err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, "np.log")); string(b) != text {
+		t.Errorf("np.log: %q", b)
+	}
+}
+
+func TestRotationByAge(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	path := filepath.Join(dir, "a.json")
+	for name := range map[string]bool{"a-2025-01-01T00-00-00.000.json": true, "a-2026-01-02T00-00-00.000.json": true, "a-x.json": true} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := Rotation{Every: time.Hour, KeepAge: 24 * time.Hour}
+	f, err := openFile(path, r, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, false, true} {
+		if rotated, err := f.write([]byte("x\n")); rotated != want || err != nil {
+			t.Errorf("line %d: %v %v", i, rotated, err)
+		}
+		now = now.Add(45 * time.Minute)
+	}
+	if err := f.sync(); err != nil {
+		t.Fatal(err)
+	}
+	f.close()
+	if err := sweep(path, r, now); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"a-2026-01-02T00-00-00.000.json", "a-2026-01-02T04-34-05.000.json", "a-x.json", "a.json"}
+	if got := listing(t, dir); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestHalfLines: what a crash left of a line is cut off.
+func TestHalfLines(t *testing.T) {
+	long := strings.Repeat("x", 10_000)
+	for before, want := range map[string]string{"": "", "a\nb\n": "a\nb\n", "a\nb": "a\n", "half": "", "a\n" + long: "a\n", long: ""} {
+		path := filepath.Join(t.TempDir(), "np.log")
+		if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := openFile(path, Rotation{}, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.write([]byte("new\n")); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.sync(); err != nil {
+			t.Fatal(err)
+		}
+		f.close()
+		if b, _ := os.ReadFile(path); string(b) != want+"new\n" {
+			t.Errorf("%.10q: %.20q", before, b)
+		}
+	}
+}
+
+// TestMovedAway: logrotate and people may move a file; we go on in a new one.
+func TestMovedAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "np.log")
+	f, err := openFile(path, Rotation{}, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { f.close() }()
+	for _, line := range []string{"a\n", "b\n"} {
+		if _, err := f.write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path, path+".1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.sync(); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := os.ReadFile(path + ".1"); string(b) != line {
+			t.Errorf("%q", b)
+		}
+	}
+}
