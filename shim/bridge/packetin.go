@@ -1,0 +1,100 @@
+package bridge
+
+import (
+	"sync/atomic"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
+
+// PacketInStats count the packet-ins of one controller id.
+type PacketInStats struct {
+	Received uint64 // that the switch delivered
+	Dropped  uint64 // of these, because the queue was full
+	Bad      uint64 // of these, because they could not be read
+}
+
+// listener receives the packet-ins of one controller id, over all connections.
+type listener struct {
+	id      uint16
+	packets chan openflow.PacketIn
+
+	received, dropped, bad atomic.Uint64
+}
+
+func newListener(c Controller) *listener {
+	n := c.Queue
+	if n <= 0 {
+		n = 4096
+	}
+	return &listener{id: c.ID, packets: make(chan openflow.PacketIn, n)}
+}
+
+// attach makes the session one that packet-ins of the id come to.
+func (l *listener) attach(s *session) error {
+	s.other = l.take
+	b := openflow.AppendSetControllerID(nil, 0, l.id)
+	b = openflow.AppendSetPacketInFormat(b, 0)
+	// Last, since packet-ins begin with it.
+	b = openflow.AppendSetConfig(b, 0, openflow.MaxMessage)
+	return s.send(b)
+}
+
+func (l *listener) take(m openflow.Message) {
+	if !openflow.IsPacketIn(m) {
+		return
+	}
+	l.received.Add(1)
+	p, err := openflow.DecodePacketIn(m.Body)
+	if err != nil {
+		l.bad.Add(1)
+		return
+	}
+	l.enqueue(p)
+}
+
+func (l *listener) enqueue(p openflow.PacketIn) {
+	select {
+	case l.packets <- p:
+	default:
+		l.dropped.Add(1)
+	}
+}
+
+// put is a packet-in that needs no reading.
+func (l *listener) put(p openflow.PacketIn) {
+	l.received.Add(1)
+	l.enqueue(p)
+}
+
+func (l *listener) stats() PacketInStats {
+	return PacketInStats{l.received.Load(), l.dropped.Load(), l.bad.Load()}
+}
+
+// PacketIns are the packets that flows sent to a controller id of the Config;
+// nil if it is not one of these. The channel is never closed.
+func (b *Bridge) PacketIns(id uint16) <-chan openflow.PacketIn {
+	if l := b.listeners[id]; l != nil {
+		return l.packets
+	}
+	return nil
+}
+
+// PacketInStats are the counters of a controller id of the Config.
+func (b *Bridge) PacketInStats(id uint16) PacketInStats {
+	if l := b.listeners[id]; l != nil {
+		return l.stats()
+	}
+	return PacketInStats{}
+}
+
+// Resume lets a packet go on that a Controller action paused.
+func (b *Bridge) Resume(id uint16, p *openflow.PacketIn) error {
+	s := b.session(role(id))
+	if s == nil || id == 0 {
+		return ErrDisconnected
+	}
+	if err := s.send(openflow.AppendResume(nil, 0, p)); err != nil {
+		return ErrDisconnected
+	}
+	return nil
+}

@@ -1,0 +1,141 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
+
+// Read reads back all that the bridge holds.
+func (b *Bridge) Read(ctx context.Context) (State, error) {
+	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
+	err := b.ask(ctx,
+		question{
+			func(buf []byte, xid uint32) []byte {
+				return openflow.AppendFlowStatsRequest(buf, xid, openflow.FlowFilter{Table: openflow.AllTables})
+			},
+			func(p openflow.Part) error {
+				return openflow.DecodeFlowStats(p.Body, func(f openflow.Flow) {
+					if b.cfg.Mark.Ours(f.Cookie) {
+						state.Flows[f.Key()] = f
+					} else {
+						state.Foreign[f.Key()] = f
+					}
+				})
+			},
+		},
+		question{openflow.AppendGroupDescRequest, func(p openflow.Part) error {
+			groups, err := openflow.DecodeGroupDesc(p.Body)
+			for _, g := range groups {
+				state.Groups[g.ID] = g
+			}
+			return err
+		}},
+		question{openflow.AppendMeterConfigRequest, func(p openflow.Part) error {
+			meters, err := openflow.DecodeMeterConfig(p.Body)
+			for _, m := range meters {
+				state.Meters[m.ID] = m
+			}
+			return err
+		}})
+	if err != nil {
+		return State{}, fmt.Errorf("read bridge %s: %w", b.cfg.Name, err)
+	}
+	return state, nil
+}
+
+// Counters reads the flows of a filter, with their counters, in no order.
+func (b *Bridge) Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
+	var out []openflow.Flow
+	err := b.ask(ctx, question{
+		func(buf []byte, xid uint32) []byte { return openflow.AppendFlowStatsRequest(buf, xid, filter) },
+		func(p openflow.Part) error {
+			return openflow.DecodeFlowStats(p.Body, func(f openflow.Flow) { out = append(out, f) })
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read counters of bridge %s: %w", b.cfg.Name, err)
+	}
+	return out, nil
+}
+
+// MeterCounters reads the counters of all meters.
+func (b *Bridge) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) {
+	var out []openflow.MeterStats
+	err := b.ask(ctx, question{openflow.AppendMeterStatsRequest, func(p openflow.Part) error {
+		stats, err := openflow.DecodeMeterStats(p.Body)
+		out = append(out, stats...)
+		return err
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("read meters of bridge %s: %w", b.cfg.Name, err)
+	}
+	return out, nil
+}
+
+// TableCounters reads the counters of all tables.
+func (b *Bridge) TableCounters(ctx context.Context) ([]openflow.TableStats, error) {
+	var out []openflow.TableStats
+	err := b.ask(ctx, question{openflow.AppendTableStatsRequest, func(p openflow.Part) error {
+		stats, err := openflow.DecodeTableStats(p.Body)
+		out = append(out, stats...)
+		return err
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("read tables of bridge %s: %w", b.cfg.Name, err)
+	}
+	return out, nil
+}
+
+// question is a multipart request and what takes the parts of its reply.
+type question struct {
+	request func(b []byte, xid uint32) []byte
+	part    func(openflow.Part) error
+}
+
+// ask puts questions at once and returns when all are answered.
+func (b *Bridge) ask(ctx context.Context, questions ...question) error {
+	s := b.session(roleRead)
+	if s == nil {
+		return ErrDisconnected
+	}
+	var first uint32
+	var refused error
+	open := len(questions)
+	err := s.exchange(ctx, len(questions), func(xid uint32, w io.Writer) error {
+		first = xid
+		var buf []byte
+		for i, q := range questions {
+			buf = q.request(buf, xid+uint32(i))
+		}
+		_, err := w.Write(buf)
+		return err
+	}, func(m openflow.Message) bool {
+		more, err := questions[m.XID-first].take(m)
+		if err != nil && refused == nil {
+			refused = err
+		}
+		if !more {
+			open--
+		}
+		return open == 0
+	})
+	if err != nil {
+		return err
+	}
+	return refused
+}
+
+// take takes one message of the answer and tells whether more follow.
+func (q question) take(m openflow.Message) (more bool, err error) {
+	if m.Type != openflow.TypeMultipartReply {
+		return false, decodeError(m)
+	}
+	p, err := openflow.DecodePart(m.Body)
+	if err != nil {
+		return false, err
+	}
+	return p.More, q.part(p)
+}
