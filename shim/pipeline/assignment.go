@@ -1,0 +1,53 @@
+package pipeline
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Assignment is which ids and lanes the rules have. It is output and input of a
+// Compiler: a shim that starts takes up the one that its flows were made with.
+type Assignment struct {
+	// Next is the next conjunction id to be given. Ids are not given twice,
+	// since connections carry them.
+	Next  uint32               `json:"next"`
+	Rules map[string]RulePlace `json:"rules"` // By rule key: see ruleKey.
+}
+
+// RulePlace is where a part of a rule stands.
+type RulePlace struct {
+	Conj uint32 `json:"conj"`
+	Lane int    `json:"lane"`
+}
+
+// Encode writes the assignment for a checkpoint.
+func (a Assignment) Encode() []byte {
+	b, err := json.Marshal(a)
+	if err != nil {
+		panic("pipeline: encode assignment: " + err.Error())
+	}
+	return b
+}
+
+// DecodeAssignment reads what Encode wrote and refuses ids that are given twice.
+func DecodeAssignment(b []byte) (Assignment, error) {
+	var a Assignment
+	if err := json.Unmarshal(b, &a); err != nil {
+		return Assignment{}, fmt.Errorf("decode assignment: %w", err)
+	}
+	seen := make(map[uint32]string)
+	for key, p := range a.Rules {
+		if p.Conj == 0 || p.Conj >= a.Next || p.Lane < 0 || p.Lane >= lanesK8s {
+			return Assignment{}, fmt.Errorf("decode assignment: rule %s has id %d of %d and lane %d", key, p.Conj, a.Next, p.Lane)
+		}
+		if other, twice := seen[p.Conj]; twice {
+			keys := []string{key, other}
+			slices.Sort(keys)
+			return Assignment{}, fmt.Errorf("decode assignment: rules %s have one id %d", strings.Join(keys, " and "), p.Conj)
+		}
+		seen[p.Conj] = key
+	}
+	return a, nil
+}

@@ -1,0 +1,330 @@
+package pipeline
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/storage"
+)
+
+// Config of a Compiler: what is the same for a bridge's life.
+type Config struct {
+	// LocalMAC is that of the bridge's LOCAL port, the Pods' gateway.
+	LocalMAC [6]byte
+	// HostMAC is the source address that the host's own packets carry, by
+	// which they are told from what it forwards. Zero: they cannot be told,
+	// and the host's own traffic to its Pods is judged too.
+	HostMAC [6]byte
+	// LogRate is the log events a second that the meter lets through.
+	LogRate uint32
+	// LogIsolationAll records every isolation drop, asked for or not.
+	LogIsolationAll bool
+	// ClauseCap is how many conjunctions a clause flow may list before a rule
+	// moves to the next lane. Zero: 200.
+	ClauseCap int
+}
+
+const defaultClauseCap = 200
+
+// Port is a port of the bridge that belongs to a Pod.
+type Port struct {
+	OFPort    uint32
+	ID        string // Of its Interface row: a re-added name is another port.
+	Interface string
+	Namespace string // Of the Pod.
+	Name      string
+	MAC       [6]byte // The Pod's.
+}
+
+// Problem is an item that could not be compiled, or not wholly.
+type Problem struct {
+	Scope storage.ScopeID
+	Key   string
+	Err   error
+}
+
+// Compiler holds the desired flows of one bridge. It belongs to one goroutine.
+type Compiler struct {
+	cfg        Config
+	flows      flowSet
+	assignment Assignment
+	byConj     map[uint32]*part
+
+	groups    map[storage.ScopeID]map[string]*policyv1.Member
+	policies  map[storage.ScopeID]map[string]*policy
+	endpoints map[string]*endpoint // By item key.
+	nodeScope map[string]storage.ScopeID
+	ports     map[uint32]*endpoint
+
+	peerOf   map[storage.ScopeID]map[*rule]struct{}   // Rules by the groups that they name.
+	guards   map[storage.ScopeID]map[*policy]struct{} // Policies by applied-to group.
+	inGroup  map[storage.ScopeID]map[*endpoint]struct{}
+	reassess map[*endpoint]struct{} // Isolation is to be worked out again.
+	names    map[netip.Addr][]nameCount
+}
+
+// New returns a compiler that holds no state. With its first Update it puts the
+// flows in that are there for every node.
+func New(cfg Config, former Assignment) *Compiler {
+	if cfg.ClauseCap == 0 {
+		cfg.ClauseCap = defaultClauseCap
+	}
+	if former.Rules == nil {
+		former.Rules = make(map[string]RulePlace)
+	}
+	former.Rules = maps.Clone(former.Rules)
+	former.Next = max(former.Next, 1)
+	c := &Compiler{
+		cfg:        cfg,
+		flows:      newFlowSet(),
+		assignment: former,
+		byConj:     make(map[uint32]*part),
+		groups:     make(map[storage.ScopeID]map[string]*policyv1.Member),
+		policies:   make(map[storage.ScopeID]map[string]*policy),
+		endpoints:  make(map[string]*endpoint),
+		nodeScope:  make(map[string]storage.ScopeID),
+		ports:      make(map[uint32]*endpoint),
+		peerOf:     make(map[storage.ScopeID]map[*rule]struct{}),
+		guards:     make(map[storage.ScopeID]map[*policy]struct{}),
+		inGroup:    make(map[storage.ScopeID]map[*endpoint]struct{}),
+		reassess:   make(map[*endpoint]struct{}),
+		names:      make(map[netip.Addr][]nameCount),
+	}
+	c.staticFlows()
+	return c
+}
+
+// Change is what a bridge must be told: flows to put in, in place of those of
+// the same key, and flows to take out.
+type Change struct {
+	Upsert []openflow.Flow
+	Delete []openflow.FlowKey
+}
+
+// Update takes over what a cut touched in the state, and the ports that there
+// are now, and returns what that changes in the flows.
+func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports []Port) Change {
+	var arrivals []func()
+	for _, kind := range []storage.ScopeKind{storage.ScopeAddressGroup, storage.ScopePolicies, storage.ScopeNode} {
+		for id, ts := range touched {
+			if k, held := state.Kind(id); (held && k == kind) || (!held && c.formerKind(id) == kind) {
+				c.scope(state, kind, id, ts, func(f func()) { arrivals = append(arrivals, f) })
+			}
+		}
+		// Policies that go have gone before any comes: one may have moved from
+		// scope to scope, and has one id.
+		for _, install := range arrivals {
+			install()
+		}
+		arrivals = nil
+	}
+	c.setPorts(ports)
+	for ep := range c.reassess {
+		c.isolate(ep)
+	}
+	clear(c.reassess)
+	c.forgetPlaces()
+	up, del := c.flows.take()
+	return Change{Upsert: up, Delete: del}
+}
+
+// Whole touches everything that a replica holds, for a compiler's first Update.
+func Whole(state *storage.Replica) storage.Touched {
+	touched := make(storage.Touched)
+	for _, sd := range state.Snapshot().GetScopes() {
+		id, _ := storage.ScopeIDFromBytes(sd.GetId())
+		touched[id] = &storage.TouchedScope{All: true}
+	}
+	return touched
+}
+
+// Desired are all flows as of the last Update.
+func (c *Compiler) Desired() []openflow.Flow {
+	var out []openflow.Flow
+	c.flows.all(func(f openflow.Flow) { out = append(out, f) })
+	slices.SortFunc(out, func(a, b openflow.Flow) int { return compareKeys(a.Key(), b.Key()) })
+	return out
+}
+
+// Meters are the meters that the flows name.
+func (c *Compiler) Meters() []openflow.Meter {
+	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}}
+}
+
+// Assignment is the present one. It must not be changed.
+func (c *Compiler) Assignment() Assignment { return c.assignment }
+
+// Problems are the items that are not, or not wholly, compiled.
+func (c *Compiler) Problems() []Problem {
+	var out []Problem
+	for id, policies := range c.policies {
+		for key, p := range policies {
+			for _, err := range p.problems {
+				out = append(out, Problem{Scope: id, Key: key, Err: err})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Problem) int {
+		return slices.Compare([]string{a.Key, a.Err.Error()}, []string{b.Key, b.Err.Error()})
+	})
+	return out
+}
+
+func (c *Compiler) formerKind(id storage.ScopeID) storage.ScopeKind {
+	if _, ok := c.groups[id]; ok {
+		return storage.ScopeAddressGroup
+	}
+	if _, ok := c.policies[id]; ok {
+		return storage.ScopePolicies
+	}
+	return storage.ScopeNode
+}
+
+// scope takes over one touched scope; what is passed to later is to be called
+// when all scopes of the kind have been.
+func (c *Compiler) scope(state *storage.Replica, kind storage.ScopeKind, id storage.ScopeID, ts *storage.TouchedScope, later func(func())) {
+	keys := maps.Clone(ts.Keys)
+	if keys == nil {
+		keys = make(map[string]struct{})
+	}
+	_, held := state.Kind(id)
+	if ts.All {
+		state.Scope(id, func(key string, _ *policyv1.Item) { keys[key] = struct{}{} })
+		c.formerKeys(kind, id, keys)
+	}
+	switch kind {
+	case storage.ScopeAddressGroup:
+		if c.groups[id] == nil {
+			c.groups[id] = make(map[string]*policyv1.Member)
+		}
+	case storage.ScopePolicies:
+		if c.policies[id] == nil {
+			c.policies[id] = make(map[string]*policy)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		item := state.Item(id, key)
+		switch kind {
+		case storage.ScopeAddressGroup:
+			c.setMember(id, key, item.GetMember())
+		case storage.ScopePolicies:
+			c.setPolicy(id, key, item.GetPolicy(), later)
+		case storage.ScopeNode:
+			if item.GetNode() == nil && key != "node" {
+				c.setEndpoint(id, key, item.GetEndpoint())
+			}
+		}
+	}
+	if !held {
+		delete(c.groups, id)
+		delete(c.policies, id)
+	}
+}
+
+// formerKeys adds the keys that the compiler holds of a scope.
+func (c *Compiler) formerKeys(kind storage.ScopeKind, id storage.ScopeID, keys map[string]struct{}) {
+	switch kind {
+	case storage.ScopeAddressGroup:
+		for key := range c.groups[id] {
+			keys[key] = struct{}{}
+		}
+	case storage.ScopePolicies:
+		for key := range c.policies[id] {
+			keys[key] = struct{}{}
+		}
+	case storage.ScopeNode:
+		for key, scope := range c.nodeScope {
+			if scope == id {
+				keys[key] = struct{}{}
+			}
+		}
+	}
+}
+
+// setMember puts a member of an address group in the place of its former
+// content; nil takes it out.
+func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member) {
+	for r := range c.peerOf[id] {
+		if former := c.groups[id][key]; former != nil {
+			c.memberClauses(r, id, former, c.leave)
+		}
+		if m != nil {
+			c.memberClauses(r, id, m, c.join)
+		}
+	}
+	if former := c.groups[id][key]; former.GetPod() != nil {
+		c.named(former.GetPod().GetNamespace()+"/"+former.GetPod().GetName(), addrs(former.GetIps()), -1)
+	}
+	if m.GetPod() != nil {
+		c.named(m.GetPod().GetNamespace()+"/"+m.GetPod().GetName(), addrs(m.GetIps()), 1)
+	}
+	if m == nil {
+		delete(c.groups[id], key)
+	} else {
+		c.groups[id][key] = m
+	}
+}
+
+// setPolicy puts a policy in the place of its former content; nil takes it out.
+func (c *Compiler) setPolicy(id storage.ScopeID, key string, w *policyv1.Policy, later func(func())) {
+	if former := c.policies[id][key]; former != nil {
+		c.uninstall(former)
+		delete(c.policies[id], key)
+	}
+	if w == nil || w.GetStaged() {
+		return
+	}
+	p := c.newPolicy(w)
+	c.policies[id][key] = p
+	later(func() { c.install(p) })
+}
+
+func scopeIDs(list [][]byte) ([]storage.ScopeID, error) {
+	ids := make([]storage.ScopeID, 0, len(list))
+	for _, b := range list {
+		id, ok := storage.ScopeIDFromBytes(b)
+		if !ok {
+			return nil, fmt.Errorf("a group id of %d bytes", len(b))
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func link[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
+	if m[k] == nil {
+		m[k] = make(map[V]struct{})
+	}
+	m[k][v] = struct{}{}
+}
+
+func unlink[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
+	delete(m[k], v)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+// Open says whether a port carries traffic.
+func (c *Compiler) Open(ofport uint32) bool { return c.ports[ofport] != nil }
+
+// Touch is a flow that is always there, and the same for every state.
+func (c *Compiler) Touch() openflow.Flow {
+	return openflow.Flow{Table: TableOutput, Priority: prioMiss, Cookie: cookie(KindStatic, 0), Actions: actions(openflow.OutputRegister(regOutput))}
+}
+
+// OpenAddresses are the addresses that traffic can reach, each with the id of
+// its port.
+func (c *Compiler) OpenAddresses() map[netip.Addr]string {
+	out := make(map[netip.Addr]string)
+	for _, ep := range c.ports {
+		for _, ip := range ep.ips {
+			out[ip] = ep.port.ID
+		}
+	}
+	return out
+}

@@ -1,0 +1,265 @@
+package pipeline
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/storage"
+)
+
+// endpoint is a Pod that the state places on this node. Its traffic flows once
+// it has a port.
+type endpoint struct {
+	wire     *policyv1.Endpoint
+	ips      []netip.Addr
+	families [2]bool
+	groups   map[storage.ScopeID]struct{}
+	port     *Port  // Nil: closed.
+	owner    string // Of its flows: of two Pods of one address, the one with a port has it.
+	flows    []openflow.FlowKey
+	isolated []openflow.FlowKey
+}
+
+// family is 0 for IPv4 and 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+func addrs(list [][]byte) []netip.Addr {
+	var out []netip.Addr
+	for _, b := range list {
+		if a, ok := netip.AddrFromSlice(b); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// setEndpoint puts an endpoint in the place of its former content; nil takes it
+// out. Its port stays where the Pod does.
+func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpoint) {
+	var port *Port
+	if former := c.endpoints[key]; former != nil {
+		port = former.port
+		c.detach(former)
+		c.named(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips, -1)
+		delete(c.endpoints, key)
+		delete(c.nodeScope, key)
+	}
+	if w == nil {
+		return
+	}
+	ep := &endpoint{wire: w, ips: addrs(w.GetIps()), groups: make(map[storage.ScopeID]struct{})}
+	for _, a := range ep.ips {
+		ep.families[family(a)] = true
+	}
+	if ids, err := scopeIDs(w.GetGroups()); err == nil {
+		for _, g := range ids {
+			ep.groups[g] = struct{}{}
+		}
+	}
+	c.endpoints[key], c.nodeScope[key] = ep, id
+	c.named(w.GetNamespace()+"/"+w.GetName(), ep.ips, 1)
+	c.attach(ep, port)
+}
+
+// setPorts takes over which Pods have ports. Of two ports of one Pod, the one
+// that it had stays, or else the lower has it.
+func (c *Compiler) setPorts(ports []Port) {
+	byPod := make(map[string]*Port)
+	for i := range ports {
+		p := &ports[i]
+		key := storage.EndpointKey(p.Namespace, p.Name)
+		ep, other := c.endpoints[key], byPod[key]
+		keeps := ep != nil && ep.port != nil && *ep.port == *p
+		holds := other != nil && ep != nil && ep.port != nil && *ep.port == *other
+		if other == nil || keeps || (!holds && p.OFPort < other.OFPort) {
+			byPod[key] = p
+		}
+	}
+	var changed []string
+	for key, ep := range c.endpoints {
+		p := byPod[key]
+		if (p == nil) != (ep.port == nil) || (p != nil && *p != *ep.port) {
+			changed = append(changed, key)
+		}
+	}
+	slices.Sort(changed)
+	for _, key := range changed { // All go before any comes: a port number may change hands.
+		c.detach(c.endpoints[key])
+	}
+	for _, key := range changed {
+		c.attach(c.endpoints[key], byPod[key])
+	}
+}
+
+// attach makes the flows of an endpoint and brings it under the rules that
+// guard it. With no port it stays closed: what is sent to it is dropped.
+func (c *Compiler) attach(ep *endpoint, port *Port) {
+	name := ep.wire.GetNamespace() + "/" + ep.wire.GetName()
+	ep.owner = "2 closed " + name
+	if port != nil {
+		ep.owner = "1 open " + name
+		p := *port
+		ep.port = &p
+		c.ports[p.OFPort] = ep
+	}
+	c.portFlows(ep)
+	for g := range ep.groups {
+		link(c.inGroup, g, ep)
+	}
+	if ep.port == nil {
+		return
+	}
+	for p := range c.guarding(ep) {
+		for _, r := range p.rules {
+			if r.appliesTo(ep) {
+				c.guard(r, ep)
+			}
+		}
+	}
+	c.reassess[ep] = struct{}{}
+}
+
+// detach undoes attach.
+func (c *Compiler) detach(ep *endpoint) {
+	if ep.port != nil {
+		for p := range c.guarding(ep) {
+			for _, r := range p.rules {
+				if r.appliesTo(ep) {
+					c.unguard(r, ep)
+				}
+			}
+		}
+		delete(c.ports, ep.port.OFPort)
+	}
+	for g := range ep.groups {
+		unlink(c.inGroup, g, ep)
+	}
+	for _, key := range slices.Concat(ep.flows, ep.isolated) {
+		c.flows.unset(ep.owner, key)
+	}
+	ep.flows, ep.isolated, ep.port = nil, nil, nil
+	delete(c.reassess, ep)
+}
+
+// guarding are the policies that have a group of the endpoint among those that
+// they apply to.
+func (c *Compiler) guarding(ep *endpoint) map[*policy]struct{} {
+	out := make(map[*policy]struct{})
+	for g := range ep.groups {
+		maps.Copy(out, c.guards[g])
+	}
+	return out
+}
+
+// isolating are the policies that isolate an endpoint in a direction, by name.
+func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction) []*policy {
+	var out []*policy
+	for p := range c.guarding(ep) {
+		isolates := p.wire.GetIsolatesIngress()
+		if dir == policyv1.Direction_DIRECTION_EGRESS {
+			isolates = p.wire.GetIsolatesEgress()
+		}
+		if isolates && p.appliesTo(ep) {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b *policy) int { return slices.Compare(a.name(), b.name()) })
+	return out
+}
+
+// isolate works out again which isolation flows an endpoint has.
+func (c *Compiler) isolate(ep *endpoint) {
+	for _, key := range ep.isolated {
+		c.flows.unset(ep.owner, key)
+	}
+	ep.isolated = nil
+	if ep.port == nil {
+		return
+	}
+	for _, dir := range []policyv1.Direction{policyv1.Direction_DIRECTION_INGRESS, policyv1.Direction_DIRECTION_EGRESS} {
+		policies := c.isolating(ep, dir)
+		if len(policies) == 0 {
+			continue
+		}
+		table := uint8(TableIngressDefaultRule)
+		if dir == policyv1.Direction_DIRECTION_EGRESS {
+			table = TableEgressDefaultRule
+		}
+		logged := c.cfg.LogIsolationAll || slices.ContainsFunc(policies, func(p *policy) bool { return p.wire.GetLogIsolation() })
+		f := openflow.Flow{Table: table, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
+			Cookie: cookie(KindIsolation, ep.port.OFPort)}
+		if logged {
+			f.Actions = actions(logAction())
+		}
+		c.flows.set(ep.owner, f)
+		ep.isolated = append(ep.isolated, f.Key())
+	}
+}
+
+// targetField matches the traffic of a local port in a direction.
+func targetField(dir policyv1.Direction, port uint32) openflow.Field {
+	if dir == policyv1.Direction_DIRECTION_EGRESS {
+		return openflow.InPort(port)
+	}
+	return openflow.Reg(regOutput, port, 0xffffffff)
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// portFlows are the flows of one endpoint that no policy has a part in.
+func (c *Compiler) portFlows(ep *endpoint) {
+	put := func(table uint8, priority uint16, acts openflow.Actions, match ...openflow.Field) {
+		var id uint32
+		if ep.port != nil {
+			id = ep.port.OFPort
+		}
+		f := openflow.Flow{Table: table, Priority: priority, Match: openflow.NewMatch(match...), Cookie: cookie(KindPort, id), Actions: acts}
+		c.flows.set(ep.owner, f)
+		ep.flows = append(ep.flows, f.Key())
+	}
+	if ep.port == nil {
+		for _, ip := range ep.ips {
+			put(TableForwarding, prioNormal, openflow.Drop(), openflow.IPDst(host(ip)))
+		}
+		return
+	}
+	port, mac := ep.port.OFPort, ep.port.MAC
+	put(TableClassifier, prioNormal, actions(openflow.SetReg(regSource, sourcePod, maskSource), openflow.GotoTable(TableSpoofGuard)), openflow.InPort(port))
+	from := []openflow.Field{openflow.InPort(port), openflow.EthSrc(mac)}
+	with := func(more ...openflow.Field) []openflow.Field { return append(slices.Clone(from), more...) }
+	resolve := actions(openflow.GotoTable(TableResolution))
+	deliver := actions(openflow.OutputPort(port))
+	for _, ip := range ep.ips {
+		h := host(ip)
+		put(TableSpoofGuard, prioNormal, actions(openflow.GotoTable(TableConntrack)), with(openflow.IPSrc(h))...)
+		put(TableForwarding, prioNormal, actions(
+			openflow.SetEthSrc(c.cfg.LocalMAC), openflow.SetEthDst(mac), openflow.SetReg(regOutput, port, 0xffffffff),
+			openflow.GotoTable(TableAntreaPolicyIngressRule)), openflow.IPDst(h))
+		if ip.Is4() {
+			put(TableSpoofGuard, prioNormal, resolve, with(openflow.ARP(), openflow.ARPSpa(h), openflow.ARPSha(mac))...)
+			put(TableResolution, prioHigh, deliver, openflow.ARP(), openflow.ARPTpa(h))
+			continue
+		}
+		// An option that is left out, as a unicast probe and its answer leave
+		// it out, reads as zero.
+		for _, ll := range [][6]byte{mac, {}} {
+			put(TableSpoofGuard, prioHigh, resolve, with(openflow.IPSrc(h), openflow.ICMPv6Type(openflow.NDSolicit), openflow.NDSll(ll))...)
+			put(TableSpoofGuard, prioHigh, resolve, with(openflow.IPSrc(h), openflow.ICMPv6Type(openflow.NDAdvert), openflow.NDTarget(h), openflow.NDTll(ll))...)
+		}
+		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDSolicit), openflow.NDTarget(h))
+		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDAdvert), openflow.IPDst(h))
+	}
+	if ep.families[1] { // What is not covered above must not pass as plain IPv6.
+		for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
+			put(TableSpoofGuard, prioNormal+1, openflow.Drop(), with(openflow.ICMPv6Type(t))...)
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package pipeline
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
+
+// flowSet is the desired flows, and which of them changed since the last take.
+// A flow is either fixed, or a clause flow that conjunctions share.
+type flowSet struct {
+	flows map[openflow.FlowKey]*desired
+	dirty map[openflow.FlowKey]struct{}
+}
+
+type desired struct {
+	fixed   []owned        // By owner; the first counts. Empty: a clause flow, or none.
+	clauses []membership   // Sorted by conjunction.
+	shown   *openflow.Flow // As of the last take; nil where it was not there.
+}
+
+// membership of a flow in one clause of one conjunction, counted: several
+// addresses of one peer list may come to the same match.
+type membership struct {
+	conj            uint32
+	clause, clauses uint8
+	count           uint32
+}
+
+func newFlowSet() flowSet {
+	return flowSet{flows: make(map[openflow.FlowKey]*desired), dirty: make(map[openflow.FlowKey]struct{})}
+}
+
+func (s *flowSet) at(key openflow.FlowKey) *desired {
+	d := s.flows[key]
+	if d == nil {
+		d = &desired{}
+		s.flows[key] = d
+	}
+	s.dirty[key] = struct{}{}
+	return d
+}
+
+// owned is a fixed flow and who put it in. Two may want flows of one key, as
+// two Pods do that are said to have one address: then the owner whose name
+// comes first has it, whichever came first.
+type owned struct {
+	owner string
+	flow  openflow.Flow
+}
+
+func byOwner(o owned, owner string) int { return strings.Compare(o.owner, owner) }
+
+// set puts an owner's fixed flow in, in place of the one that it had there.
+func (s *flowSet) set(owner string, f openflow.Flow) {
+	d := s.at(f.Key())
+	i, found := slices.BinarySearchFunc(d.fixed, owner, byOwner)
+	if found {
+		d.fixed[i].flow = f
+		return
+	}
+	d.fixed = slices.Insert(d.fixed, i, owned{owner, f})
+}
+
+// unset takes an owner's fixed flow out.
+func (s *flowSet) unset(owner string, key openflow.FlowKey) {
+	d := s.at(key)
+	if i, found := slices.BinarySearchFunc(d.fixed, owner, byOwner); found {
+		d.fixed = slices.Delete(d.fixed, i, i+1)
+	}
+}
+
+// join counts a match into a clause; leave undoes it.
+func (s *flowSet) join(key openflow.FlowKey, m membership) {
+	d := s.at(key)
+	i, found := find(d.clauses, m)
+	if found {
+		d.clauses[i].count++
+		return
+	}
+	m.count = 1
+	d.clauses = slices.Insert(d.clauses, i, m)
+}
+
+func (s *flowSet) leave(key openflow.FlowKey, m membership) {
+	d := s.at(key)
+	i, found := find(d.clauses, m)
+	if !found {
+		panic("pipeline: a clause is left that was never joined: " + key.String())
+	}
+	if d.clauses[i].count--; d.clauses[i].count == 0 {
+		d.clauses = slices.Delete(d.clauses, i, i+1)
+	}
+}
+
+func find(list []membership, m membership) (int, bool) {
+	return slices.BinarySearchFunc(list, m, func(a, b membership) int {
+		if a.conj != b.conj {
+			return int(int64(a.conj) - int64(b.conj))
+		}
+		return int(a.clause) - int(b.clause)
+	})
+}
+
+// shared is how many conjunctions a clause flow lists.
+func (s *flowSet) shared(key openflow.FlowKey) int {
+	if d := s.flows[key]; d != nil {
+		return len(d.clauses)
+	}
+	return 0
+}
+
+// take returns what changed since the last take, in the order of table,
+// priority and match text.
+func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
+	for key := range s.dirty {
+		d := s.flows[key]
+		now := d.flow(key)
+		switch {
+		case now == nil && d.shown != nil:
+			remove = append(remove, key)
+		case now != nil && (d.shown == nil || !now.Same(*d.shown)):
+			upsert = append(upsert, *now)
+		}
+		d.shown = now
+		if now == nil {
+			delete(s.flows, key)
+		}
+	}
+	clear(s.dirty)
+	slices.SortFunc(upsert, func(a, b openflow.Flow) int { return compareKeys(a.Key(), b.Key()) })
+	slices.SortFunc(remove, compareKeys)
+	return upsert, remove
+}
+
+func (d *desired) flow(key openflow.FlowKey) *openflow.Flow {
+	if len(d.fixed) > 0 {
+		f := d.fixed[0].flow
+		return &f
+	}
+	if len(d.clauses) == 0 {
+		return nil
+	}
+	list := make([]openflow.Action, 0, len(d.clauses))
+	for _, m := range d.clauses {
+		list = append(list, openflow.Conjunction{ID: m.conj, Clause: m.clause, Clauses: m.clauses})
+	}
+	return &openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
+}
+
+// all is every desired flow as of the last take.
+func (s *flowSet) all(visit func(openflow.Flow)) {
+	for _, d := range s.flows {
+		if d.shown != nil {
+			visit(*d.shown)
+		}
+	}
+}
+
+func compareKeys(a, b openflow.FlowKey) int {
+	if a.Table != b.Table {
+		return int(a.Table) - int(b.Table)
+	}
+	if a.Priority != b.Priority {
+		return int(b.Priority) - int(a.Priority)
+	}
+	return a.Match.Compare(b.Match)
+}

@@ -1,0 +1,142 @@
+package pipeline
+
+import "github.com/weirnet/weir/shim/bridge/openflow"
+
+// Tables, in the order in which a packet passes them. The names of the rule
+// tables stand in audit lines.
+const (
+	TableClassifier              = 0 // Where the packet came from.
+	TableSpoofGuard              = 1 // A Pod sends from its own addresses only.
+	TableResolution              = 2 // ARP and ND go to the owner of the address alone.
+	TableConntrack               = 4
+	TableConntrackState          = 5 // Allowed connections skip the rules.
+	TableSCTPState               = 6 // The same as ConntrackState, for SCTP.
+	TableServiceLB               = 7 // Empty so far.
+	TableAntreaPolicyEgressRule  = 10
+	TableEgressRule              = 11
+	TableEgressDefaultRule       = 12
+	TableEgressMetric            = 13
+	TableForwarding              = 14
+	TableAntreaPolicyIngressRule = 20
+	TableIngressRule             = 21
+	TableIngressDefaultRule      = 22
+	TableIngressMetric           = 23
+	TableConntrackCommit         = 24
+	TableSCTPCommit              = 25 // The same, for SCTP.
+	TableOutput                  = 26
+)
+
+var tableNames = map[uint8]string{
+	TableClassifier:              "Classifier",
+	TableSpoofGuard:              "SpoofGuard",
+	TableResolution:              "Resolution",
+	TableConntrack:               "Conntrack",
+	TableConntrackState:          "ConntrackState",
+	TableServiceLB:               "ServiceLB",
+	TableSCTPState:               "SCTPState",
+	TableAntreaPolicyEgressRule:  "AntreaPolicyEgressRule",
+	TableEgressRule:              "EgressRule",
+	TableEgressDefaultRule:       "EgressDefaultRule",
+	TableEgressMetric:            "EgressMetric",
+	TableForwarding:              "Forwarding",
+	TableAntreaPolicyIngressRule: "AntreaPolicyIngressRule",
+	TableIngressRule:             "IngressRule",
+	TableIngressDefaultRule:      "IngressDefaultRule",
+	TableIngressMetric:           "IngressMetric",
+	TableConntrackCommit:         "ConntrackCommit",
+	TableSCTPCommit:              "SCTPCommit",
+	TableOutput:                  "Output",
+}
+
+// TableName is a table's name, as audit lines have it.
+func TableName(table uint8) string { return tableNames[table] }
+
+// Registers.
+//
+//	reg0[0..3]  source: 1 a local Pod, 2 the host
+//	reg0[8]     the connection was allowed before: rules are skipped
+//	reg0[12]    the host itself sends, and does not forward
+//	reg1        output port
+//	reg5, reg6  ids of the rules that allowed, egress and ingress
+//	reg7[0..15] conntrack zone of an SCTP packet
+const (
+	regSource, maskSource     = 0, uint32(0xf)
+	sourcePod, sourceHost     = uint32(1), uint32(2)
+	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
+	regOutput                 = 1
+	regEgressRule             = 5
+	regIngressRule            = 6
+	regZone                   = 7
+	zone                      = 1
+	markAllowed               = uint32(1)
+	markAllowedBack           = uint32(4) // Of SCTP: from the side that was called first.
+	labelEgress, labelIngress = 0, 32     // Offsets in ct_label.
+)
+
+// localOutput is LOCAL in the output register: a port that is read from a
+// register has 16 bits, whatever the version of OpenFlow.
+const localOutput = uint32(0xfffe)
+
+// Priorities within tables where order matters. K8s rules begin at 190, which
+// their audit lines show.
+const (
+	prioMiss      = 0
+	prioDefault   = 100
+	prioNormal    = 190
+	prioHigh      = 200
+	prioTop       = 210
+	prioSkip      = 65000 // Ahead of every rule.
+	prioK8s       = 190
+	lanesK8s      = 150
+	prioIsolation = 10000 // Ahead of every baseline rule.
+)
+
+// Cookies: 0x57 in the top byte, then the layout's version, the kind of the
+// flow and what it stands for.
+const (
+	CookieMark    = uint64(0x57) << 56
+	CookieMask    = uint64(0xff) << 56
+	LayoutVersion = uint64(1)
+)
+
+// CookieKind says what a flow stands for.
+type CookieKind uint8
+
+// The kinds of flows.
+const (
+	KindStatic    CookieKind = 1
+	KindPort      CookieKind = 2 // Id: OpenFlow port.
+	KindClause    CookieKind = 3 // Id: 0; clause flows are shared.
+	KindRule      CookieKind = 4 // Id: conjunction id.
+	KindIsolation CookieKind = 5 // Id: OpenFlow port.
+)
+
+func cookie(kind CookieKind, id uint32) uint64 {
+	return CookieMark | LayoutVersion<<48 | uint64(kind)<<40 | uint64(id)
+}
+
+// ParseCookie reads a cookie; ok is false for one that is not of this layout.
+func ParseCookie(c uint64) (kind CookieKind, id uint32, ok bool) {
+	if c&CookieMask != CookieMark || c>>48&0xff != LayoutVersion {
+		return 0, 0, false
+	}
+	return CookieKind(c >> 40), uint32(c), true
+}
+
+// LogController is the controller id of the connection that log events go to.
+const LogController = 2
+
+// Zone is the conntrack zone of all traffic but SCTP.
+const Zone = zone
+
+// LogMeter is the id of the meter that limits log events.
+const LogMeter = 1
+
+// logBytes of a packet go into a log event: headers, and no more of the user's data than that.
+const logBytes = 128
+
+func logAction() openflow.Action {
+	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter}
+}
+
+func actions(list ...openflow.Action) openflow.Actions { return openflow.NewActions(list...) }

@@ -1,0 +1,120 @@
+package pipeline
+
+import (
+	"net/netip"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
+
+// Addresses that are nobody's until multicast is forwarded.
+var multicast = []netip.Prefix{
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// Types of ICMPv6 messages that routers send; none of them is a Pod.
+var routerMessages = []uint8{134, 137}
+
+// staticFlows are there for every node.
+func (c *Compiler) staticFlows() {
+	put := func(table uint8, priority uint16, acts openflow.Actions, match ...openflow.Field) {
+		c.flows.set("", openflow.Flow{Table: table, Priority: priority, Match: openflow.NewMatch(match...), Cookie: cookie(KindStatic, 0), Actions: acts})
+	}
+	next := func(table uint8) openflow.Actions { return actions(openflow.GotoTable(table)) }
+	local := openflow.InPort(openflow.PortLocal)
+	fromPod := openflow.Reg(regSource, sourcePod, maskSource)
+	bypass := openflow.Reg(0, bitBypass, bitBypass)
+	families := [][]openflow.Field{{openflow.IPv4()}, {openflow.IPv6()}}
+
+	if c.cfg.HostMAC != [6]byte{} {
+		put(TableClassifier, prioHigh, actions(openflow.SetReg(regSource, sourceHost|bitOwnHost, maskSource|bitOwnHost), openflow.GotoTable(TableResolution)),
+			local, openflow.EthSrc(c.cfg.HostMAC))
+	}
+	put(TableClassifier, prioNormal, actions(openflow.SetReg(regSource, sourceHost, maskSource), openflow.GotoTable(TableResolution)), local)
+	put(TableClassifier, prioMiss, openflow.Drop())
+	put(TableSpoofGuard, prioMiss, openflow.Drop())
+	for _, t := range routerMessages {
+		put(TableSpoofGuard, prioTop, openflow.Drop(), openflow.ICMPv6Type(t))
+	}
+
+	// ARP and ND that are for no open Pod are for the host.
+	put(TableResolution, prioDefault, actions(openflow.OutputPort(openflow.PortLocal)), openflow.ARP(), fromPod)
+	for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
+		put(TableResolution, prioDefault+1, openflow.Drop(), openflow.ICMPv6Type(t))
+		put(TableResolution, prioDefault+2, actions(openflow.OutputPort(openflow.PortLocal)), openflow.ICMPv6Type(t), fromPod)
+	}
+	for _, f := range families {
+		put(TableResolution, prioDefault, next(TableConntrack), f...)
+		put(TableConntrack, prioDefault, actions(openflow.CT{Zone: zone, Recirc: true, Table: TableConntrackState}), f...)
+	}
+	put(TableResolution, prioMiss, openflow.Drop())
+	put(TableConntrack, prioMiss, openflow.Drop())
+
+	// SCTP is tracked by its pair of addresses alone. So each server port has a
+	// zone: a packet is a reply if the pair is allowed in the zone of the port
+	// that it comes from; everything else is judged, packet by packet. Of two
+	// that both serve and call one port, each way has a mark of its own.
+	zoneBits := openflow.RegBits(regZone, 0, 16)
+	for _, f := range families {
+		sctp := append([]openflow.Field{openflow.IPProto(openflow.ProtoSCTP)}, f...)
+		put(TableConntrack, prioNormal, actions(openflow.MoveBits(openflow.WholeField(openflow.FieldSCTPSrc), zoneBits),
+			openflow.CT{ZoneFrom: zoneBits, Recirc: true, Table: TableSCTPState}), sctp...)
+		put(TableConntrackCommit, prioNormal, actions(openflow.MoveBits(openflow.WholeField(openflow.FieldSCTPDst), zoneBits),
+			openflow.CT{ZoneFrom: zoneBits, Recirc: true, Table: TableSCTPCommit}), sctp...)
+		for state, mark := range map[uint32]uint32{0: markAllowed, openflow.CtRpl: markAllowedBack} {
+			put(TableSCTPCommit, prioNormal, actions(openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)}, openflow.GotoTable(TableOutput)),
+				append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...)...)
+		}
+	}
+	put(TableSCTPCommit, prioMiss, openflow.Drop())
+
+	skip := actions(openflow.SetReg(0, bitBypass, bitBypass), openflow.GotoTable(TableEgressMetric))
+	isAllowed := openflow.CtMark(markAllowed, markAllowed)
+	put(TableConntrackState, prioTop, openflow.Drop(), openflow.CtState(openflow.CtInv|openflow.CtTrk, openflow.CtInv|openflow.CtTrk))
+	est, rel := uint32(openflow.CtEst|openflow.CtTrk), uint32(openflow.CtRel|openflow.CtTrk)
+	put(TableConntrackState, prioNormal, skip, openflow.CtState(est, est), isAllowed)
+	put(TableConntrackState, prioNormal, skip, openflow.CtState(rel, rel|est), isAllowed)
+	put(TableConntrackState, prioMiss, next(TableServiceLB))
+	back := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
+	put(TableSCTPState, prioNormal, skip, openflow.CtState(back, back), isAllowed)
+	put(TableSCTPState, prioNormal, skip, openflow.CtState(est, back), openflow.CtMark(markAllowedBack, markAllowedBack))
+	put(TableSCTPState, prioMiss, next(TableServiceLB))
+	put(TableServiceLB, prioMiss, next(TableAntreaPolicyEgressRule))
+
+	chain := []uint8{TableAntreaPolicyEgressRule, TableEgressRule, TableEgressDefaultRule, TableEgressMetric, TableForwarding}
+	for i := range len(chain) - 1 {
+		put(chain[i], prioMiss, next(chain[i+1]))
+	}
+
+	for _, p := range multicast {
+		put(TableForwarding, prioTop, openflow.Drop(), openflow.IPDst(p))
+	}
+	put(TableForwarding, prioDefault, actions(openflow.SetEthDst(c.cfg.LocalMAC), openflow.SetReg(regOutput, localOutput, 0xffffffff),
+		openflow.GotoTable(TableIngressMetric)), fromPod)
+	put(TableForwarding, prioMiss, openflow.Drop())
+
+	put(TableAntreaPolicyIngressRule, prioSkip+1, next(TableIngressMetric), bypass) // Also where the host answers.
+	put(TableAntreaPolicyIngressRule, prioSkip, next(TableIngressMetric), openflow.Reg(0, bitOwnHost, bitOwnHost))
+	chain = []uint8{TableAntreaPolicyIngressRule, TableIngressRule, TableIngressDefaultRule, TableIngressMetric, TableConntrackCommit}
+	for i := range len(chain) - 1 {
+		put(chain[i], prioMiss, next(chain[i+1]))
+	}
+
+	put(TableConntrackCommit, prioHigh, next(TableOutput), bypass)
+	for _, f := range families {
+		put(TableConntrackCommit, prioDefault, actions(openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)}, openflow.GotoTable(TableOutput)),
+			append([]openflow.Field{openflow.CtState(openflow.CtTrk, openflow.CtTrk|openflow.CtInv)}, f...)...)
+	}
+	put(TableConntrackCommit, prioMiss, openflow.Drop())
+	c.flows.set("", c.Touch())
+}
+
+// allowed marks a connection as allowed, with the rules that allowed it.
+func allowed(mark uint32) []openflow.Action {
+	return []openflow.Action{
+		openflow.SetCtMark(mark, mark),
+		openflow.MoveBits(openflow.RegBits(regEgressRule, 0, 32), openflow.Bits{Field: openflow.FieldCTLabel, Offset: labelEgress, Len: 32}),
+		openflow.MoveBits(openflow.RegBits(regIngressRule, 0, 32), openflow.Bits{Field: openflow.FieldCTLabel, Offset: labelIngress, Len: 32}),
+	}
+}
