@@ -1,0 +1,388 @@
+// Package client follows a node's stream of the policy service: it subscribes,
+// builds the node's state from the cuts, checks the digest of every one, has
+// the owner put it in force, and acknowledges.
+//
+//	policy service ─► cut ─► storage.Replica ─► Handler.Apply ─► ack or nack
+//	                             (digest equal?)
+//
+// The Client owns the replica and lends it to the Handler during Apply. A cut
+// whose digest does not come out is not applied: it is refused, and the
+// service answers with a snapshot, out of which the Handler touches only what
+// differs. When a stream ends, for whatever reason, the state stays, and the
+// client connects again after a pause with jitter, to each address in turn,
+// and resumes from the digest that it holds. A message that cannot be read
+// ends the stream.
+//
+// Read client_test.go first.
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/storage"
+)
+
+// Handler puts cuts in force. Its methods are called by one goroutine.
+type Handler interface {
+	// Apply puts what was touched in force and returns when it is, or why it
+	// is not. The replica may be read until it returns. Problems are items
+	// that could not be realised although the rest is in force.
+	Apply(ctx context.Context, state *storage.Replica, touched storage.Touched) (problems []*policyv1.ItemError, err error)
+	// Stats are sent to the service now and then.
+	Stats() *policyv1.NodeStats
+}
+
+// Config of a Client.
+type Config struct {
+	Addresses []string // Of policy services, host:port; at least one.
+	TLS       *tls.Config
+	Node      string
+	Version   string
+	// Replica to begin with, from a checkpoint. Nil: none.
+	Replica *storage.Replica
+	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 10 s.
+	MinBackoff, MaxBackoff time.Duration
+	// StatsInterval is how often stats are sent. Zero: 10 s.
+	StatsInterval time.Duration
+	Logger        hclog.Logger
+}
+
+// Client follows one node's stream.
+type Client struct {
+	cfg     Config
+	mu      sync.Mutex // Guards replica and wrong while they change; the run's goroutine alone changes them.
+	replica *storage.Replica
+	wrong   bool // The digest did not come out: a snapshot is to come.
+	// owed is what was touched since the Handler last said that all is in force;
+	// nil where nothing is owed. It belongs to the run's goroutine.
+	owed       storage.Touched
+	connected  atomic.Bool
+	synced     atomic.Bool
+	mismatches atomic.Uint64
+}
+
+// Limits of the connection. A message holds at most one frame of about 1 MiB
+// or one item that is larger; static windows switch bandwidth probing off.
+const (
+	maxMessageBytes  = 16 << 20
+	windowBytes      = 1 << 20
+	connWindowBytes  = 4 << 20
+	keepaliveTime    = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
+)
+
+// New returns a client; Run connects it.
+func New(cfg Config) (*Client, error) {
+	if len(cfg.Addresses) == 0 {
+		return nil, errors.New("policy client: no address of a policy service")
+	}
+	if cfg.Node == "" {
+		return nil, errors.New("policy client: no node name")
+	}
+	if cfg.MinBackoff == 0 {
+		cfg.MinBackoff = 100 * time.Millisecond
+	}
+	if cfg.MaxBackoff == 0 {
+		cfg.MaxBackoff = 10 * time.Second
+	}
+	if cfg.StatsInterval == 0 {
+		cfg.StatsInterval = 10 * time.Second
+	}
+	if cfg.Replica == nil {
+		cfg.Replica = &storage.Replica{}
+	}
+	return &Client{cfg: cfg, replica: cfg.Replica}, nil
+}
+
+// Connected says whether there is a stream now.
+func (c *Client) Connected() bool { return c.connected.Load() }
+
+// Synced says whether the service's whole state has been in force since start.
+func (c *Client) Synced() bool { return c.synced.Load() }
+
+// Mismatches counts the cuts whose digest did not come out.
+func (c *Client) Mismatches() uint64 { return c.mismatches.Load() }
+
+// Snapshot is the whole state held now, for a checkpoint; nil where there is
+// none, or a wrong one. It may be called from any goroutine.
+func (c *Client) Snapshot() *policyv1.Cut {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wrong || c.replica.Revision() == 0 {
+		return nil
+	}
+	return c.replica.Snapshot()
+}
+
+// View lends the state to fn, until it returns. It is false, and fn not called,
+// while the state is known to be wrong. It may be called from any goroutine,
+// also from inside of Handler.Apply.
+func (c *Client) View(fn func(state *storage.Replica)) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.wrong {
+		return false
+	}
+	fn(c.replica)
+	return true
+}
+
+// Run follows the stream until the context ends.
+func (c *Client) Run(ctx context.Context, h Handler) error {
+	pause, said := c.cfg.MinBackoff, ""
+	for i := 0; ctx.Err() == nil; i++ {
+		address := c.cfg.Addresses[i%len(c.cfg.Addresses)]
+		log := c.cfg.Logger.With("server", address)
+		began, err := c.follow(ctx, address, h, log)
+		c.connected.Store(false)
+		if ctx.Err() != nil {
+			break
+		}
+		if began {
+			pause, said = c.cfg.MinBackoff, ""
+		}
+		if err.Error() != said { // Once, and not with every attempt.
+			said = err.Error()
+			log.Warn("no stream of the policy service; what is enforced stays; trying on", "err", err)
+		}
+		wait := pause/2 + rand.N(pause/2+1)
+		if status.Code(err) == codes.Aborted { // Another shim speaks for this node.
+			wait = c.cfg.MaxBackoff
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		pause = min(2*pause, c.cfg.MaxBackoff)
+	}
+	return ctx.Err()
+}
+
+// follow is one stream's life; began says whether the service answered.
+func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	creds := insecure.NewCredentials()
+	if c.cfg.TLS != nil {
+		creds = credentials.NewTLS(c.cfg.TLS)
+	}
+	conn, err := grpc.NewClient(address,
+		grpc.WithTransportCredentials(creds),
+		grpc.WithInitialWindowSize(windowBytes),
+		grpc.WithInitialConnWindowSize(connWindowBytes),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}))
+	if err != nil {
+		return false, fmt.Errorf("connect to %s: %w", address, err)
+	}
+	defer conn.Close()
+	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(ctx)
+	if err != nil {
+		return false, fmt.Errorf("subscribe at %s: %w", address, err)
+	}
+	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval}
+	go out.run(ctx)
+	out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}})
+	c.mu.Lock()
+	c.replica.Begin()
+	c.mu.Unlock()
+	frames, ended := make(chan *policyv1.SubscribeResponse), make(chan error, 1)
+	go func() {
+		for {
+			resp, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case frames <- resp:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
+		}
+	}()
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
+	var refused uint64 // Revision that is not in force yet; zero for none.
+	for {
+		var resp *policyv1.SubscribeResponse
+		select {
+		case resp = <-frames:
+		case err := <-ended:
+			return began, fmt.Errorf("receive from %s: %w", address, err)
+		case <-retry.C:
+			if refused == 0 {
+				continue
+			}
+			if answer := c.apply(ctx, refused, h, hclog.NewNullLogger()); answer.GetAck() != nil {
+				log.Info("cut is in force at last", "revision", refused)
+				refused = 0
+				out.send(ctx, answer)
+			}
+			continue
+		}
+		if !began {
+			began = true
+			c.connected.Store(true)
+			log.Info("subscribed")
+		}
+		switch m := resp.GetMessage().(type) {
+		case *policyv1.SubscribeResponse_InSync:
+			c.mu.Lock()
+			c.replica.InSync(m.InSync)
+			c.mu.Unlock()
+			log.Info("in sync", "revision", m.InSync.GetRevision())
+			c.owe(nil)
+			answer := c.apply(ctx, m.InSync.GetRevision(), h, log) // What comes from a checkpoint may not be in force yet.
+			if answer.GetNack() != nil {
+				refused = answer.GetNack().GetRevision()
+				out.send(ctx, answer)
+			}
+		case *policyv1.SubscribeResponse_Cut:
+			answer, err := c.frame(ctx, m.Cut, h, log)
+			if err != nil {
+				return began, err
+			}
+			if answer != nil {
+				refused = answer.GetNack().GetRevision()
+				out.send(ctx, answer)
+			}
+		default:
+			return began, errors.New("a message that is neither a cut nor in-sync")
+		}
+	}
+}
+
+// retryInterval is how often a cut that could not be put in force is tried again.
+const retryInterval = 500 * time.Millisecond
+
+func (c *Client) hello() *policyv1.Hello {
+	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version}
+	if c.replica.Revision() != 0 && c.owed == nil { // Else a snapshot: what is held is not in force.
+		h.Digest, h.Epoch, h.Revision, h.Position = c.replica.Digest().Bytes(), c.replica.Epoch(), c.replica.Revision(), c.replica.Position()
+	}
+	return h
+}
+
+// frame takes one frame, and where it was a cut's last, returns the answer.
+func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclog.Logger) (*policyv1.SubscribeRequest, error) {
+	c.mu.Lock()
+	touched, done, err := c.replica.Apply(f)
+	held := c.replica.Digest()
+	want, _ := storage.DigestFromBytes(f.GetDigest())
+	if done {
+		c.wrong = want != held
+	}
+	wrong := c.wrong
+	c.mu.Unlock()
+	if done {
+		c.owe(touched)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bad frame: %w", err)
+	}
+	if !done {
+		return nil, nil
+	}
+	if wrong {
+		c.mismatches.Add(1)
+		log.Error("state differs from the service's: not applied, awaiting a snapshot", "revision", f.GetRevision(), "held", held, "want", want)
+		return nack(f.GetRevision(), held, "digest differs", nil), nil
+	}
+	return c.apply(ctx, f.GetRevision(), h, log), ctx.Err()
+}
+
+// owe adds what the Handler is to be told of.
+func (c *Client) owe(touched storage.Touched) {
+	if c.owed == nil {
+		c.owed = make(storage.Touched)
+	}
+	for id, ts := range touched {
+		if have := c.owed[id]; have != nil {
+			have.All = have.All || ts.All
+			maps.Copy(have.Keys, ts.Keys)
+		} else {
+			c.owed[id] = ts
+		}
+	}
+}
+
+// apply has what is owed put in force, and returns the answer for it. What the
+// Handler refuses stays owed, over the end of the stream too.
+func (c *Client) apply(ctx context.Context, revision uint64, h Handler, log hclog.Logger) *policyv1.SubscribeRequest {
+	start := time.Now()
+	problems, err := h.Apply(ctx, c.replica, c.owed)
+	if err == nil {
+		c.owed = nil
+	}
+	held := c.replica.Digest()
+	switch {
+	case err != nil:
+		log.Error("cut is not in force", "revision", revision, "err", err)
+		return nack(revision, held, err.Error(), problems)
+	case len(problems) > 0:
+		c.synced.Store(true)
+		return nack(revision, held, fmt.Sprintf("%d items are not realised: %s", len(problems), problems[0].GetError()), problems)
+	}
+	c.synced.Store(true)
+	ack := &policyv1.Ack{Revision: revision, ApplyMicros: uint64(time.Since(start).Microseconds()), Digest: held.Bytes()}
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}}
+}
+
+func nack(revision uint64, held storage.Digest, msg string, items []*policyv1.ItemError) *policyv1.SubscribeRequest {
+	n := &policyv1.Nack{Revision: revision, Error: msg, Items: items, Digest: held.Bytes()}
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Nack{Nack: n}}
+}
+
+// sender is the one goroutine that sends on a stream.
+type sender struct {
+	stream grpc.BidiStreamingClient[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
+	queue  chan *policyv1.SubscribeRequest
+	stats  func() *policyv1.NodeStats
+	every  time.Duration
+}
+
+func (s *sender) send(ctx context.Context, m *policyv1.SubscribeRequest) {
+	select {
+	case s.queue <- m:
+	case <-ctx.Done():
+	}
+}
+
+func (s *sender) run(ctx context.Context) {
+	ticker := time.NewTicker(s.every)
+	defer ticker.Stop()
+	for {
+		var m *policyv1.SubscribeRequest
+		select {
+		case m = <-s.queue:
+		case <-ticker.C:
+			stats := s.stats()
+			if stats == nil {
+				continue
+			}
+			m = &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
+		case <-ctx.Done():
+			return
+		}
+		_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
+	}
+}

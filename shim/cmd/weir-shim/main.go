@@ -1,0 +1,69 @@
+// Command weir-shim is the node agent: it enforces a node's policies with the
+// flows of an Open vSwitch bridge.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"github.com/weirnet/weir/shim"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "weir-shim:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	cfg := shim.Defaults()
+	var level string
+	var insecure bool
+	cmd := &cobra.Command{
+		Use:           "weir-shim",
+		Short:         "Enforce a node's network policies with Open vSwitch",
+		Version:       shim.Version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-shim", Level: hclog.LevelFromString(level)})
+			if cfg.TLS == (shim.TLSFiles{}) && !insecure {
+				return fmt.Errorf("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), or --insecure for plain text")
+			}
+			s, err := shim.New(cfg)
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Node, "node", os.Getenv("NODE_NAME"), "name of this node; NODE_NAME by default")
+	f.StringSliceVar(&cfg.PolicyServers, "policy-server", nil, "address of a policy service, host:port; may be repeated")
+	f.StringSliceVar(&cfg.Collectors, "collector", nil, "address of an audit collector, host:port; may be repeated")
+	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
+	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the node's certificate, PEM")
+	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
+	f.BoolVar(&insecure, "insecure", false, "connect in plain text, where no certificate is given")
+	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it is Weir's alone")
+	f.StringVar(&cfg.RunDir, "ovs-rundir", cfg.RunDir, "run folder of Open vSwitch; its own default if empty")
+	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath type: system or netdev")
+	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the checkpoint")
+	f.Uint32Var(&cfg.LogRate, "log-rate", cfg.LogRate, "log events a second; what exceeds it is counted, and no packet is dropped for it")
+	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
+	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
+	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
+	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
+	return cmd
+}

@@ -1,0 +1,64 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Version is the build's, set by the linker.
+var Version = "dev"
+
+// Config of a Shim.
+type Config struct {
+	Node           string   // Name of the node; required.
+	PolicyServers  []string // host:port; at least one.
+	Collectors     []string // host:port. None: events are counted and dropped.
+	TLS            TLSFiles
+	Bridge         string // Name of the OVS bridge.
+	RunDir         string // Of OVS. Empty: its default.
+	Datapath       string // "system" or "netdev".
+	StateDir       string // Where the checkpoint is kept; required.
+	LogRate        uint32 // Log events a second.
+	LogIsolation   string // "annotated" or "all".
+	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
+	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Reconcile      time.Duration
+	Logger         hclog.Logger
+}
+
+// Defaults are the values of flags that are not given.
+func Defaults() Config {
+	return Config{
+		Bridge:         "br-weir",
+		Datapath:       "system",
+		StateDir:       "/var/lib/weir",
+		LogRate:        500,
+		LogIsolation:   "annotated",
+		MarkOwnTraffic: true,
+		MetricsListen:  "127.0.0.1:9752",
+		Reconcile:      4 * time.Second,
+	}
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	require := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	require(c.Node != "", "node: no name given (--node)")
+	require(len(c.PolicyServers) > 0, "policy service: no address given (--policy-server)")
+	require(c.Bridge != "", "bridge: no name given (--bridge)")
+	require(c.StateDir != "", "state folder: none given (--state-dir)")
+	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
+	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
+	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)
+	return errors.Join(errs...)
+}
+
+func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

@@ -1,0 +1,496 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/hostfw"
+	"github.com/weirnet/weir/shim/packetlog"
+	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/checkpoint"
+)
+
+// Switch is the bridge as the loop uses it. Apply is atomic; Read returns what
+// was applied and what others did since. It is safe for concurrent use.
+type Switch interface {
+	Apply(ctx context.Context, c bridge.Change) error
+	Read(ctx context.Context) (bridge.State, error)
+	Ports(ctx context.Context) ([]bridge.Port, error)
+	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
+	PacketInStats(id uint16) bridge.PacketInStats
+	// FlushConntrack forgets the connections of a zone that an address has part in.
+	FlushConntrack(ctx context.Context, zone uint16, addr netip.Addr) error
+	// Settle returns when every packet meets the flows of the last Apply; the
+	// touch flow is one of them.
+	Settle(ctx context.Context, touch openflow.Flow) error
+}
+
+// Holder holds the node's state: the client. Both methods may be called while
+// cuts arrive.
+type Holder interface {
+	// View lends the state, which does not change until fn returns. It is false,
+	// and fn not called, while the state is known to be wrong.
+	View(fn func(state *storage.Replica)) bool
+	// Snapshot is the whole state; nil where there is none that is right.
+	Snapshot() *policyv1.Cut
+}
+
+// loop is the state that the event loop's goroutine owns.
+type loop struct {
+	shim     *Shim
+	sw       Switch
+	compiler *pipeline.Compiler // Nil until the bridge's own MAC is known.
+	config   pipeline.Config
+	former   pipeline.Assignment
+	held     Holder
+	complete bool // The state is whole: orphans may be swept.
+	ports    []pipeline.Port
+	open     map[netip.Addr]string // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden   map[string]bool       // Ports that the host ignores, by id; of a userspace datapath.
+	problems map[string]string     // Ports that cannot be used, by interface.
+
+	// stale says that the bridge may not hold what the compiler wants, so that
+	// it must be read back.
+	stale      bool
+	settled    bool // It held that when it was last read back: what differs now, someone else changed.
+	unsettled  bool // Packets may still go by what was there before the last bundle.
+	unsaved    bool
+	saved      time.Time
+	losses     packetlog.Losses
+	lastReport string
+}
+
+// applyRequest is a cut that the client wants in force.
+type applyRequest struct {
+	ctx     context.Context
+	state   *storage.Replica
+	touched storage.Touched
+	done    chan applyResult
+}
+
+type applyResult struct {
+	problems []*policyv1.ItemError
+	err      error
+}
+
+const (
+	checkpointInterval = time.Second
+	retryInterval      = 200 * time.Millisecond
+)
+
+// run is the event loop.
+func (l *loop) run(ctx context.Context) error {
+	s := l.shim
+	flush := time.NewTicker(packetlog.Window / 4)
+	defer flush.Stop()
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	reconcile := time.NewTicker(s.cfg.Reconcile)
+	defer reconcile.Stop()
+	retry := time.NewTicker(retryInterval)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.save(true)
+			return ctx.Err()
+		case req := <-s.applies:
+			req.done <- l.apply(req.ctx, req.state, req.touched)
+		case <-s.portsChanged:
+			l.refreshPorts(ctx)
+		case <-s.reconnected:
+			l.stale = true
+			l.refreshPorts(ctx)
+		case p := <-s.packetIns:
+			l.packetIn(p)
+		case now := <-flush.C:
+			s.log.Flush(now)
+		case now := <-second.C:
+			l.countLosses(ctx, now)
+			l.save(false)
+		case <-reconcile.C:
+			l.stale = true
+		case <-retry.C:
+		}
+		if l.stale {
+			l.reconcile(ctx)
+		}
+	}
+}
+
+// apply puts a cut in force.
+func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storage.Touched) applyResult {
+	if l.compiler == nil {
+		l.refreshPorts(ctx)
+		if l.compiler == nil {
+			return applyResult{err: errors.New("the bridge cannot be read yet")}
+		}
+	}
+	first := !l.complete
+	l.complete = true
+	if first {
+		l.stale = true // Orphans go, with what the cut brings, in one bundle.
+		touched = pipeline.Whole(state)
+	}
+	if err := l.update(ctx, state, touched); err != nil {
+		return applyResult{err: err}
+	}
+	l.unsaved = true
+	return applyResult{problems: l.itemErrors()}
+}
+
+// update brings the compiler up to date and tells the bridge what that changes.
+// The state is read only where something is touched.
+func (l *loop) update(ctx context.Context, state *storage.Replica, touched storage.Touched) error {
+	change := l.compiler.Update(state, touched, l.ports)
+	return l.tell(ctx, change)
+}
+
+// tell brings a change to the bridge.
+func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
+	l.shim.setPorts(l.ports, l.compiler)
+	before, now := l.open, l.compiler.OpenAddresses()
+	l.open = now
+	if before == nil {
+		before = now // The first look: what was open before is not known, and lives on.
+	}
+	// A new owner of an address must not inherit connections: they go before its
+	// port opens. Those of one that went go with it.
+	l.forget(ctx, now, before)
+	defer l.forget(ctx, before, now)
+	if l.stale {
+		l.settled = false
+		return l.reconcile(ctx)
+	}
+	if len(change.Upsert)+len(change.Delete) == 0 {
+		return nil
+	}
+	start := time.Now()
+	if err := l.put(ctx, bridge.Change{Upsert: change.Upsert, Delete: change.Delete}); err != nil {
+		l.stale = true
+		return fmt.Errorf("apply to bridge: %w", err)
+	}
+	l.shim.metrics.applied(len(change.Upsert)+len(change.Delete), time.Since(start))
+	return nil
+}
+
+// put applies a change and returns when packets meet it.
+func (l *loop) put(ctx context.Context, c bridge.Change) error {
+	if err := l.sw.Apply(ctx, c); err != nil {
+		return err
+	}
+	l.unsettled = true
+	return l.settle(ctx)
+}
+
+// settle waits until packets meet the last change, if they may not yet.
+func (l *loop) settle(ctx context.Context) error {
+	if !l.unsettled {
+		return nil
+	}
+	if err := l.sw.Settle(ctx, l.compiler.Touch()); err != nil {
+		return err
+	}
+	l.unsettled = false
+	return nil
+}
+
+// forget drops the connections of the addresses that one side has and the other
+// has not, or has at another port.
+func (l *loop) forget(ctx context.Context, of, butNot map[netip.Addr]string) {
+	for addr, port := range of {
+		if butNot[addr] == port {
+			continue
+		}
+		if err := l.sw.FlushConntrack(ctx, pipeline.Zone, addr); err != nil {
+			l.failed(fmt.Errorf("forget connections: %w", err))
+		}
+	}
+}
+
+// reconcile makes the bridge hold what the compiler wants, by reading it back.
+func (l *loop) reconcile(ctx context.Context) error {
+	if l.compiler == nil {
+		l.refreshPorts(ctx)
+		if l.compiler == nil {
+			return errors.New("the bridge cannot be read yet")
+		}
+	}
+	actual, err := l.sw.Read(ctx)
+	if err != nil {
+		return l.failed(fmt.Errorf("read bridge back: %w", err))
+	}
+	want := bridge.NewContent()
+	for _, f := range l.compiler.Desired() {
+		want.Flows[f.Key()] = f
+	}
+	for _, m := range l.compiler.Meters() {
+		want.Meters[m.ID] = m
+	}
+	change := bridge.Diff(want, actual)
+	change.Delete = append(change.Delete, foreign(want, actual)...)
+	if !l.complete {
+		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
+	}
+	if change.IsEmpty() {
+		if err := l.settle(ctx); err != nil {
+			return l.failed(err)
+		}
+		l.stale, l.settled, l.lastReport = false, true, ""
+		return nil
+	}
+	if err := l.put(ctx, change); err != nil {
+		return l.failed(fmt.Errorf("mend bridge: %w", err))
+	}
+	if l.settled { // Else it is what a cut or a start brings.
+		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))
+	}
+	l.settled = true
+	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))
+	l.stale, l.lastReport = false, ""
+	return nil
+}
+
+// foreign are flows on the bridge that bear another's mark: the bridge is ours.
+func foreign(want bridge.Content, actual bridge.State) []openflow.FlowKey {
+	var keys []openflow.FlowKey
+	for key := range actual.Foreign {
+		if _, ours := want.Flows[key]; !ours {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// failed logs an error once for as long as it lasts, and returns it.
+func (l *loop) failed(err error) error {
+	if l.lastReport != err.Error() {
+		l.lastReport = err.Error()
+		l.shim.logger.Error("bridge does not hold the state; trying on", "err", err)
+	}
+	return err
+}
+
+// refreshPorts reads the bridge's ports and takes them over.
+func (l *loop) refreshPorts(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	ports, err := l.sw.Ports(ctx)
+	if err != nil {
+		l.failed(fmt.Errorf("list ports: %w", err))
+		return
+	}
+	var local [6]byte
+	l.ports = nil
+	problems := make(map[string]string)
+	for _, p := range ports {
+		if p.Local() {
+			local = p.MAC
+			continue
+		}
+		port, known, problem := podPort(p)
+		switch {
+		case problem != "":
+			problems[p.Name] = problem
+			if l.problems[p.Name] != problem && (p.Number != 0 || p.Error != "") { // Else it is being added.
+				l.shim.logger.Warn("port stays closed", "interface", p.Name, "why", problem)
+			}
+		case known:
+			l.ports = append(l.ports, port)
+		}
+	}
+	l.problems = problems
+	if err := l.hidePorts(ctx); err != nil {
+		l.failed(err)
+		l.ports = nil // No port is open that the host could answer past the bridge.
+	}
+	if local == [6]byte{} {
+		return
+	}
+	if l.compiler == nil || l.config.LocalMAC != local {
+		l.restart(ctx, local)
+		return
+	}
+	if err := l.update(ctx, nil, nil); err != nil {
+		l.failed(err)
+	}
+}
+
+// hidePorts keeps the host's stack away from the ports, where the datapath
+// leaves them to it.
+func (l *loop) hidePorts(ctx context.Context) error {
+	if l.shim.cfg.Datapath != "netdev" {
+		return nil
+	}
+	var fresh []string
+	now := make(map[string]bool)
+	for _, p := range l.ports {
+		now[p.ID] = true
+		if !l.hidden[p.ID] {
+			fresh = append(fresh, p.Interface)
+		}
+	}
+	if len(fresh) > 0 {
+		if err := hostfw.HideFromHost(ctx, fresh); err != nil {
+			return err
+		}
+	}
+	l.hidden = now
+	return nil
+}
+
+// restart begins with a new compiler, for another MAC of the bridge, from the
+// state and the assignment that there are.
+func (l *loop) restart(ctx context.Context, local [6]byte) {
+	if l.compiler != nil {
+		l.former = l.compiler.Assignment()
+	} else {
+		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
+	}
+	if l.compiler == nil && l.former.Next == 0 {
+		next, err := l.nextFree(ctx)
+		if err != nil {
+			l.failed(err)
+			return
+		}
+		l.former.Next = next
+	}
+	l.config.LocalMAC = local
+	l.config.HostMAC = [6]byte{}
+	if l.shim.cfg.MarkOwnTraffic {
+		mac := hostMAC(local)
+		if err := l.shim.markOwn(ctx, mac); err != nil {
+			l.shim.logger.Warn("the host's own traffic to its Pods cannot be told from what it forwards: it is judged too", "err", err)
+		} else {
+			l.config.HostMAC = mac
+		}
+	}
+	compiler := pipeline.New(l.config, l.former)
+	var change pipeline.Change
+	if !l.held.View(func(state *storage.Replica) {
+		change = compiler.Update(state, pipeline.Whole(state), l.ports)
+	}) {
+		l.compiler, l.stale = nil, true // Tried again; the bridge stays as it is.
+		l.failed(errors.New("the state held is wrong; awaiting a snapshot"))
+		return
+	}
+	l.compiler, l.stale = compiler, true
+	if err := l.tell(ctx, change); err != nil {
+		l.failed(err)
+	}
+}
+
+// nextFree is an id above those that the bridge's flows have: connections
+// carry them.
+func (l *loop) nextFree(ctx context.Context) (uint32, error) {
+	actual, err := l.sw.Read(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("read bridge back: %w", err)
+	}
+	next := uint32(1)
+	for _, f := range actual.Flows {
+		if kind, id, ok := pipeline.ParseCookie(f.Cookie); ok && kind == pipeline.KindRule {
+			next = max(next, id+1)
+		}
+	}
+	return next, nil
+}
+
+// hostMAC is the source address by which the host's own packets are known.
+func hostMAC(local [6]byte) [6]byte {
+	local[0] = local[0]&^1 | 2
+	local[1] ^= 0x57
+	return local
+}
+
+func (l *loop) itemErrors() []*policyv1.ItemError {
+	var out []*policyv1.ItemError
+	for _, p := range l.compiler.Problems() {
+		out = append(out, &policyv1.ItemError{Scope: p.Scope[:], Key: p.Key, Error: p.Err.Error()})
+	}
+	return out
+}
+
+// packetIn records what a log flow reported.
+func (l *loop) packetIn(p openflow.PacketIn) {
+	pkt, err := packetlog.Parse(p.Packet)
+	if err != nil {
+		l.shim.metrics.unparsed.Inc()
+		return
+	}
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1)}
+	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		if l.compiler == nil {
+			return packetlog.Meaning{}, false
+		}
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
+			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode})
+		return packetlog.Meaning(a), ok
+	})
+}
+
+// countLosses compares what the log flows reported with what arrived.
+func (l *loop) countLosses(ctx context.Context, now time.Time) {
+	stats, err := l.sw.MeterCounters(ctx)
+	if err != nil {
+		return // The bridge is away; reconcile says so.
+	}
+	in := l.sw.PacketInStats(pipeline.LogController)
+	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
+	for _, m := range stats {
+		if m.ID == pipeline.LogMeter {
+			r.Metered, r.Limited = m.Packets, m.Dropped
+		}
+	}
+	for _, e := range l.losses.Next(r) {
+		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
+		l.shim.log.Lose(e)
+	}
+}
+
+// save writes the checkpoint if something changed, at most once an interval.
+func (l *loop) save(now bool) {
+	if !l.unsaved || l.compiler == nil || (!now && time.Since(l.saved) < checkpointInterval) {
+		return
+	}
+	state := l.held.Snapshot()
+	if state == nil {
+		return
+	}
+	err := checkpoint.Save(l.shim.cfg.checkpoint(), checkpoint.Checkpoint{
+		Node: l.shim.cfg.Node, State: state, Assignment: l.compiler.Assignment().Encode()})
+	if err != nil {
+		l.failed(err)
+		return
+	}
+	l.unsaved, l.saved = false, time.Now()
+}
+
+// restore reads the checkpoint; without one the shim begins with nothing.
+func restore(cfg *Config) (*storage.Replica, pipeline.Assignment, bool) {
+	replica := &storage.Replica{}
+	c, err := checkpoint.Load(cfg.checkpoint(), cfg.Node)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			cfg.Logger.Warn("starting without a checkpoint; unknown Pods stay closed", "err", err)
+		}
+		return replica, pipeline.Assignment{}, false
+	}
+	if _, _, err := replica.Apply(c.State); err != nil {
+		cfg.Logger.Warn("starting without a checkpoint; unknown Pods stay closed", "err", err)
+		return &storage.Replica{}, pipeline.Assignment{}, false
+	}
+	assignment, err := pipeline.DecodeAssignment(c.Assignment)
+	if err != nil {
+		cfg.Logger.Warn("the checkpoint's assignment cannot be used; flows get new ids", "err", err)
+	}
+	return replica, assignment, true
+}

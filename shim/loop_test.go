@@ -1,0 +1,577 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/engine"
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/packetlog"
+	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage"
+)
+
+// world is an engine, its store and what one node holds of it. It is the
+// loop's Holder, as the client is.
+type world struct {
+	t      testing.TB
+	engine *engine.Engine
+	store  *storage.Store
+	sub    *storage.Subscriber
+
+	mu      sync.Mutex // Guards replica while it changes.
+	replica *storage.Replica
+}
+
+func newWorld(t testing.TB) *world {
+	s := storage.New("epoch")
+	return &world{t: t, engine: engine.New(), store: s, sub: s.Subscribe("node-1"), replica: &storage.Replica{}}
+}
+
+func (w *world) View(fn func(*storage.Replica)) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fn(w.replica)
+	return true
+}
+
+func (w *world) Snapshot() *policyv1.Cut {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.replica.Revision() == 0 {
+		return nil
+	}
+	return w.replica.Snapshot()
+}
+
+// cut brings the objects to the node's state, and says what that touched.
+func (w *world) cut(objects ...api.Object) storage.Touched {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range objects {
+		w.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
+	}
+	w.store.Commit(w.engine.Flush(), nil)
+	cut := w.sub.Next()
+	if cut == nil {
+		w.t.Fatal("the objects change nothing for the node")
+	}
+	var touched storage.Touched
+	for _, b := range cut.Frames(1 << 20) {
+		frame := &policyv1.Cut{}
+		if err := proto.Unmarshal(b, frame); err != nil {
+			w.t.Fatal(err)
+		}
+		var err error
+		if touched, _, err = w.replica.Apply(frame); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return touched
+}
+
+// tap is a Fake that can be looked at and disturbed.
+type tap struct {
+	*bridge.Fake
+	activity chan struct{} // One slot: the loop did something.
+
+	mu      sync.Mutex // Guards what follows.
+	changes []bridge.Change
+	applies int   // Calls, those that failed too.
+	reads   int   // Calls of Read that came back.
+	fail    error // Of Apply.
+	mac     *[6]byte
+	meters  []openflow.MeterStats
+	settle  chan struct{} // Settle waits for it to close. Nil: it does not.
+	settles int           // Calls begun.
+}
+
+func newTap() *tap {
+	return &tap{activity: make(chan struct{}, 1), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
+		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})}
+}
+
+func (b *tap) signal() {
+	select {
+	case b.activity <- struct{}{}:
+	default:
+	}
+}
+
+func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
+	defer b.signal()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.applies++
+	if b.fail != nil {
+		return b.fail
+	}
+	err := b.Fake.Apply(ctx, c)
+	if err == nil {
+		b.changes = append(b.changes, c)
+	}
+	return err
+}
+
+func (b *tap) Read(ctx context.Context) (bridge.State, error) {
+	defer b.signal()
+	state, err := b.Fake.Read(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reads++
+	return state, err
+}
+
+func (b *tap) Ports(ctx context.Context) ([]bridge.Port, error) {
+	defer b.signal()
+	ports, err := b.Fake.Ports(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range ports {
+		if ports[i].Local() && b.mac != nil {
+			ports[i].MAC = *b.mac
+		}
+	}
+	return ports, err
+}
+
+func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.meters != nil {
+		return b.meters, nil
+	}
+	return b.Fake.MeterCounters(ctx)
+}
+
+func (b *tap) Settle(ctx context.Context, touch openflow.Flow) error {
+	b.mu.Lock()
+	b.settles++
+	gate := b.settle
+	b.mu.Unlock()
+	b.signal()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return b.Fake.Settle(ctx, touch)
+}
+
+// look runs fn with what the tap counted.
+func (b *tap) look(fn func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fn()
+}
+
+func (b *tap) bundles() (out []bridge.Change) {
+	b.look(func() { out = slices.Clone(b.changes) })
+	return out
+}
+
+func (b *tap) flows(t testing.TB) map[openflow.FlowKey]openflow.Flow {
+	t.Helper()
+	state, err := b.Fake.Read(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(state.Flows, state.Foreign)
+	return state.Flows
+}
+
+// until waits for what the loop does to the bridge to make the condition true.
+func (b *tap) until(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for !condition() {
+		select {
+		case <-b.activity:
+		case <-deadline:
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// newShim is a Shim without its network sides, with what is in the folder.
+func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
+	t.Helper()
+	cfg := Defaults()
+	cfg.Node, cfg.StateDir, cfg.MarkOwnTraffic, cfg.Reconcile, cfg.Logger = "node-1", dir, false, time.Hour, hclog.NewNullLogger()
+	replica, assignment, restored := restore(&cfg)
+	if restored {
+		w.mu.Lock()
+		w.replica = replica
+		w.mu.Unlock()
+	}
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest),
+		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
+	s.loop = &loop{shim: s, sw: sw, held: w, former: assignment, complete: restored, config: pipeline.Config{LogRate: cfg.LogRate}}
+	return s
+}
+
+// begin runs the loop until stop is called or the test ends.
+func begin(t testing.TB, s *Shim) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.loop.run(ctx) }()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return stop
+}
+
+func apply(t testing.TB, s *Shim, w *world, touched storage.Touched) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	problems, err := s.Apply(ctx, w.replica, touched)
+	if len(problems) > 0 {
+		t.Errorf("problems: %v", problems)
+	}
+	return err
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func labels(app string) api.Labels { return api.Labels{{Key: "app", Value: app}} }
+
+func pod(name, ip string) *api.Pod {
+	return &api.Pod{Namespace: "x", Name: name, Node: "node-1", Labels: labels(name), IPs: []netip.Addr{netip.MustParseAddr(ip)}}
+}
+
+// deny isolates a Pod, for ingress.
+func deny(name, app string) *api.NetworkPolicy {
+	return &api.NetworkPolicy{Namespace: "x", Name: name, PodSelector: api.Selector{MatchLabels: labels(app)}, PolicyTypes: []api.PolicyType{api.PolicyTypeIngress}}
+}
+
+func mac(n byte) [6]byte { return [6]byte{2, 0, 0, 0, 1, n} }
+
+func (b *tap) addPod(t testing.TB, name string, n byte) {
+	t.Helper()
+	must(t, b.AddPort(context.Background(), "if-"+name, map[string]string{"pod-namespace": "x", "pod-name": name, "attached-mac": macText(mac(n))}))
+}
+
+func macText(m [6]byte) string {
+	var parts []string
+	for _, b := range m {
+		parts = append(parts, string("0123456789abcdef"[b>>4])+string("0123456789abcdef"[b&15]))
+	}
+	return strings.Join(parts, ":")
+}
+
+// twoPods is a bridge with the ports of client (1) and web (2), and a world
+// with these Pods in a Namespace whose policies are logged.
+func twoPods(t testing.TB) (*tap, *world, []api.Object) {
+	sw := newTap()
+	sw.addPod(t, "client", 1)
+	sw.addPod(t, "web", 2)
+	return sw, newWorld(t), []api.Object{&api.Namespace{Name: "x", LogPolicies: true}, pod("client", "10.0.0.1"), pod("web", "10.0.0.2")}
+}
+
+func syn(from, to byte) bridge.Packet {
+	return bridge.Packet{InPort: uint32(from), EthSrc: mac(from), EthDst: [6]byte{2, 0xee}, EthType: openflow.EtherIPv4,
+		IPSrc: netip.AddrFrom4([4]byte{10, 0, 0, from}), IPDst: netip.AddrFrom4([4]byte{10, 0, 0, to}),
+		IPProto: 6, TTL: 64, SrcPort: 40000, DstPort: 80, TCPFlags: bridge.TCPSyn}
+}
+
+func delivered(sw *tap, from, to byte) bool {
+	return slices.Contains(sw.Walk(syn(from, to), bridge.WalkOptions{}).Ports(), uint32(to))
+}
+
+// A cut comes to the bridge as one bundle, and is not in force before the
+// bridge has settled.
+func TestCutIsOneBundleAndInForceWhenSettled(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(objects...)))
+	if !delivered(sw, 1, 2) {
+		t.Fatal("the Pods cannot talk")
+	}
+
+	before := len(sw.bundles())
+	gate := make(chan struct{})
+	settled := 0
+	sw.look(func() { sw.settle = gate; settled = sw.settles })
+	result := make(chan error, 1)
+	touched := w.cut(deny("deny", "web"))
+	go func() { result <- apply(t, s, w, touched) }()
+	sw.until(t, "settling begins", func() (yes bool) {
+		sw.look(func() { yes = sw.settles > settled })
+		return yes
+	})
+	if delivered(sw, 1, 2) {
+		t.Error("settling began before the flows were in")
+	}
+	select {
+	case err := <-result:
+		t.Errorf("Apply returned %v before the bridge had settled", err)
+	default:
+	}
+	close(gate)
+	must(t, <-result)
+	if n := len(sw.bundles()) - before; n != 1 {
+		t.Errorf("one cut took %d bundles", n)
+	}
+}
+
+// A cut that the bridge refuses is refused, tried again, and in force at last.
+func TestRefusedCutIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(objects...)))
+
+	refusal := errors.New("no room")
+	applies := 0
+	sw.look(func() { sw.fail = refusal; applies = sw.applies })
+	if err := apply(t, s, w, w.cut(deny("deny", "web"))); !errors.Is(err, refusal) {
+		t.Fatalf("Apply: %v, want the bridge's own error", err)
+	}
+	if !delivered(sw, 1, 2) {
+		t.Error("a refused bundle changed something")
+	}
+	sw.until(t, "a second try", func() (yes bool) {
+		sw.look(func() { yes = sw.applies >= applies+2 })
+		return yes
+	})
+	sw.look(func() { sw.fail = nil })
+	sw.until(t, "the cut is in force", func() bool { return !delivered(sw, 1, 2) })
+	must(t, apply(t, s, w, nil)) // As the client asks again.
+}
+
+// Flows that the loop does not know stay until its state is complete.
+func TestOrphansAreSweptOnlyAfterACompleteState(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	orphan := openflow.Flow{Table: 3, Priority: 7, Cookie: pipeline.CookieMark | 0x99}
+	foreign := openflow.Flow{Table: 40, Priority: 7, Cookie: 0x1234}
+	must(t, sw.Fake.Apply(context.Background(), bridge.Change{Upsert: []openflow.Flow{orphan, foreign}}))
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	sw.until(t, "the flows of every node are in", func() bool { return len(sw.bundles()) > 0 })
+	there := sw.flows(t)
+	for _, f := range []openflow.Flow{orphan, foreign} {
+		if _, ok := there[f.Key()]; !ok {
+			t.Errorf("%s is gone before a state was there", f)
+		}
+	}
+	if delivered(sw, 1, 2) {
+		t.Error("unknown Pods are open")
+	}
+	before := len(sw.bundles())
+	must(t, apply(t, s, w, w.cut(objects...)))
+	there = sw.flows(t)
+	for _, f := range []openflow.Flow{orphan, foreign} {
+		if _, ok := there[f.Key()]; ok {
+			t.Errorf("%s is there still", f)
+		}
+	}
+	if n := len(sw.bundles()) - before; n != 1 {
+		t.Errorf("the first state and the sweep took %d bundles", n)
+	}
+}
+
+// A shim that starts again, from its checkpoint, changes no flow, and neither
+// does the state that it resumes with.
+func TestRestartChangesNoFlow(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	dir := t.TempDir()
+	first := newShim(t, sw, w, dir)
+	stop := begin(t, first)
+	// Policies that came and went leave ids that a compiler from nothing would not choose.
+	must(t, apply(t, first, w, w.cut(append(objects, deny("a", "web"), deny("b", "client"))...)))
+	allow := deny("c", "web")
+	allow.Ingress = []api.NetworkPolicyRule{{Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, Port: 80}}}}
+	must(t, apply(t, first, w, w.cut(allow)))
+	w.engine.Apply(api.Event{Ref: deny("b", "client").Ref()})
+	must(t, apply(t, first, w, w.cut()))
+	stop()
+
+	before, bundles, reads := sw.flows(t), len(sw.bundles()), 0
+	sw.look(func() { reads = sw.reads })
+	second := newShim(t, sw, w, dir)
+	if !second.loop.complete {
+		t.Fatal("the checkpoint was not used")
+	}
+	sw.addPod(t, "web", 2) // As the bridge says at its start that there are ports.
+	begin(t, second)
+	sw.until(t, "the bridge is read back", func() (yes bool) {
+		sw.look(func() { yes = sw.reads > reads })
+		return yes
+	})
+	must(t, apply(t, second, w, nil))
+	for _, c := range sw.bundles()[bundles:] {
+		t.Errorf("the restart put %v and removed %v", c.Upsert, c.Delete)
+	}
+	if !maps.EqualFunc(before, sw.flows(t), func(a, b openflow.Flow) bool { return a.Same(b) }) {
+		t.Error("the flows differ after the restart")
+	}
+	if !delivered(sw, 1, 2) {
+		t.Error("what the policy allows is closed")
+	}
+}
+
+func TestTornCheckpointStartsWithout(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	dir := t.TempDir()
+	s := newShim(t, sw, w, dir)
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(objects...)))
+	stop()
+	path := s.cfg.checkpoint()
+	content, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.WriteFile(path, content[:len(content)-7], 0o600))
+
+	again := newShim(t, sw, newWorld(t), dir)
+	if again.loop.complete || again.loop.former.Next != 0 {
+		t.Error("half a checkpoint was used")
+	}
+	begin(t, again)
+	reads := 0
+	sw.look(func() { reads = sw.reads })
+	sw.addPod(t, "web", 2)
+	sw.until(t, "the bridge is read back", func() (yes bool) {
+		sw.look(func() { yes = sw.reads > reads })
+		return yes
+	})
+	if !delivered(sw, 1, 2) {
+		t.Error("what was in force is gone")
+	}
+}
+
+// The flows say the bridge's own MAC: with another they are others.
+func TestBridgeGetsAnotherMAC(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("deny", "web"))...)))
+	next := [6]byte{2, 0xab, 0xcd}
+	has := func(text string) bool {
+		for _, f := range sw.flows(t) {
+			if strings.Contains(f.String(), text) {
+				return true
+			}
+		}
+		return false
+	}
+	if !has("02:ee:00:00:00:00") {
+		t.Fatal("no flow says the bridge's MAC")
+	}
+	sw.look(func() { sw.mac = &next })
+	sw.addPod(t, "web", 2)
+	sw.until(t, "the flows say the new MAC", func() bool { return has("02:ab:cd:00:00:00") && !has("02:ee:00:00:00:00") })
+	if delivered(sw, 1, 2) || !delivered(sw, 2, 1) {
+		t.Error("the policies are not those of before")
+	}
+}
+
+func TestPortComesAndGoes(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, pod("late", "10.0.0.3"))...)))
+	if delivered(sw, 1, 3) {
+		t.Error("a Pod without port gets packets")
+	}
+	sw.addPod(t, "late", 3)
+	sw.until(t, "the port opens", func() bool { return delivered(sw, 1, 3) && delivered(sw, 3, 1) })
+	open := 0
+	for _, p := range s.Stats().GetPorts() {
+		if p.GetOpen() {
+			open++
+		}
+	}
+	if open != 3 {
+		t.Errorf("%d ports are said to be open: %v", open, s.Stats().GetPorts())
+	}
+	must(t, sw.RemovePort(context.Background(), "if-late"))
+	sw.until(t, "the port closes", func() bool { return !delivered(sw, 1, 3) && !delivered(sw, 3, 1) })
+	if !delivered(sw, 1, 2) {
+		t.Error("another Pod lost its port with it")
+	}
+}
+
+// A denied packet of a Namespace that is logged becomes an event that names
+// every policy that isolates the Pod.
+func TestDeniedPacketBecomesAnEvent(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("first", "web"), deny("second", "web"), deny("other", "client"))...)))
+	if walk := sw.Send(syn(1, 2)); len(walk.Outputs) != 0 || len(walk.PacketIns) != 1 {
+		t.Fatalf("the packet went to %v with %d packet-ins", walk.Ports(), len(walk.PacketIns))
+	}
+	var events []*auditv1.Event
+	deadline := time.After(10 * time.Second)
+	for len(events) == 0 {
+		select {
+		case <-s.log.Wake():
+			events = s.log.Take(10)
+		case <-deadline:
+			t.Fatal("no event")
+		}
+	}
+	p := events[0].GetPacket()
+	var policies []string
+	for _, ref := range p.GetPolicies() {
+		policies = append(policies, ref.GetNamespace()+"/"+ref.GetName())
+	}
+	if slices.Sort(policies); !slices.Equal(policies, []string{"x/first", "x/second"}) {
+		t.Errorf("policies %v", policies)
+	}
+	if !p.GetIsolation() || p.GetReason() != "isolation" || p.GetAction() != policyv1.Action_ACTION_DROP || p.GetDirection() != policyv1.Direction_DIRECTION_INGRESS {
+		t.Errorf("the event is %v", p)
+	}
+	if p.GetAppliedTo() != "x/web" || p.GetPeer() != "x/client" || p.GetCount() != 1 || p.GetDestinationPort() != 80 {
+		t.Errorf("the event is %v", p)
+	}
+}
+
+// What the meter held back is a loss, counted and stated.
+func TestMeterCountersBecomeLosses(t *testing.T) {
+	t.Parallel()
+	sw, w, _ := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	ctx, now := context.Background(), time.Unix(1000, 0)
+	sw.meters = []openflow.MeterStats{{ID: 9, Packets: 50, Dropped: 50}, {ID: pipeline.LogMeter, Packets: 10, Dropped: 4}}
+	s.loop.countLosses(ctx, now)
+	sw.meters = []openflow.MeterStats{{ID: 9, Packets: 500, Dropped: 500}, {ID: pipeline.LogMeter, Packets: 30, Dropped: 11}}
+	s.loop.countLosses(ctx, now.Add(time.Second))
+	events := s.log.Take(10)
+	if len(events) != 1 || events[0].GetLoss().GetCount() != 7 || events[0].GetLoss().GetStage() != auditv1.LossStage_LOSS_STAGE_METER {
+		t.Errorf("losses: %v", events)
+	}
+}

@@ -1,0 +1,206 @@
+package packetlog
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Meaning is what the pipeline says that a reported packet means.
+type Meaning struct {
+	Direction policyv1.Direction
+	Action    policyv1.Action
+	Table     string
+	Policies  []*policyv1.PolicyRef
+	Isolation bool
+	Rule      string
+	LogLabel  string
+	Priority  *uint32
+	AppliedTo string
+	Peer      string
+}
+
+// Key tells flows' reports apart before their meaning is worked out.
+type Key struct {
+	Table           uint8
+	Cookie          uint64
+	InPort, OutPort uint32
+}
+
+// Window is how long identical packets gather into one event.
+const Window = 100 * time.Millisecond
+
+// DefaultCapacity of a Log, in events.
+const DefaultCapacity = 65536
+
+// Log gathers events until the Reporter takes them. It is safe for concurrent
+// use.
+type Log struct {
+	capacity int
+	wake     chan struct{}
+
+	mu       sync.Mutex // Guards what follows.
+	pending  map[identity]*auditv1.PacketEvent
+	order    []identity // Of pending, oldest first.
+	queue    []*auditv1.Event
+	lost     uint64 // Packets dropped since the last loss event.
+	lostFrom time.Time
+	lostTo   time.Time
+	dropped  uint64 // Packets dropped in all.
+	packets  uint64 // Packets taken in all.
+}
+
+// identity is all that two packets of one event share.
+type identity struct {
+	key Key
+	pkt Packet
+}
+
+// NewLog returns an empty log. A capacity of zero is DefaultCapacity.
+func NewLog(capacity int) *Log {
+	if capacity <= 0 {
+		capacity = DefaultCapacity
+	}
+	return &Log{capacity: capacity, wake: make(chan struct{}, 1), pending: make(map[identity]*auditv1.PacketEvent)}
+}
+
+// Add takes one reported packet. Its meaning is asked for only where it begins
+// an event; a packet without meaning any more, since its flow is going, is
+// recorded as it is, with the reason "unattributed".
+func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, bool)) {
+	id := identity{key, pkt}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.packets++
+	if e := l.pending[id]; e != nil {
+		e.Count++
+		e.Last = timestamppb.New(now)
+		return
+	}
+	e := &auditv1.PacketEvent{First: timestamppb.New(now), Count: 1,
+		SourceIp: pkt.Src.AsSlice(), DestinationIp: pkt.Dst.AsSlice(), Protocol: uint32(pkt.Proto), Length: pkt.Length, TcpFlags: uint32(pkt.TCPFlags)}
+	if pkt.HasPorts {
+		src, dst := uint32(pkt.SrcPort), uint32(pkt.DstPort)
+		e.SourcePort, e.DestinationPort = &src, &dst
+	}
+	if pkt.HasICMP {
+		typ, code := uint32(pkt.ICMPType), uint32(pkt.ICMPCode)
+		e.IcmpType, e.IcmpCode = &typ, &code
+	}
+	m, known := meaning()
+	e.Direction, e.Action, e.Table, e.Policies, e.Isolation = m.Direction, m.Action, m.Table, m.Policies, m.Isolation
+	e.Rule, e.LogLabel, e.OpenflowPriority, e.AppliedTo, e.Peer = m.Rule, m.LogLabel, m.Priority, m.AppliedTo, m.Peer
+	switch {
+	case !known:
+		e.Reason = "unattributed"
+	case m.Isolation:
+		e.Reason = "isolation"
+	default:
+		e.Reason = "rule"
+	}
+	l.pending[id] = e
+	l.order = append(l.order, id)
+	if len(l.pending) >= l.capacity {
+		l.flushLocked(now, true)
+	}
+}
+
+// Lose takes a loss that was found elsewhere.
+func (l *Log) Lose(e *auditv1.LossEvent) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queue = append(l.queue, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: e}})
+	l.signal()
+}
+
+// Flush makes what has gathered for a Window ready to be taken; it is called
+// a few times a Window.
+func (l *Log) Flush(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flushLocked(now, false)
+}
+
+func (l *Log) flushLocked(now time.Time, all bool) {
+	n := 0
+	for ; n < len(l.order); n++ {
+		e := l.pending[l.order[n]]
+		if !all && now.Sub(e.First.AsTime()) < Window {
+			break
+		}
+		delete(l.pending, l.order[n])
+		l.queue = append(l.queue, &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: e}})
+	}
+	if n == 0 {
+		return
+	}
+	l.order = slices.Delete(l.order, 0, n)
+	l.boundLocked()
+	l.signal()
+}
+
+// boundLocked drops the oldest packets of a queue that is too long. Loss events
+// stay: they are few, since losses of one time are one event.
+func (l *Log) boundLocked() {
+	for i := 0; len(l.queue) > l.capacity && i < len(l.queue); {
+		p := l.queue[i].GetPacket()
+		if p == nil {
+			i++
+			continue
+		}
+		if l.lost == 0 {
+			l.lostFrom = p.First.AsTime()
+		}
+		l.lostTo = lastOf(p)
+		l.lost += p.Count
+		l.dropped += p.Count
+		l.queue = slices.Delete(l.queue, i, i+1)
+	}
+}
+
+func lastOf(p *auditv1.PacketEvent) time.Time {
+	if p.Last != nil {
+		return p.Last.AsTime()
+	}
+	return p.First.AsTime()
+}
+
+func (l *Log) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Wake has a token when there may be something to Take.
+func (l *Log) Wake() <-chan struct{} { return l.wake }
+
+// Take removes up to n of the oldest events. What was dropped before them comes
+// first, as a loss.
+func (l *Log) Take(n int) []*auditv1.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []*auditv1.Event
+	if l.lost > 0 {
+		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{
+			From: timestamppb.New(l.lostFrom), To: timestamppb.New(l.lostTo), Count: l.lost, Stage: auditv1.LossStage_LOSS_STAGE_QUEUE}}})
+		l.lost = 0
+	}
+	n = min(n-len(out), len(l.queue))
+	out = append(out, l.queue[:n]...)
+	l.queue = slices.Delete(l.queue, 0, n)
+	return out
+}
+
+// Counts are what went through the log in all: packets taken, and of these
+// dropped because the queue was full.
+func (l *Log) Counts() (packets, dropped uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.packets, l.dropped
+}

@@ -1,0 +1,238 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/client"
+	"github.com/weirnet/weir/shim/hostfw"
+	"github.com/weirnet/weir/shim/packetlog"
+	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage"
+)
+
+// Shim is the agent of one node.
+type Shim struct {
+	cfg      Config
+	logger   hclog.Logger
+	bridge   *bridge.Bridge
+	client   *client.Client
+	reporter *packetlog.Reporter // Nil: no collector.
+	log      *packetlog.Log
+	metrics  *metrics
+	loop     *loop
+	http     net.Listener
+
+	applies      chan applyRequest
+	portsChanged <-chan struct{}
+	reconnected  <-chan struct{}
+	packetIns    <-chan openflow.PacketIn
+
+	mu    sync.Mutex // Guards ports.
+	ports []*policyv1.PortState
+}
+
+// New checks the configuration, reads the checkpoint and starts nothing.
+func New(cfg Config) (*Shim, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	tlsConfig, err := cfg.TLS.Client()
+	if err != nil {
+		return nil, err
+	}
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest)}
+	s.bridge, err = bridge.New(bridge.Config{
+		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
+		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
+		Logger:      cfg.Logger.Named("bridge"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
+	replica, assignment, restored := restore(&cfg)
+	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, TLS: tlsConfig, Node: cfg.Node, Version: Version,
+		Replica: replica, Logger: cfg.Logger.Named("policy")})
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.Collectors) > 0 {
+		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, TLS: tlsConfig, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
+		if err != nil {
+			return nil, err
+		}
+	}
+	s.loop = &loop{shim: s, sw: s.bridge, held: s.client, former: assignment, complete: restored,
+		config: pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}}
+	if cfg.MetricsListen != "" {
+		if s.http, err = net.Listen("tcp", cfg.MetricsListen); err != nil {
+			return nil, fmt.Errorf("listen for metrics: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Run sets the bridge up and serves until the context ends. What is in force
+// then stays.
+func (s *Shim) Run(ctx context.Context) error {
+	if err := s.setUp(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.bridge.Run(ctx) })
+	g.Go(func() error { return s.loop.run(ctx) })
+	g.Go(func() error { return s.client.Run(ctx, s) })
+	if s.reporter != nil {
+		g.Go(func() error { return s.reporter.Run(ctx) })
+	} else {
+		g.Go(func() error { return s.discard(ctx) })
+	}
+	if s.http != nil {
+		web := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
+		g.Go(func() error { return web.Serve(s.http) })
+		g.Go(func() error { <-ctx.Done(); return web.Close() })
+	}
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// setUp makes the bridge, and tries again for as long as the switch is away.
+func (s *Shim) setUp(ctx context.Context) error {
+	for said := ""; ; {
+		err := s.bridge.SetUp(ctx)
+		if err == nil {
+			return nil
+		}
+		if err.Error() != said {
+			said = err.Error()
+			s.logger.Error("bridge cannot be set up; trying on", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// discard empties the log where there is no collector.
+func (s *Shim) discard(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.log.Wake():
+			for len(s.log.Take(1024)) > 0 {
+			}
+		}
+	}
+}
+
+// Apply implements client.Handler: the loop does it.
+func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storage.Touched) ([]*policyv1.ItemError, error) {
+	req := applyRequest{ctx: ctx, state: state, touched: touched, done: make(chan applyResult, 1)}
+	select {
+	case s.applies <- req:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	// Once handed over, the state must not change until the loop is done with it.
+	r := <-req.done
+	return r.problems, r.err
+}
+
+// Stats implements client.Handler.
+func (s *Shim) Stats() *policyv1.NodeStats {
+	_, dropped := s.log.Counts()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.ports}
+}
+
+// setPorts keeps what Stats says of the ports.
+func (s *Shim) setPorts(ports []pipeline.Port, c *pipeline.Compiler) {
+	states := make([]*policyv1.PortState, 0, len(ports))
+	open := 0
+	for _, p := range ports {
+		st := &policyv1.PortState{Namespace: p.Namespace, Name: p.Name, Interface: p.Interface, Open: c.Open(p.OFPort)}
+		if st.Open {
+			open++
+		}
+		states = append(states, st)
+	}
+	s.metrics.ports.Set(float64(open))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ports = states
+}
+
+func (s *Shim) markOwn(ctx context.Context, mac [6]byte) error {
+	return hostfw.MarkOwn(ctx, s.cfg.Bridge, mac)
+}
+
+func (s *Shim) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.client.Synced() {
+			http.Error(w, "the policy service's state is not in force yet", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// metrics of a shim.
+type metrics struct {
+	registry *prometheus.Registry
+	apply    prometheus.Histogram
+	flows    prometheus.Counter
+	mended   prometheus.Counter
+	unparsed prometheus.Counter
+	lost     *prometheus.CounterVec
+	ports    prometheus.Gauge
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_shim_apply_seconds",
+			Help: "Time to apply one bundle to the bridge.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16)}),
+		flows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
+		mended:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
+		unparsed: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
+		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage."}, []string{"stage"}),
+		ports:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
+	}
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports)
+	return m
+}
+
+func (m *metrics) applied(flows int, took time.Duration) {
+	m.apply.Observe(took.Seconds())
+	m.flows.Add(float64(flows))
+}
