@@ -1,0 +1,105 @@
+// Command weir-auditd is the audit collector: it stores what nodes report,
+// writes and forwards it, and answers those who read the record.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/weirnet/weir/services/audit"
+	"github.com/weirnet/weir/services/identity"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "weir-auditd:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var cfg audit.Config
+	var level, zone, retention, rotate, free string
+	cmd := &cobra.Command{
+		Use:           "weir-auditd",
+		Short:         "Store, print and forward what nodes report",
+		Version:       audit.Version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-auditd", Level: hclog.LevelFromString(level)})
+			var err error
+			if cfg.LogZone, err = location(zone); err != nil {
+				return err
+			}
+			var rotateBytes uint64
+			for _, q := range []struct {
+				flag, text string
+				to         *uint64
+			}{{"--retention-size", retention, &cfg.RetentionBytes}, {"--rotate-size", rotate, &rotateBytes}, {"--min-free", free, &cfg.MinFree}} {
+				if *q.to, err = size(q.flag, q.text); err != nil {
+					return err
+				}
+			}
+			cfg.Rotation.MaxBytes = int64(rotateBytes)
+			s, err := audit.New(cfg)
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Dir, "dir", "/var/lib/weir-audit", "folder of the event log")
+	f.StringVar(&cfg.Listen, "listen", identity.DefaultAuditAddress, "address of gRPC")
+	f.StringVar(&cfg.Metrics, "metrics-listen", "127.0.0.1:9751", "address of /metrics, /healthz and /readyz; none if empty")
+	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
+	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
+	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
+	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
+	f.DurationVar(&cfg.RetentionAge, "retention-age", 30*24*time.Hour, "how long records are kept; 0 for ever")
+	f.StringVar(&retention, "retention-size", "10Gi", "how much disk the event log may take; 0 for any")
+	f.StringVar(&free, "min-free", "256Mi", "room on the event log's disk below which nothing is taken")
+	f.StringVar(&cfg.NPLogDir, "np-log-dir", "/var/log/weir", "folder of the nodes' folders with np.log; none if empty")
+	f.StringVar(&cfg.NPLog, "np-log", "", "np.log of the node of --node, such as /var/log/antrea/networkpolicy/np.log")
+	f.StringVar(&cfg.Node, "node", "", "node whose lines go to --np-log")
+	f.StringVar(&cfg.NPLogIsolation, "np-log-isolation", audit.IsolationKind, "how np.log refers to the policies of an isolation drop: kind or named")
+	f.StringVar(&zone, "log-timezone", "Local", "time zone of np.log, such as UTC or Europe/Berlin")
+	f.StringVar(&cfg.JSONFile, "json-file", "", "file of JSON lines; none if empty")
+	f.StringArrayVar(&cfg.Syslog, "syslog", nil, "udp://HOST:PORT or tcp://HOST:PORT, RFC 5424; may be repeated")
+	f.StringVar(&rotate, "rotate-size", "500Mi", "size at which a file is set aside; 0 for never")
+	f.DurationVar(&cfg.Rotation.Every, "rotate-every", 0, "age at which a file is set aside; 0 for never")
+	f.IntVar(&cfg.Rotation.Keep, "rotate-keep", 3, "how many files set aside are kept; 0 for all")
+	f.DurationVar(&cfg.Rotation.KeepAge, "rotate-keep-age", 28*24*time.Hour, "how long files set aside are kept; 0 for ever")
+	f.BoolVar(&cfg.Rotation.Gzip, "rotate-gzip", true, "compress files set aside")
+	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
+	return cmd
+}
+
+func location(name string) (*time.Location, error) {
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		return nil, fmt.Errorf("--log-timezone %q: %w", name, err)
+	}
+	return zone, nil
+}
+
+// size reads a size such as 500Mi, 10Gi or 1000000.
+func size(flag, text string) (uint64, error) {
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return 0, fmt.Errorf("%s %q: write a size such as 500Mi", flag, text)
+	}
+	return uint64(q.Value()), nil
+}

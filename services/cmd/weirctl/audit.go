@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/identity"
+)
+
+func newAudit(streams Streams) *cobra.Command {
+	cmd := &cobra.Command{Use: "audit", Short: "Read the audit record"}
+	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams))
+	return cmd
+}
+
+func newAuditTail(streams Streams) *cobra.Command {
+	var server dial
+	var req auditv1.TailRequest
+	var filter auditv1.RecordFilter
+	var action, direction, since, until string
+	cmd := &cobra.Command{
+		Use:   "tail",
+		Short: "Print records, and follow what comes",
+		Long: "Print the records of the log, oldest first. Each has a cursor; --after continues behind one. With\n" +
+			"-o json every record is one line.",
+		Example: "  weirctl audit tail --follow --from-end --pod shop/db --action drop\n" +
+			"  weirctl audit tail --since 10m --prefix 10.0.0.0/8 --port 443 -o json",
+		Args: cobra.NoArgs,
+	}
+	flags := cmd.Flags()
+	flags.Uint64Var(&req.After, "after", 0, "print what comes behind this cursor")
+	flags.BoolVarP(&req.Follow, "follow", "f", false, "stay, and print what comes")
+	flags.BoolVar(&req.FromEnd, "from-end", false, "begin behind the newest record")
+	flags.Uint32VarP(&req.Limit, "limit", "n", 0, "end after so many records; zero for no limit")
+	flags.StringVar(&filter.Node, "node", "", "of this node alone")
+	flags.StringVar(&filter.Namespace, "namespace", "", "of a Pod of this Namespace")
+	flags.StringVar(&filter.Pod, "pod", "", "of this Pod, NAMESPACE/NAME")
+	flags.StringVar(&filter.Policy, "policy", "", "of this policy, NAMESPACE/NAME or NAME")
+	flags.StringVar(&filter.Prefix, "prefix", "", "with source or destination in this CIDR or at this address")
+	flags.Uint32Var(&filter.Port, "port", 0, "with this destination port")
+	flags.BoolVar(&filter.Losses, "losses", true, "losses too")
+	flags.StringVar(&action, "action", "", "allow, drop, reject or pass")
+	flags.StringVar(&direction, "direction", "", "ingress or egress")
+	flags.StringVar(&since, "since", "", "not before: a time such as 2006-01-02T15:04:05Z, or how long ago, such as 10m")
+	flags.StringVar(&until, "until", "", "before: as --since")
+	server.flags(cmd, identity.DefaultAuditAddress)
+	output := formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if req.FromEnd && req.After != 0 {
+			return errors.New("--from-end contradicts --after: give one or the other")
+		}
+		var err error
+		if filter.Action, err = enum[policyv1.Action]("--action", action, "ACTION_", policyv1.Action_value, "allow, drop, reject or pass"); err != nil {
+			return err
+		}
+		if filter.Direction, err = enum[policyv1.Direction]("--direction", direction, "DIRECTION_", policyv1.Direction_value, "ingress or egress"); err != nil {
+			return err
+		}
+		now := time.Now()
+		if filter.Since, err = moment("--since", since, now); err != nil {
+			return err
+		}
+		if filter.Until, err = moment("--until", until, now); err != nil {
+			return err
+		}
+		req.Filter = &filter
+		return tail(cmd.Context(), &server, &req, newRecordPrinter(streams.Out, *output))
+	}
+	return cmd
+}
+
+// enum reads an enum's name; empty is its zero.
+func enum[E ~int32](flag, s, prefix string, values map[string]int32, choices string) (E, error) {
+	if s == "" {
+		return 0, nil
+	}
+	v, ok := values[prefix+strings.ToUpper(s)]
+	if !ok || v == 0 {
+		return 0, fmt.Errorf("%s %q: write %s", flag, s, choices)
+	}
+	return E(v), nil
+}
+
+// moment reads a time, or how long ago it was.
+func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if ago, err := time.ParseDuration(s); err == nil {
+		return timestamppb.New(now.Add(-ago)), nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return nil, fmt.Errorf("%s %q: write a time such as 2006-01-02T15:04:05Z, or how long ago, such as 10m", flag, s)
+	}
+	return timestamppb.New(t), nil
+}
+
+// tail prints what the collector sends. There is no timeout: a quiet log is no failure.
+func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print func(*auditv1.Record) error) error {
+	conn, err := server.client()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stream, err := auditv1.NewAuditServiceClient(conn).Tail(ctx, req)
+	if err != nil {
+		return server.failed("audit tail", err)
+	}
+	for {
+		resp, err := stream.Recv()
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil && status.Code(err) == codes.Canceled && ctx.Err() != nil:
+			return nil // Interrupted.
+		case err != nil:
+			return server.failed("audit tail", err)
+		}
+		if err := print(resp.GetRecord()); err != nil {
+			return err
+		}
+	}
+}
+
+func newAuditStats(streams Streams) *cobra.Command {
+	var server dial
+	cmd := &cobra.Command{Use: "stats", Short: "Say what was received, kept, merged and lost", Args: cobra.NoArgs}
+	server.flags(cmd, identity.DefaultAuditAddress)
+	output := formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		conn, ctx, done, err := server.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer done()
+		s, err := auditv1.NewAuditServiceClient(conn).Stats(ctx, &auditv1.StatsRequest{})
+		if err != nil {
+			return server.failed("audit stats", err)
+		}
+		if *output == asJSON {
+			return printProto(streams, s)
+		}
+		return showStats(streams, s)
+	}
+	return cmd
+}
+
+func showStats(streams Streams, s *auditv1.StatsResponse) error {
+	fmt.Fprintf(streams.Out, "received %d, kept %d, repeated %d; cursors %d to %d\n", s.GetReceived(), s.GetKept(), s.GetDuplicates(), s.GetOldestCursor(), s.GetNewestCursor())
+	section := func(header []string, rows [][]string) error {
+		if len(rows) == 0 {
+			return nil
+		}
+		fmt.Fprintln(streams.Out)
+		return printTable(streams.Out, header, rows)
+	}
+	var nodes, lost, sinks [][]string
+	for _, n := range s.GetNodes() {
+		last := ""
+		if n.GetLast() != nil {
+			last = n.GetLast().AsTime().Format(time.RFC3339)
+		}
+		nodes = append(nodes, []string{n.GetNode(), fmt.Sprint(n.GetKept()), last})
+	}
+	for _, l := range s.GetLost() {
+		lost = append(lost, []string{l.GetNode(), lower(l.GetStage().String(), "LOSS_STAGE_"), fmt.Sprint(l.GetCount())})
+	}
+	for _, k := range s.GetSinks() {
+		sinks = append(sinks, []string{k.GetName(), fmt.Sprint(k.GetCursor()), fmt.Sprint(k.GetLag()), fmt.Sprint(k.GetLines()), fmt.Sprint(k.GetDeduplicated()), k.GetLastError()})
+	}
+	if err := section([]string{"NODE", "KEPT", "LAST"}, nodes); err != nil {
+		return err
+	}
+	if err := section([]string{"NODE", "LOST-AT", "COUNT"}, lost); err != nil {
+		return err
+	}
+	return section([]string{"SINK", "CURSOR", "LAG", "LINES", "MERGED", "LAST-ERROR"}, sinks)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit"
+)
+
+// TestAuditOfRealCollector: tail and stats of the collector itself.
+func TestAuditOfRealCollector(t *testing.T) {
+	s, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, JSONFile: t.TempDir() + "/audit.json", Logger: hclog.NewNullLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := grpc.NewClient(s.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := auditv1.NewCollectorServiceClient(conn).Report(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := timestamppb.New(time.Date(2026, 5, 6, 7, 8, 9, 0, time.UTC))
+	port := uint32(443)
+	batch := &auditv1.EventBatch{FirstSequence: 2, Events: []*auditv1.Event{
+		{Kind: &auditv1.Event_Packet{Packet: &auditv1.PacketEvent{First: at, Count: 4, Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_DROP, Isolation: true,
+			Policies: []*policyv1.PolicyRef{shopWeb}, AppliedTo: "shop/web", SourceIp: []byte{203, 0, 113, 7}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 6, SourcePort: &port, DestinationPort: &port, Length: 60}}},
+		{Kind: &auditv1.Event_Packet{Packet: &auditv1.PacketEvent{First: at, Direction: policyv1.Direction_DIRECTION_EGRESS, Action: policyv1.Action_ACTION_ALLOW,
+			AppliedTo: "shop/db", SourceIp: []byte{10, 0, 0, 2}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 1, Length: 84}}},
+	}}
+	for _, r := range []*auditv1.ReportRequest{
+		{Message: &auditv1.ReportRequest_Hello{Hello: &auditv1.ReportHello{Node: "n1", Boot: "b1"}}},
+		{Message: &auditv1.ReportRequest_Batch{Batch: batch}},
+	} {
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.GetAckedSequence() == 3 {
+			break
+		}
+	}
+
+	for _, test := range []struct {
+		args []string
+		want []string // Parts of the output.
+		not  string
+	}{
+		{[]string{"tail"}, []string{"CURSOR", "lost   -      -", "at transport", "203.0.113.7:443", "K8sNetworkPolicy:shop/web", "allow  ICMP   10.0.0.2 "}, ""},
+		{[]string{"tail", "--pod", "shop/web", "--action", "drop", "--losses=false", "--since", "2026-01-01T00:00:00Z", "--prefix", "203.0.113.0/24", "--port", "443"}, []string{"203.0.113.7:443"}, "10.0.0.2"},
+		{[]string{"tail", "--after", "2"}, []string{"10.0.0.2"}, "203.0.113.7"},
+		{[]string{"tail", "-n", "1"}, []string{"at transport"}, "203.0.113.7"},
+		{[]string{"tail", "--from-end", "--since", "1h"}, nil, "203.0.113.7"},
+		{[]string{"stats"}, []string{"received 2, kept 2, repeated 0; cursors 1 to 3", "n1     2", "n1     transport   1", "json "}, ""},
+	} {
+		out, errs, code := run(t, append(append([]string{"audit"}, test.args...), "--server", s.Addr())...)
+		for _, part := range test.want {
+			if code != 0 || !strings.Contains(out, part) {
+				t.Errorf("%v: status %d %s: %q is missing in\n%s", test.args, code, errs, part, out)
+			}
+		}
+		if code != 0 || test.not != "" && strings.Contains(out, test.not) {
+			t.Errorf("%v: status %d %s\n%s", test.args, code, errs, out)
+		}
+	}
+	out, _, _ := run(t, "audit", "tail", "-o", "json", "--after", "1", "-n", "1", "--server", s.Addr())
+	var rec struct {
+		Cursor, Sequence uint64
+		Packet           struct {
+			Count    uint64
+			Policies []string
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &rec); err != nil || rec.Cursor != 2 || rec.Sequence != 2 || rec.Packet.Count != 4 || len(rec.Packet.Policies) != 1 {
+		t.Errorf("%v %+v\n%s", err, rec, out)
+	}
+	if _, errs, code := run(t, "audit", "tail", "--prefix", "x", "--server", s.Addr()); code != 1 || !strings.Contains(errs, "filter: prefix") {
+		t.Errorf("status %d, %s", code, errs)
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/identity"
+)
+
+func newGet(streams Streams) *cobra.Command {
+	cmd := &cobra.Command{Use: "get", Short: "List what is in force"}
+	cmd.AddCommand(newGetPolicies(streams), newGetGroups(streams), newGetNodes(streams))
+	return cmd
+}
+
+// lister is a command that asks the policy service for one list.
+func lister(streams Streams, use, short string, ask func(context.Context, policyv1.InspectionServiceClient) (proto.Message, error), show func(proto.Message) ([]string, [][]string)) *cobra.Command {
+	var server dial
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
+	server.flags(cmd, identity.DefaultPolicyAddress)
+	output := formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		conn, ctx, done, err := server.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer done()
+		answer, err := ask(ctx, policyv1.NewInspectionServiceClient(conn))
+		if err != nil {
+			return server.failed("get "+use, err)
+		}
+		if *output == asJSON {
+			return printProto(streams, answer)
+		}
+		header, rows := show(answer)
+		return printTable(streams.Out, header, rows)
+	}
+	return cmd
+}
+
+// printProto writes a message as JSON. Its own encoder varies the white space
+// on purpose, so that it is indented anew.
+func printProto(streams Streams, m proto.Message) error {
+	raw, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, raw, "", "  "); err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	_, err = fmt.Fprintln(streams.Out, out.String())
+	return err
+}
+
+func newGetPolicies(streams Streams) *cobra.Command {
+	var namespace, sortBy string
+	cmd := lister(streams, "policies", "List policies, how they rank and how far they are realised",
+		func(ctx context.Context, c policyv1.InspectionServiceClient) (proto.Message, error) {
+			return c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{Namespace: namespace, ByEffectivePriority: sortBy == "effectivePriority"})
+		},
+		func(m proto.Message) ([]string, [][]string) {
+			var rows [][]string
+			for _, p := range m.(*policyv1.ListPoliciesResponse).GetPolicies() {
+				rows = append(rows, []string{policyName(p.GetRef()), p.GetTier(), fmt.Sprint(p.GetRank()), fmt.Sprint(p.GetPriority()),
+					fmt.Sprint(p.GetIngressRules()), fmt.Sprint(p.GetEgressRules()), fmt.Sprint(p.GetEndpoints()),
+					fmt.Sprintf("%d/%d", p.GetNodesRealized(), p.GetNodes()), strings.Join(p.GetWarnings(), "; ")})
+			}
+			return []string{"POLICY", "TIER", "RANK", "PRIORITY", "INGRESS", "EGRESS", "PODS", "REALISED", "WARNINGS"}, rows
+		})
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "of this Namespace alone")
+	cmd.Flags().StringVar(&sortBy, "sort-by", "name", "name, or effectivePriority for the order of evaluation")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if sortBy != "name" && sortBy != "effectivePriority" {
+			return fmt.Errorf("--sort-by %q: write name or effectivePriority", sortBy)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func newGetGroups(streams Streams) *cobra.Command {
+	var members bool
+	cmd := lister(streams, "groups", "List the groups that policies use",
+		func(ctx context.Context, c policyv1.InspectionServiceClient) (proto.Message, error) {
+			return c.ListGroups(ctx, &policyv1.ListGroupsRequest{Members: members})
+		},
+		func(m proto.Message) ([]string, [][]string) {
+			header := []string{"GROUP", "USE", "MEMBERS", "NODES", "SELECTOR"}
+			if members {
+				header = append(header, "NAMES")
+			}
+			var rows [][]string
+			for _, g := range m.(*policyv1.ListGroupsResponse).GetGroups() {
+				row := []string{hex.EncodeToString(g.GetId()), strings.ReplaceAll(lower(g.GetUse().String(), "GROUP_USE_"), "_", "-"),
+					fmt.Sprint(g.GetMembers()), fmt.Sprint(g.GetNodes()), g.GetSelector()}
+				if members {
+					row = append(row, strings.Join(g.GetMemberNames(), ","))
+				}
+				rows = append(rows, row)
+			}
+			return header, rows
+		})
+	cmd.Flags().BoolVar(&members, "members", false, "name the members too")
+	return cmd
+}
+
+func newGetNodes(streams Streams) *cobra.Command {
+	return lister(streams, "nodes", "List the nodes and how far each has come",
+		func(ctx context.Context, c policyv1.InspectionServiceClient) (proto.Message, error) {
+			return c.ListNodes(ctx, &policyv1.ListNodesRequest{})
+		},
+		func(m proto.Message) ([]string, [][]string) {
+			var rows [][]string
+			for _, n := range m.(*policyv1.ListNodesResponse).GetNodes() {
+				rows = append(rows, []string{n.GetName(), yes(n.GetConnected()), yes(n.GetInSync()), fmt.Sprint(n.GetAckedRevision()), fmt.Sprint(n.GetLag()),
+					fmt.Sprint(n.GetEndpoints()), fmt.Sprint(n.GetPolicies()), hex.EncodeToString(n.GetDigest()), n.GetVersion(), n.GetLastError()})
+			}
+			return []string{"NODE", "CONNECTED", "IN-SYNC", "REVISION", "LAG", "PODS", "POLICIES", "DIGEST", "VERSION", "LAST-ERROR"}, rows
+		})
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

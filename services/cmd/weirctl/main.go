@@ -1,0 +1,28 @@
+// Command weirctl is what people and scripts use to ask Weir: it checks
+// manifests, explains verdicts offline or from the running service, lists what is
+// in force, follows the audit record, runs conformance cases, and makes the
+// certificates of a first installation.
+//
+// The command line is New, a tree of commands over the Streams that it is given; main
+// only runs it. Offline commands (validate, evaluate, explain -f, pki init) touch nothing
+// but files. The others call one gRPC service and show its answer. Every
+// command that shows something takes -o json; that JSON is a stable interface.
+//
+// The exit status is 0 when all is well, and 1 when something was found wrong
+// or could not be done.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	code := Run(ctx, Streams{Out: os.Stdout, Err: os.Stderr}, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
