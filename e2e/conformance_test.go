@@ -1,0 +1,385 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/e2e/harness"
+	"github.com/weirnet/weir/services/policy/evaluate/conformance"
+)
+
+var (
+	conformanceDir    = flag.String("conformance.dir", "", "file or folder of conformance cases; our own, and those of WEIR_CONFORMANCE_DIR, by default")
+	conformanceReport = flag.String("conformance.report", "", "file for the report")
+	conformanceStrict = flag.Bool("conformance.strict", false, "fail where a case is skipped")
+)
+
+// TestConformance runs conformance cases on real processes, Open vSwitch and
+// packets. A failing case is a subtest of its suite and name.
+func TestConformance(t *testing.T) {
+	requireDataplane(t)
+	dirs := []string{"testdata/conformance"}
+	if d := os.Getenv("WEIR_CONFORMANCE_DIR"); d != "" {
+		dirs = append(dirs, d)
+	}
+	if *conformanceDir != "" {
+		dirs = []string{*conformanceDir}
+	}
+	report := conformance.NewReport(conformance.ModeDatapath)
+	var cases []conformance.Case
+	for _, d := range dirs {
+		found, err := conformance.Load(d)
+		if err != nil {
+			report.Unreadable(d, err)
+		}
+		cases = append(cases, found...)
+	}
+	// Cases on the same nodes share a cluster.
+	groups := make(map[string][]*conformance.Case)
+	for i := range cases {
+		if why := unsupportedOnDatapath(&cases[i]); why != "" {
+			r := report.Begin(&cases[i])
+			r.Skip(why)
+			r.End()
+			continue
+		}
+		text, _ := json.Marshal(cases[i].Fixture.Nodes)
+		groups[string(text)] = append(groups[string(text)], &cases[i])
+	}
+	for _, group := range groups {
+		runGroup(t, report, group)
+	}
+	if *conformanceReport != "" {
+		f, err := os.Create(*conformanceReport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(report.Write(f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d of %d cases passed, %d verdicts, %d wrong, %d skipped", report.Totals.Passed, report.Totals.Cases, report.Totals.Verdicts, report.Totals.Wrong, report.Totals.Skipped)
+	for _, f := range report.Failures {
+		t.Error(f)
+	}
+	for _, s := range report.Skips {
+		t.Logf("skipped %s/%s: %s", s.Suite, s.Case, s.Why)
+	}
+	if report.Failed(*conformanceStrict) {
+		t.Error("conformance failed")
+	}
+}
+
+// unsupportedOnDatapath says why a case cannot be run here yet.
+func unsupportedOnDatapath(c *conformance.Case) string {
+	if c.Schema == conformance.SchemaAdmission {
+		return "admission cases run against the validation package, in evaluate mode"
+	}
+	return c.Unsupported()
+}
+
+// runGroup runs cases that have their nodes in common.
+func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Case) {
+	var nodes []harness.NodeConfig
+	for _, n := range group[0].Fixture.Nodes {
+		nc := harness.NodeConfig{Name: n.Name}
+		for _, a := range n.Addresses() {
+			nc.IPs = append(nc.IPs, netip.MustParseAddr(a))
+		}
+		nodes = append(nodes, nc)
+	}
+	t.Run(fmt.Sprintf("%d-cases-on-%d-nodes", len(group), len(nodes)), func(t *testing.T) {
+		cluster := startCluster(t, harness.Config{Nodes: nodes})
+		broken := 0 // Cases in a row that could not be run: the cluster is to blame then.
+		for _, c := range group {
+			t.Run(c.Suite+"/"+c.Name, func(t *testing.T) {
+				r := report.Begin(c)
+				switch {
+				case broken >= 2:
+					r.Fail(nil, "the cluster could not run the cases before")
+				case runCase(t.Context(), cluster, c, r):
+					broken = 0
+				default:
+					broken++
+				}
+				if !r.End() {
+					t.Fail()
+				}
+			})
+		}
+	})
+}
+
+// runCase runs a case and says whether it could be run, whatever came out.
+func runCase(ctx context.Context, cluster *harness.Cluster, c *conformance.Case, r *conformance.CaseReport) bool {
+	world, err := conformance.NewWorld(c)
+	if err != nil {
+		r.Fail(nil, err.Error())
+		return false
+	}
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		if err := runStep(ctx, cluster, c, s, world, r); err != nil {
+			r.Fail(s, err.Error())
+			return false
+		}
+	}
+	return true
+}
+
+func runStep(ctx context.Context, cluster *harness.Cluster, c *conformance.Case, s *conformance.Step, world *conformance.World, r *conformance.CaseReport) error {
+	if _, err := world.Enter(s); err != nil {
+		return err
+	}
+	run := &stepRun{ctx: ctx, cluster: cluster, fixture: world.Fixture()}
+	if err := cluster.SetPods(ctx, run.pods()); err != nil {
+		return err
+	}
+	text, err := world.Manifest()
+	if err != nil {
+		return err
+	}
+	if err := cluster.SetManifests(ctx, text); err != nil {
+		return err
+	}
+	checks := s.Checks()
+	if err := run.serveHosts(checks); err != nil {
+		return err
+	}
+	probes := make([]harness.Probe, 0, len(checks))
+	for _, p := range append(slices.Clone(checks), s.Traffic...) {
+		hp, err := run.probe(p)
+		if err != nil {
+			return fmt.Errorf("probe from %s to %s: %w", p.Source(), p.Destination(), err)
+		}
+		probes = append(probes, hp)
+	}
+	outcomes, err := harness.Run(ctx, probes)
+	if err != nil {
+		return err
+	}
+	for i, p := range checks {
+		got := outcomes[i]
+		if got == harness.Drop {
+			got = conformance.Deny
+		}
+		why := "by packets"
+		if !c.Meets(p.Expected, got) {
+			why = run.evidence(probes[i])
+		}
+		r.Verdict(s, p, got, why)
+	}
+	return run.auditLogs(s)
+}
+
+// stepRun maps the names of a step onto the cluster.
+type stepRun struct {
+	ctx     context.Context
+	cluster *harness.Cluster
+	fixture conformance.Fixture
+}
+
+// pods are the fixture's Pods that have a network of their own.
+func (run *stepRun) pods() []harness.PodConfig {
+	var out []harness.PodConfig
+	for _, p := range run.fixture.Pods {
+		if p.HostNetwork || p.Phase == "Succeeded" || p.Phase == "Failed" || len(p.IPs) == 0 {
+			continue
+		}
+		pc := harness.PodConfig{Namespace: p.Namespace, Name: p.Name, Node: p.Node}
+		for _, ip := range p.IPs {
+			pc.IPs = append(pc.IPs, netip.MustParseAddr(ip))
+		}
+		for _, port := range p.Serves() {
+			pc.Serves = append(pc.Serves, harness.Service{Protocol: conformance.ProtocolOf(port.Protocol), Port: port.Port})
+		}
+		out = append(out, pc)
+	}
+	return out
+}
+
+// serveHosts puts answers where probes go that are for no Pod of the Pod
+// network. A probe that is expected to be denied gets its answer there too, or
+// its silence would prove nothing.
+func (run *stepRun) serveHosts(checks []conformance.Probe) error {
+	want := make(map[netip.Addr]map[harness.Service]bool)
+	for _, p := range checks {
+		addr, err := run.destination(p)
+		if err != nil {
+			return err
+		}
+		if run.podAt(addr) != nil {
+			continue
+		}
+		if want[addr] == nil {
+			want[addr] = make(map[harness.Service]bool)
+		}
+		want[addr][harness.Service{Protocol: conformance.ProtocolOf(p.Protocol), Port: p.Port}] = true
+	}
+	for addr, services := range want {
+		h, err := run.hostAt(addr)
+		if err != nil {
+			return err
+		}
+		for s := range services {
+			one := &harness.Host{NS: h.NS, IPs: []netip.Addr{addr}}
+			if err := one.Serve(s); err != nil && !strings.Contains(err.Error(), "address already in use") {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// podAt is the Pod with a network of its own that has an address.
+func (run *stepRun) podAt(addr netip.Addr) *harness.Host {
+	for _, p := range run.pods() {
+		if slices.Contains(p.IPs, addr) {
+			return run.cluster.Pod(p.Namespace + "/" + p.Name)
+		}
+	}
+	return nil
+}
+
+// hostAt is the node that has an address, or else a host outside.
+func (run *stepRun) hostAt(addr netip.Addr) (*harness.Host, error) {
+	for _, n := range run.cluster.Nodes {
+		if slices.Contains(n.IPs, addr) {
+			return n.Host(), nil
+		}
+	}
+	return run.cluster.Outside(run.ctx, addr)
+}
+
+func (run *stepRun) fixturePod(name string) (conformance.Pod, error) {
+	for _, p := range run.fixture.Pods {
+		if p.Namespace+"/"+p.Name == name {
+			return p, nil
+		}
+	}
+	return conformance.Pod{}, fmt.Errorf("no pod %s", name)
+}
+
+func (run *stepRun) destination(p conformance.Probe) (netip.Addr, error) {
+	text := p.ToIP
+	switch {
+	case p.To != "":
+		pod, err := run.fixturePod(p.To)
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		if len(pod.IPs) == 0 {
+			return netip.Addr{}, fmt.Errorf("pod %s has no address", p.To)
+		}
+		text = pod.IPs[0]
+		if from, err := run.fixturePod(p.From); err == nil && len(from.IPs) > 0 { // A family that both have.
+			for _, ip := range pod.IPs {
+				if slices.ContainsFunc(from.IPs, func(f string) bool { return strings.Contains(f, ":") == strings.Contains(ip, ":") }) {
+					text = ip
+					break
+				}
+			}
+		}
+	case p.ToIP == "" && p.ToNode != "":
+		for _, n := range run.fixture.Nodes {
+			if n.Name == p.ToNode {
+				text = n.Addresses()[0]
+			}
+		}
+	}
+	return netip.ParseAddr(text)
+}
+
+func (run *stepRun) source(p conformance.Probe) (*harness.Host, error) {
+	if p.From == "" {
+		addr, err := netip.ParseAddr(p.FromIP)
+		if err != nil {
+			return nil, err
+		}
+		if pod := run.podAt(addr); pod != nil {
+			return pod, nil
+		}
+		return run.hostAt(addr)
+	}
+	pod, err := run.fixturePod(p.From)
+	if err != nil {
+		return nil, err
+	}
+	if !pod.HostNetwork {
+		if h := run.cluster.Pod(p.From); h != nil {
+			return h, nil
+		}
+		return nil, fmt.Errorf("pod %s has no network", p.From)
+	}
+	return run.cluster.Nodes[pod.Node].Host(), nil
+}
+
+func (run *stepRun) probe(p conformance.Probe) (harness.Probe, error) {
+	from, err := run.source(p)
+	if err != nil {
+		return harness.Probe{}, err
+	}
+	to, err := run.destination(p)
+	if err != nil {
+		return harness.Probe{}, err
+	}
+	return harness.Probe{From: from, To: to, Protocol: conformance.ProtocolOf(p.Protocol), Port: p.Port, SourcePort: p.SourcePort,
+		Allowed: p.Expected == conformance.Allow}, nil
+}
+
+// evidence is what there is to know about a probe that went wrong: what becomes
+// of it when it is tried again, and what the switches hold of its addresses.
+func (run *stepRun) evidence(p harness.Probe) string {
+	var b strings.Builder
+	again, err := harness.Run(run.ctx, []harness.Probe{p})
+	fmt.Fprintf(&b, "by packets; tried again: %v %v", again, err)
+	src, dst := p.From.Addr(p.To.Is6()).String(), p.To.String()
+	for name, n := range run.cluster.Nodes {
+		for _, command := range []string{"dpctl/dump-conntrack", "dpctl/dump-flows"} {
+			out, err := n.OVS.Appctl(run.ctx, command)
+			fmt.Fprintf(&b, "\n%s %s %v", name, command, err)
+			for _, line := range strings.Split(out, "\n") {
+				if strings.Contains(line, src) && strings.Contains(line, dst) || command == "dpctl/dump-flows" && strings.Contains(line, "drop") {
+					b.WriteString("\n  " + line)
+				}
+			}
+		}
+	}
+	return b.String()
+}
+
+// auditLogs waits for the lines that a step's traffic must have left.
+func (run *stepRun) auditLogs(s *conformance.Step) error {
+	for _, want := range s.AuditLogs {
+		for _, text := range want.ExpectRegex {
+			re, err := regexp.Compile(text)
+			if err != nil {
+				return fmt.Errorf("audit log of %s: %w", want.Node, err)
+			}
+			err = harness.Eventually(run.ctx, 10*time.Second, func() error {
+				lines, err := os.ReadFile(run.cluster.NPLog(want.Node))
+				if err != nil {
+					return err
+				}
+				if !slices.ContainsFunc(strings.Split(string(lines), "\n"), re.MatchString) {
+					return fmt.Errorf("audit log of %s: no line matches %s", want.Node, text)
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package differential
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/evaluate"
+)
+
+// Case is a cluster's life in steps, and how it is enforced. It is a value:
+// what it holds is not changed once it is made.
+type Case struct {
+	Name       string // Of the seed that it was made of.
+	ClauseCap  int    // As pipeline.Config has it.
+	FrameLimit int    // Bytes of a cut's frames.
+	Steps      []Step
+}
+
+// Step is what changes at once, and the connections to judge afterwards.
+type Step struct {
+	Events []Event
+	Ports  map[Pod]Port // All that there are from this step on.
+	Probes []evaluate.Connection
+	// Restarted is a node whose shim starts anew before what changes reaches
+	// it, with the assignment that it had. Empty: none.
+	Restarted string
+}
+
+// Event sets or removes an object. A nil Object means that it is gone.
+type Event struct {
+	Ref    api.Ref
+	Object Object
+}
+
+// Object is a typed Kubernetes object of a kind that the generator makes:
+// Namespace, Node, Pod or NetworkPolicy.
+type Object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// Pod names a Pod.
+type Pod struct{ Namespace, Name string }
+
+// Port is the port of a bridge that belongs to a Pod.
+type Port struct {
+	Node   string
+	Number uint32
+}
+
+// refOf names an object.
+func refOf(o Object) api.Ref {
+	ref := api.Ref{Namespace: o.GetNamespace(), Name: o.GetName()}
+	switch o.(type) {
+	case *corev1.Namespace:
+		ref.Kind = api.KindNamespace
+	case *corev1.Node:
+		ref.Kind = api.KindNode
+	case *corev1.Pod:
+		ref.Kind = api.KindPod
+	case *networkingv1.NetworkPolicy:
+		ref.Kind = api.KindNetworkPolicy
+	default:
+		panic(fmt.Sprintf("differential: an object of type %T", o))
+	}
+	return ref
+}
+
+func set(o Object) Event { return Event{Ref: refOf(o), Object: o} }
+
+// convert is the object as the policy service reads it. What validation
+// refuses is an error: a user could not have it either.
+func convert(o Object) (api.Object, error) {
+	if violations, _ := api.Validate(o); len(violations) > 0 {
+		return nil, fmt.Errorf("%s: %s", refOf(o), violations[0])
+	}
+	switch o := o.(type) {
+	case *corev1.Namespace:
+		return api.FromNamespace(o), nil
+	case *corev1.Node:
+		return api.FromNode(o), nil
+	case *corev1.Pod:
+		return api.FromPod(o), nil
+	case *networkingv1.NetworkPolicy:
+		return api.FromNetworkPolicy(o)
+	}
+	panic(fmt.Sprintf("differential: an object of type %T", o))
+}
+
+// nodes are the names of all nodes that the Case mentions, sorted.
+func (c *Case) nodes() []string {
+	names := map[string]struct{}{}
+	for _, s := range c.Steps {
+		for _, e := range s.Events {
+			switch o := e.Object.(type) {
+			case *corev1.Node:
+				names[o.Name] = struct{}{}
+			case *corev1.Pod:
+				names[o.Spec.NodeName] = struct{}{}
+			}
+		}
+		for _, p := range s.Ports {
+			names[p.Node] = struct{}{}
+		}
+		names[s.Restarted] = struct{}{}
+	}
+	delete(names, "")
+	return slices.Sorted(maps.Keys(names))
+}
+
+// String is the Case as manifests: the objects of the first step, then what
+// the later ones change.
+func (c *Case) String() string {
+	var b strings.Builder
+	for i, s := range c.Steps {
+		if len(c.Steps) > 1 {
+			fmt.Fprintf(&b, "# step %d\n", i+1)
+		}
+		for _, e := range s.Events {
+			if e.Object == nil {
+				fmt.Fprintf(&b, "# removes %s\n", e.Ref)
+				continue
+			}
+			fmt.Fprintf(&b, "---\n%s", manifest(e.Object))
+		}
+		if s.Restarted != "" {
+			fmt.Fprintf(&b, "# the shim of %s starts anew\n", s.Restarted)
+		}
+		b.WriteString("# ports:")
+		for _, pod := range slices.SortedFunc(maps.Keys(s.Ports), comparePods) {
+			fmt.Fprintf(&b, " %s/%s=%s:%d", pod.Namespace, pod.Name, s.Ports[pod].Node, s.Ports[pod].Number)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// manifest is an object as YAML, without the empty blocks that a typed Node has.
+func manifest(o Object) []byte {
+	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		panic("differential: " + err.Error()) // Typed objects always convert.
+	}
+	if status, ok := fields["status"].(map[string]any); ok {
+		delete(status, "nodeInfo")
+		delete(status, "daemonEndpoints")
+	}
+	text, err := yaml.Marshal(fields)
+	if err != nil {
+		panic("differential: " + err.Error()) // And they marshal.
+	}
+	return text
+}
+
+func comparePods(a, b Pod) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// describe names a connection as people read it.
+func describe(c evaluate.Connection) string {
+	end := func(e evaluate.Endpoint) string {
+		switch {
+		case e.Pod != "":
+			return fmt.Sprintf("%s/%s (%s)", e.Namespace, e.Pod, e.Addr)
+		case e.Node != "":
+			return fmt.Sprintf("node %s (%s)", e.Node, e.Addr)
+		}
+		return e.Addr.String()
+	}
+	service := c.Protocol.String()
+	if c.Port != 0 {
+		service = fmt.Sprintf("%s/%d", service, c.Port)
+	}
+	return fmt.Sprintf("%s -> %s %s, source port %d", end(c.From), end(c.To), service, c.SourcePort)
+}

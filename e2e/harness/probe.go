@@ -1,0 +1,373 @@
+package harness
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// Probe is one connection to be tried.
+type Probe struct {
+	From       *Host
+	To         netip.Addr
+	Protocol   api.Protocol
+	Port       uint16
+	SourcePort uint16 // Zero: any.
+	// Allowed says what is expected: an answer is waited for longer than its
+	// absence.
+	Allowed bool
+}
+
+// Outcomes of probes.
+const (
+	Allow  = "allow"
+	Drop   = "drop"
+	Reject = "reject"
+)
+
+// An answer is given time enough for a slow machine; its absence is believed
+// after a first transmission and one repeat.
+const (
+	answerTimeout  = 6 * time.Second
+	silenceTimeout = 1300 * time.Millisecond
+	repeatEvery    = 400 * time.Millisecond
+	parallel       = 256
+)
+
+// serials gives every probe a source port or identifier that no other had
+// lately, so that none is taken for the continuation of an earlier one.
+var serials atomic.Uint32
+
+// ephemeral is the source port of a probe that asks for none.
+func ephemeral(serial int) uint16 { return uint16(20000 + serial%40000) }
+
+// Run tries all probes, many at a time, and returns their outcomes in order.
+func Run(ctx context.Context, probes []Probe) ([]string, error) {
+	out := make([]string, len(probes))
+	errs := make([]error, len(probes))
+	slots := make(chan struct{}, parallel)
+	var wait sync.WaitGroup
+	for i := range probes {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			if ctx.Err() == nil {
+				out[i], errs[i] = probes[i].try(int(serials.Add(1)))
+			}
+		})
+	}
+	wait.Wait()
+	return out, errors.Join(append(errs, ctx.Err())...)
+}
+
+func (p *Probe) try(serial int) (string, error) {
+	src := p.From.Addr(p.To.Is6())
+	if !src.IsValid() {
+		return "", fmt.Errorf("probe to %s: the source has no address of that family", p.To)
+	}
+	if p.SourcePort == 0 {
+		p.SourcePort = ephemeral(serial)
+	}
+	limit := silenceTimeout
+	if p.Allowed {
+		limit = answerTimeout
+	}
+	deadline := time.Now().Add(limit)
+	switch p.Protocol {
+	case api.ProtocolTCP:
+		return p.stream(src, deadline)
+	case api.ProtocolUDP:
+		return p.datagram(src, deadline)
+	case api.ProtocolSCTP:
+		return p.sctp(src, deadline)
+	case api.ProtocolICMP:
+		return p.echo(src, deadline, serial)
+	}
+	return "", fmt.Errorf("probe of protocol %v", p.Protocol)
+}
+
+func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
+	if a.Is4() {
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: int(port)}
+	}
+	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
+}
+
+func domain(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// socket makes a connected, non-blocking socket in the source's namespace.
+func (p *Probe) socket(kind, proto int, src netip.Addr, port uint16) (fd int, err error) {
+	fd = -1
+	local := p.SourcePort
+	if kind == unix.SOCK_RAW {
+		local = 0
+	}
+	err = p.From.NS.Do(func() error {
+		if fd, err = unix.Socket(domain(p.To), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto); err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		if err := unix.Bind(fd, sockaddr(src, local)); err != nil {
+			return fmt.Errorf("bind to %s: %w", src, err)
+		}
+		err := unix.Connect(fd, sockaddr(p.To, port))
+		if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+			return err
+		}
+		return nil
+	})
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+	}
+	return fd, err
+}
+
+// wait waits for events on a socket; false when the deadline passes.
+func wait(fd int, events int16, deadline time.Time) bool {
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return false
+		}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
+		if err == nil && n > 0 {
+			return true
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return false
+		}
+	}
+}
+
+// refused says whether an error is how a rejection shows.
+func refused(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) ||
+		errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.ECONNRESET)
+}
+
+func (p *Probe) stream(src netip.Addr, deadline time.Time) (string, error) {
+	fd, err := p.socket(unix.SOCK_STREAM, 0, src, p.Port)
+	if err != nil {
+		if refused(err) {
+			return Reject, nil
+		}
+		return "", err
+	}
+	defer unix.Close(fd)
+	// A probe must not leave a connection behind that a later one could use.
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	if !wait(fd, unix.POLLOUT, deadline) {
+		return Drop, nil
+	}
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return "", err
+	}
+	if code == 0 {
+		return Allow, nil
+	}
+	if refused(unix.Errno(code)) {
+		return Reject, nil
+	}
+	return Drop, nil
+}
+
+func (p *Probe) datagram(src netip.Addr, deadline time.Time) (string, error) {
+	fd, err := p.socket(unix.SOCK_DGRAM, 0, src, p.Port)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	return converse(fd, []byte("weir"), deadline, func(b []byte) string { return Allow })
+}
+
+// converse sends a request, again and again, until an answer means something.
+func converse(fd int, request []byte, deadline time.Time, read func([]byte) string) (string, error) {
+	buf := make([]byte, 2048)
+	for time.Now().Before(deadline) {
+		if _, err := unix.Write(fd, request); err != nil {
+			if refused(err) {
+				return Reject, nil
+			}
+			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
+				return "", err
+			}
+		}
+		again := time.Now().Add(repeatEvery)
+		if again.After(deadline) {
+			again = deadline
+		}
+		for wait(fd, unix.POLLIN, again) {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				if refused(err) {
+					return Reject, nil
+				}
+				if errors.Is(err, unix.EAGAIN) {
+					continue
+				}
+				return "", err
+			}
+			if outcome := read(buf[:n]); outcome != "" {
+				return outcome, nil
+			}
+		}
+	}
+	return Drop, nil
+}
+
+func (p *Probe) echo(src netip.Addr, deadline time.Time, serial int) (string, error) {
+	proto, request, reply := unix.IPPROTO_ICMP, byte(8), byte(0)
+	if p.To.Is6() {
+		proto, request, reply = unix.IPPROTO_ICMPV6, 128, 129
+	}
+	fd, err := p.socket(unix.SOCK_RAW, proto, src, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	id := uint16(serial + 1)
+	msg := []byte{request, 0, 0, 0, byte(id >> 8), byte(id), 0, 1, 'w', 'e', 'i', 'r'}
+	if p.To.Is4() {
+		binary.BigEndian.PutUint16(msg[2:], checksum(msg))
+	} // Of ICMPv6 the kernel makes the checksum.
+	return converse(fd, msg, deadline, func(b []byte) string {
+		b = payload(b, p.To)
+		switch {
+		case len(b) >= 8 && b[0] == reply && binary.BigEndian.Uint16(b[4:]) == id:
+			return Allow
+		case p.To.Is4() && len(b) >= 1 && b[0] == 3, p.To.Is6() && len(b) >= 1 && b[0] == 1:
+			return Reject
+		}
+		return ""
+	})
+}
+
+// payload is what a raw socket of a family received, without the IPv4 header.
+func payload(b []byte, peer netip.Addr) []byte {
+	if peer.Is4() && len(b) >= 20 {
+		return b[min(len(b), int(b[0]&0xf)*4):]
+	}
+	return b
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}
+
+// Serve answers on the given ports, on all of the host's addresses. Those that
+// it answered on before stay.
+func (h *Host) Serve(services ...Service) error {
+	sctp := make(map[uint16]bool)
+	for _, s := range services {
+		if s.Protocol == api.ProtocolSCTP {
+			sctp[s.Port] = true
+		}
+	}
+	for _, ip := range h.IPs {
+		if len(sctp) > 0 {
+			s, err := serveSCTP(h.NS, ip, sctp)
+			if err != nil {
+				return err
+			}
+			h.served = append(h.served, s)
+		}
+		for _, s := range services {
+			c, err := h.serve(ip, s)
+			if err != nil {
+				return fmt.Errorf("serve %v/%d on %s: %w", s.Protocol, s.Port, ip, err)
+			}
+			if c != nil {
+				h.served = append(h.served, c)
+			}
+		}
+	}
+	return nil
+}
+
+func (h *Host) serve(ip netip.Addr, s Service) (c closer, err error) {
+	address := netip.AddrPortFrom(ip, s.Port).String()
+	err = h.NS.Do(func() error {
+		switch s.Protocol {
+		case api.ProtocolTCP:
+			l, err := net.Listen("tcp", address)
+			if err != nil {
+				return err
+			}
+			c = l
+			go accept(l)
+		case api.ProtocolUDP:
+			l, err := net.ListenPacket("udp", address)
+			if err != nil {
+				return err
+			}
+			c = l
+			go answer(l)
+		}
+		return nil
+	})
+	return c, err
+}
+
+// accept takes connections and answers what they say, until they end.
+func accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			io.Copy(conn, conn)
+		}()
+	}
+}
+
+func answer(l net.PacketConn) {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := l.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		l.WriteTo(buf[:n], from)
+	}
+}
+
+// Metrics is the text that the node's shim serves.
+func (n *Node) Metrics() (text string, err error) {
+	var conn net.Conn
+	err = n.NS.Do(func() error { conn, err = net.DialTimeout("tcp", "127.0.0.1:9752", 2*time.Second); return err })
+	if err != nil {
+		return "", fmt.Errorf("node %s: metrics: %w", n.Name, err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(3 * time.Second))
+	fmt.Fprint(conn, "GET /metrics HTTP/1.0\r\n\r\n")
+	b, err := io.ReadAll(conn)
+	return string(b), err
+}
