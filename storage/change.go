@@ -13,7 +13,7 @@ type Op uint8
 // items, by OpDrop.
 const (
 	OpUpsert Op = iota + 1 // Item goes into Scope in place of the item of its key.
-	OpRemove               // The item of Key leaves Scope.
+	OpRemove               // The item of that key leaves Scope.
 	OpJoin                 // Node joins Scope.
 	OpLeave                // Node leaves Scope.
 	OpDrop                 // Scope ends.
@@ -24,8 +24,7 @@ type Change struct {
 	Op    Op
 	Scope ScopeID
 	Kind  ScopeKind // Of the scope; required but for OpDrop.
-	Item  Encoded   // OpUpsert.
-	Key   string    // OpRemove.
+	Item  Encoded   // OpUpsert; OpRemove looks at its key alone.
 	Node  string    // OpJoin, OpLeave.
 }
 
@@ -49,7 +48,7 @@ type ScopeChange struct {
 	Kind     ScopeKind
 	Reset    bool // The receiver forgets the scope's former items first.
 	Gone     bool
-	Upserts  [][]byte // Bodies of Encoded.
+	Upserts  []string // Bodies of Encoded.
 	Removals []string // Keys.
 }
 
@@ -82,7 +81,7 @@ func (c *Cut) Frames(limit int) [][]byte {
 				frames = append(frames, appendTrue(frame, cutMore, true))
 				frame, body = begin(), s.begin(false)
 			}
-			body = appendBytes(body, scopeUpserts, item)
+			body = appendString(body, scopeUpserts, item)
 		}
 		for _, key := range s.Removals {
 			if len(frame)+len(body)+len(key) > limit && len(frame)+len(body) > 64 {
@@ -90,7 +89,7 @@ func (c *Cut) Frames(limit int) [][]byte {
 				frames = append(frames, appendTrue(frame, cutMore, true))
 				frame, body = begin(), s.begin(false)
 			}
-			body = appendBytes(body, scopeRemovals, []byte(key))
+			body = appendString(body, scopeRemovals, key)
 		}
 		if len(frame)+len(body) > limit && len(frame) > 64 {
 			frames = append(frames, appendTrue(frame, cutMore, true))
@@ -119,6 +118,11 @@ func (s *ScopeChange) begin(reset bool) []byte {
 func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
 	b = protowire.AppendTag(b, field, protowire.BytesType)
 	return protowire.AppendBytes(b, v)
+}
+
+func appendString(b []byte, field protowire.Number, v string) []byte {
+	b = protowire.AppendTag(b, field, protowire.BytesType)
+	return protowire.AppendString(b, v)
 }
 
 func appendTrue(b []byte, field protowire.Number, v bool) []byte {

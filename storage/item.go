@@ -21,12 +21,17 @@ const (
 	ScopeAddressGroup = policyv1.ScopeKind_SCOPE_KIND_ADDRESS_GROUP
 )
 
-// Encoded is an item, encoded once; its bytes are shared by every stream and
-// must not be changed.
+// Encoded is an item, encoded once; its bytes are shared by every stream.
 type Encoded struct {
 	Key  string
-	Body []byte // A policyv1.Item, fields in the order of their numbers.
+	Body string // A policyv1.Item, fields in the order of their numbers.
 	hash Digest // Of Body.
+}
+
+// EncodeBytes takes an item that is encoded already, as Encode would encode it,
+// under the key that KeyOf gives it. It copies the body.
+func EncodeBytes(key string, body []byte) Encoded {
+	return Encoded{Key: key, Body: string(body), hash: bodyHash(body)}
 }
 
 // Encode encodes an item. It panics on an item without a key: that is a bug of
@@ -40,7 +45,7 @@ func Encode(item *policyv1.Item) Encoded {
 	if err != nil {
 		panic("storage: encode " + key + ": " + err.Error())
 	}
-	return Encoded{Key: key, Body: body, hash: bodyHash(body)}
+	return EncodeBytes(key, body)
 }
 
 // canonical gives the bytes that digests are taken over. Items hold no maps,

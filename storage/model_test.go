@@ -12,7 +12,7 @@ import (
 
 // model is what the store's nodes must hold, kept without any cleverness.
 type model struct {
-	items map[ScopeID]map[string][]byte
+	items map[ScopeID]map[string]string
 	nodes map[ScopeID]map[string]bool
 }
 
@@ -23,14 +23,14 @@ func (m *model) apply(c Change) {
 		return
 	}
 	if m.items[c.Scope] == nil {
-		m.items[c.Scope] = map[string][]byte{}
+		m.items[c.Scope] = map[string]string{}
 		m.nodes[c.Scope] = map[string]bool{}
 	}
 	switch c.Op {
 	case OpUpsert:
 		m.items[c.Scope][c.Item.Key] = c.Item.Body
 	case OpRemove:
-		delete(m.items[c.Scope], c.Key)
+		delete(m.items[c.Scope], c.Item.Key)
 	case OpJoin:
 		m.nodes[c.Scope][c.Node] = true
 	case OpLeave:
@@ -47,7 +47,7 @@ func (m *model) state(node string) map[string]string {
 		}
 		out[id.String()] = ""
 		for key, body := range items {
-			out[id.String()+" "+key] = string(body)
+			out[id.String()+" "+key] = body
 		}
 	}
 	return out
@@ -61,7 +61,7 @@ func replicaState(r *Replica) map[string]string {
 		}
 		r.Items(kind, func(id ScopeID, item *policyv1.Item) {
 			e := Encode(item)
-			out[id.String()+" "+e.Key] = string(e.Body)
+			out[id.String()+" "+e.Key] = e.Body
 		})
 	}
 	return out
@@ -85,7 +85,7 @@ func randomChange(rng *rand.Rand) Change {
 		c.Op = OpDrop
 	}
 	name := fmt.Sprint("pod-", rng.IntN(30))
-	c.Key = PodMemberKey("ns", name)
+	c.Item.Key = PodMemberKey("ns", name)
 	if c.Op == OpUpsert {
 		c.Item = Encode(member(name, rng.IntN(3)))
 	}
@@ -98,7 +98,7 @@ func TestReplicasHoldWhatTheModelSays(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		store := New("epoch")
-		m := &model{items: map[ScopeID]map[string][]byte{}, nodes: map[ScopeID]map[string]bool{}}
+		m := &model{items: map[ScopeID]map[string]string{}, nodes: map[ScopeID]map[string]bool{}}
 		type follower struct {
 			node    string
 			sub     *Subscriber
@@ -203,7 +203,7 @@ func TestTombstonesAreBounded(t *testing.T) {
 	for i := range 10_000 {
 		name := fmt.Sprint(i)
 		s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member(name, i))}}, nil)
-		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Key: PodMemberKey("ns", name)}}, nil)
+		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodMemberKey("ns", name)}}}, nil)
 	}
 	if n := len(s.scopes[id].dead); n > minTombstones {
 		t.Errorf("%d tombstones are kept", n)

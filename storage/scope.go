@@ -88,7 +88,7 @@ func (s *scope) dropTombstones() {
 	}
 	for e := s.oldest; e != nil && len(s.dead) > max(minTombstones, len(s.items))/2; {
 		next := e.next
-		if e.item.Body == nil {
+		if e.item.Body == "" {
 			delete(s.dead, e.item.Key)
 			s.unlink(e)
 			s.forgotten = e.revision
@@ -124,9 +124,9 @@ func (s *scope) unlink(e *entry) {
 
 // whole is the scope from nothing.
 func (s *scope) whole() ScopeChange {
-	c := ScopeChange{ID: s.id, Kind: s.kind, Reset: true, Upserts: make([][]byte, 0, len(s.items))}
+	c := ScopeChange{ID: s.id, Kind: s.kind, Reset: true, Upserts: make([]string, 0, len(s.items))}
 	for e := s.oldest; e != nil; e = e.next {
-		if e.item.Body != nil {
+		if e.item.Body != "" {
 			c.Upserts = append(c.Upserts, e.item.Body)
 		}
 	}
@@ -140,7 +140,7 @@ func (s *scope) since(rev uint64) ScopeChange {
 	}
 	c := ScopeChange{ID: s.id, Kind: s.kind}
 	for e := s.newest; e != nil && e.revision > rev; e = e.prev {
-		if e.item.Body != nil {
+		if e.item.Body != "" {
 			c.Upserts = append(c.Upserts, e.item.Body)
 		} else {
 			c.Removals = append(c.Removals, e.item.Key)

@@ -80,7 +80,7 @@ func (s *Store) applyLocked(c *Change, rev uint64, touched map[*scope]struct{}, 
 	case OpUpsert:
 		changed = sc.upsert(c.Item, rev)
 	case OpRemove:
-		changed = sc.remove(c.Key, rev)
+		changed = sc.remove(c.Item.Key, rev)
 	case OpJoin:
 		if _, in := sc.nodes[c.Node]; !in {
 			sc.nodes[c.Node] = rev

@@ -137,7 +137,7 @@ func (e *Engine) addMember(g *group, p *pod) {
 
 func (e *Engine) removeMember(g *group, p *pod) {
 	if len(g.users) > 0 {
-		e.emit(storage.Change{Op: storage.OpRemove, Scope: g.id, Kind: storage.ScopeAddressGroup, Key: p.member.Key})
+		e.emit(storage.Change{Op: storage.OpRemove, Scope: g.id, Kind: storage.ScopeAddressGroup, Item: storage.Encoded{Key: p.member.Key}})
 	}
 	if g.pods[p.node]--; g.pods[p.node] == 0 {
 		delete(g.pods, p.node)

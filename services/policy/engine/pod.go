@@ -130,7 +130,7 @@ func (e *Engine) applyNode(name string, obj *api.Node) {
 	if obj == nil {
 		if n := e.nodes[name]; n != nil && n.obj != nil {
 			n.obj = nil
-			e.emit(storage.Change{Op: storage.OpRemove, Scope: n.scope, Kind: storage.ScopeNode, Key: "node"})
+			e.emit(storage.Change{Op: storage.OpRemove, Scope: n.scope, Kind: storage.ScopeNode, Item: storage.Encoded{Key: "node"}})
 			e.releaseNode(n)
 		}
 		return
@@ -165,7 +165,7 @@ func (e *Engine) applyPod(key podKey, obj *api.Pod) {
 	}
 	p.obj = obj
 	member := storage.Encode(memberItem(obj))
-	changed := string(member.Body) != string(p.member.Body)
+	changed := member.Body != p.member.Body
 	p.member = member
 	if !p.active {
 		e.bring(p, e.class(obj))
@@ -207,7 +207,7 @@ func (e *Engine) retire(p *pod) {
 func (e *Engine) hideEndpoint(p *pod) {
 	if p.shown != "" {
 		if n := e.nodes[p.shown]; n != nil {
-			e.emit(storage.Change{Op: storage.OpRemove, Scope: n.scope, Kind: storage.ScopeNode, Key: storage.EndpointKey(p.key.namespace, p.key.name)})
+			e.emit(storage.Change{Op: storage.OpRemove, Scope: n.scope, Kind: storage.ScopeNode, Item: storage.Encoded{Key: storage.EndpointKey(p.key.namespace, p.key.name)}})
 		}
 		p.shown = ""
 	}

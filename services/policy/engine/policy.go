@@ -87,7 +87,7 @@ func (e *Engine) attach(p *policy) {
 func (e *Engine) detach(p *policy, successor *targetSet) {
 	t := p.set
 	if t != successor {
-		e.emit(storage.Change{Op: storage.OpRemove, Scope: t.id, Kind: storage.ScopePolicies, Key: storage.PolicyKey(p.draft.wire.Ref)})
+		e.emit(storage.Change{Op: storage.OpRemove, Scope: t.id, Kind: storage.ScopePolicies, Item: storage.Encoded{Key: storage.PolicyKey(p.draft.wire.Ref)}})
 	}
 	for _, g := range p.peers {
 		e.dropPeer(t, g)
