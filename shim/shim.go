@@ -75,6 +75,7 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.metrics.follow(s.client)
 	if len(cfg.Collectors) > 0 {
 		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, TLS: tlsConfig, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
 		if err != nil {
@@ -230,6 +231,21 @@ func newMetrics() *metrics {
 	}
 	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports)
 	return m
+}
+
+// follow registers what the client counts itself.
+func (m *metrics) follow(c *client.Client) {
+	for _, x := range []struct {
+		name, help string
+		count      func() uint64
+	}{
+		{"weir_shim_digest_mismatches_total", "Cuts whose digest did not come out; they are repaired and not applied.", c.Mismatches},
+		{"weir_shim_repairs_total", "Times that the service was told what is held, to get what differs.", c.Repairs},
+		{"weir_shim_position_rollbacks_total", "Streams that began at an earlier position than was held.", c.Rollbacks},
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: x.name, Help: x.help},
+			func() float64 { return float64(x.count()) }))
+	}
 }
 
 func (m *metrics) applied(flows int, took time.Duration) {

@@ -28,18 +28,20 @@ type Change struct {
 	Node  string    // OpJoin, OpLeave.
 }
 
-// Position is how far each source had been read: a sequence or a
-// resourceVersion by source or kind. A value handed over is not changed.
-type Position map[string]uint64
-
 // Cut is a consistent set of changes for one node, as wire bytes.
 type Cut struct {
-	Epoch    string
+	Epoch    string // Empty: that of the cut before.
 	Revision uint64
-	Position Position
-	Digest   Digest // Of the node's whole state after the cut.
-	Snapshot bool   // From nothing.
+	Position Position // Without the sources that are where they were in the cut before.
+	Digest   Digest   // Of the node's whole state after the cut.
+	Snapshot bool     // From nothing.
 	Scopes   []ScopeChange
+}
+
+// BucketReset has the receiver forget its former items of some buckets.
+type BucketReset struct {
+	Of      int // How many buckets there are: a power of two.
+	Numbers []int
 }
 
 // ScopeChange is what a cut changes in one scope.
@@ -47,6 +49,7 @@ type ScopeChange struct {
 	ID       ScopeID
 	Kind     ScopeKind
 	Reset    bool // The receiver forgets the scope's former items first.
+	Buckets  *BucketReset
 	Gone     bool
 	Upserts  []string // Bodies of Encoded.
 	Removals []string // Keys.
@@ -56,7 +59,7 @@ type ScopeChange struct {
 const (
 	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes = 1, 2, 3, 4, 5, 6, 7
 
-	scopeIDField, scopeKindField, scopeReset, scopeGone, scopeUpserts, scopeRemovals = 1, 2, 3, 4, 5, 6
+	scopeIDField, scopeKindField, scopeReset, scopeGone, scopeUpserts, scopeRemovals, scopeBuckets, scopeResetBuckets = 1, 2, 3, 4, 5, 6, 7, 8
 )
 
 // Frames encodes the cut as policyv1.Cut messages of about limit bytes at the
@@ -65,8 +68,10 @@ const (
 func (c *Cut) Frames(limit int) [][]byte {
 	var frames [][]byte
 	begin := func() []byte {
-		b := protowire.AppendTag(nil, cutEpoch, protowire.BytesType)
-		b = protowire.AppendString(b, c.Epoch)
+		var b []byte
+		if c.Epoch != "" {
+			b = appendString(b, cutEpoch, c.Epoch)
+		}
 		b = protowire.AppendTag(b, cutRevision, protowire.VarintType)
 		b = protowire.AppendVarint(b, c.Revision)
 		return appendTrue(b, cutSnapshot, c.Snapshot)
@@ -74,7 +79,7 @@ func (c *Cut) Frames(limit int) [][]byte {
 	frame := begin()
 	for i := range c.Scopes {
 		s := &c.Scopes[i]
-		body := s.begin(s.Reset)
+		body := s.begin(true)
 		for _, item := range s.Upserts {
 			if len(frame)+len(body)+len(item) > limit && len(frame)+len(body) > 64 {
 				frame = appendBytes(frame, cutScopes, body)
@@ -97,22 +102,37 @@ func (c *Cut) Frames(limit int) [][]byte {
 		}
 		frame = appendBytes(frame, cutScopes, body)
 	}
-	position, err := canonical.Marshal(&policyv1.Position{Sources: c.Position})
-	if err != nil {
-		panic("storage: encode position: " + err.Error())
+	if len(c.Position) > 0 {
+		position, err := canonical.Marshal(&policyv1.Position{Sources: c.Position})
+		if err != nil {
+			panic("storage: encode position: " + err.Error())
+		}
+		frame = appendBytes(frame, cutPosition, position)
 	}
-	frame = appendBytes(frame, cutPosition, position)
 	return append(frames, appendBytes(frame, cutDigest, c.Digest.Bytes()))
 }
 
-func (s *ScopeChange) begin(reset bool) []byte {
+// begin is the head of a scope's message; the first says what is to be forgotten.
+func (s *ScopeChange) begin(first bool) []byte {
 	b := appendBytes(nil, scopeIDField, s.ID[:])
 	if s.Gone {
 		return appendTrue(b, scopeGone, true)
 	}
 	b = protowire.AppendTag(b, scopeKindField, protowire.VarintType)
 	b = protowire.AppendVarint(b, uint64(s.Kind))
-	return appendTrue(b, scopeReset, reset)
+	if !first {
+		return b
+	}
+	if s.Buckets != nil {
+		b = protowire.AppendTag(b, scopeBuckets, protowire.VarintType)
+		b = protowire.AppendVarint(b, uint64(s.Buckets.Of))
+		var packed []byte
+		for _, i := range s.Buckets.Numbers {
+			packed = protowire.AppendVarint(packed, uint64(i))
+		}
+		b = appendBytes(b, scopeResetBuckets, packed)
+	}
+	return appendTrue(b, scopeReset, s.Reset)
 }
 
 func appendBytes(b []byte, field protowire.Number, v []byte) []byte {

@@ -57,7 +57,7 @@ var canonical = proto.MarshalOptions{Deterministic: true}
 func KeyOf(item *policyv1.Item) (string, error) {
 	switch body := item.GetBody().(type) {
 	case *policyv1.Item_Node:
-		return "node", nil
+		return nodeKey, nil
 	case *policyv1.Item_Endpoint:
 		if body.Endpoint.GetNamespace() == "" || body.Endpoint.GetName() == "" {
 			return "", errors.New("endpoint without namespace or name")
@@ -74,6 +74,9 @@ func KeyOf(item *policyv1.Item) (string, error) {
 	}
 	return "", errors.New("item without a body that is known")
 }
+
+// nodeKey is the key of a node's facts.
+const nodeKey = "node"
 
 // EndpointKey is the key of a Pod's endpoint item.
 func EndpointKey(namespace, name string) string { return "endpoint/" + namespace + "/" + name }

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -74,198 +75,251 @@ func member(name string, version int) *policyv1.Item {
 	}}}
 }
 
-func randomChange(rng *rand.Rand) Change {
-	c := Change{
-		Op:    Op(1 + rng.IntN(4)),
-		Scope: NewScopeID(ScopeAddressGroup, fmt.Sprint(rng.IntN(6))),
+// choices feeds a test: from a seed, or from a fuzzer's bytes, after whose end
+// every choice is the first.
+type choices struct {
+	rng   *rand.Rand
+	bytes []byte
+}
+
+func (c *choices) of(n int) int {
+	if c.rng != nil {
+		return c.rng.IntN(n)
+	}
+	if len(c.bytes) == 0 {
+		return 0
+	}
+	b := c.bytes[0]
+	c.bytes = c.bytes[1:]
+	return int(b) % n
+}
+
+func (c *choices) change() Change {
+	ch := Change{
+		Op:    Op(1 + c.of(4)),
+		Scope: NewScopeID(ScopeAddressGroup, fmt.Sprint(c.of(6))),
 		Kind:  ScopeAddressGroup,
-		Node:  fmt.Sprint("node-", rng.IntN(3)),
+		Node:  fmt.Sprint("node-", c.of(3)),
 	}
-	if rng.IntN(20) == 0 {
-		c.Op = OpDrop
+	if c.of(20) == 1 {
+		ch.Op = OpDrop
 	}
-	name := fmt.Sprint("pod-", rng.IntN(30))
-	c.Item.Key = PodMemberKey("ns", name)
-	if c.Op == OpUpsert {
-		c.Item = Encode(member(name, rng.IntN(3)))
+	name := fmt.Sprint("pod-", c.of(60))
+	ch.Item.Key = PodMemberKey("ns", name)
+	if ch.Op == OpUpsert {
+		ch.Item = Encode(member(name, c.of(3)))
 	}
-	return c
+	return ch
+}
+
+// service is one replica of the policy service: it reads the same changes as
+// the other, but later, and in other portions.
+type service struct {
+	store  *Store
+	behind []Change
+}
+
+func (s *service) catchUp(n int) {
+	n = min(n, len(s.behind))
+	s.store.Commit(s.behind[:n], nil)
+	s.behind = s.behind[n:]
+}
+
+type follower struct {
+	t       *testing.T
+	node    string
+	at      *service
+	sub     *Subscriber
+	replica *Replica
+}
+
+// connect subscribes with what the follower holds.
+func (f *follower) connect(c *choices, at *service) {
+	if f.sub != nil {
+		f.sub.Close()
+	}
+	f.at, f.sub = at, at.store.Subscribe(f.node)
+	f.replica.Begin()
+	if f.replica.Epoch() == "" {
+		return
+	}
+	if rev, _, ok := f.sub.Resume(f.replica.Digest()); ok {
+		f.replica.InSync(&policyv1.InSync{Epoch: at.store.Epoch(), Revision: rev})
+	} else if c.of(4) > 0 {
+		f.repair(c)
+	}
+}
+
+func (f *follower) repair(c *choices) {
+	inv, asked := Inventory{}, &policyv1.InventoryRequest{}
+	for asked != nil {
+		m, err := f.replica.Inventory(asked)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		if err := inv.Add(m, asked); err != nil {
+			f.t.Fatal(err)
+		}
+		if c.of(3) == 0 { // The store goes on meanwhile.
+			f.at.catchUp(c.of(5))
+		}
+		asked = nil
+		if c.of(4) > 0 {
+			asked = f.sub.Compare(inv)
+		}
+		if asked != nil && len(asked.Scopes) == 0 {
+			f.t.Fatal("an empty request asks for everything")
+		}
+		for _, s := range asked.GetScopes() {
+			id, _ := ScopeIDFromBytes(s.GetId())
+			if inv[id].buckets != nil { // It has changed again.
+				asked = nil
+				break
+			}
+		}
+	}
+	if !f.take(c, f.sub.Repair(inv)) {
+		f.t.Fatalf("%s: wrong after a repair", f.node)
+	}
+}
+
+// take applies a cut and reports whether the digest came out.
+func (f *follower) take(c *choices, cut *Cut) bool {
+	for _, b := range cut.Frames(1 + c.of(300)) {
+		frame := &policyv1.Cut{}
+		if err := proto.Unmarshal(b, frame); err != nil {
+			f.t.Fatal(err)
+		}
+		if _, _, err := f.replica.Apply(frame); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	return f.replica.Digest() == cut.Digest
+}
+
+func (f *follower) read(c *choices, spoilt bool) {
+	cut := f.sub.Next()
+	if cut == nil {
+		return
+	}
+	if want := f.at.store.Node(f.node).Digest; cut.Digest != want {
+		f.t.Fatalf("%s: the cut's digest is %s, the store's %s", f.node, cut.Digest, want)
+	}
+	if f.take(c, cut) {
+		return
+	}
+	if !spoilt {
+		f.t.Fatalf("%s: replica's digest %s, cut's %s", f.node, f.replica.Digest(), cut.Digest)
+	}
+	f.repair(c)
+}
+
+// spoil has the replica hold something else than it was sent.
+func (f *follower) spoil(c *choices) {
+	if f.replica.Epoch() == "" {
+		return
+	}
+	id := NewScopeID(ScopeAddressGroup, fmt.Sprint(c.of(7)))
+	sd := &policyv1.ScopeDelta{Id: id[:], Kind: ScopeAddressGroup}
+	name := fmt.Sprint("pod-", c.of(60))
+	switch c.of(4) {
+	case 0:
+		sd.Gone = true
+	case 1:
+		sd.Removals = []string{PodMemberKey("ns", name)}
+	default:
+		sd.Upserts = []*policyv1.Item{member(name, 9)}
+	}
+	f.replica.Apply(&policyv1.Cut{Revision: f.replica.Revision(), Digest: make([]byte, 16), Scopes: []*policyv1.ScopeDelta{sd}})
 }
 
 // Whatever a subscriber reads, at whatever speed, through whatever reconnects,
-// its replica holds what the model says, and the digests agree.
-func TestReplicasHoldWhatTheModelSays(t *testing.T) {
-	for seed := range uint64(300) {
-		rng := rand.New(rand.NewPCG(seed, 1))
-		store := New("epoch")
-		m := &model{items: map[ScopeID]map[string]string{}, nodes: map[ScopeID]map[string]bool{}}
-		type follower struct {
-			node    string
-			sub     *Subscriber
-			replica *Replica
-		}
-		var followers []*follower
-		for i := range 3 {
-			node := fmt.Sprint("node-", i)
-			followers = append(followers, &follower{node: node, sub: store.Subscribe(node), replica: &Replica{}})
-		}
-		read := func(f *follower) {
-			cut := f.sub.Next()
-			if cut == nil {
-				return
-			}
-			for _, b := range cut.Frames(1 + rng.IntN(300)) {
-				frame := &policyv1.Cut{}
-				if err := proto.Unmarshal(b, frame); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-				if _, _, err := f.replica.Apply(frame); err != nil {
-					t.Fatalf("seed %d: %v", seed, err)
-				}
-			}
-			if f.replica.Digest() != cut.Digest {
-				t.Fatalf("seed %d: %s: replica's digest %s, cut's %s", seed, f.node, f.replica.Digest(), cut.Digest)
+// changes of the service's replica and faults of its own, it comes to hold what
+// the model says, and the digests agree all the way.
+func runModel(t *testing.T, c *choices) {
+	m := &model{items: map[ScopeID]map[string]string{}, nodes: map[ScopeID]map[string]bool{}}
+	services := []*service{{store: New("a")}, {store: New("b")}}
+	var followers []*follower
+	spoilt := map[*follower]bool{}
+	for i := range 3 {
+		f := &follower{t: t, node: fmt.Sprint("node-", i), replica: &Replica{}}
+		f.connect(c, services[c.of(2)])
+		followers = append(followers, f)
+	}
+	for range 120 {
+		for range c.of(8) {
+			ch := c.change()
+			m.apply(ch)
+			for _, s := range services {
+				s.behind = append(s.behind, ch)
 			}
 		}
-		for range 120 {
-			var changes []Change
-			for range rng.IntN(8) {
-				c := randomChange(rng)
-				changes = append(changes, c)
-				m.apply(c)
-			}
-			store.Commit(changes, nil)
-			f := followers[rng.IntN(len(followers))]
-			switch rng.IntN(6) {
-			case 0: // Reconnects, with what it holds.
-				f.sub.Close()
-				f.sub = store.Subscribe(f.node)
-				if rev, _, ok := f.sub.Resume(f.replica.Digest()); ok {
-					f.replica.InSync(&policyv1.InSync{Epoch: "epoch", Revision: rev})
-				}
-			case 1, 2: // Is slow.
+		s := services[c.of(2)]
+		s.catchUp(c.of(12))
+		if c.of(2) == 0 {
+			s.store.Dispatch(c.of(4))
+		}
+		f := followers[c.of(len(followers))]
+		switch c.of(8) {
+		case 0:
+			f.connect(c, services[c.of(2)])
+		case 1:
+			f.spoil(c)
+			spoilt[f] = true
+		case 2, 3: // Is slow.
+		default:
+			f.read(c, spoilt[f])
+		}
+	}
+	for _, s := range services {
+		s.catchUp(len(s.behind))
+		s.store.Dispatch(1 << 30)
+	}
+	for _, f := range followers {
+		if spoilt[f] { // A fault shows with the next cut; here there may be none.
+			f.connect(c, f.at)
+		}
+		if !f.sub.begun { // A server sends the snapshot at once.
+			f.read(c, true)
+		}
+		for woken := true; woken; { // Nobody who has something to read sleeps.
+			select {
+			case <-f.sub.Wake():
+				f.read(c, spoilt[f])
 			default:
-				read(f)
+				woken = false
 			}
 		}
-		for _, f := range followers {
-			read(f)
-			want, got := m.state(f.node), replicaState(f.replica)
-			if len(want) != len(got) {
-				t.Fatalf("seed %d: %s holds %d entries, the model %d", seed, f.node, len(got), len(want))
-			}
-			for k := range want {
-				if got[k] != want[k] {
-					t.Fatalf("seed %d: %s: %s differs", seed, f.node, k)
-				}
-			}
-			if store.Node(f.node).Digest != f.replica.Digest() {
-				t.Fatalf("seed %d: %s: digests differ at the end", seed, f.node)
+		want, got := m.state(f.node), replicaState(f.replica)
+		if f.replica.Digest() != services[0].store.Node(f.node).Digest && spoilt[f] {
+			f.repair(c)
+			got = replicaState(f.replica)
+		}
+		if !maps.Equal(want, got) {
+			t.Fatalf("%s holds\n%v\nwant\n%v", f.node, got, want)
+		}
+		for _, s := range services {
+			if d := s.store.Node(f.node).Digest; d != f.replica.Digest() {
+				t.Fatalf("%s: digest %s, of service %s %s", f.node, f.replica.Digest(), s.store.Epoch(), d)
 			}
 		}
 	}
 }
 
-func TestDigestDoesNotDependOnOrder(t *testing.T) {
-	id := NewScopeID(ScopeAddressGroup, "g")
-	build := func(order []int) Digest {
-		s := New("e")
-		s.Commit([]Change{{Op: OpJoin, Scope: id, Kind: ScopeAddressGroup, Node: "n"}}, nil)
-		for _, i := range order {
-			s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member(fmt.Sprint(i), i))}}, nil)
+func TestReplicasHoldWhatTheModelSays(t *testing.T) {
+	for seed := range uint64(600) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { runModel(t, &choices{rng: rand.New(rand.NewPCG(seed, 1))}) })
+	}
+}
+
+func FuzzReplicasHoldWhatTheModelSays(f *testing.F) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 8 {
+		b := make([]byte, 4000)
+		for i := range b {
+			b[i] = byte(rng.Uint32())
 		}
-		return s.Node("n").Digest
+		f.Add(b)
 	}
-	if a, b := build([]int{1, 2, 3}), build([]int{3, 1, 2, 1}); a != b {
-		t.Fatalf("digests %s and %s of the same content", a, b)
-	}
-}
-
-func TestTombstonesAreBounded(t *testing.T) {
-	id := NewScopeID(ScopeAddressGroup, "g")
-	s := New("e")
-	s.Commit([]Change{{Op: OpJoin, Scope: id, Kind: ScopeAddressGroup, Node: "n"}}, nil)
-	sub, replica := s.Subscribe("n"), &Replica{}
-	apply := func() *Cut {
-		cut := sub.Next()
-		for _, b := range cut.Frames(1 << 20) {
-			frame := &policyv1.Cut{}
-			if err := proto.Unmarshal(b, frame); err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := replica.Apply(frame); err != nil {
-				t.Fatal(err)
-			}
-		}
-		return cut
-	}
-	apply()
-	for i := range 10_000 {
-		name := fmt.Sprint(i)
-		s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member(name, i))}}, nil)
-		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodMemberKey("ns", name)}}}, nil)
-	}
-	if n := len(s.scopes[id].dead); n > minTombstones {
-		t.Errorf("%d tombstones are kept", n)
-	}
-	if cut := apply(); !cut.Scopes[0].Reset {
-		t.Error("a subscriber from before a dropped tombstone must get the scope afresh")
-	}
-	if replica.Digest() != s.Node("n").Digest {
-		t.Error("digests differ")
-	}
-}
-
-func TestCoalescedChangesAreSentOnce(t *testing.T) {
-	id := NewScopeID(ScopeAddressGroup, "g")
-	s := New("e")
-	s.Commit([]Change{{Op: OpJoin, Scope: id, Kind: ScopeAddressGroup, Node: "n"}}, nil)
-	sub := s.Subscribe("n")
-	sub.Next()
-	for i := range 1000 {
-		s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member("a", i))}}, nil)
-	}
-	cut := sub.Next()
-	if len(cut.Scopes) != 1 || len(cut.Scopes[0].Upserts) != 1 {
-		t.Fatalf("got %d scopes, want one item in one", len(cut.Scopes))
-	}
-	if sub.Next() != nil {
-		t.Error("nothing changed, and yet there is a cut")
-	}
-}
-
-func TestReplicaRefusesMalformedFrames(t *testing.T) {
-	good := func() *policyv1.Cut {
-		id := NewScopeID(ScopeAddressGroup, "g")
-		return &policyv1.Cut{Epoch: "e", Revision: 1, Digest: make([]byte, 16), Scopes: []*policyv1.ScopeDelta{
-			{Id: id[:], Kind: ScopeAddressGroup, Upserts: []*policyv1.Item{member("a", 1)}}}}
-	}
-	for name, breakIt := range map[string]func(*policyv1.Cut){
-		"no epoch":       func(c *policyv1.Cut) { c.Epoch = "" },
-		"no revision":    func(c *policyv1.Cut) { c.Revision = 0 },
-		"short digest":   func(c *policyv1.Cut) { c.Digest = []byte{1} },
-		"short scope id": func(c *policyv1.Cut) { c.Scopes[0].Id = []byte{1} },
-		"no scope kind":  func(c *policyv1.Cut) { c.Scopes[0].Kind = 0 },
-		"no item body":   func(c *policyv1.Cut) { c.Scopes[0].Upserts[0].Body = nil },
-		"bad prefix": func(c *policyv1.Cut) {
-			c.Scopes[0].Upserts[0] = &policyv1.Item{Body: &policyv1.Item_Member{Member: &policyv1.Member{Subject: &policyv1.Member_Block{
-				Block: &policyv1.IPBlock{Cidr: &policyv1.Prefix{Address: []byte{1, 2, 3, 4}, Length: 33}}}}}}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := &Replica{}
-			if _, _, err := r.Apply(good()); err != nil {
-				t.Fatalf("the good frame: %v", err)
-			}
-			before := r.Digest()
-			bad := good()
-			breakIt(bad)
-			if _, _, err := r.Apply(bad); err == nil {
-				t.Error("no error")
-			}
-			if r.Digest() != before {
-				t.Error("a refused frame changed the state")
-			}
-		})
-	}
+	f.Fuzz(func(t *testing.T, b []byte) { runModel(t, &choices{bytes: b}) })
 }

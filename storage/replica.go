@@ -24,10 +24,17 @@ type Replica struct {
 
 type replicaScope struct {
 	kind  ScopeKind
-	items map[string]*policyv1.Item
-	hash  map[string]Digest
+	items map[string]replicaItem
 	sum   Digest
 }
+
+type replicaItem struct {
+	*policyv1.Item
+	hash Digest
+}
+
+// stale is the keys that a cut forgets, by scope, unless it brings them again.
+type stale map[ScopeID]map[string]struct{}
 
 // Touched names the items that a cut changed, by scope; an empty set of keys
 // with All means that any item of the scope may have changed.
@@ -35,7 +42,7 @@ type Touched map[ScopeID]*TouchedScope
 
 // TouchedScope is what a cut touched in one scope.
 type TouchedScope struct {
-	All  bool // The scope is new, reset or gone.
+	All  bool // The scope is new or gone.
 	Keys map[string]struct{}
 }
 
@@ -59,18 +66,38 @@ func (r *Replica) Apply(frame *policyv1.Cut) (touched Touched, done bool, err er
 	if frame.GetSnapshot() {
 		r.dropAllBut(frames, touched)
 	}
+	old := make(stale)
 	for _, f := range frames {
 		for _, sd := range f.GetScopes() {
-			r.upserts(sd, touched)
+			r.upserts(sd, old, touched)
 		}
 	}
 	for _, f := range frames {
 		for _, sd := range f.GetScopes() {
-			r.removals(sd, touched)
+			id, _ := ScopeIDFromBytes(sd.GetId())
+			for _, key := range sd.GetRemovals() {
+				r.remove(id, key, touched)
+			}
 		}
 	}
-	r.epoch, r.revision, r.position = frame.GetEpoch(), frame.GetRevision(), frame.GetPosition()
+	for id, keys := range old {
+		for key := range keys {
+			r.remove(id, key, touched)
+		}
+	}
+	r.arrive(frame)
 	return touched, true, nil
+}
+
+// arrive takes over how far the last frame of a cut leads. What it leaves out
+// is as it was.
+func (r *Replica) arrive(frame *policyv1.Cut) {
+	r.revision = frame.GetRevision()
+	if frame.GetEpoch() != "" {
+		r.epoch, r.position = frame.GetEpoch(), frame.GetPosition()
+	} else if changes := frame.GetPosition().GetSources(); len(changes) > 0 {
+		r.position = &policyv1.Position{Sources: Position(r.position.GetSources()).merge(changes)}
+	}
 }
 
 // Begin forgets the frames of a cut whose last has not come: a new stream
@@ -78,8 +105,8 @@ func (r *Replica) Apply(frame *policyv1.Cut) (touched Touched, done bool, err er
 func (r *Replica) Begin() { r.frames = nil }
 
 func (r *Replica) check(frame *policyv1.Cut) error {
-	if frame.GetEpoch() == "" || frame.GetRevision() == 0 {
-		return fmt.Errorf("cut without epoch or revision")
+	if frame.GetRevision() == 0 || frame.GetEpoch() == "" && r.epoch == "" {
+		return fmt.Errorf("cut without revision or, on a new stream, epoch")
 	}
 	if n := len(r.frames); n > 0 {
 		first := r.frames[0]
@@ -100,6 +127,9 @@ func (r *Replica) check(frame *policyv1.Cut) error {
 		}
 		if !sd.GetGone() && sd.GetKind() == 0 {
 			return fmt.Errorf("cut %d: scope %s has no kind", frame.GetRevision(), id)
+		}
+		if n := sd.GetBuckets(); len(sd.GetResetBuckets()) > 0 && (n == 0 || n&(n-1) != 0) {
+			return fmt.Errorf("cut %d: scope %s resets %d buckets of %d", frame.GetRevision(), id, len(sd.GetResetBuckets()), n)
 		}
 		for _, item := range sd.GetUpserts() {
 			if _, err := KeyOf(item); err != nil {
@@ -133,18 +163,17 @@ func (r *Replica) drop(id ScopeID, touched Touched) {
 	}
 }
 
-func (r *Replica) upserts(sd *policyv1.ScopeDelta, touched Touched) {
+// upserts takes in the items of one scope. Those that are held already are not
+// touched, be they forgotten and brought again.
+func (r *Replica) upserts(sd *policyv1.ScopeDelta, old stale, touched Touched) {
 	id, _ := ScopeIDFromBytes(sd.GetId())
 	if sd.GetGone() {
 		r.drop(id, touched)
 		return
 	}
-	if sd.GetReset_() {
-		r.drop(id, touched)
-	}
 	sc := r.scopes[id]
 	if sc == nil {
-		sc = &replicaScope{kind: sd.GetKind(), items: make(map[string]*policyv1.Item), hash: make(map[string]Digest), sum: scopeHash(id)}
+		sc = &replicaScope{kind: sd.GetKind(), items: make(map[string]replicaItem), sum: scopeHash(id)}
 		if r.scopes == nil {
 			r.scopes = make(map[ScopeID]*replicaScope)
 		}
@@ -152,32 +181,56 @@ func (r *Replica) upserts(sd *policyv1.ScopeDelta, touched Touched) {
 		r.digest = r.digest.Plus(sc.sum)
 		touched.scope(id).All = true
 	}
+	if sd.GetReset_() || len(sd.GetResetBuckets()) > 0 {
+		old[id] = sc.forgotten(sd)
+	}
 	for _, item := range sd.GetUpserts() {
 		e := Encode(item)
 		h := itemHash(id, e.hash)
-		delta := h.Minus(sc.hash[e.Key])
-		sc.items[e.Key], sc.hash[e.Key] = item, h
+		delete(old[id], e.Key)
+		was := sc.items[e.Key].hash
+		if was == h {
+			continue
+		}
+		delta := h.Minus(was)
+		sc.items[e.Key] = replicaItem{item, h}
 		sc.sum, r.digest = sc.sum.Plus(delta), r.digest.Plus(delta)
 		touched.scope(id).Keys[e.Key] = struct{}{}
 	}
 }
 
-func (r *Replica) removals(sd *policyv1.ScopeDelta, touched Touched) {
-	id, _ := ScopeIDFromBytes(sd.GetId())
+// forgotten is the keys of the items that a reset, of all or of some buckets,
+// forgets.
+func (sc *replicaScope) forgotten(sd *policyv1.ScopeDelta) map[string]struct{} {
+	buckets := make(map[int]struct{}, len(sd.GetResetBuckets()))
+	for _, i := range sd.GetResetBuckets() {
+		buckets[int(i)] = struct{}{}
+	}
+	keys := make(map[string]struct{})
+	for key := range sc.items {
+		in := sd.GetReset_()
+		if !in {
+			_, in = buckets[bucketOf(key, int(sd.GetBuckets()))]
+		}
+		if in {
+			keys[key] = struct{}{}
+		}
+	}
+	return keys
+}
+
+func (r *Replica) remove(id ScopeID, key string, touched Touched) {
 	sc := r.scopes[id]
 	if sc == nil {
 		return
 	}
-	for _, key := range sd.GetRemovals() {
-		h, held := sc.hash[key]
-		if !held {
-			continue
-		}
-		delete(sc.items, key)
-		delete(sc.hash, key)
-		sc.sum, r.digest = sc.sum.Minus(h), r.digest.Minus(h)
-		touched.scope(id).Keys[key] = struct{}{}
+	item, held := sc.items[key]
+	if !held {
+		return
 	}
+	delete(sc.items, key)
+	sc.sum, r.digest = sc.sum.Minus(item.hash), r.digest.Minus(item.hash)
+	touched.scope(id).Keys[key] = struct{}{}
 }
 
 func (t Touched) scope(id ScopeID) *TouchedScope {
@@ -210,7 +263,7 @@ func (r *Replica) Items(kind ScopeKind, fn func(ScopeID, *policyv1.Item)) {
 	for _, id := range r.ids(kind) {
 		sc := r.scopes[id]
 		for _, key := range slices.Sorted(maps.Keys(sc.items)) {
-			fn(id, sc.items[key])
+			fn(id, sc.items[key].Item)
 		}
 	}
 }
@@ -223,7 +276,7 @@ func (r *Replica) Scope(id ScopeID, fn func(key string, item *policyv1.Item)) bo
 		return false
 	}
 	for key, item := range sc.items {
-		fn(key, item)
+		fn(key, item.Item)
 	}
 	return true
 }
@@ -231,7 +284,7 @@ func (r *Replica) Scope(id ScopeID, fn func(key string, item *policyv1.Item)) bo
 // Item is one item; nil where it is not held.
 func (r *Replica) Item(id ScopeID, key string) *policyv1.Item {
 	if sc := r.scopes[id]; sc != nil {
-		return sc.items[key]
+		return sc.items[key].Item
 	}
 	return nil
 }
@@ -262,7 +315,7 @@ func (r *Replica) Snapshot() *policyv1.Cut {
 		for _, id := range r.ids(kind) {
 			sd := &policyv1.ScopeDelta{Id: id[:], Kind: kind, Reset_: true}
 			for _, key := range slices.Sorted(maps.Keys(r.scopes[id].items)) {
-				sd.Upserts = append(sd.Upserts, r.scopes[id].items[key])
+				sd.Upserts = append(sd.Upserts, r.scopes[id].items[key].Item)
 			}
 			cut.Scopes = append(cut.Scopes, sd)
 		}

@@ -1,135 +1,90 @@
 package storage
 
 // scope is a set of items and the set of nodes that hold them.
-//
-// Its list runs over all entries, tombstones too, in ascending order of the
-// revision of their last change.
 type scope struct {
-	id       ScopeID
-	kind     ScopeKind
-	revision uint64 // Of its last change.
+	id     ScopeID
+	kind   ScopeKind
+	marked bool // It is in Store.pending.
+
+	revision uint64 // Of the last change of its items, or zero.
 	digest   Digest
-	items    map[string]*entry // Live ones, by key.
-	dead     map[string]*entry // Tombstones, by key.
-	nodes    map[string]uint64 // The revision by which each joined.
+	// What digest and revision were before the last change, so that a
+	// subscriber who missed that change alone need not sum its scopes anew.
+	formerRevision uint64
+	formerDigest   Digest
 
-	oldest, newest *entry // Ends of the list.
-	forgotten      uint64 // Revision of the newest tombstone that was dropped.
-}
-
-type entry struct {
-	item       Encoded // Of a tombstone, the key alone.
-	hash       Digest
-	revision   uint64
-	prev, next *entry // Older, newer.
+	entries   entries
+	span      span
+	forgotten uint64 // Revision of the newest tombstone that was dropped.
 }
 
 // tombstones that a scope keeps before it begins to drop the oldest.
-const minTombstones = 64
+const minTombstones = 8
 
 func newScope(id ScopeID, kind ScopeKind) *scope {
 	if kind == 0 {
 		panic("storage: scope without a kind")
 	}
-	return &scope{
-		id:     id,
-		kind:   kind,
-		digest: scopeHash(id),
-		items:  make(map[string]*entry),
-		dead:   make(map[string]*entry),
-		nodes:  make(map[string]uint64),
-	}
+	return &scope{id: id, kind: kind, digest: scopeHash(id), entries: newEntries()}
 }
 
 func (s *scope) upsert(item Encoded, rev uint64) bool {
-	hash := itemHash(s.id, item.hash)
-	e := s.items[item.Key]
-	switch {
-	case e != nil && e.hash == hash:
-		return false
-	case e != nil:
-		s.digest = s.digest.Minus(e.hash)
-		s.unlink(e)
-	default:
-		if e = s.dead[item.Key]; e != nil {
-			delete(s.dead, item.Key)
-			s.unlink(e)
-		} else {
-			e = new(entry)
-		}
-		s.items[item.Key] = e
+	if item.Body == "" {
+		panic("storage: item " + item.Key + " without a body")
 	}
-	e.item, e.hash = item, hash
-	s.digest = s.digest.Plus(hash)
-	s.push(e, rev)
+	hash := itemHash(s.id, item.hash)
+	es := &s.entries
+	i := es.find(item.Key)
+	switch {
+	case i == none:
+		i = es.take(item.Key)
+	case es.at(i).body == "":
+		es.unlink(&es.dead, i)
+	case es.at(i).hash == hash:
+		return false
+	default:
+		es.unlink(&es.live, i)
+	}
+	e := es.at(i)
+	s.change(rev, s.digest.Minus(e.hash).Plus(hash))
+	e.body, e.hash = item.Body, hash
+	es.push(&es.live, i, rev)
 	return true
 }
 
 func (s *scope) remove(key string, rev uint64) bool {
-	e := s.items[key]
-	if e == nil {
+	es := &s.entries
+	i := es.find(key)
+	if i == none || es.at(i).body == "" {
 		return false
 	}
-	delete(s.items, key)
-	s.digest = s.digest.Minus(e.hash)
-	s.unlink(e)
-	e.item = Encoded{Key: e.item.Key}
-	s.dead[key] = e
-	s.push(e, rev)
-	s.dropTombstones()
+	es.unlink(&es.live, i)
+	e := es.at(i)
+	s.change(rev, s.digest.Minus(e.hash))
+	e.body, e.hash = "", Digest{}
+	es.push(&es.dead, i, rev)
+	for es.dead.len > max(minTombstones, 2*es.live.len) {
+		oldest := es.dead.oldest
+		s.forgotten = es.at(oldest).revision
+		es.unlink(&es.dead, oldest)
+		es.release(oldest)
+	}
+	es.tighten()
 	return true
 }
 
-// dropTombstones forgets the oldest tombstones once they outnumber the items.
-// It looks at entries that it passes at most once per removal on average.
-func (s *scope) dropTombstones() {
-	if len(s.dead) <= max(minTombstones, 2*len(s.items)) {
-		return
+func (s *scope) change(rev uint64, digest Digest) {
+	if s.revision != rev {
+		s.formerRevision, s.formerDigest = s.revision, s.digest
+		s.revision = rev
 	}
-	for e := s.oldest; e != nil && len(s.dead) > max(minTombstones, len(s.items))/2; {
-		next := e.next
-		if e.item.Body == "" {
-			delete(s.dead, e.item.Key)
-			s.unlink(e)
-			s.forgotten = e.revision
-		}
-		e = next
-	}
-}
-
-func (s *scope) push(e *entry, rev uint64) {
-	e.revision = rev
-	e.prev, e.next = s.newest, nil
-	if s.newest != nil {
-		s.newest.next = e
-	} else {
-		s.oldest = e
-	}
-	s.newest = e
-}
-
-func (s *scope) unlink(e *entry) {
-	if e.prev != nil {
-		e.prev.next = e.next
-	} else {
-		s.oldest = e.next
-	}
-	if e.next != nil {
-		e.next.prev = e.prev
-	} else {
-		s.newest = e.prev
-	}
-	e.prev, e.next = nil, nil
+	s.digest = digest
 }
 
 // whole is the scope from nothing.
 func (s *scope) whole() ScopeChange {
-	c := ScopeChange{ID: s.id, Kind: s.kind, Reset: true, Upserts: make([]string, 0, len(s.items))}
-	for e := s.oldest; e != nil; e = e.next {
-		if e.item.Body != "" {
-			c.Upserts = append(c.Upserts, e.item.Body)
-		}
-	}
+	c := ScopeChange{ID: s.id, Kind: s.kind, Reset: true, Upserts: make([]string, 0, s.entries.live.len)}
+	s.entries.each(func(e *entry) { c.Upserts = append(c.Upserts, e.body) })
 	return c
 }
 
@@ -139,12 +94,7 @@ func (s *scope) since(rev uint64) ScopeChange {
 		return s.whole()
 	}
 	c := ScopeChange{ID: s.id, Kind: s.kind}
-	for e := s.newest; e != nil && e.revision > rev; e = e.prev {
-		if e.item.Body != "" {
-			c.Upserts = append(c.Upserts, e.item.Body)
-		} else {
-			c.Removals = append(c.Removals, e.item.Key)
-		}
-	}
+	s.entries.after(&s.entries.live, rev, func(e *entry) { c.Upserts = append(c.Upserts, e.body) })
+	s.entries.after(&s.entries.dead, rev, func(e *entry) { c.Removals = append(c.Removals, e.key) })
 	return c
 }

@@ -1,26 +1,28 @@
 package storage
 
-import (
-	"maps"
-	"sync"
-)
+import "sync"
 
 // Store holds what every node must hold. The zero Store is not usable: see New.
 type Store struct {
-	epoch string
+	epoch   string
+	changed chan struct{} // One slot: there is something to dispatch.
 
-	// mu guards everything below, and the lists inside scopes. It is taken
-	// before Subscriber.mu where both are held.
+	// mu guards everything below and what hangs on it, but for what a
+	// Subscriber's reader owns. It is taken before Subscriber.mu where both are
+	// held.
 	mu       sync.RWMutex
 	revision uint64
 	position Position
 	scopes   map[ScopeID]*scope
-	nodes    map[string]*node
-	subs     map[string]map[*Subscriber]struct{} // By node.
+	nodes    map[string]*node // Those with scopes or subscribers.
+	pending  []*scope         // Changed, and their subscribers not woken yet.
+	advanced chan struct{}    // Closed when the position changes; nil while nobody waits.
 }
 
 type node struct {
-	scopes map[ScopeID]*scope
+	name   string
+	scopes map[*scope]struct{}
+	subs   []*Subscriber
 }
 
 // New returns an empty store at revision 1. The epoch names this life of the
@@ -28,128 +30,165 @@ type node struct {
 func New(epoch string) *Store {
 	return &Store{
 		epoch:    epoch,
+		changed:  make(chan struct{}, 1),
 		revision: 1, // Zero means "none" on the wire.
 		scopes:   make(map[ScopeID]*scope),
 		nodes:    make(map[string]*node),
-		subs:     make(map[string]map[*Subscriber]struct{}),
 	}
 }
 
 // Epoch is the epoch that New was given.
 func (s *Store) Epoch() string { return s.epoch }
 
-// Commit makes one revision of the changes, in their order, and wakes the
-// subscribers that they concern. Changes that change nothing make no revision;
-// the position is taken over all the same.
+// Commit makes one revision of the changes, in their order. Changes that change
+// nothing make no revision; the position is taken over all the same.
+//
+// A change of items costs the same whatever the span: its subscribers are woken
+// by Dispatch. Nodes that join or leave a scope are marked at once.
 func (s *Store) Commit(changes []Change, position Position) (revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.position = position
-	next := s.revision + 1
-	touched := make(map[*scope]struct{})
-	left := make(map[string]map[ScopeID]struct{})
-	for i := range changes {
-		s.applyLocked(&changes[i], next, touched, left)
+	if s.advanced != nil {
+		close(s.advanced)
+		s.advanced = nil
 	}
-	if len(touched) == 0 && len(left) == 0 {
+	next, changed := s.revision+1, false
+	for i := range changes {
+		if s.applyLocked(&changes[i], next) {
+			changed = true
+		}
+	}
+	if !changed {
 		return s.revision
 	}
 	s.revision = next
-	s.wakeLocked(touched, left)
+	if len(s.pending) > 0 {
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+	}
 	return next
 }
 
-func (s *Store) applyLocked(c *Change, rev uint64, touched map[*scope]struct{}, left map[string]map[ScopeID]struct{}) {
-	if c.Op == OpDrop {
-		if sc := s.scopes[c.Scope]; sc != nil {
-			for name := range sc.nodes {
-				s.leaveLocked(sc, name, left)
-			}
-			delete(s.scopes, c.Scope)
-			delete(touched, sc)
-		}
-		return
-	}
+func (s *Store) applyLocked(c *Change, rev uint64) (changed bool) {
 	sc := s.scopes[c.Scope]
 	if sc == nil {
+		if c.Op == OpDrop || c.Op == OpRemove || c.Op == OpLeave {
+			return false
+		}
 		sc = newScope(c.Scope, c.Kind)
 		s.scopes[c.Scope] = sc
 	}
-	changed := false
 	switch c.Op {
 	case OpUpsert:
 		changed = sc.upsert(c.Item, rev)
 	case OpRemove:
 		changed = sc.remove(c.Item.Key, rev)
 	case OpJoin:
-		if _, in := sc.nodes[c.Node]; !in {
-			sc.nodes[c.Node] = rev
-			s.nodeLocked(c.Node).scopes[sc.id] = sc
-			delete(left[c.Node], sc.id)
+		return s.joinLocked(sc, c.Node, rev)
+	case OpLeave:
+		n := s.nodes[c.Node]
+		if n == nil {
+			return false
+		}
+		i := sc.span.find(n)
+		if i >= 0 {
+			s.leaveLocked(sc, i)
+		}
+		return i >= 0
+	case OpDrop:
+		for len(sc.span.nodes) > 0 {
+			s.leaveLocked(sc, len(sc.span.nodes)-1)
 			changed = true
 		}
-	case OpLeave:
-		if _, in := sc.nodes[c.Node]; in {
-			s.leaveLocked(sc, c.Node, left)
-		}
+		delete(s.scopes, c.Scope)
+		return changed
 	default:
 		panic("storage: change without an operation")
 	}
-	if changed {
-		sc.revision = rev
-		touched[sc] = struct{}{}
+	if changed && !sc.marked && len(sc.span.nodes) > 0 {
+		sc.marked = true
+		s.pending = append(s.pending, sc)
 	}
+	return changed
 }
 
 func (s *Store) nodeLocked(name string) *node {
 	n := s.nodes[name]
 	if n == nil {
-		n = &node{scopes: make(map[ScopeID]*scope)}
+		n = &node{name: name, scopes: make(map[*scope]struct{})}
 		s.nodes[name] = n
 	}
 	return n
 }
 
-func (s *Store) leaveLocked(sc *scope, name string, left map[string]map[ScopeID]struct{}) {
-	delete(sc.nodes, name)
-	if n := s.nodes[name]; n != nil {
-		delete(n.scopes, sc.id)
-		if len(n.scopes) == 0 {
-			delete(s.nodes, name)
-		}
+// releaseLocked forgets a node that nothing holds any more.
+func (s *Store) releaseLocked(n *node) {
+	if len(n.scopes) == 0 && len(n.subs) == 0 {
+		delete(s.nodes, n.name)
 	}
-	if left[name] == nil {
-		left[name] = make(map[ScopeID]struct{})
-	}
-	left[name][sc.id] = struct{}{}
 }
 
-// wakeLocked marks the scopes dirty for the subscribers that they concern.
-func (s *Store) wakeLocked(touched map[*scope]struct{}, left map[string]map[ScopeID]struct{}) {
-	for sc := range touched {
-		if len(sc.nodes) <= len(s.subs) {
-			for name := range sc.nodes {
-				for sub := range s.subs[name] {
-					sub.mark(sc.id)
-				}
-			}
+func (s *Store) joinLocked(sc *scope, name string, rev uint64) bool {
+	n := s.nodeLocked(name)
+	if sc.span.find(n) >= 0 {
+		return false
+	}
+	sc.span.add(n, rev)
+	n.scopes[sc] = struct{}{}
+	for _, sub := range n.subs {
+		sub.mark(sc)
+	}
+	return true
+}
+
+func (s *Store) leaveLocked(sc *scope, i int) {
+	left := sc.span.nodes[i]
+	sc.span.remove(i)
+	delete(left.node.scopes, sc)
+	for _, sub := range left.node.subs {
+		sub.left(sc, left.revision)
+	}
+	s.releaseLocked(left.node)
+}
+
+// Changed has a token when there is something for Dispatch.
+func (s *Store) Changed() <-chan struct{} { return s.changed }
+
+// maxPending bounds the scopes that wait to be dispatched, since every Next
+// looks at them.
+const maxPending = 1024
+
+// Dispatch wakes the subscribers of the scopes that changed, and returns how
+// many marks it made. Scopes that more than widest nodes hold are left for a
+// later call, unless too many wait; held says whether any were: so a caller may
+// space what concerns everybody. A subscriber's cut is consistent in either
+// case: Next looks at what was not dispatched yet too.
+func (s *Store) Dispatch(widest int) (marks int, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) > maxPending {
+		widest = int(^uint(0) >> 1)
+	}
+	kept := s.pending[:0]
+	for _, sc := range s.pending {
+		if len(sc.span.nodes) > widest {
+			kept = append(kept, sc)
 			continue
 		}
-		for name, subs := range s.subs {
-			if _, in := sc.nodes[name]; in {
-				for sub := range subs {
-					sub.mark(sc.id)
-				}
+		sc.marked = false
+		for _, j := range sc.span.nodes {
+			for _, sub := range j.node.subs {
+				sub.mark(sc)
+				marks++
 			}
 		}
 	}
-	for name, ids := range left {
-		for sub := range s.subs[name] {
-			for id := range ids {
-				sub.mark(id)
-			}
-		}
-	}
+	clear(s.pending[len(kept):])
+	s.pending = kept
+	return marks, len(kept) > 0
 }
 
 // Revision is the newest revision and position.
@@ -157,6 +196,20 @@ func (s *Store) Revision() (uint64, Position) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.revision, s.position
+}
+
+// Reached returns nil where the position is at least another, and otherwise a
+// channel that is closed when it has changed.
+func (s *Store) Reached(p Position) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.position.Reaches(p) {
+		return nil
+	}
+	if s.advanced == nil {
+		s.advanced = make(chan struct{})
+	}
+	return s.advanced
 }
 
 // NodeState is what a store knows of one node.
@@ -173,20 +226,30 @@ func (s *Store) Node(name string) NodeState {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	st := NodeState{Items: make(map[ScopeKind]int)}
-	if n := s.nodes[name]; n != nil {
-		for _, sc := range n.scopes {
-			st.Digest = st.Digest.Plus(sc.digest)
-			st.Revision = max(st.Revision, sc.revision)
-			st.Items[sc.kind] += len(sc.items)
-			if sc.kind == ScopeNode {
-				st.Endpoints += len(sc.items)
-				if sc.items["node"] != nil {
-					st.Endpoints--
-				}
+	n := s.nodes[name]
+	if n == nil {
+		return st
+	}
+	for sc := range n.scopes {
+		items := int(sc.entries.live.len)
+		st.Digest = st.Digest.Plus(sc.digest)
+		st.Revision = max(st.Revision, sc.revision, sc.span.joined(n))
+		st.Items[sc.kind] += items
+		if sc.kind == ScopeNode {
+			st.Endpoints += items
+			if sc.entries.item(nodeKey) != nil {
+				st.Endpoints--
 			}
 		}
 	}
 	return st
+}
+
+// NodeCount is how many nodes are in some scope or followed.
+func (s *Store) NodeCount() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.nodes)
 }
 
 // Nodes are the names of the nodes that are in some scope, in no order.
@@ -194,8 +257,10 @@ func (s *Store) Nodes() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	names := make([]string, 0, len(s.nodes))
-	for name := range s.nodes {
-		names = append(names, name)
+	for name, n := range s.nodes {
+		if len(n.scopes) > 0 {
+			names = append(names, name)
+		}
 	}
 	return names
 }
@@ -204,10 +269,15 @@ func (s *Store) Nodes() []string {
 func (s *Store) Span(id ScopeID) map[string]uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if sc := s.scopes[id]; sc != nil {
-		return maps.Clone(sc.nodes)
+	sc := s.scopes[id]
+	if sc == nil {
+		return nil
 	}
-	return nil
+	nodes := make(map[string]uint64, len(sc.span.nodes))
+	for _, j := range sc.span.nodes {
+		nodes[j.node.name] = j.revision
+	}
+	return nodes
 }
 
 // ItemRevision is the revision of an item's last change; zero where there is none.
@@ -215,7 +285,7 @@ func (s *Store) ItemRevision(id ScopeID, key string) uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if sc := s.scopes[id]; sc != nil {
-		if e := sc.items[key]; e != nil {
+		if e := sc.entries.item(key); e != nil {
 			return e.revision
 		}
 	}

@@ -1,30 +1,39 @@
 package storage
 
-import "sync"
+import (
+	"sync"
+)
 
-// Subscriber takes the cuts of one node. Next and Resume are for one
-// goroutine; Wake may be watched by it.
+// Subscriber takes the cuts of one node. Next, Resume, Compare and Repair are
+// for one goroutine; Wake may be watched by it.
+//
+// What it keeps is bounded by what the node held at its last cut and what it is
+// to hold now, whether or not it is read.
 type Subscriber struct {
 	store *Store
-	node  string
+	node  *node
 	wake  chan struct{}
 
-	synced uint64 // Revision of the last cut taken; owned by the reading goroutine.
-	begun  bool   // Whether a first cut was taken, or a Resume done.
+	// Owned by the reader, who changes them under Store.mu for reading; Commit
+	// looks at them under Store.mu for writing.
+	begun    bool     // Whether a first cut was taken, or a Resume done.
+	synced   uint64   // Revision of the last cut taken.
+	digest   Digest   // Of the node's state then.
+	position Position // That the other end was told last.
+	gone     map[ScopeID]struct{}
+	scratch  []*scope
 
 	mu    sync.Mutex // Guards dirty; taken after Store.mu.
-	dirty map[ScopeID]struct{}
+	dirty map[*scope]struct{}
 }
 
 // Subscribe begins to follow a node. Close ends it.
 func (s *Store) Subscribe(node string) *Subscriber {
-	sub := &Subscriber{store: s, node: node, wake: make(chan struct{}, 1), dirty: make(map[ScopeID]struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.subs[node] == nil {
-		s.subs[node] = make(map[*Subscriber]struct{})
-	}
-	s.subs[node][sub] = struct{}{}
+	n := s.nodeLocked(node)
+	sub := &Subscriber{store: s, node: n, wake: make(chan struct{}, 1), dirty: make(map[*scope]struct{})}
+	n.subs = append(n.subs, sub)
 	return sub
 }
 
@@ -33,48 +42,93 @@ func (sub *Subscriber) Close() {
 	s := sub.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.subs[sub.node], sub)
-	if len(s.subs[sub.node]) == 0 {
-		delete(s.subs, sub.node)
+	for i, other := range sub.node.subs {
+		if other == sub {
+			last := len(sub.node.subs) - 1
+			sub.node.subs[i] = sub.node.subs[last]
+			sub.node.subs[last] = nil
+			sub.node.subs = sub.node.subs[:last]
+			s.releaseLocked(sub.node)
+			return
+		}
 	}
 }
 
 // Wake has a token when there may be something for Next.
 func (sub *Subscriber) Wake() <-chan struct{} { return sub.wake }
 
-func (sub *Subscriber) mark(id ScopeID) {
+// mark says that a scope of the node changed.
+func (sub *Subscriber) mark(sc *scope) {
 	sub.mu.Lock()
-	sub.dirty[id] = struct{}{}
+	sub.dirty[sc] = struct{}{}
 	sub.mu.Unlock()
+	sub.signal()
+}
+
+func (sub *Subscriber) signal() {
 	select {
 	case sub.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (sub *Subscriber) takeDirty() map[ScopeID]struct{} {
+// left says that the node left a scope that it had joined by a revision. Where
+// the last cut was before that, the other end knows nothing of it.
+func (sub *Subscriber) left(sc *scope, joined uint64) {
+	sub.mu.Lock()
+	delete(sub.dirty, sc)
+	sub.mu.Unlock()
+	if !sub.begun || joined > sub.synced {
+		return
+	}
+	if sub.gone == nil {
+		sub.gone = make(map[ScopeID]struct{})
+	}
+	sub.gone[sc.id] = struct{}{}
+	sub.signal()
+}
+
+// takeDirtyLocked empties the dirty set into a slice, together with what was
+// not dispatched yet.
+func (sub *Subscriber) takeDirtyLocked() []*scope {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
-	dirty := sub.dirty
-	if len(dirty) > 0 {
-		sub.dirty = make(map[ScopeID]struct{})
+	for _, sc := range sub.store.pending {
+		if _, in := sub.node.scopes[sc]; in {
+			sub.dirty[sc] = struct{}{}
+		}
 	}
-	return dirty
+	out := sub.scratch[:0]
+	for sc := range sub.dirty {
+		out = append(out, sc)
+	}
+	clear(sub.dirty)
+	sub.scratch = out
+	return out
 }
 
 // Resume begins from a state that the node holds already: where its digest is
 // that of the node's present state, nothing needs to be sent, and Next goes on
-// from there. Otherwise it is false and Next begins with a snapshot.
+// from there. Otherwise it is false, and Next begins with a snapshot unless
+// Repair comes before.
 func (sub *Subscriber) Resume(held Digest) (revision uint64, position Position, ok bool) {
 	s := sub.store
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.digestLocked(sub.node) != held {
+	digest := sub.node.digestLocked()
+	if digest != held {
 		return 0, nil, false
 	}
-	sub.takeDirty()
-	sub.synced, sub.begun = s.revision, true
+	sub.tellLocked(digest)
 	return s.revision, s.position, true
+}
+
+// tellLocked takes note that the other end is told everything now.
+func (sub *Subscriber) tellLocked(digest Digest) {
+	sub.takeDirtyLocked()
+	clear(sub.scratch)
+	clear(sub.gone)
+	sub.begun, sub.synced, sub.digest, sub.position = true, sub.store.revision, digest, sub.store.position
 }
 
 // Next returns what changed for the node since the last cut, or nil where
@@ -83,52 +137,78 @@ func (sub *Subscriber) Next() *Cut {
 	s := sub.store
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	dirty := sub.takeDirty()
-	cut := &Cut{Epoch: s.epoch, Revision: s.revision, Position: s.position, Snapshot: !sub.begun}
-	n := s.nodes[sub.node]
 	if !sub.begun {
-		if n != nil {
-			for _, sc := range n.scopes {
-				cut.Scopes = append(cut.Scopes, sc.whole())
-			}
+		cut := sub.cutLocked()
+		cut.Snapshot = true
+		for sc := range sub.node.scopes {
+			cut.Scopes = append(cut.Scopes, sc.whole())
 		}
-	} else {
-		for id := range dirty {
-			if c, changed := sub.changeLocked(n, id); changed {
-				cut.Scopes = append(cut.Scopes, c)
-			}
-		}
-		if len(cut.Scopes) == 0 {
-			return nil
-		}
+		cut.Digest = sub.node.digestLocked()
+		sub.tellLocked(cut.Digest)
+		return cut
 	}
-	cut.Digest = s.digestLocked(sub.node)
-	sub.synced, sub.begun = s.revision, true
+	var scopes []ScopeChange
+	digest, exact := sub.digest, true
+	for _, sc := range sub.takeDirtyLocked() {
+		c, before, known := sub.changeLocked(sc)
+		if c == nil {
+			continue
+		}
+		scopes = append(scopes, *c)
+		digest, exact = digest.Minus(before).Plus(sc.digest), exact && known
+	}
+	clear(sub.scratch)
+	for id := range sub.gone {
+		scopes = append(scopes, ScopeChange{ID: id, Gone: true})
+		exact = false
+	}
+	if len(scopes) == 0 {
+		return nil
+	}
+	if !exact {
+		digest = sub.node.digestLocked()
+	}
+	cut := sub.cutLocked()
+	cut.Scopes, cut.Digest = scopes, digest
+	clear(sub.gone)
+	sub.synced, sub.digest, sub.position = s.revision, digest, s.position
 	return cut
 }
 
-// changeLocked is what changed in a dirty scope since the last cut.
-func (sub *Subscriber) changeLocked(n *node, id ScopeID) (ScopeChange, bool) {
-	var sc *scope
-	if n != nil {
-		sc = n.scopes[id]
+// cutLocked is a cut of the present revision without its changes. What the
+// other end knows of it from the cut before is left out.
+func (sub *Subscriber) cutLocked() *Cut {
+	s := sub.store
+	if !sub.begun {
+		return &Cut{Epoch: s.epoch, Revision: s.revision, Position: s.position}
 	}
-	if sc == nil {
-		return ScopeChange{ID: id, Gone: true}, true
-	}
-	if sc.nodes[sub.node] > sub.synced {
-		return sc.whole(), true
-	}
-	c := sc.since(sub.synced)
-	return c, c.Reset || len(c.Upserts) > 0 || len(c.Removals) > 0
+	return &Cut{Revision: s.revision, Position: s.position.since(sub.position)}
 }
 
-func (s *Store) digestLocked(name string) Digest {
+// changeLocked is what changed in a dirty scope since the last cut, nil for
+// nothing, and what the scope added to the node's digest then, where known.
+func (sub *Subscriber) changeLocked(sc *scope) (c *ScopeChange, before Digest, known bool) {
+	i := sc.span.find(sub.node)
+	if i < 0 {
+		panic("storage: dirty scope of another node")
+	}
+	if sc.span.nodes[i].revision > sub.synced {
+		whole := sc.whole()
+		_, held := sub.gone[sc.id]
+		delete(sub.gone, sc.id)
+		return &whole, Digest{}, !held
+	}
+	if sc.revision <= sub.synced {
+		return nil, Digest{}, true
+	}
+	change := sc.since(sub.synced)
+	return &change, sc.formerDigest, sc.formerRevision <= sub.synced
+}
+
+func (n *node) digestLocked() Digest {
 	var d Digest
-	if n := s.nodes[name]; n != nil {
-		for _, sc := range n.scopes {
-			d = d.Plus(sc.digest)
-		}
+	for sc := range n.scopes {
+		d = d.Plus(sc.digest)
 	}
 	return d
 }

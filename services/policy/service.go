@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,9 @@ type Config struct {
 	Insecure  bool           // Plain text may be listened to beyond loopback.
 	Metrics   string         // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Logger    hclog.Logger
+	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
+	// replica and with its present certificate. Zero: never.
+	MaxConnectionAge time.Duration
 }
 
 // Service is the policy service.
@@ -43,6 +47,7 @@ type Service struct {
 	logger hclog.Logger
 	source *manifests.Source
 	store  *storage.Store
+	face   *server.Server
 	rpc    *rpc.Server
 	synced atomic.Bool
 
@@ -79,14 +84,14 @@ func New(cfg Config) (*Service, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	face, err := server.New(server.Config{
+	s.face, err = server.New(server.Config{
 		Store: s.store, Model: s, NodeOf: nodeOf, MayInspect: mayInspect, Synced: s.synced.Load,
 		Registry: registry, Logger: cfg.Logger.Named("server"),
 	})
 	if err != nil {
 		return nil, err
 	}
-	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry,
+	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry, MaxConnectionAge: cfg.MaxConnectionAge,
 		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(server.Codec())}}
 	if cfg.TLS.Set() {
 		if rpcCfg.TLS, err = identity.ServerTLS(cfg.TLS); err != nil {
@@ -96,7 +101,7 @@ func New(cfg Config) (*Service, error) {
 	if s.rpc, err = rpc.New(rpcCfg); err != nil {
 		return nil, err
 	}
-	face.Register(s.rpc.GRPC)
+	s.face.Register(s.rpc.GRPC)
 	return s, nil
 }
 
@@ -140,6 +145,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.source.Run(ctx) })
 	g.Go(func() error { return s.write(ctx) })
+	g.Go(func() error { return s.face.Run(ctx) })
 	g.Go(func() error { return s.rpc.Run(ctx) })
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {
 		return err
@@ -165,7 +171,7 @@ func (s *Service) take(b manifests.Batch) {
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
 	}
-	revision := s.store.Commit(s.engine.Flush(), storage.Position{"manifests": b.Sequence})
+	revision := s.store.Commit(s.engine.Flush(), storage.Position{"manifests": b.Position})
 	s.mu.Unlock()
 	s.objects.Add(float64(len(b.Events)))
 	s.problems.Set(float64(len(b.Problems)))

@@ -49,6 +49,7 @@ const (
 	keepaliveTimeout  = 10 * time.Second
 	minClientPing     = 5 * time.Second
 	handshakeTimeout  = 10 * time.Second
+	connectionGrace   = time.Second // Left to the calls of a client that is sent away.
 	shutdownTimeout   = 3 * time.Second
 	readHeaderTimeout = 5 * time.Second
 )
@@ -59,6 +60,9 @@ type Config struct {
 	TLS     *tls.Config // Nil: plain text.
 	Metrics string      // TCP address of the HTTP side. Empty: none.
 	Options []grpc.ServerOption
+	// MaxConnectionAge is after how long, give or take a tenth, a client is sent
+	// away to connect anew. Zero: never.
+	MaxConnectionAge time.Duration
 	Logger  hclog.Logger
 	// Registry collects the server's metrics and serves all of its own. Required.
 	Registry *prometheus.Registry
@@ -91,7 +95,8 @@ func New(cfg Config) (*Server, error) {
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(connWindowBytes),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout,
+			MaxConnectionAge: cfg.MaxConnectionAge, MaxConnectionAgeGrace: connectionGrace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), logging.UnaryServerInterceptor(sink(logger), logOpts...), recovery.UnaryServerInterceptor(recoverOpt)),
 		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), logging.StreamServerInterceptor(sink(logger), logOpts...), recovery.StreamServerInterceptor(recoverOpt)),

@@ -7,8 +7,8 @@
 //
 // The Client owns the replica and lends it to the Handler during Apply. A cut
 // whose digest does not come out is not applied: it is refused, and the
-// service answers with a snapshot, out of which the Handler touches only what
-// differs. When a stream ends, for whatever reason, the state stays, and the
+// service asks what is held and sends what differs, so that the Handler touches
+// only that. When a stream ends, for whatever reason, the state stays, and the
 // client connects again after a pause with jitter, to each address in turn,
 // and resumes from the digest that it holds. A message that cannot be read
 // ends the stream.
@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,13 +70,15 @@ type Client struct {
 	cfg     Config
 	mu      sync.Mutex // Guards replica and wrong while they change; the run's goroutine alone changes them.
 	replica *storage.Replica
-	wrong   bool // The digest did not come out: a snapshot is to come.
+	wrong   bool // The digest did not come out: a repair is to come.
 	// owed is what was touched since the Handler last said that all is in force;
 	// nil where nothing is owed. It belongs to the run's goroutine.
 	owed       storage.Touched
 	connected  atomic.Bool
 	synced     atomic.Bool
 	mismatches atomic.Uint64
+	repairs    atomic.Uint64
+	rollbacks  atomic.Uint64
 }
 
 // Limits of the connection. A message holds at most one frame of about 1 MiB
@@ -86,6 +89,8 @@ const (
 	connWindowBytes  = 4 << 20
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
+	maxSpread        = 30 * time.Second
+	spreadHeader     = "weir-reconnect-spread-ms"
 )
 
 // New returns a client; Run connects it.
@@ -120,6 +125,13 @@ func (c *Client) Synced() bool { return c.synced.Load() }
 // Mismatches counts the cuts whose digest did not come out.
 func (c *Client) Mismatches() uint64 { return c.mismatches.Load() }
 
+// Repairs counts the times that the service was told what is held, since it was
+// not what it must be: after a digest that did not come out, or on a new stream.
+func (c *Client) Repairs() uint64 { return c.repairs.Load() }
+
+// Rollbacks counts the streams that began at an earlier position than was held.
+func (c *Client) Rollbacks() uint64 { return c.rollbacks.Load() }
+
 // Snapshot is the whole state held now, for a checkpoint; nil where there is
 // none, or a wrong one. It may be called from any goroutine.
 func (c *Client) Snapshot() *policyv1.Cut {
@@ -147,10 +159,10 @@ func (c *Client) View(fn func(state *storage.Replica)) bool {
 // Run follows the stream until the context ends.
 func (c *Client) Run(ctx context.Context, h Handler) error {
 	pause, said := c.cfg.MinBackoff, ""
-	for i := 0; ctx.Err() == nil; i++ {
+	for i := rand.IntN(len(c.cfg.Addresses)); ctx.Err() == nil; i++ {
 		address := c.cfg.Addresses[i%len(c.cfg.Addresses)]
 		log := c.cfg.Logger.With("server", address)
-		began, err := c.follow(ctx, address, h, log)
+		began, spread, err := c.follow(ctx, address, h, log)
 		c.connected.Store(false)
 		if ctx.Err() != nil {
 			break
@@ -162,7 +174,7 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 			said = err.Error()
 			log.Warn("no stream of the policy service; what is enforced stays; trying on", "err", err)
 		}
-		wait := pause/2 + rand.N(pause/2+1)
+		wait := pause/2 + rand.N(pause/2+1) + rand.N(spread+1)
 		if status.Code(err) == codes.Aborted { // Another shim speaks for this node.
 			wait = c.cfg.MaxBackoff
 		}
@@ -175,8 +187,9 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 	return ctx.Err()
 }
 
-// follow is one stream's life; began says whether the service answered.
-func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, err error) {
+// follow is one stream's life; began says whether the service answered, and
+// spread over how long its nodes should come back.
+func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, spread time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	creds := insecure.NewCredentials()
@@ -190,12 +203,12 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}))
 	if err != nil {
-		return false, fmt.Errorf("connect to %s: %w", address, err)
+		return false, 0, fmt.Errorf("connect to %s: %w", address, err)
 	}
 	defer conn.Close()
 	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(ctx)
 	if err != nil {
-		return false, fmt.Errorf("subscribe at %s: %w", address, err)
+		return false, 0, fmt.Errorf("subscribe at %s: %w", address, err)
 	}
 	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval}
 	go out.run(ctx)
@@ -227,7 +240,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		select {
 		case resp = <-frames:
 		case err := <-ended:
-			return began, fmt.Errorf("receive from %s: %w", address, err)
+			return began, spread, fmt.Errorf("receive from %s: %w", address, err)
 		case <-retry.C:
 			if refused == 0 {
 				continue
@@ -242,31 +255,43 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		if !began {
 			began = true
 			c.connected.Store(true)
+			spread = spreadOf(stream)
 			log.Info("subscribed")
 		}
 		switch m := resp.GetMessage().(type) {
 		case *policyv1.SubscribeResponse_InSync:
+			former := c.replica.Position()
 			c.mu.Lock()
 			c.replica.InSync(m.InSync)
+			c.wrong = false
 			c.mu.Unlock()
 			log.Info("in sync", "revision", m.InSync.GetRevision())
+			c.compare(former, log)
 			c.owe(nil)
 			answer := c.apply(ctx, m.InSync.GetRevision(), h, log) // What comes from a checkpoint may not be in force yet.
-			if answer.GetNack() != nil {
-				refused = answer.GetNack().GetRevision()
-				out.send(ctx, answer)
+			refused = answer.GetNack().GetRevision()
+			out.send(ctx, answer)
+		case *policyv1.SubscribeResponse_InventoryRequest:
+			held, err := c.replica.Inventory(m.InventoryRequest)
+			if err != nil {
+				return began, spread, fmt.Errorf("%s: %w", address, err)
 			}
+			if len(m.InventoryRequest.GetScopes()) == 0 {
+				c.repairs.Add(1)
+				log.Warn("state is not the service's present one: telling what is held, to get what differs", "held", c.replica.Digest())
+			}
+			out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Inventory{Inventory: held}})
 		case *policyv1.SubscribeResponse_Cut:
 			answer, err := c.frame(ctx, m.Cut, h, log)
 			if err != nil {
-				return began, err
+				return began, spread, err
 			}
 			if answer != nil {
 				refused = answer.GetNack().GetRevision()
 				out.send(ctx, answer)
 			}
 		default:
-			return began, errors.New("a message that is neither a cut nor in-sync")
+			return began, spread, errors.New("a message that is no cut, no in-sync and no inventory request")
 		}
 	}
 }
@@ -276,14 +301,38 @@ const retryInterval = 500 * time.Millisecond
 
 func (c *Client) hello() *policyv1.Hello {
 	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version}
-	if c.replica.Revision() != 0 && c.owed == nil { // Else a snapshot: what is held is not in force.
-		h.Digest, h.Epoch, h.Revision, h.Position = c.replica.Digest().Bytes(), c.replica.Epoch(), c.replica.Revision(), c.replica.Position()
+	if c.replica.Revision() != 0 {
+		h.Digest, h.Position = c.replica.Digest().Bytes(), c.replica.Position()
 	}
 	return h
 }
 
+// spreadOf is what the service says about reconnecting.
+func spreadOf(stream grpc.ClientStream) time.Duration {
+	header, err := stream.Header()
+	if err != nil {
+		return 0
+	}
+	for _, v := range header.Get(spreadHeader) {
+		if ms, err := strconv.ParseUint(v, 10, 32); err == nil {
+			return min(time.Duration(ms)*time.Millisecond, maxSpread)
+		}
+	}
+	return 0
+}
+
+// compare says so where the service has gone back behind what was held.
+func (c *Client) compare(former *policyv1.Position, log hclog.Logger) {
+	now := storage.Position(c.replica.Position().GetSources())
+	if !now.Reaches(former.GetSources()) {
+		c.rollbacks.Add(1)
+		log.Warn("the service stands behind what this node held; its state is taken over all the same", "position", now, "held", former.GetSources())
+	}
+}
+
 // frame takes one frame, and where it was a cut's last, returns the answer.
 func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclog.Logger) (*policyv1.SubscribeRequest, error) {
+	former := c.replica.Position()
 	c.mu.Lock()
 	touched, done, err := c.replica.Apply(f)
 	held := c.replica.Digest()
@@ -302,9 +351,12 @@ func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclo
 	if !done {
 		return nil, nil
 	}
+	if f.GetEpoch() != "" {
+		c.compare(former, log)
+	}
 	if wrong {
 		c.mismatches.Add(1)
-		log.Error("state differs from the service's: not applied, awaiting a snapshot", "revision", f.GetRevision(), "held", held, "want", want)
+		log.Error("state differs from the service's: not applied, awaiting a repair", "revision", f.GetRevision(), "held", held, "want", want)
 		return nack(f.GetRevision(), held, "digest differs", nil), nil
 	}
 	return c.apply(ctx, f.GetRevision(), h, log), ctx.Err()

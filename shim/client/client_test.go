@@ -143,6 +143,9 @@ func realServer(t *testing.T, store *storage.Store) policyServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go s.Run(ctx)
 	return policyServer{s, serve(t, func(g *grpc.Server) { s.Register(g) }, grpc.ForceServerCodecV2(server.Codec()))}
 }
 
@@ -400,8 +403,9 @@ func TestDigestMismatchAppliesNothing(t *testing.T) {
 	}
 }
 
-// A stream that ends with a cut refused is not resumed as if it were in force.
-func TestRefusedCutIsNotResumedAsHeld(t *testing.T) {
+// A stream that ends with a cut refused is resumed from what is held, but
+// acknowledged only when that is in force.
+func TestRefusedCutIsNotResumedAsInForce(t *testing.T) {
 	s, address := newScript(t)
 	h := newHandler()
 	c := start(t, Config{Addresses: []string{address}}, h)
@@ -413,18 +417,24 @@ func TestRefusedCutIsNotResumedAsHeld(t *testing.T) {
 	}
 	p.end <- status.Error(codes.Unavailable, "going")
 	p, hello := s.next(t)
-	if len(hello.GetDigest()) != 0 {
-		t.Error("the client says that it holds what is not in force")
+	if len(hello.GetDigest()) != 16 {
+		t.Errorf("the state held is not resumed from: %v", hello)
 	}
-	p.cut(t, stateOf(t, cutOf(2, scopeOf(groupID, "a"))))
+	inSync := &policyv1.InSync{Epoch: "epoch", Revision: 2}
+	if err := p.stream.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InSync{InSync: inSync}}); err != nil {
+		t.Fatal(err)
+	}
 	again := h.next(t)
-	again.answer <- nil
+	if !again.touched[storage.PodMemberKey("ns", "a")] {
+		t.Errorf("what was refused is not offered again, but %v", again.touched)
+	}
+	again.answer <- errors.New("still away")
+	if nack := p.request(t).GetNack(); nack.GetRevision() != 2 || c.Synced() {
+		t.Errorf("want a nack of 2, got %v", nack)
+	}
+	h.next(t).answer <- nil
 	if p.request(t).GetAck().GetRevision() != 2 || !c.Synced() {
 		t.Error("not acknowledged")
-	}
-	p.end <- status.Error(codes.Unavailable, "going")
-	if _, hello = s.next(t); len(hello.GetDigest()) != 16 || hello.GetRevision() != 2 {
-		t.Errorf("the state in force is not resumed from: %v", hello)
 	}
 }
 

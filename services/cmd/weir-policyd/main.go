@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
@@ -52,6 +53,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
+	f.DurationVar(&cfg.MaxConnectionAge, "max-connection-age", 30*time.Minute, "after how long a shim is sent to connect anew; 0 for never")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }

@@ -30,6 +30,7 @@ import (
 type fixture struct {
 	t      *testing.T
 	store  *storage.Store
+	server *Server
 	conn   *grpc.ClientConn
 	synced bool
 
@@ -61,8 +62,12 @@ func newFixture(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.server = s
 	g := grpc.NewServer(grpc.ForceServerCodecV2(Codec()), grpc.MaxRecvMsgSize(1<<20))
 	s.Register(g)
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go s.Run(ctx)
 	pipe := bufconn.Listen(1 << 20)
 	go g.Serve(pipe)
 	t.Cleanup(g.Stop)
@@ -185,21 +190,87 @@ func TestSnapshotThenDeltasThenResume(t *testing.T) {
 	if n := proto.Size(resp); n > 200 {
 		t.Errorf("in sync costs %d bytes", n)
 	}
+}
+
+// tell answers an inventory request out of the client's replica.
+func (c *client) tell() {
+	c.t.Helper()
+	resp, err := c.stream.Recv()
+	if err != nil || resp.GetInventoryRequest() == nil {
+		c.t.Fatalf("got %v, %v; want an inventory request", resp, err)
+	}
+	m, err := c.replica.Inventory(resp.GetInventoryRequest())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Inventory{Inventory: m}})
+}
+
+func TestAStaleNodeIsBroughtForward(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	old := f.subscribe(hello("node-1"))
+	first := old.cut()
+	f.member("b")
 	stale := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: first.GetDigest()})
-	if cut := stale.cut(); !cut.GetSnapshot() {
-		t.Error("an unequal digest is not answered with a snapshot")
+	if _, _, err := stale.replica.Apply(first); err != nil {
+		t.Fatal(err)
+	}
+	stale.tell()
+	if cut := stale.cut(); cut.GetSnapshot() || !bytes.Equal(stale.replica.Digest().Bytes(), cut.GetDigest()) {
+		t.Errorf("got %v", cut)
 	}
 }
 
-func TestWrongDigestIsAnsweredWithASnapshot(t *testing.T) {
+// A digest that is not the cut's is answered with a repair, and when that did
+// not help, with a snapshot. What was under way meanwhile counts no more.
+func TestWrongDigestIsRepaired(t *testing.T) {
 	f := newFixture(t)
 	f.member("a")
 	c := f.subscribe(hello("node-1"))
 	first := c.cut()
+	f.member("b")
+	second := c.cut()
 	c.ack(first.GetRevision(), make([]byte, 16))
-	if cut := c.cut(); !cut.GetSnapshot() {
-		t.Error("no snapshot")
+	c.tell()
+	c.ack(second.GetRevision(), make([]byte, 16))
+	repair := c.cut()
+	if repair.GetSnapshot() || len(repair.GetScopes()) != 0 || !bytes.Equal(repair.GetDigest(), second.GetDigest()) {
+		t.Errorf("got %v, want a repair of nothing", repair)
 	}
+	c.ack(repair.GetRevision(), make([]byte, 16))
+	if cut := c.cut(); !cut.GetSnapshot() {
+		t.Errorf("got %v, want a snapshot", cut)
+	}
+}
+
+// A replica that stands behind a node waits for its sources.
+func TestAReplicaThatIsBehindWaits(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	before := f.subscribe(hello("node-1")).cut()
+	ahead := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: make([]byte, 16), Position: &policyv1.Position{Sources: storage.Position{"manifests": 2}}})
+	if _, _, err := ahead.replica.Apply(before); err != nil {
+		t.Fatal(err)
+	}
+	f.store.Commit(nil, storage.Position{"manifests": 2})
+	ahead.tell()
+	if cut := ahead.cut(); cut.GetPosition().GetSources()["manifests"] != 2 {
+		t.Errorf("served at %v", cut.GetPosition())
+	}
+}
+
+func TestANodeMayNotHoldManyStreams(t *testing.T) {
+	f := newFixture(t)
+	se := f.server.sessions.get("node-1")
+	for range maxCalls {
+		if !se.enter() {
+			t.Fatal("refused too early")
+		}
+	}
+	f.subscribe(hello("node-1")).ends(codes.ResourceExhausted)
+	se.leave()
+	f.subscribe(hello("node-1")).cut()
 }
 
 // Unacknowledged cuts are bounded; what changes meanwhile comes as one.
@@ -266,6 +337,7 @@ func TestBadMessagesEndTheirOwnStreamOnly(t *testing.T) {
 		"second hello":          {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}}, codes.InvalidArgument},
 		"ack of short digest":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1, nil)}, codes.InvalidArgument},
 		"ack of the future":     {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1<<60, make([]byte, 16))}, codes.InvalidArgument},
+		"unasked inventories":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Inventory{}}, {Message: &policyv1.SubscribeRequest_Inventory{}}}, codes.InvalidArgument},
 		"nack without error":    {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Nack{Nack: &policyv1.Nack{Revision: 1}}}}, codes.InvalidArgument},
 		"oversized":             {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello(string(make([]byte, 2<<20)))}}}, codes.ResourceExhausted},
 	} {

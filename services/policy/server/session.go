@@ -22,6 +22,7 @@ type session struct {
 	lastErr string
 	apply   uint64 // Microseconds of the last ack.
 	stats   *policyv1.NodeStats
+	calls   int // Subscribe calls that have not returned.
 }
 
 // stream is one Subscribe call. Its outstanding cuts are guarded by the
@@ -30,7 +31,8 @@ type stream struct {
 	replaced    chan struct{} // Closed when a newer stream of the node begins.
 	outstanding []sentCut
 	acks        chan struct{} // One slot: something was acknowledged.
-	resync      bool          // The node's state differs: send a snapshot.
+	differs     bool          // The node's state is not what it was sent.
+	inventories chan *policyv1.Inventory
 }
 
 type sentCut struct {
@@ -71,6 +73,27 @@ func (s *sessions) names() []string {
 	return slices.Sorted(maps.Keys(s.byNode))
 }
 
+// maxCalls is how many Subscribe calls of one node may be there at a time: the
+// one that is served, and some that were replaced and have not ended yet.
+const maxCalls = 4
+
+// enter counts a call in; false where the node has too many.
+func (se *session) enter() bool {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if se.calls >= maxCalls {
+		return false
+	}
+	se.calls++
+	return true
+}
+
+func (se *session) leave() {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	se.calls--
+}
+
 // begin makes st the node's stream and ends the former; replaced says whether
 // there was one.
 func (se *session) begin(st *stream, version string) (replaced bool) {
@@ -92,31 +115,24 @@ func (se *session) end(st *stream) {
 	}
 }
 
-// mayCut says whether the window has room, and whether the next cut must be a
-// snapshot.
-func (se *session) mayCut(st *stream) (room, resync bool) {
+// mayCut says whether the window has room, and whether the node's state was
+// found to differ since the last call. What is outstanding then counts no more.
+func (se *session) mayCut(st *stream) (room, differs bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
-	resync = st.resync
-	st.resync = false
-	return len(st.outstanding) < window || resync, resync
-}
-
-func (se *session) cutSent(st *stream, c *storage.Cut) {
-	se.mu.Lock()
-	defer se.mu.Unlock()
-	se.sent = c.Revision
-	if c.Snapshot {
-		st.outstanding = nil
+	if st.differs {
+		st.differs, st.outstanding = false, nil
+		return true, true
 	}
-	st.outstanding = append(st.outstanding, sentCut{c.Revision, c.Digest})
+	return len(st.outstanding) < window, false
 }
 
-// inSync takes the state that the node holds as acknowledged.
-func (se *session) inSync(revision uint64, digest storage.Digest) {
+// sent says that the node was told of a revision, whose digest it is to acknowledge.
+func (se *session) told(st *stream, revision uint64, digest storage.Digest) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
-	se.sent, se.acked, se.digest = revision, revision, digest
+	se.sent = revision
+	st.outstanding = append(st.outstanding, sentCut{revision, digest})
 }
 
 // answered takes an ack (err empty) or a nack. Known is false for a revision
@@ -126,7 +142,7 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 	defer se.mu.Unlock()
 	i := slices.IndexFunc(st.outstanding, func(c sentCut) bool { return c.revision == revision })
 	if i < 0 {
-		// A cut from before a snapshot, which took it off the books, or one
+		// A cut from before a repair, which took it off the books, or one
 		// that was refused and is in force at last.
 		if known = revision <= se.sent; known && err == "" && revision >= se.acked {
 			se.acked, se.apply, se.digest, se.lastErr = revision, micros, digest, ""
@@ -141,7 +157,7 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 		se.acked, se.apply = revision, micros
 	}
 	if differs = want != digest; differs {
-		st.resync = true
+		st.differs = true
 	}
 	select {
 	case st.acks <- struct{}{}:

@@ -29,6 +29,7 @@ type SubscribeRequest struct {
 	//	*SubscribeRequest_Ack
 	//	*SubscribeRequest_Nack
 	//	*SubscribeRequest_Stats
+	//	*SubscribeRequest_Inventory
 	Message       isSubscribeRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -107,6 +108,15 @@ func (x *SubscribeRequest) GetStats() *NodeStats {
 	return nil
 }
 
+func (x *SubscribeRequest) GetInventory() *Inventory {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeRequest_Inventory); ok {
+			return x.Inventory
+		}
+	}
+	return nil
+}
+
 type isSubscribeRequest_Message interface {
 	isSubscribeRequest_Message()
 }
@@ -127,6 +137,10 @@ type SubscribeRequest_Stats struct {
 	Stats *NodeStats `protobuf:"bytes,4,opt,name=stats,proto3,oneof"`
 }
 
+type SubscribeRequest_Inventory struct {
+	Inventory *Inventory `protobuf:"bytes,5,opt,name=inventory,proto3,oneof"` // Answers an InventoryRequest.
+}
+
 func (*SubscribeRequest_Hello) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Ack) isSubscribeRequest_Message() {}
@@ -135,12 +149,15 @@ func (*SubscribeRequest_Nack) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Stats) isSubscribeRequest_Message() {}
 
+func (*SubscribeRequest_Inventory) isSubscribeRequest_Message() {}
+
 type SubscribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
 	//
 	//	*SubscribeResponse_InSync
 	//	*SubscribeResponse_Cut
+	//	*SubscribeResponse_InventoryRequest
 	Message       isSubscribeResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -201,6 +218,15 @@ func (x *SubscribeResponse) GetCut() *Cut {
 	return nil
 }
 
+func (x *SubscribeResponse) GetInventoryRequest() *InventoryRequest {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeResponse_InventoryRequest); ok {
+			return x.InventoryRequest
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Message interface {
 	isSubscribeResponse_Message()
 }
@@ -213,26 +239,235 @@ type SubscribeResponse_Cut struct {
 	Cut *Cut `protobuf:"bytes,2,opt,name=cut,proto3,oneof"`
 }
 
+type SubscribeResponse_InventoryRequest struct {
+	InventoryRequest *InventoryRequest `protobuf:"bytes,3,opt,name=inventory_request,json=inventoryRequest,proto3,oneof"` // The shim's digest is not the node's.
+}
+
 func (*SubscribeResponse_InSync) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Cut) isSubscribeResponse_Message() {}
 
+func (*SubscribeResponse_InventoryRequest) isSubscribeResponse_Message() {}
+
+// InventoryRequest asks what the shim holds. It is answered before anything
+// else is sent or asked for.
+type InventoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scopes        []*ScopeBuckets        `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"` // Empty: every scope, without buckets.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryRequest) Reset() {
+	*x = InventoryRequest{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryRequest) ProtoMessage() {}
+
+func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
+func (*InventoryRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *InventoryRequest) GetScopes() []*ScopeBuckets {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+// ScopeBuckets asks for one scope's items.
+type ScopeBuckets struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`            // 16 bytes.
+	Buckets       uint32                 `protobuf:"varint,2,opt,name=buckets,proto3" json:"buckets,omitempty"` // How many: a power of two. See ScopeDelta.buckets.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScopeBuckets) Reset() {
+	*x = ScopeBuckets{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScopeBuckets) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScopeBuckets) ProtoMessage() {}
+
+func (x *ScopeBuckets) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScopeBuckets.ProtoReflect.Descriptor instead.
+func (*ScopeBuckets) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ScopeBuckets) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ScopeBuckets) GetBuckets() uint32 {
+	if x != nil {
+		return x.Buckets
+	}
+	return 0
+}
+
+// Inventory is what a shim holds, in short.
+type Inventory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scopes        []*ScopeInventory      `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"` // Those asked for.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inventory) Reset() {
+	*x = Inventory{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inventory) ProtoMessage() {}
+
+func (x *Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
+func (*Inventory) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Inventory) GetScopes() []*ScopeInventory {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+// ScopeInventory is one scope that the shim holds.
+type ScopeInventory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                    // 16 bytes.
+	Digest        uint64                 `protobuf:"fixed64,2,opt,name=digest,proto3" json:"digest,omitempty"`          // The low 64 bits of the scope's digest.
+	Buckets       []uint64               `protobuf:"fixed64,3,rep,packed,name=buckets,proto3" json:"buckets,omitempty"` // The low 64 bits of the sum of the hashes of each bucket's items. Empty: not asked for.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScopeInventory) Reset() {
+	*x = ScopeInventory{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScopeInventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScopeInventory) ProtoMessage() {}
+
+func (x *ScopeInventory) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScopeInventory.ProtoReflect.Descriptor instead.
+func (*ScopeInventory) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ScopeInventory) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ScopeInventory) GetDigest() uint64 {
+	if x != nil {
+		return x.Digest
+	}
+	return 0
+}
+
+func (x *ScopeInventory) GetBuckets() []uint64 {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
 // Hello says who subscribes and what it holds already.
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`          // Node name. Must be the certificate's; an insecure server takes it as it is.
-	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: digest of the state that the shim holds. Empty: it holds none.
-	Epoch         string                 `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`        // Of the last cut applied. Empty: none.
-	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"` // Of the last cut applied. Zero: none.
-	Position      *Position              `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`  // Of the last cut applied. Absent: none.
-	Version       string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`    // The shim's build version, for people.
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`         // Node name. Must be the certificate's; an insecure server takes it as it is.
+	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`     // 16 bytes: digest of the state that the shim holds. Empty: it holds none.
+	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"` // Of the last cut applied. Absent: none.
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`   // The shim's build version, for people.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +479,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +492,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Hello) GetNode() string {
@@ -274,20 +509,6 @@ func (x *Hello) GetDigest() []byte {
 	return nil
 }
 
-func (x *Hello) GetEpoch() string {
-	if x != nil {
-		return x.Epoch
-	}
-	return ""
-}
-
-func (x *Hello) GetRevision() uint64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
-}
-
 func (x *Hello) GetPosition() *Position {
 	if x != nil {
 		return x.Position
@@ -302,19 +523,20 @@ func (x *Hello) GetVersion() string {
 	return ""
 }
 
-// InSync answers a Hello whose state is up to date.
+// InSync answers a Hello whose state is up to date. It is acknowledged as a cut
+// is, once all that the shim holds is in force.
 type InSync struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // The server's epoch.
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // Revision that the shim's state now counts as.
-	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`
+	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // Whole.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InSync) Reset() {
 	*x = InSync{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +548,7 @@ func (x *InSync) String() string {
 func (*InSync) ProtoMessage() {}
 
 func (x *InSync) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +561,7 @@ func (x *InSync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InSync.ProtoReflect.Descriptor instead.
 func (*InSync) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InSync) GetEpoch() string {
@@ -375,7 +597,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -387,7 +609,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -400,7 +622,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetRevision() uint64 {
@@ -437,7 +659,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +671,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +684,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Nack) GetRevision() uint64 {
@@ -505,7 +727,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +739,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +752,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ItemError) GetScope() []byte {
@@ -566,7 +788,7 @@ type NodeStats struct {
 
 func (x *NodeStats) Reset() {
 	*x = NodeStats{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +800,7 @@ func (x *NodeStats) String() string {
 func (*NodeStats) ProtoMessage() {}
 
 func (x *NodeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +813,7 @@ func (x *NodeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStats.ProtoReflect.Descriptor instead.
 func (*NodeStats) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeStats) GetRules() []*RuleCounter {
@@ -630,7 +852,7 @@ type RuleCounter struct {
 
 func (x *RuleCounter) Reset() {
 	*x = RuleCounter{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +864,7 @@ func (x *RuleCounter) String() string {
 func (*RuleCounter) ProtoMessage() {}
 
 func (x *RuleCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +877,7 @@ func (x *RuleCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCounter.ProtoReflect.Descriptor instead.
 func (*RuleCounter) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RuleCounter) GetPolicy() *PolicyRef {
@@ -713,7 +935,7 @@ type PortState struct {
 
 func (x *PortState) Reset() {
 	*x = PortState{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +947,7 @@ func (x *PortState) String() string {
 func (*PortState) ProtoMessage() {}
 
 func (x *PortState) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +960,7 @@ func (x *PortState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortState.ProtoReflect.Descriptor instead.
 func (*PortState) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PortState) GetNamespace() string {
@@ -773,24 +995,35 @@ var File_weir_policy_v1_service_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/policy/v1/service.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\xd4\x01\n" +
+	"\x1cweir/policy/v1/service.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\x8f\x02\n" +
 	"\x10SubscribeRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.weir.policy.v1.HelloH\x00R\x05hello\x12'\n" +
 	"\x03ack\x18\x02 \x01(\v2\x13.weir.policy.v1.AckH\x00R\x03ack\x12*\n" +
 	"\x04nack\x18\x03 \x01(\v2\x14.weir.policy.v1.NackH\x00R\x04nack\x121\n" +
-	"\x05stats\x18\x04 \x01(\v2\x19.weir.policy.v1.NodeStatsH\x00R\x05statsB\t\n" +
-	"\amessage\"z\n" +
+	"\x05stats\x18\x04 \x01(\v2\x19.weir.policy.v1.NodeStatsH\x00R\x05stats\x129\n" +
+	"\tinventory\x18\x05 \x01(\v2\x19.weir.policy.v1.InventoryH\x00R\tinventoryB\t\n" +
+	"\amessage\"\xcb\x01\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\ain_sync\x18\x01 \x01(\v2\x16.weir.policy.v1.InSyncH\x00R\x06inSync\x12'\n" +
-	"\x03cut\x18\x02 \x01(\v2\x13.weir.policy.v1.CutH\x00R\x03cutB\t\n" +
-	"\amessage\"\xb5\x01\n" +
+	"\x03cut\x18\x02 \x01(\v2\x13.weir.policy.v1.CutH\x00R\x03cut\x12O\n" +
+	"\x11inventory_request\x18\x03 \x01(\v2 .weir.policy.v1.InventoryRequestH\x00R\x10inventoryRequestB\t\n" +
+	"\amessage\"H\n" +
+	"\x10InventoryRequest\x124\n" +
+	"\x06scopes\x18\x01 \x03(\v2\x1c.weir.policy.v1.ScopeBucketsR\x06scopes\"8\n" +
+	"\fScopeBuckets\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\abuckets\x18\x02 \x01(\rR\abuckets\"C\n" +
+	"\tInventory\x126\n" +
+	"\x06scopes\x18\x01 \x03(\v2\x1e.weir.policy.v1.ScopeInventoryR\x06scopes\"R\n" +
+	"\x0eScopeInventory\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\x12\x18\n" +
+	"\abuckets\x18\x03 \x03(\x06R\abuckets\"\x83\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x04R\brevision\x124\n" +
-	"\bposition\x18\x05 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\tR\aversion\"p\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x124\n" +
+	"\bposition\x18\x03 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"p\n" +
 	"\x06InSync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
@@ -839,44 +1072,52 @@ func file_weir_policy_v1_service_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_service_proto_rawDescData
 }
 
-var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_weir_policy_v1_service_proto_goTypes = []any{
 	(*SubscribeRequest)(nil),  // 0: weir.policy.v1.SubscribeRequest
 	(*SubscribeResponse)(nil), // 1: weir.policy.v1.SubscribeResponse
-	(*Hello)(nil),             // 2: weir.policy.v1.Hello
-	(*InSync)(nil),            // 3: weir.policy.v1.InSync
-	(*Ack)(nil),               // 4: weir.policy.v1.Ack
-	(*Nack)(nil),              // 5: weir.policy.v1.Nack
-	(*ItemError)(nil),         // 6: weir.policy.v1.ItemError
-	(*NodeStats)(nil),         // 7: weir.policy.v1.NodeStats
-	(*RuleCounter)(nil),       // 8: weir.policy.v1.RuleCounter
-	(*PortState)(nil),         // 9: weir.policy.v1.PortState
-	(*Cut)(nil),               // 10: weir.policy.v1.Cut
-	(*Position)(nil),          // 11: weir.policy.v1.Position
-	(*PolicyRef)(nil),         // 12: weir.policy.v1.PolicyRef
-	(Direction)(0),            // 13: weir.policy.v1.Direction
+	(*InventoryRequest)(nil),  // 2: weir.policy.v1.InventoryRequest
+	(*ScopeBuckets)(nil),      // 3: weir.policy.v1.ScopeBuckets
+	(*Inventory)(nil),         // 4: weir.policy.v1.Inventory
+	(*ScopeInventory)(nil),    // 5: weir.policy.v1.ScopeInventory
+	(*Hello)(nil),             // 6: weir.policy.v1.Hello
+	(*InSync)(nil),            // 7: weir.policy.v1.InSync
+	(*Ack)(nil),               // 8: weir.policy.v1.Ack
+	(*Nack)(nil),              // 9: weir.policy.v1.Nack
+	(*ItemError)(nil),         // 10: weir.policy.v1.ItemError
+	(*NodeStats)(nil),         // 11: weir.policy.v1.NodeStats
+	(*RuleCounter)(nil),       // 12: weir.policy.v1.RuleCounter
+	(*PortState)(nil),         // 13: weir.policy.v1.PortState
+	(*Cut)(nil),               // 14: weir.policy.v1.Cut
+	(*Position)(nil),          // 15: weir.policy.v1.Position
+	(*PolicyRef)(nil),         // 16: weir.policy.v1.PolicyRef
+	(Direction)(0),            // 17: weir.policy.v1.Direction
 }
 var file_weir_policy_v1_service_proto_depIdxs = []int32{
-	2,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
-	4,  // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
-	5,  // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
-	7,  // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
-	3,  // 4: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
-	10, // 5: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
-	11, // 6: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
-	11, // 7: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
-	6,  // 8: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
-	8,  // 9: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	9,  // 10: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	12, // 11: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	13, // 12: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	0,  // 13: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	1,  // 14: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	14, // [14:15] is the sub-list for method output_type
-	13, // [13:14] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
+	8,  // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
+	9,  // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
+	11, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
+	4,  // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
+	7,  // 5: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
+	14, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
+	2,  // 7: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
+	3,  // 8: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
+	5,  // 9: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
+	15, // 10: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
+	15, // 11: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
+	10, // 12: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
+	12, // 13: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	13, // 14: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	16, // 15: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	17, // 16: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	0,  // 17: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	1,  // 18: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	18, // [18:19] is the sub-list for method output_type
+	17, // [17:18] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
@@ -890,10 +1131,12 @@ func file_weir_policy_v1_service_proto_init() {
 		(*SubscribeRequest_Ack)(nil),
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Stats)(nil),
+		(*SubscribeRequest_Inventory)(nil),
 	}
 	file_weir_policy_v1_service_proto_msgTypes[1].OneofWrappers = []any{
 		(*SubscribeResponse_InSync)(nil),
 		(*SubscribeResponse_Cut)(nil),
+		(*SubscribeResponse_InventoryRequest)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -901,7 +1144,7 @@ func file_weir_policy_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_service_proto_rawDesc), len(file_weir_policy_v1_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1480,13 +1480,17 @@ func (x *Position) GetSources() map[string]uint64 {
 
 // ScopeDelta is what changed in one scope of a node.
 type ScopeDelta struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                    // 16 bytes.
-	Kind          ScopeKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=weir.policy.v1.ScopeKind" json:"kind,omitempty"` // Zero when gone.
-	Reset_        bool                   `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`                             // The scope's former items, if any, are to be forgotten first.
-	Gone          bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`                               // The node leaves the scope: forget it with its items. Nothing below is set.
-	Upserts       []*Item                `protobuf:"bytes,5,rep,name=upserts,proto3" json:"upserts,omitempty"`                          // Items in full; each replaces the item of its key.
-	Removals      []string               `protobuf:"bytes,6,rep,name=removals,proto3" json:"removals,omitempty"`                        // Keys. A key that is not held is no error.
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                    // 16 bytes.
+	Kind     ScopeKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=weir.policy.v1.ScopeKind" json:"kind,omitempty"` // Zero when gone.
+	Reset_   bool                   `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`                             // The scope's former items, if any, are to be forgotten first.
+	Gone     bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`                               // The node leaves the scope: forget it with its items. Nothing below is set.
+	Upserts  []*Item                `protobuf:"bytes,5,rep,name=upserts,proto3" json:"upserts,omitempty"`                          // Items in full; each replaces the item of its key.
+	Removals []string               `protobuf:"bytes,6,rep,name=removals,proto3" json:"removals,omitempty"`                        // Keys. A key that is not held is no error.
+	// How many buckets reset_buckets counts in: a power of two. An item is in the
+	// bucket of XXH3 (64 bits, seed 0) of its key, modulo buckets. Zero: none is reset.
+	Buckets       uint32   `protobuf:"varint,7,opt,name=buckets,proto3" json:"buckets,omitempty"`
+	ResetBuckets  []uint32 `protobuf:"varint,8,rep,packed,name=reset_buckets,json=resetBuckets,proto3" json:"reset_buckets,omitempty"` // From zero; the scope's former items in these buckets are to be forgotten first.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1563,14 +1567,28 @@ func (x *ScopeDelta) GetRemovals() []string {
 	return nil
 }
 
+func (x *ScopeDelta) GetBuckets() uint32 {
+	if x != nil {
+		return x.Buckets
+	}
+	return 0
+}
+
+func (x *ScopeDelta) GetResetBuckets() []uint32 {
+	if x != nil {
+		return x.ResetBuckets
+	}
+	return nil
+}
+
 // Cut is a consistent set of changes, or one frame of one: frames of a cut
 // follow each other on a stream and the last has more unset. A receiver
 // applies a cut when its last frame is in, upserts before removals.
 type Cut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // One life of a policy-service process. Never empty.
+	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // One life of a policy-service process. Empty: that of the message before on the stream.
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // Ascending within an epoch, not dense. Never zero.
-	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame.
+	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame, without the sources that are where they were in the message before.
 	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: the node's whole state once the cut is applied. In the last frame.
 	Snapshot      bool                   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // The cut begins from nothing: forget every scope that it does not bring. The same in all frames.
 	More          bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`         // Another frame of this cut follows.
@@ -1761,7 +1779,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\asources\x18\x01 \x03(\v2%.weir.policy.v1.Position.SourcesEntryR\asources\x1a:\n" +
 	"\fSourcesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc1\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x80\x02\n" +
 	"\n" +
 	"ScopeDelta\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12-\n" +
@@ -1769,7 +1787,9 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x05reset\x18\x03 \x01(\bR\x05reset\x12\x12\n" +
 	"\x04gone\x18\x04 \x01(\bR\x04gone\x12.\n" +
 	"\aupserts\x18\x05 \x03(\v2\x14.weir.policy.v1.ItemR\aupserts\x12\x1a\n" +
-	"\bremovals\x18\x06 \x03(\tR\bremovals\"\xe9\x01\n" +
+	"\bremovals\x18\x06 \x03(\tR\bremovals\x12\x18\n" +
+	"\abuckets\x18\a \x01(\rR\abuckets\x12#\n" +
+	"\rreset_buckets\x18\b \x03(\rR\fresetBuckets\"\xe9\x01\n" +
 	"\x03Cut\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +

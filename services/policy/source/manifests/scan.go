@@ -22,6 +22,7 @@ type stamp struct {
 // listing is the files below a folder, by path relative to it.
 type listing struct {
 	files   map[string]stamp
+	newest  int64            // Unix nanoseconds of the last change of a file or folder.
 	folders []string         // Absolute, the root first.
 	failed  map[string]error // Files and folders that could not be looked at.
 }
@@ -52,6 +53,7 @@ func (l *listing) walk(root, rel string, above []os.FileInfo) error {
 		return err
 	}
 	l.folders = append(l.folders, dir)
+	l.newest = max(l.newest, stampOf(self).changed())
 	above = append(slices.Clone(above), self)
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") {
@@ -70,6 +72,7 @@ func (l *listing) walk(root, rel string, above []os.FileInfo) error {
 			}
 		case info.Mode().IsRegular() && isManifest(path):
 			l.files[path] = stampOf(info)
+			l.newest = max(l.newest, l.files[path].changed())
 		}
 	}
 	return nil
@@ -91,8 +94,10 @@ func stampOf(info os.FileInfo) stamp {
 	return s
 }
 
-// age is the time since the file was last touched.
-func (s stamp) age() time.Duration { return time.Since(time.Unix(0, max(s.ctime, s.mtime))) }
+// changed is when the file was last touched, in Unix nanoseconds.
+func (s stamp) changed() int64 { return max(s.ctime, s.mtime) }
+
+func (s stamp) age() time.Duration { return time.Since(time.Unix(0, s.changed())) }
 
 // same reports whether two listings tell of the same content.
 func (l *listing) same(other *listing) bool {

@@ -30,10 +30,14 @@ type Config struct {
 // Batch is one reading of the folder.
 type Batch struct {
 	// Events are what differs from the batch before, each object at most once.
-	// Empty where only problems changed.
+	// Empty where only problems or the position changed.
 	Events []api.Event
 	// Sequence counts the batches that had events, the first batch being 1.
 	Sequence uint64
+	// Position is how far the folder has been read: when a file or folder in it
+	// last changed, in Unix nanoseconds. It never goes back, and readers of one
+	// folder that have read the same say the same.
+	Position uint64
 	// Synced says that the folder has been read as a whole: true from the
 	// first batch on.
 	Synced bool
@@ -53,6 +57,7 @@ type Source struct {
 	watched  map[string]bool
 	warnings []Problem
 	sequence uint64
+	position uint64
 	sent     bool
 
 	mu       sync.Mutex // Guards problems.
@@ -164,7 +169,7 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 	for try := 0; ; try++ {
 		before, err := list(s.cfg.Dir)
 		if err != nil {
-			return s.publish(ctx, []Problem{{Path: ".", Violation: api.Violation{Message: err.Error() + "; everything that was in force stays"}}})
+			return s.publish(ctx, []Problem{{Path: ".", Violation: api.Violation{Message: err.Error() + "; everything that was in force stays"}}}, false)
 		}
 		s.watch(watcher, before.folders)
 		if last := try == maxDebounces; last || s.rested(&before) {
@@ -185,6 +190,9 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 		_, there := found.files[path]
 		return there || found.covers(path)
 	})
+	before := s.position
+	s.position = max(s.position, uint64(found.newest))
+	moved := s.position > before
 	for path := range s.stamps {
 		if _, there := found.files[path]; !there {
 			delete(s.stamps, path)
@@ -194,7 +202,7 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 	for path, err := range found.failed {
 		problems = append(problems, problemsOf(path, err)...)
 	}
-	return s.publish(ctx, problems)
+	return s.publish(ctx, problems, moved)
 }
 
 // rested reports whether no file that differs from what was read of it was
@@ -247,8 +255,8 @@ func (s *Source) watch(watcher *fsnotify.Watcher, folders []string) {
 	s.watched = now
 }
 
-// publish hands on what changed, if anything did.
-func (s *Source) publish(ctx context.Context, extra []Problem) error {
+// publish hands on what changed, if anything did, be it the position alone.
+func (s *Source) publish(ctx context.Context, extra []Problem, moved bool) error {
 	events, problems, warnings := s.catalog.diff()
 	problems = append(problems, extra...)
 	sortProblems(problems)
@@ -261,7 +269,7 @@ func (s *Source) publish(ctx context.Context, extra []Problem) error {
 
 	s.report(problems, former)
 	s.warn(warnings)
-	if len(events) == 0 && !changed && s.sent {
+	if len(events) == 0 && !changed && !moved && s.sent {
 		return nil
 	}
 	if len(events) > 0 || !s.sent {
@@ -269,7 +277,7 @@ func (s *Source) publish(ctx context.Context, extra []Problem) error {
 	}
 	s.sent = true
 	select {
-	case s.batches <- Batch{Events: events, Sequence: s.sequence, Synced: true, Problems: problems}:
+	case s.batches <- Batch{Events: events, Sequence: s.sequence, Position: s.position, Synced: true, Problems: problems}:
 	case <-ctx.Done():
 	}
 	return nil

@@ -17,6 +17,8 @@ type folder struct {
 	dir    string
 	source *Source
 	log    *strings.Builder
+
+	position uint64 // Of the last batch expected.
 }
 
 // watch starts a source on a folder that holds some files already.
@@ -79,10 +81,18 @@ func (f *folder) next() Batch {
 	return Batch{}
 }
 
-// expect waits for a batch with certain events.
+// expect waits for a batch with certain events. Batches before it that tell of
+// nothing but the position are passed over.
 func (f *folder) expect(events string, sequence uint64) Batch {
 	f.t.Helper()
 	b := f.next()
+	for events != "" && len(b.Events) == 0 && len(b.Problems) == 0 {
+		b = f.next()
+	}
+	if b.Position < f.position {
+		f.t.Fatalf("the position went from %d back to %d", f.position, b.Position)
+	}
+	f.position = b.Position
 	if got := told(b.Events); got != events || b.Sequence != sequence || !b.Synced {
 		f.t.Fatalf("got %q as %d (synced %v), want %q as %d; problems %v", got, b.Sequence, b.Synced, events, sequence, b.Problems)
 	}
@@ -105,6 +115,22 @@ func TestSourceReadsAndFollows(t *testing.T) {
 	f.expect("-c", 6)
 	f.must(os.Rename(f.path("a.yaml"), f.path(".a.yaml")))
 	f.expect("-a", 7)
+}
+
+// Readers of one folder come to the same position, whenever they began.
+func TestPositionsOfTwoReadersAgree(t *testing.T) {
+	f := watch(t, map[string]string{"a.yaml": namespace("a", "1")}, time.Hour)
+	first := f.expect("+a=1", 1)
+	f.write("sub/b.yaml", namespace("b", "1"))
+	second := f.expect("+b=1", 2)
+	other, err := New(Config{Dir: f.dir})
+	f.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go other.Run(ctx)
+	if b := <-other.Batches(); b.Position != second.Position || b.Position <= first.Position {
+		t.Errorf("positions %d, then %d; of the other reader %d", first.Position, second.Position, b.Position)
+	}
 }
 
 func TestSourceSendsAnEmptyFolderToo(t *testing.T) {

@@ -1,0 +1,83 @@
+package server
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// pace spaces what concerns many nodes. A change that reaches a few is handed
+// on at once. One that reaches many begins a wave; the next begins when most
+// streams have taken their cut of the first and as long again has passed, so
+// that under load changes gather in the store, where they coalesce, and half of
+// the time is left for everything else. A wave does not wait for slow nodes.
+type pace struct {
+	cuts   atomic.Int64  // Cuts that streams have taken.
+	target atomic.Int64  // At which the wave has passed.
+	passed chan struct{} // One slot.
+}
+
+// Scopes of up to narrow nodes are not held back. A wave that has not passed
+// after longestWave is taken to have.
+const (
+	narrow      = 64
+	longestWave = 100 * time.Millisecond
+)
+
+// taken counts a cut that a stream took.
+func (p *pace) taken() {
+	if p.cuts.Add(1) == p.target.Load() {
+		select {
+		case p.passed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Run wakes the streams that changes concern until the context ends.
+func (s *Server) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var began time.Time // Of the wave under way; zero for none.
+	resting := false    // The wave has passed, and the timer ends its rest.
+	wave := func() {
+		marks, _ := s.cfg.Store.Dispatch(1 << 30)
+		if marks <= narrow {
+			return
+		}
+		began, resting = time.Now(), false
+		select { // Of a former wave.
+		case <-s.pace.passed:
+		default:
+		}
+		s.pace.target.Store(s.pace.cuts.Load() + int64(marks)*9/10)
+		timer.Reset(longestWave)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.cfg.Store.Changed():
+			if began.IsZero() {
+				wave()
+			} else {
+				s.cfg.Store.Dispatch(narrow)
+			}
+		case <-s.pace.passed:
+			if !began.IsZero() && !resting {
+				resting = true
+				timer.Reset(time.Since(began))
+			}
+		case <-timer.C:
+			switch {
+			case began.IsZero():
+			case !resting:
+				resting = true
+				timer.Reset(longestWave)
+			default:
+				began = time.Time{}
+				wave()
+			}
+		}
+	}
+}

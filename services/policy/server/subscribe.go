@@ -1,0 +1,328 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/storage"
+)
+
+// SpreadHeader is the response header that says over how many milliseconds the
+// nodes should spread their reconnects, should this stream end.
+const SpreadHeader = "weir-reconnect-spread-ms"
+
+// spreadPerNode makes a replica's nodes come back at a rate that two cores
+// carry: a handshake with mutual TLS costs both ends about 1.5 ms.
+const spreadPerNode = time.Millisecond
+
+type subscribeStream = grpc.BidiStreamingServer[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
+
+// serving is one Subscribe call on its way.
+type serving struct {
+	server   *Server
+	call     subscribeStream
+	session  *session
+	stream   *stream
+	sub      *storage.Subscriber
+	received chan error // How receiving ended.
+	repairs  int
+	log      hclog.Logger
+}
+
+// Subscribe implements PolicyService.
+func (s *Server) Subscribe(call subscribeStream) error {
+	hello, held, err := s.hello(call)
+	if err != nil {
+		return err
+	}
+	if !s.cfg.Synced() {
+		return status.Error(codes.Unavailable, "sources have not been read yet; try again shortly")
+	}
+	se := s.sessions.get(hello.GetNode())
+	if !se.enter() {
+		return status.Errorf(codes.ResourceExhausted, "node %q has %d streams already", hello.GetNode(), maxCalls)
+	}
+	defer se.leave()
+	spread := spreadPerNode * time.Duration(s.cfg.Store.NodeCount())
+	if err := call.SetHeader(metadata.Pairs(SpreadHeader, strconv.FormatInt(spread.Milliseconds(), 10))); err != nil {
+		return err
+	}
+	v := &serving{
+		server: s, call: call, session: se, log: s.cfg.Logger.With("node", hello.GetNode()),
+		stream:   &stream{replaced: make(chan struct{}), acks: make(chan struct{}, 1), inventories: make(chan *policyv1.Inventory, 1)},
+		received: make(chan error, 1),
+	}
+	if se.begin(v.stream, hello.GetVersion()) {
+		v.log.Warn("a newer stream of the node replaces the older")
+	}
+	defer se.end(v.stream)
+	s.streams.Inc()
+	defer s.streams.Dec()
+	v.sub = s.cfg.Store.Subscribe(hello.GetNode())
+	defer func() { v.sub.Close() }()
+	go func() { v.received <- s.receive(call, se, v.stream, v.log) }()
+	if held != nil {
+		if err := v.resume(*held, hello.GetPosition().GetSources()); err != nil {
+			return err
+		}
+	}
+	return v.follow()
+}
+
+// resume goes on from what the node holds, and sends only what differs.
+func (v *serving) resume(held storage.Digest, position storage.Position) error {
+	if done, err := v.inSync(held); done || err != nil {
+		return err
+	}
+	if err := v.await(position); err != nil {
+		return err
+	}
+	if done, err := v.inSync(held); done || err != nil {
+		return err
+	}
+	return v.repair()
+}
+
+func (v *serving) inSync(held storage.Digest) (bool, error) {
+	rev, pos, ok := v.sub.Resume(held)
+	if !ok {
+		return false, nil
+	}
+	v.log.Debug("node is in sync", "revision", rev)
+	v.session.told(v.stream, rev, held)
+	m := &policyv1.InSync{Epoch: v.server.cfg.Store.Epoch(), Revision: rev, Position: &policyv1.Position{Sources: pos}}
+	return true, v.call.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InSync{InSync: m}})
+}
+
+// await waits until this replica has read as far as what the node was told of,
+// but not for ever: a restored cluster has gone back.
+func (v *serving) await(position storage.Position) error {
+	timeout := time.NewTimer(positionTimeout)
+	defer timeout.Stop()
+	for {
+		moved := v.server.cfg.Store.Reached(position)
+		if moved == nil {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-timeout.C:
+			_, own := v.server.cfg.Store.Revision()
+			v.server.rollbacks.Inc()
+			v.log.Warn("the node has been told of a later position than this replica has read; it is served all the same",
+				"node_position", position, "position", own)
+			return nil
+		case err := <-v.received:
+			return err
+		case <-v.stream.replaced:
+			return errReplaced
+		}
+	}
+}
+
+var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+
+// follow sends cuts until the stream ends.
+func (v *serving) follow() error {
+	for {
+		room, differs := v.session.mayCut(v.stream)
+		if differs {
+			if err := v.mend(); err != nil {
+				return err
+			}
+			continue
+		}
+		if room {
+			if cut := v.sub.Next(); cut != nil {
+				v.server.pace.taken()
+				if err := v.send(cut); err != nil {
+					return err
+				}
+				continue
+			}
+		}
+		var wake <-chan struct{}
+		if room {
+			wake = v.sub.Wake()
+		}
+		select {
+		case <-wake:
+		case <-v.stream.acks:
+		case err := <-v.received:
+			return err
+		case <-v.stream.replaced:
+			return errReplaced
+		}
+	}
+}
+
+// mend answers a digest that is not the cut's: by a repair, and if that did
+// not help, by a snapshot.
+func (v *serving) mend() error {
+	if v.repairs++; v.repairs > 1 {
+		v.sub.Close()
+		v.sub = v.server.cfg.Store.Subscribe(v.session.node)
+		return v.send(v.sub.Next())
+	}
+	return v.repair()
+}
+
+// repair asks the node what it holds, and sends what differs.
+func (v *serving) repair() error {
+	held := storage.Inventory{}
+	for asked := (&policyv1.InventoryRequest{}); asked != nil; asked = v.sub.Compare(held) {
+		m := &policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InventoryRequest{InventoryRequest: asked}}
+		if err := v.call.Send(m); err != nil {
+			return err
+		}
+		answer, err := v.inventory()
+		if err != nil {
+			return err
+		}
+		if err := held.Add(answer, asked); err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	return v.send(v.sub.Repair(held))
+}
+
+func (v *serving) inventory() (*policyv1.Inventory, error) {
+	timeout := time.NewTimer(inventoryTimeout)
+	defer timeout.Stop()
+	select {
+	case m := <-v.stream.inventories:
+		return m, nil
+	case <-timeout.C:
+		return nil, status.Error(codes.DeadlineExceeded, "no inventory within 10 s")
+	case err := <-v.received:
+		if err == nil {
+			err = io.EOF
+		}
+		return nil, err
+	case <-v.stream.replaced:
+		return nil, errReplaced
+	}
+}
+
+func (v *serving) send(cut *storage.Cut) error {
+	v.session.told(v.stream, cut.Revision, cut.Digest)
+	frames := cut.Frames(frameBytes)
+	for _, f := range frames {
+		if err := v.call.SendMsg(frame(f)); err != nil {
+			return err
+		}
+	}
+	if v.log.IsDebug() {
+		v.log.Debug("cut sent", "revision", cut.Revision, "snapshot", cut.Snapshot, "scopes", len(cut.Scopes), "frames", len(frames))
+	}
+	return nil
+}
+
+// hello receives the first message and checks it against who is calling.
+func (s *Server) hello(call subscribeStream) (*policyv1.Hello, *storage.Digest, error) {
+	type result struct {
+		req *policyv1.SubscribeRequest
+		err error
+	}
+	first := make(chan result, 1)
+	go func() {
+		req, err := call.Recv()
+		first <- result{req, err}
+	}()
+	var r result
+	select {
+	case r = <-first:
+	case <-time.After(helloTimeout):
+		return nil, nil, status.Error(codes.InvalidArgument, "no hello within 10 s")
+	}
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	hello := r.req.GetHello()
+	if hello == nil {
+		return nil, nil, status.Error(codes.InvalidArgument, "the first message must be a hello")
+	}
+	if hello.GetNode() == "" {
+		return nil, nil, status.Error(codes.InvalidArgument, "hello.node is empty")
+	}
+	node, err := s.cfg.NodeOf(call.Context())
+	if err != nil {
+		return nil, nil, status.Errorf(codes.PermissionDenied, "caller is no node: %v", err)
+	}
+	if node != "" && node != hello.GetNode() {
+		return nil, nil, status.Errorf(codes.PermissionDenied, "hello.node is %q, the certificate is that of %q", hello.GetNode(), node)
+	}
+	if len(hello.GetDigest()) == 0 {
+		return hello, nil, nil
+	}
+	held, ok := storage.DigestFromBytes(hello.GetDigest())
+	if !ok {
+		return nil, nil, status.Errorf(codes.InvalidArgument, "hello.digest has %d bytes, not 16", len(hello.GetDigest()))
+	}
+	return hello, &held, nil
+}
+
+// receive takes acks, nacks and stats until the stream ends.
+func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclog.Logger) error {
+	for {
+		req, err := call.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch m := req.GetMessage().(type) {
+		case *policyv1.SubscribeRequest_Ack:
+			s.applySec.Observe(float64(m.Ack.GetApplyMicros()) / 1e6)
+			err = s.answer(se, st, m.Ack.GetRevision(), m.Ack.GetDigest(), "", m.Ack.GetApplyMicros(), log)
+		case *policyv1.SubscribeRequest_Nack:
+			msg := m.Nack.GetError()
+			if msg == "" {
+				return status.Error(codes.InvalidArgument, "nack.error is empty")
+			}
+			log.Warn("node could not apply a cut", "revision", m.Nack.GetRevision(), "err", msg, "items", len(m.Nack.GetItems()))
+			err = s.answer(se, st, m.Nack.GetRevision(), m.Nack.GetDigest(), msg, 0, log)
+		case *policyv1.SubscribeRequest_Stats:
+			se.setStats(m.Stats)
+		case *policyv1.SubscribeRequest_Inventory:
+			select {
+			case st.inventories <- m.Inventory:
+			default:
+				return status.Error(codes.InvalidArgument, "an inventory that was not asked for")
+			}
+		case *policyv1.SubscribeRequest_Hello:
+			return status.Error(codes.InvalidArgument, "a second hello")
+		default:
+			return status.Error(codes.InvalidArgument, "an empty message")
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte, msg string, micros uint64, log hclog.Logger) error {
+	d, ok := storage.DigestFromBytes(digest)
+	if !ok {
+		return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", revision, len(digest))
+	}
+	known, differs := se.answered(st, revision, d, msg, micros)
+	if !known {
+		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", revision)
+	}
+	if differs {
+		s.repairs.Inc()
+		log.Warn("the node's state differs from what it was sent: repairing it", "revision", revision)
+	}
+	return nil
+}

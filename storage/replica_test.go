@@ -1,0 +1,86 @@
+package storage
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+func TestReplicaRefusesMalformedFrames(t *testing.T) {
+	good := func() *policyv1.Cut {
+		id := NewScopeID(ScopeAddressGroup, "g")
+		return &policyv1.Cut{Epoch: "e", Revision: 1, Digest: make([]byte, 16), Scopes: []*policyv1.ScopeDelta{
+			{Id: id[:], Kind: ScopeAddressGroup, Upserts: []*policyv1.Item{member("a", 1)}}}}
+	}
+	for name, breakIt := range map[string]func(*policyv1.Cut){
+		"odd buckets": func(c *policyv1.Cut) {
+			c.Scopes[0].Buckets, c.Scopes[0].ResetBuckets = 3, []uint32{1}
+		},
+		"no revision":    func(c *policyv1.Cut) { c.Revision = 0 },
+		"short digest":   func(c *policyv1.Cut) { c.Digest = []byte{1} },
+		"short scope id": func(c *policyv1.Cut) { c.Scopes[0].Id = []byte{1} },
+		"no scope kind":  func(c *policyv1.Cut) { c.Scopes[0].Kind = 0 },
+		"no item body":   func(c *policyv1.Cut) { c.Scopes[0].Upserts[0].Body = nil },
+		"bad prefix": func(c *policyv1.Cut) {
+			c.Scopes[0].Upserts[0] = &policyv1.Item{Body: &policyv1.Item_Member{Member: &policyv1.Member{Subject: &policyv1.Member_Block{
+				Block: &policyv1.IPBlock{Cidr: &policyv1.Prefix{Address: []byte{1, 2, 3, 4}, Length: 33}}}}}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &Replica{}
+			if _, _, err := r.Apply(good()); err != nil {
+				t.Fatalf("the good frame: %v", err)
+			}
+			before := r.Digest()
+			bad := good()
+			breakIt(bad)
+			if _, _, err := r.Apply(bad); err == nil {
+				t.Error("no error")
+			}
+			if r.Digest() != before {
+				t.Error("a refused frame changed the state")
+			}
+		})
+	}
+}
+
+func TestReplicaWantsAnEpochFirst(t *testing.T) {
+	r := &Replica{}
+	cut := func(epoch string, sources Position) *policyv1.Cut {
+		return &policyv1.Cut{Epoch: epoch, Revision: 1, Digest: make([]byte, 16), Position: &policyv1.Position{Sources: sources}}
+	}
+	if _, _, err := r.Apply(cut("", nil)); err == nil {
+		t.Error("a first cut without an epoch is taken")
+	}
+	for _, c := range []*policyv1.Cut{cut("e", Position{"pods": 1, "nodes": 1}), cut("", Position{"pods": 2}), cut("", nil)} {
+		if _, _, err := r.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p := Position(r.Position().GetSources()); r.Epoch() != "e" || p["pods"] != 2 || p["nodes"] != 1 {
+		t.Errorf("epoch %q, position %v", r.Epoch(), p)
+	}
+}
+
+// A cut that forgets and brings again touches only what differs.
+func TestResetTouchesWhatDiffers(t *testing.T) {
+	id := NewScopeID(ScopeAddressGroup, "g")
+	cut := func(items ...*policyv1.Item) *policyv1.Cut {
+		return &policyv1.Cut{Epoch: "e", Revision: 1, Digest: make([]byte, 16), Snapshot: true, Scopes: []*policyv1.ScopeDelta{
+			{Id: id[:], Kind: ScopeAddressGroup, Reset_: true, Upserts: items}}}
+	}
+	r := &Replica{}
+	if _, _, err := r.Apply(cut(member("same", 1), member("changed", 1), member("gone", 1))); err != nil {
+		t.Fatal(err)
+	}
+	touched, _, err := r.Apply(cut(member("same", 1), member("changed", 2), member("new", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{PodMemberKey("ns", "changed"), PodMemberKey("ns", "gone"), PodMemberKey("ns", "new")}
+	if got := slices.Sorted(maps.Keys(touched[id].Keys)); !slices.Equal(got, want) || touched[id].All || len(touched) != 1 {
+		t.Errorf("touched %v (all %v), want %v", got, touched[id].All, want)
+	}
+}
