@@ -63,7 +63,7 @@ type Config struct {
 	// MaxConnectionAge is after how long, give or take a tenth, a client is sent
 	// away to connect anew. Zero: never.
 	MaxConnectionAge time.Duration
-	Logger  hclog.Logger
+	Logger           hclog.Logger
 	// Registry collects the server's metrics and serves all of its own. Required.
 	Registry *prometheus.Registry
 }
