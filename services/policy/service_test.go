@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
@@ -57,11 +60,18 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	f.write(manifest)
+	f.addr = f.replica()
+	return f
+}
+
+// replica starts a service on the folder, and returns its address.
+func (f *fixture) replica() (addr string) {
+	t := f.t
+	t.Helper()
 	s, err := New(Config{Manifests: f.manifests, Listen: "127.0.0.1:0", TLS: f.files("policyd"), Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.addr = s.Addr()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -71,7 +81,7 @@ func newFixture(t *testing.T) *fixture {
 			t.Error(err)
 		}
 	})
-	return f
+	return s.Addr()
 }
 
 func (f *fixture) files(name string) identity.Files {
@@ -79,13 +89,15 @@ func (f *fixture) files(name string) identity.Files {
 }
 
 // write puts the manifest in place at once.
-func (f *fixture) write(text string) {
+func (f *fixture) write(text string) { f.t.Helper(); f.writeTo("all.yaml", text) }
+
+func (f *fixture) writeTo(name, text string) {
 	f.t.Helper()
 	temp := filepath.Join(filepath.Dir(f.manifests), "next")
 	if err := os.WriteFile(temp, []byte(text), 0o600); err != nil {
 		f.t.Fatal(err)
 	}
-	if err := os.Rename(temp, filepath.Join(f.manifests, "all.yaml")); err != nil {
+	if err := os.Rename(temp, filepath.Join(f.manifests, name)); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -117,12 +129,17 @@ type node struct {
 
 func (f *fixture) subscribe(certificate, name string) *node {
 	f.t.Helper()
+	return f.resume(certificate, &policyv1.Hello{Node: name})
+}
+
+func (f *fixture) resume(certificate string, h *policyv1.Hello) *node {
+	f.t.Helper()
 	conn, ctx := f.dial(certificate)
 	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(ctx)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	hello := &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{Node: name}}}
+	hello := &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: h}}
 	if err := stream.Send(hello); err != nil {
 		f.t.Fatal(err)
 	}
@@ -243,5 +260,53 @@ func TestPlainTextBeyondLoopbackMustBeAskedFor(t *testing.T) {
 	cancel()
 	if err := s.Run(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// A node that moves between replicas of one folder resumes with an equal digest,
+// and no item is sent again, in whatever order each replica read its files.
+func TestReplicasAreInterchangeable(t *testing.T) {
+	f := newFixture(t)
+	at := f.subscribe("node-n1", "n1")
+	at.until("the Pod", func() bool { return len(at.endpoints()) == 1 })
+	// The first replica reads one file after the other, and something that goes again.
+	pod := func(name string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata: {namespace: x, name: " + name + ", labels: {app: web}}\n" +
+			"spec: {nodeName: n1}\nstatus: {podIPs: [{ip: 10.0.1." + strconv.Itoa(len(name)) + "}]}\n"
+	}
+	for _, name := range []string{"second", "gone", "first"} {
+		f.writeTo(name+".yaml", pod(name))
+		at.until(name, func() bool { return slices.Contains(at.endpoints(), name) })
+	}
+	if err := os.Remove(filepath.Join(f.manifests, "gone.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	at.until("gone", func() bool { return !slices.Contains(at.endpoints(), "gone") })
+
+	f.addr = f.replica()
+	h := &policyv1.Hello{Node: "n1", Digest: at.replica.Digest().Bytes(), Position: at.replica.Position(), Version: "v0.1.0-100-g0123456"}
+	moved := f.resume("node-n1", h)
+	resp, err := moved.stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := resp.GetInSync()
+	if in == nil {
+		t.Fatalf("the other replica answers with %v", resp)
+	}
+	if in.GetEpoch() == at.replica.Epoch() || !storage.Position(in.GetPosition().GetSources()).Reaches(at.replica.Position().GetSources()) {
+		t.Errorf("epoch %q and position %v after %q and %v", in.GetEpoch(), in.GetPosition(), at.replica.Epoch(), at.replica.Position())
+	}
+	ack := &policyv1.Ack{Revision: in.GetRevision(), ApplyMicros: 1000, Digest: h.Digest}
+	exchanged := []proto.Message{
+		&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: h}}, resp,
+		&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}},
+	}
+	bytes := 0
+	for _, m := range exchanged {
+		bytes += proto.Size(m)
+	}
+	if bytes >= 200 {
+		t.Errorf("a reconnect in sync exchanges %d bytes", bytes)
 	}
 }
