@@ -25,12 +25,14 @@ type slots struct {
 }
 
 const (
-	// stride is how far from its neighbour a slot is put that continues a rank,
-	// so that policies which come in the order of their priorities do not halve
-	// one gap again and again.
-	stride = 32
-	// window is the least range of priorities that is spread anew.
-	window = 64
+	// reserve is the part of a gap that a slot leaves on the far side where it
+	// continues the rank of the near side alone: 63 of 64. So policies that come
+	// in the order of their priorities do not halve one gap again and again.
+	reserve = 64
+	// window is the least range of priorities that is spread anew, and easing
+	// how much emptier a range of twice the size must be to be taken.
+	window = 16
+	easing = 1.3
 )
 
 func (s *slots) size() int { return s.high - s.low + 1 }
@@ -72,17 +74,35 @@ func (s *slots) insertRun(i int, run []*slot) {
 		s.spread(s.list[from:to+len(run)], top, bottom)
 		return
 	}
-	continues := func(j int, by *slot) bool {
-		return j >= 0 && j < len(s.list) && s.list[j].level.at.Rank == by.level.at.Rank
-	}
-	switch after, before := continues(i-1, run[0]), continues(i, run[len(run)-1]); {
-	case after && !before:
-		below = max(below, above-stride*(len(run)+1))
-	case before && !after:
-		above = min(above, below+stride*(len(run)+1))
-	}
+	above, below = s.within(i, run, above, below)
 	s.list = slices.Insert(s.list, i, run...)
 	s.spread(s.list[i:i+len(run)], above, below)
+}
+
+// within is the part of a gap, before the i-th slot, that a run should take.
+// Inside a rank a policy stands as far between its neighbours as its priority
+// does; beside one, it leaves most of the gap to those that follow.
+func (s *slots) within(i int, run []*slot, above, below int) (top, bottom int) {
+	first, last := run[0].level.at, run[len(run)-1].level.at
+	after := i > 0 && s.list[i-1].level.at.Rank == first.Rank
+	before := i < len(s.list) && s.list[i].level.at.Rank == last.Rank
+	stride := max(1, (above-below)/reserve)
+	switch half := len(run) + 1; {
+	case after && before && first.Priority == last.Priority:
+		from, to := s.list[i-1].level.at.Priority, s.list[i].level.at.Priority
+		part := 0.5
+		if to > from {
+			part = min(max((first.Priority-from)/(to-from), 1./8), 7./8)
+		}
+		centre := above - int(part*float64(above-below))
+		above = min(above, max(centre+half, below+2*half))
+		below = max(below, above-2*half)
+	case after && !before:
+		below = max(below, above-stride*half)
+	case before && !after:
+		above = min(above, below+stride*half)
+	}
+	return above, below
 }
 
 // bounds are the priorities next to a part of the list, which are taken or just
@@ -98,16 +118,18 @@ func (s *slots) bounds(from, to int) (above, below int) {
 	return above, below
 }
 
-// crowd is the least part of the list around a full gap that, spread anew with
-// n more, is not as crowded as halfway from the whole range to none free.
+// crowd is the least part of the list around a full gap that may be spread anew
+// with n more. The larger the part, the less it may be crowded, down to as much
+// as the whole range is: so what is moved together with much is not moved soon
+// again.
 func (s *slots) crowd(i, n int) (from, to, above, below int) {
 	centre, _ := s.bounds(i, i)
 	whole := float64(len(s.list)+n) / float64(s.size())
-	for size := window; size < 2*s.size(); size *= 2 {
+	for size, least := window, 1.0; size < 2*s.size(); size, least = size*2, least/easing {
 		top, bottom := min(s.high, centre+size/2), max(s.low, centre-size/2)
 		from, _ = slices.BinarySearchFunc(s.list, top, byPriority)
 		to, _ = slices.BinarySearchFunc(s.list, bottom-1, byPriority)
-		if float64(to-from+n) <= float64(top-bottom+1)*(1+whole)/2 {
+		if float64(to-from+n) <= float64(top-bottom+1)*(whole+(1-whole)*least/easing) {
 			return from, to, top + 1, bottom - 1
 		}
 	}
