@@ -54,6 +54,7 @@ type Compiler struct {
 	assignment Assignment
 	ladders    map[uint8]*ladder // By rule table; Kubernetes rules need none.
 	byConj     map[uint32]*part
+	vacated    map[string]struct{} // Keys of places that may have no part, until the Update ends.
 
 	groups    map[storage.ScopeID]map[string]*policyv1.Member
 	policies  map[storage.ScopeID]map[string]*policy
@@ -84,6 +85,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		flows:      newFlowSet(),
 		assignment: former,
 		byConj:     make(map[uint32]*part),
+		vacated:    make(map[string]struct{}),
 		groups:     make(map[storage.ScopeID]map[string]*policyv1.Member),
 		policies:   make(map[storage.ScopeID]map[string]*policy),
 		endpoints:  make(map[string]*endpoint),
@@ -94,6 +96,9 @@ func New(cfg Config, former Assignment) *Compiler {
 		inGroup:    make(map[storage.ScopeID]map[*endpoint]struct{}),
 		reassess:   make(map[*endpoint]struct{}),
 		names:      make(map[netip.Addr][]nameCount),
+	}
+	for key := range former.Rules {
+		c.vacated[key] = struct{}{}
 	}
 	c.ladders = newLadders(c.move)
 	for table, places := range former.Levels {

@@ -26,6 +26,7 @@ func (c *Compiler) place(pt *part, first *endpoint) {
 // successor's, until the Update ends.
 func (c *Compiler) unplace(pt *part) {
 	delete(c.byConj, pt.place.Conj)
+	c.vacated[pt.key] = struct{}{}
 	if pt.slot != nil {
 		delete(pt.slot.parts, pt)
 		pt.slot = nil
@@ -102,12 +103,10 @@ func (c *Compiler) clauses(pt *part, do emit) {
 
 // forgetPlaces drops the places of parts that are not installed any more.
 func (c *Compiler) forgetPlaces() {
-	if len(c.assignment.Rules) == len(c.byConj) {
-		return
-	}
-	for key, place := range c.assignment.Rules {
-		if _, used := c.byConj[place.Conj]; !used {
+	for key := range c.vacated {
+		if _, used := c.byConj[c.assignment.Rules[key].Conj]; !used {
 			delete(c.assignment.Rules, key)
 		}
 	}
+	clear(c.vacated)
 }

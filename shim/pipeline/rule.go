@@ -24,6 +24,8 @@ func (p *policy) name() []string {
 	return []string{p.wire.GetRef().GetKind().String(), p.wire.GetRef().GetNamespace(), p.wire.GetRef().GetName()}
 }
 
+func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }
+
 func (p *policy) appliesTo(ep *endpoint) bool { return inAny(ep, p.applied) }
 
 func inAny(ep *endpoint, groups []storage.ScopeID) bool {
@@ -225,7 +227,9 @@ func (c *Compiler) install(p *policy) {
 				c.guard(r, ep)
 			}
 		}
-		c.reassess[ep] = struct{}{}
+		if p.isolates() {
+			c.reassess[ep] = struct{}{}
+		}
 	}
 }
 
@@ -245,8 +249,10 @@ func (c *Compiler) uninstall(p *policy) {
 	for _, g := range scopes {
 		unlink(c.guards, g, p)
 	}
-	for _, ep := range c.targets(scopes) {
-		c.reassess[ep] = struct{}{}
+	if p.isolates() {
+		for _, ep := range c.targets(scopes) {
+			c.reassess[ep] = struct{}{}
+		}
 	}
 }
 
