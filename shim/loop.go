@@ -134,24 +134,21 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 			return applyResult{err: errors.New("the bridge cannot be read yet")}
 		}
 	}
-	first := !l.complete
-	l.complete = true
-	if first {
-		l.stale = true // Orphans go, with what the cut brings, in one bundle.
+	if !l.complete {
 		touched = pipeline.Whole(state)
 	}
-	if err := l.update(ctx, state, touched); err != nil {
+	change, err := l.compiler.Update(state, touched, l.ports)
+	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
+		return applyResult{err: err}
+	}
+	if !l.complete {
+		l.complete, l.stale = true, true // Orphans go, with what the cut brings, in one bundle.
+	}
+	if err := l.tell(ctx, change); err != nil {
 		return applyResult{err: err}
 	}
 	l.unsaved = true
 	return applyResult{problems: l.itemErrors()}
-}
-
-// update brings the compiler up to date and tells the bridge what that changes.
-// The state is read only where something is touched.
-func (l *loop) update(ctx context.Context, state *storage.Replica, touched storage.Touched) error {
-	change := l.compiler.Update(state, touched, l.ports)
-	return l.tell(ctx, change)
 }
 
 // tell brings a change to the bridge.
@@ -319,7 +316,11 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		l.restart(ctx, local)
 		return
 	}
-	if err := l.update(ctx, nil, nil); err != nil {
+	change, err := l.compiler.Update(nil, nil, l.ports) // With no policies touched it refuses none.
+	if err == nil {
+		err = l.tell(ctx, change)
+	}
+	if err != nil {
 		l.failed(err)
 	}
 }
@@ -375,11 +376,13 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 	}
 	compiler := pipeline.New(l.config, l.former)
 	var change pipeline.Change
-	if !l.held.View(func(state *storage.Replica) {
-		change = compiler.Update(state, pipeline.Whole(state), l.ports)
-	}) {
+	err := errors.New("the state held is wrong; awaiting a snapshot")
+	l.held.View(func(state *storage.Replica) {
+		change, err = compiler.Update(state, pipeline.Whole(state), l.ports)
+	})
+	if err != nil {
 		l.compiler, l.stale = nil, true // Tried again; the bridge stays as it is.
-		l.failed(errors.New("the state held is wrong; awaiting a snapshot"))
+		l.failed(err)
 		return
 	}
 	l.compiler, l.stale = compiler, true

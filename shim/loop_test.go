@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -395,6 +396,40 @@ func TestOrphansAreSweptOnlyAfterACompleteState(t *testing.T) {
 	}
 	if n := len(sw.bundles()) - before; n != 1 {
 		t.Errorf("the first state and the sweep took %d bundles", n)
+	}
+}
+
+// A state with which a deny would be past the limit of its table is refused, and
+// the bridge keeps what it has, orphans too, until there is one that is taken.
+func TestRefusedStateSweepsNothing(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	orphan := openflow.Flow{Table: 3, Priority: 7, Cookie: pipeline.CookieMark | 0x99}
+	must(t, sw.Fake.Apply(context.Background(), bridge.Change{Upsert: []openflow.Flow{orphan}}))
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	scope := storage.NewScopeID(storage.ScopePolicies, "many")
+	commit := func(op storage.Op, i int) {
+		item := storage.Encode(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{Rank: 253, Priority: float64(i),
+			Ref:   &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: fmt.Sprint("policy-", i)},
+			Rules: []*policyv1.Rule{{Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_DROP}}}}})
+		w.store.Commit([]storage.Change{{Op: op, Scope: scope, Kind: storage.ScopePolicies, Item: item}}, nil)
+	}
+	w.store.Commit([]storage.Change{{Op: storage.OpJoin, Scope: scope, Kind: storage.ScopePolicies, Node: "node-1"}}, nil)
+	for i := range 151 {
+		commit(storage.OpUpsert, i)
+	}
+	var refused *pipeline.Refused
+	if err := apply(t, s, w, w.cut(objects...)); !errors.As(err, &refused) {
+		t.Fatalf("Apply: %v, want a refusal", err)
+	}
+	if _, there := sw.flows(t)[orphan.Key()]; !there || delivered(sw, 1, 2) {
+		t.Error("a state that is refused changed the bridge")
+	}
+	commit(storage.OpRemove, 7)
+	must(t, apply(t, s, w, w.cut()))
+	if _, there := sw.flows(t)[orphan.Key()]; there || !delivered(sw, 1, 2) {
+		t.Error("the state that is taken is not in force")
 	}
 }
 

@@ -121,7 +121,10 @@ func (n *node) update(c *Case, ports []pipeline.Port, tamper func(*pipeline.Chan
 	if err != nil {
 		return change, err
 	}
-	ch := n.compiler.Update(n.replica, touched, ports)
+	ch, err := n.compiler.Update(n.replica, touched, ports)
+	if err != nil {
+		return change, err
+	}
 	if p := n.compiler.Problems(); len(p) > 0 {
 		return change, fmt.Errorf("%s: %w", p[0].Key, p[0].Err)
 	}

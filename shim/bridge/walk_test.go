@@ -89,6 +89,63 @@ func TestConjunctionsShareClauses(t *testing.T) {
 	})
 }
 
+// tiers is a table of rules in order, each of which shares its source with
+// others above and below it, as rules of tiers do: a drop, one that passes to
+// the table of allow-lists, two of one priority that allow, and a drop of the
+// rest. The next table allows one port and drops what else there is.
+func tiers() []of.Flow {
+	var out []of.Flow
+	rule := func(table uint8, priority uint16, id uint32, source string, port uint16, steps ...of.Action) {
+		clause := func(m of.Match, n uint8) {
+			f := flow(table, priority, m, of.Conjunction{ID: id, Clause: n, Clauses: 2})
+			if i := slices.IndexFunc(out, func(have of.Flow) bool { return have.Key() == f.Key() }); i >= 0 {
+				out[i].Actions = of.NewActions(append(out[i].Actions.List(), f.Actions.List()...)...)
+				return
+			}
+			out = append(out, f)
+		}
+		clause(of.NewMatch(of.IPSrc(pfx(source))), 0)
+		service := of.NewMatch(of.IPv4())
+		if port != 0 {
+			service = dport(port)
+		}
+		clause(service, 1)
+		out = append(out, flow(table, priority, of.NewMatch(of.ConjID(id)), steps...))
+	}
+	rule(10, 40000, 1, "10.0.0.1/32", 22)
+	rule(10, 32000, 2, "10.0.0.1/32", 80, of.GotoTable(11))
+	rule(10, 20000, 3, "10.0.0.1/32", 443, of.OutputPort(2))
+	rule(10, 20000, 4, "10.0.0.0/24", 443, of.OutputPort(2))
+	rule(10, 19999, 5, "10.0.0.0/24", 80, of.OutputPort(3))
+	rule(10, 1, 6, "10.0.0.0/8", 0)
+	rule(11, 190, 7, "10.0.0.0/16", 80, of.OutputPort(4))
+	return append(out, flow(0, 1, of.NewMatch(), of.GotoTable(10)), flow(10, 0, of.NewMatch(), of.GotoTable(11)), flow(11, 0, of.NewMatch()))
+}
+
+func TestRulesOfTiersInOrder(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		s.put(tiers()...)
+		for _, c := range []struct {
+			name, src string
+			port      uint16
+			want      []string
+		}{
+			{"the first rule drops", "10.0.0.1", 22, []string{}},
+			{"one that passes skips what would allow", "10.0.0.1", 80, []string{"4"}},
+			{"two of one priority allow", "10.0.0.1", 443, []string{"2"}},
+			{"one of them", "10.0.0.2", 443, []string{"2"}},
+			{"what is passed for one source is allowed for another", "10.0.0.2", 80, []string{"3"}},
+			{"half of the first rule is no match", "10.0.0.2", 22, []string{}},
+			{"the last rule drops before the allow-list", "10.0.1.1", 80, []string{}},
+			{"no rule matches", "192.0.2.1", 80, []string{}},
+		} {
+			if got := s.outputs(tcp(1, c.src, "10.9.0.1", 5, c.port, bridge.TCPSyn)); !slices.Equal(got, c.want) {
+				t.Errorf("%s: %s to port %d leaves by %v, want %v", c.name, c.src, c.port, got, c.want)
+			}
+		}
+	})
+}
+
 // TestConjunctionWithoutItsFlow shows a trap: where all clauses hold but no flow
 // takes the conjunction's id, the whole table is looked up again without
 // clauses, and conjunctions of lower priority are not considered.

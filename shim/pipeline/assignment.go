@@ -7,13 +7,17 @@ import (
 	"strings"
 )
 
-// Assignment is which ids and lanes the rules have. It is output and input of a
-// Compiler: a shim that starts takes up the one that its flows were made with.
+// Assignment is which ids, lanes and priorities the rules have. It is output and
+// input of a Compiler: a shim that starts takes up the one that its flows were
+// made with. It is good if the priorities are in order, and not only if it is
+// the one that a compiler would choose that begins with nothing.
 type Assignment struct {
 	// Next is the next conjunction id to be given. Ids are not given twice,
 	// since connections carry them.
 	Next  uint32               `json:"next"`
-	Rules map[string]RulePlace `json:"rules"` // By rule key: see ruleKey.
+	Rules map[string]RulePlace `json:"rules"` // By the key of a part of a rule: see newPart.
+	// Levels are the priorities of the rules that have an order, by table.
+	Levels map[uint8][]LevelPlace `json:"levels,omitempty"`
 }
 
 // RulePlace is where a part of a rule stands.
@@ -31,7 +35,8 @@ func (a Assignment) Encode() []byte {
 	return b
 }
 
-// DecodeAssignment reads what Encode wrote and refuses ids that are given twice.
+// DecodeAssignment reads what Encode wrote and refuses ids that are given twice
+// and priorities that are out of order.
 func DecodeAssignment(b []byte) (Assignment, error) {
 	var a Assignment
 	if err := json.Unmarshal(b, &a); err != nil {
@@ -39,7 +44,7 @@ func DecodeAssignment(b []byte) (Assignment, error) {
 	}
 	seen := make(map[uint32]string)
 	for key, p := range a.Rules {
-		if p.Conj == 0 || p.Conj >= a.Next || p.Lane < 0 || p.Lane >= lanesK8s {
+		if p.Conj == 0 || p.Conj >= a.Next || p.Lane < 0 || p.Lane >= lanesMax {
 			return Assignment{}, fmt.Errorf("decode assignment: rule %s has id %d of %d and lane %d", key, p.Conj, a.Next, p.Lane)
 		}
 		if other, twice := seen[p.Conj]; twice {
@@ -48,6 +53,19 @@ func DecodeAssignment(b []byte) (Assignment, error) {
 			return Assignment{}, fmt.Errorf("decode assignment: rules %s have one id %d", strings.Join(keys, " and "), p.Conj)
 		}
 		seen[p.Conj] = key
+	}
+	ladders := newLadders(nil)
+	for table, places := range a.Levels {
+		l := ladders[table]
+		if l == nil {
+			return Assignment{}, fmt.Errorf("decode assignment: table %d has no levels", table)
+		}
+		if slices.ContainsFunc(places, func(p LevelPlace) bool { return !p.At.in(table) }) {
+			return Assignment{}, fmt.Errorf("decode assignment: table %d has a level of another", table)
+		}
+		if err := l.check(places); err != nil {
+			return Assignment{}, fmt.Errorf("decode assignment: table %d: %w", table, err)
+		}
 	}
 	return a, nil
 }

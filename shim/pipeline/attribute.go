@@ -69,22 +69,55 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 			return Attribution{}, false
 		}
 		prio := uint32(pt.priority)
-		a.Action, a.Rule, a.LogLabel, a.Priority = pt.rule.wire.GetAction(), pt.rule.wire.GetName(), pt.rule.wire.GetLogLabel(), &prio
-		a.Policies = c.allowing(ep, a.Direction, peer, h)
-		if len(a.Policies) == 0 {
-			a.Policies = []*policyv1.PolicyRef{pt.rule.policy.wire.GetRef()}
+		r := pt.rule
+		if r.level == nil {
+			a.Policies = c.allowing(ep, a.Direction, peer, h)
+		} else if first := c.decider(r.level, ep, peer, h); first != nil {
+			r = first
 		}
+		if len(a.Policies) == 0 {
+			a.Policies = []*policyv1.PolicyRef{r.policy.wire.GetRef()}
+		}
+		a.Action, a.Rule, a.LogLabel, a.Priority = r.wire.GetAction(), r.wire.GetName(), r.wire.GetLogLabel(), &prio
 		return a, true
 	}
 	return Attribution{}, false
 }
 
-// allowing are the policies that have a rule which allows a hit, by name.
+// decider is the rule of a level that decides a hit: of all that cover it the
+// first by kind, Namespace and name, but an older one where both have an age.
+func (c *Compiler) decider(lv *level, ep *endpoint, peer netip.Addr, h Hit) *rule {
+	var found []*rule
+	for p := range c.guarding(ep) {
+		for _, r := range p.rules {
+			if r.level == lv && c.ruleCovers(r, ep, peer, h) {
+				found = append(found, r)
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b *rule) int { return slices.Compare(a.policy.name(), b.policy.name()) })
+	var first *rule
+	for _, r := range found {
+		if first == nil || (r.policy.wire.GetCreated() != 0 && r.policy.wire.GetCreated() < first.policy.wire.GetCreated()) {
+			first = r
+		}
+	}
+	return first
+}
+
+// ruleCovers says whether a rule holds for a hit on an endpoint.
+func (c *Compiler) ruleCovers(r *rule, ep *endpoint, peer netip.Addr, h Hit) bool {
+	_, guarded := r.guarded[ep]
+	return guarded && slices.ContainsFunc(r.parts, func(pt *part) bool { return c.covers(pt, ep, peer, h) })
+}
+
+// allowing are the Kubernetes policies that have a rule which allows a hit, by
+// name.
 func (c *Compiler) allowing(ep *endpoint, dir policyv1.Direction, peer netip.Addr, h Hit) []*policyv1.PolicyRef {
 	var found []*policy
 	for p := range c.guarding(ep) {
 		if slices.ContainsFunc(p.rules, func(r *rule) bool {
-			return r.wire.GetDirection() == dir && r.appliesTo(ep) && slices.ContainsFunc(r.parts, func(pt *part) bool { return c.covers(pt, ep, peer, h) })
+			return r.level == nil && r.wire.GetDirection() == dir && c.ruleCovers(r, ep, peer, h)
 		}) {
 			found = append(found, p)
 		}
@@ -101,9 +134,6 @@ func (c *Compiler) allowing(ep *endpoint, dir policyv1.Direction, peer netip.Add
 // Group members are looked up among the clause flows, not gone through.
 func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
 	r, f := pt.rule, family(peer)
-	if pt.place.Conj == 0 {
-		return false
-	}
 	listed := func(clause uint8, match openflow.Match) bool {
 		d := c.flows.flows[openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}]
 		if d == nil {
@@ -131,7 +161,7 @@ func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
 	if pt.service == none {
 		return true
 	}
-	return slices.ContainsFunc(r.wire.GetServices().GetServices(), func(s *policyv1.Service) bool { return serves(s, f, h) })
+	return slices.ContainsFunc(r.services, func(s *policyv1.Service) bool { return serves(s, f, h) })
 }
 
 // serves says whether a service, by number, is that of a hit.

@@ -26,7 +26,7 @@ func (c *Compiler) targetClauses(r *rule, ep *endpoint, do emit) {
 			if !has {
 				continue
 			}
-			for _, port := range resolve(r.wire.GetServices().GetServices(), ep.wire.GetPorts()) {
+			for _, port := range resolve(r.services, ep.wire.GetPorts()) {
 				do(pt, pt.target, openflow.NewMatch(target, familyField(f), openflow.L4Dst(port.proto, port.number, 0xffff)))
 			}
 		}
@@ -57,7 +57,7 @@ func (c *Compiler) familyClauses(r *rule, f int, do emit) {
 			}
 		}
 		if pt.service != none {
-			for _, s := range r.wire.GetServices().GetServices() {
+			for _, s := range r.services {
 				if s.GetPortName() == "" {
 					for _, m := range serviceMatches(s, f) {
 						do(pt, pt.service, m)
@@ -146,7 +146,7 @@ func (r *rule) holds(ip netip.Addr) bool {
 
 // nameClause matches a destination and its port of a name, in one clause.
 func (c *Compiler) nameClause(r *rule, pt *part, ip netip.Addr, m *policyv1.Member, do emit) {
-	for _, port := range resolve(r.wire.GetServices().GetServices(), m.GetPorts()) {
+	for _, port := range resolve(r.services, m.GetPorts()) {
 		do(pt, pt.peer, openflow.NewMatch(openflow.IPDst(host(ip)), openflow.L4Dst(port.proto, port.number, 0xffff)))
 	}
 }

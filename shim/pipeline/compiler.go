@@ -52,7 +52,9 @@ type Compiler struct {
 	cfg        Config
 	flows      flowSet
 	assignment Assignment
+	ladders    map[uint8]*ladder // By rule table; Kubernetes rules need none.
 	byConj     map[uint32]*part
+	vacated    map[string]struct{} // Keys of places that may have no part, until the Update ends.
 
 	groups    map[storage.ScopeID]map[string]*policyv1.Member
 	policies  map[storage.ScopeID]map[string]*policy
@@ -73,16 +75,17 @@ func New(cfg Config, former Assignment) *Compiler {
 	if cfg.ClauseCap == 0 {
 		cfg.ClauseCap = defaultClauseCap
 	}
+	former.Rules = maps.Clone(former.Rules)
 	if former.Rules == nil {
 		former.Rules = make(map[string]RulePlace)
 	}
-	former.Rules = maps.Clone(former.Rules)
 	former.Next = max(former.Next, 1)
 	c := &Compiler{
 		cfg:        cfg,
 		flows:      newFlowSet(),
 		assignment: former,
 		byConj:     make(map[uint32]*part),
+		vacated:    make(map[string]struct{}),
 		groups:     make(map[storage.ScopeID]map[string]*policyv1.Member),
 		policies:   make(map[storage.ScopeID]map[string]*policy),
 		endpoints:  make(map[string]*endpoint),
@@ -94,6 +97,14 @@ func New(cfg Config, former Assignment) *Compiler {
 		reassess:   make(map[*endpoint]struct{}),
 		names:      make(map[netip.Addr][]nameCount),
 	}
+	for key := range former.Rules {
+		c.vacated[key] = struct{}{}
+	}
+	c.ladders = newLadders(c.move)
+	for table, places := range former.Levels {
+		c.ladders[table].restore(places)
+	}
+	c.assignment.Levels = nil
 	c.staticFlows()
 	return c
 }
@@ -105,22 +116,37 @@ type Change struct {
 	Delete []openflow.FlowKey
 }
 
+// Refused is why an Update was not taken over. The node is to keep what it has:
+// a deny, or a Pass, would have been left out.
+type Refused struct{ Problems []Problem }
+
+func (r *Refused) Error() string {
+	return fmt.Sprintf("the state is refused for %d rules that may not be left out, first %s: %v", len(r.Problems), r.Problems[0].Key, r.Problems[0].Err)
+}
+
 // Update takes over what a cut touched in the state, and the ports that there
-// are now, and returns what that changes in the flows.
-func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports []Port) Change {
-	var arrivals []func()
-	for _, kind := range []storage.ScopeKind{storage.ScopeAddressGroup, storage.ScopePolicies, storage.ScopeNode} {
-		for id, ts := range touched {
-			if k, held := state.Kind(id); (held && k == kind) || (!held && c.formerKind(id) == kind) {
-				c.scope(state, kind, id, ts, func(f func()) { arrivals = append(arrivals, f) })
+// are now, and returns what that changes in the flows. An error is Refused: then
+// nothing was taken over, neither state nor ports, and what was touched is to be
+// given to the next Update too.
+func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports []Port) (Change, error) {
+	policies := c.touchedPolicies(state, touched)
+	if err := c.fits(policies); err != nil {
+		return Change{}, err
+	}
+	for id, ts := range touched {
+		if c.kind(state, id) == storage.ScopeAddressGroup {
+			c.setGroup(state, id, ts)
+		}
+	}
+	c.setPolicies(policies)
+	for id, ts := range touched {
+		if kind := c.kind(state, id); kind == storage.ScopeNode {
+			for _, key := range c.touchedKeys(state, id, ts) {
+				if item := state.Item(id, key); item.GetNode() == nil && key != "node" {
+					c.setEndpoint(id, key, item.GetEndpoint())
+				}
 			}
 		}
-		// Policies that go have gone before any comes: one may have moved from
-		// scope to scope, and has one id.
-		for _, install := range arrivals {
-			install()
-		}
-		arrivals = nil
 	}
 	c.setPorts(ports)
 	for ep := range c.reassess {
@@ -129,7 +155,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	clear(c.reassess)
 	c.forgetPlaces()
 	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del}
+	return Change{Upsert: up, Delete: del}, nil
 }
 
 // Whole touches everything that a replica holds, for a compiler's first Update.
@@ -156,7 +182,16 @@ func (c *Compiler) Meters() []openflow.Meter {
 }
 
 // Assignment is the present one. It must not be changed.
-func (c *Compiler) Assignment() Assignment { return c.assignment }
+func (c *Compiler) Assignment() Assignment {
+	a := c.assignment
+	a.Levels = make(map[uint8][]LevelPlace)
+	for table, l := range c.ladders {
+		if places := l.save(); len(places) > 0 {
+			a.Levels[table] = places
+		}
+	}
+	return a
+}
 
 // Problems are the items that are not, or not wholly, compiled.
 func (c *Compiler) Problems() []Problem {
@@ -166,15 +201,28 @@ func (c *Compiler) Problems() []Problem {
 			for _, err := range p.problems {
 				out = append(out, Problem{Scope: id, Key: key, Err: err})
 			}
+			for _, r := range p.rules {
+				if r.level != nil && r.level.beyond {
+					out = append(out, Problem{Scope: id, Key: key, Err: r.past(c.ladders[r.table()].limit)})
+				}
+			}
 		}
 	}
-	slices.SortFunc(out, func(a, b Problem) int {
-		return slices.Compare([]string{a.Key, a.Err.Error()}, []string{b.Key, b.Err.Error()})
-	})
+	sortProblems(out)
 	return out
 }
 
-func (c *Compiler) formerKind(id storage.ScopeID) storage.ScopeKind {
+func sortProblems(list []Problem) {
+	slices.SortFunc(list, func(a, b Problem) int {
+		return slices.Compare([]string{a.Key, a.Err.Error()}, []string{b.Key, b.Err.Error()})
+	})
+}
+
+// kind is that of a scope in the state, or where it is gone, the one it had.
+func (c *Compiler) kind(state *storage.Replica, id storage.ScopeID) storage.ScopeKind {
+	if kind, held := state.Kind(id); held {
+		return kind
+	}
 	if _, ok := c.groups[id]; ok {
 		return storage.ScopeAddressGroup
 	}
@@ -184,45 +232,17 @@ func (c *Compiler) formerKind(id storage.ScopeID) storage.ScopeKind {
 	return storage.ScopeNode
 }
 
-// scope takes over one touched scope; what is passed to later is to be called
-// when all scopes of the kind have been.
-func (c *Compiler) scope(state *storage.Replica, kind storage.ScopeKind, id storage.ScopeID, ts *storage.TouchedScope, later func(func())) {
+// touchedKeys are the keys that may have changed in a scope, in order.
+func (c *Compiler) touchedKeys(state *storage.Replica, id storage.ScopeID, ts *storage.TouchedScope) []string {
 	keys := maps.Clone(ts.Keys)
-	if keys == nil {
-		keys = make(map[string]struct{})
-	}
-	_, held := state.Kind(id)
 	if ts.All {
+		if keys == nil {
+			keys = make(map[string]struct{})
+		}
 		state.Scope(id, func(key string, _ *policyv1.Item) { keys[key] = struct{}{} })
-		c.formerKeys(kind, id, keys)
+		c.formerKeys(c.kind(state, id), id, keys)
 	}
-	switch kind {
-	case storage.ScopeAddressGroup:
-		if c.groups[id] == nil {
-			c.groups[id] = make(map[string]*policyv1.Member)
-		}
-	case storage.ScopePolicies:
-		if c.policies[id] == nil {
-			c.policies[id] = make(map[string]*policy)
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		item := state.Item(id, key)
-		switch kind {
-		case storage.ScopeAddressGroup:
-			c.setMember(id, key, item.GetMember())
-		case storage.ScopePolicies:
-			c.setPolicy(id, key, item.GetPolicy(), later)
-		case storage.ScopeNode:
-			if item.GetNode() == nil && key != "node" {
-				c.setEndpoint(id, key, item.GetEndpoint())
-			}
-		}
-	}
-	if !held {
-		delete(c.groups, id)
-		delete(c.policies, id)
-	}
+	return slices.Sorted(maps.Keys(keys))
 }
 
 // formerKeys adds the keys that the compiler holds of a scope.
@@ -242,6 +262,20 @@ func (c *Compiler) formerKeys(kind storage.ScopeKind, id storage.ScopeID, keys m
 				keys[key] = struct{}{}
 			}
 		}
+	}
+}
+
+// setGroup takes over what was touched in an address group.
+func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *storage.TouchedScope) {
+	keys := c.touchedKeys(state, id, ts)
+	if c.groups[id] == nil {
+		c.groups[id] = make(map[string]*policyv1.Member)
+	}
+	for _, key := range keys {
+		c.setMember(id, key, state.Item(id, key).GetMember())
+	}
+	if _, held := state.Kind(id); !held {
+		delete(c.groups, id)
 	}
 }
 
@@ -267,20 +301,6 @@ func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member)
 	} else {
 		c.groups[id][key] = m
 	}
-}
-
-// setPolicy puts a policy in the place of its former content; nil takes it out.
-func (c *Compiler) setPolicy(id storage.ScopeID, key string, w *policyv1.Policy, later func(func())) {
-	if former := c.policies[id][key]; former != nil {
-		c.uninstall(former)
-		delete(c.policies[id], key)
-	}
-	if w == nil || w.GetStaged() {
-		return
-	}
-	p := c.newPolicy(w)
-	c.policies[id][key] = p
-	later(func() { c.install(p) })
 }
 
 func scopeIDs(list [][]byte) ([]storage.ScopeID, error) {

@@ -60,6 +60,16 @@ func (w *world) sync() storage.Touched {
 	return touched
 }
 
+// update brings a compiler up to date, where nothing is refused.
+func (w *world) update(c *Compiler, touched storage.Touched, ports []Port) Change {
+	w.t.Helper()
+	ch, err := c.Update(w.replica, touched, ports)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return ch
+}
+
 func (w *world) apply(objects ...api.Object) {
 	for _, o := range objects {
 		w.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
@@ -122,7 +132,7 @@ func TestFlowsOfASmallNode(t *testing.T) {
 		&api.NetworkPolicy{Namespace: "x", Name: "client", PodSelector: *app("client"), Ingress: []api.NetworkPolicyRule{{}}},
 	)
 	c := New(config, Assignment{})
-	c.Update(w.replica, w.sync(), []Port{port(1, "web"), port(2, "client"), port(3, "stranger")})
+	w.update(c, w.sync(), []Port{port(1, "web"), port(2, "client"), port(3, "stranger")})
 	if p := c.Problems(); len(p) > 0 {
 		t.Fatal(p)
 	}
@@ -196,7 +206,7 @@ func bigRule(t testing.TB, peers, targets, services int) (*world, []Port) {
 func TestRuleCostsTheSumOfItsClauses(t *testing.T) {
 	w, ports := bigRule(t, 1000, 100, 10)
 	c := New(config, Assignment{})
-	c.Update(w.replica, w.sync(), ports)
+	w.update(c, w.sync(), ports)
 	flows := 0
 	for _, f := range c.Desired() {
 		if f.Table == TableIngressRule && f.Priority != prioMiss {
@@ -212,14 +222,14 @@ func TestRuleCostsTheSumOfItsClauses(t *testing.T) {
 func TestMemberChangeTouchesOneFlow(t *testing.T) {
 	w, ports := bigRule(t, 1000, 100, 10)
 	c := New(config, Assignment{})
-	c.Update(w.replica, w.sync(), ports)
+	w.update(c, w.sync(), ports)
 	extra := pod("extra", "node-2", "peer", "10.3.0.1")
 	w.apply(extra)
-	if ch := c.Update(w.replica, w.sync(), ports); len(ch.Upsert) != 1 || len(ch.Delete) != 0 {
+	if ch := w.update(c, w.sync(), ports); len(ch.Upsert) != 1 || len(ch.Delete) != 0 {
 		t.Errorf("a new member changes %d flows and removes %d", len(ch.Upsert), len(ch.Delete))
 	}
 	w.engine.Apply(api.Event{Ref: extra.Ref()})
-	if ch := c.Update(w.replica, w.sync(), ports); len(ch.Upsert) != 0 || len(ch.Delete) != 1 {
+	if ch := w.update(c, w.sync(), ports); len(ch.Upsert) != 0 || len(ch.Delete) != 1 {
 		t.Errorf("a member's end changes %d flows and removes %d", len(ch.Upsert), len(ch.Delete))
 	}
 }
@@ -310,7 +320,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 					ports = append(ports, port(uint32(i+1+8*rng.IntN(2)), fmt.Sprint("pod-", i)))
 				}
 			}
-			ch := c.Update(w.replica, w.sync(), ports)
+			ch := w.update(c, w.sync(), ports)
 			for _, f := range ch.Upsert {
 				bridge[f.Key()] = f
 			}
@@ -321,7 +331,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 				delete(bridge, k)
 			}
 			fresh := New(cfg, c.Assignment())
-			fresh.Update(w.replica, Whole(w.replica), ports)
+			w.update(fresh, Whole(w.replica), ports)
 			want, got := text(fresh.Desired()), text(c.Desired())
 			if got != want {
 				t.Fatalf("seed %d: incremental (+) and fresh (-):\n%s", seed, difference(got, want))
@@ -396,7 +406,7 @@ func BenchmarkRule(b *testing.B) {
 	for b.Loop() {
 		flows = 0
 		c := New(config, Assignment{})
-		for _, f := range c.Update(w.replica, Whole(w.replica), ports).Upsert {
+		for _, f := range w.update(c, Whole(w.replica), ports).Upsert {
 			if f.Table == TableIngressRule && f.Priority != prioMiss {
 				flows++
 			}
@@ -412,14 +422,14 @@ func BenchmarkRule(b *testing.B) {
 func BenchmarkMember(b *testing.B) {
 	w, ports := bigRule(b, 1000, 100, 10)
 	c := New(config, Assignment{})
-	c.Update(w.replica, w.sync(), ports)
+	w.update(c, w.sync(), ports)
 	extra := pod("extra", "node-2", "peer", "10.3.0.1")
 	changes := 0
 	for b.Loop() {
 		w.apply(extra)
-		up := c.Update(w.replica, w.sync(), ports)
+		up := w.update(c, w.sync(), ports)
 		w.engine.Apply(api.Event{Ref: extra.Ref()})
-		down := c.Update(w.replica, w.sync(), ports)
+		down := w.update(c, w.sync(), ports)
 		changes = len(up.Upsert) + len(down.Delete)
 	}
 	if changes != 2 {

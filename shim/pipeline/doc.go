@@ -15,14 +15,20 @@
 // and every service, and one for the conjunction. Rules share these clause
 // flows: a flow lists the conjunctions to which it belongs. Where it would list
 // more than a cap, the rule moves to the next lane, which is the next lower
-// priority of its step. Ids and lanes are the assignment: they say nothing, so
-// any that are distinct are good, and a restarted shim takes up those it finds,
-// which leaves every flow as it is.
+// priority of its step.
+//
+// Kubernetes rules need no order. All others have a precedence, and those of one
+// precedence, which do the same with a packet, share a level of their table's
+// ladder. The ladder gives levels, and their lanes, OpenFlow priorities in order
+// and with gaps. Ids, lanes and priorities are the assignment: any ids that are
+// distinct and priorities that are in order are good, and a restarted shim takes
+// up those it finds, which leaves every flow as it is.
 //
 // What the tables do, and which registers they use, stands in layout.go. Fail
 // closed: a packet of a port that is not open, from an address that is not the
 // port's, or to a Pod that has no open port, is dropped; a rule that cannot be
-// compiled is a Problem, and an isolation stands without its allow rules.
+// compiled is a Problem, and an isolation stands without its allow rules. A state
+// with which a deny would be past the limit of its table is refused as a whole.
 //
-// Read compiler_test.go first.
+// Read compiler_test.go first, then semantics_test.go.
 package pipeline

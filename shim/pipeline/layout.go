@@ -78,7 +78,7 @@ const (
 const localOutput = uint32(0xfffe)
 
 // Priorities within tables where order matters. K8s rules begin at 190, which
-// their audit lines show.
+// their audit lines show; ladders give those of the other rules.
 const (
 	prioMiss      = 0
 	prioDefault   = 100
@@ -87,9 +87,18 @@ const (
 	prioTop       = 210
 	prioSkip      = 65000 // Ahead of every rule.
 	prioK8s       = 190
-	lanesK8s      = 150
 	prioIsolation = 10000 // Ahead of every baseline rule.
 )
+
+// Most precedences that rules of a direction may have on one node.
+const (
+	limitTiers    = 50000
+	limitBaseline = 150
+)
+
+// lanesMax is how many lanes rules of one precedence may have. The last is
+// filled past the cap of conjunctions a flow.
+const lanesMax = 150
 
 // Cookies: 0x57 in the top byte, then the layout's version, the kind of the
 // flow and what it stands for.

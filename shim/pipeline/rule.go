@@ -24,6 +24,8 @@ func (p *policy) name() []string {
 	return []string{p.wire.GetRef().GetKind().String(), p.wire.GetRef().GetNamespace(), p.wire.GetRef().GetName()}
 }
 
+func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }
+
 func (p *policy) appliesTo(ep *endpoint) bool { return inAny(ep, p.applied) }
 
 func inAny(ep *endpoint, groups []storage.ScopeID) bool {
@@ -33,15 +35,18 @@ func inAny(ep *endpoint, groups []storage.ScopeID) bool {
 // rule is one rule of a policy. It contributes flows as long as it guards an
 // endpoint with a port, for the address families of those that it guards.
 type rule struct {
-	policy  *policy
-	wire    *policyv1.Rule
-	applied []storage.ScopeID
-	peers   []storage.ScopeID
-	named   []storage.ScopeID // Groups in which port names are resolved beside peers.
-	blocks  []netip.Prefix    // Of the peers, exceptions taken out.
-	parts   []*part
-	guarded map[*endpoint]struct{}
-	in      [2]int // Guarded endpoints by family.
+	policy   *policy
+	wire     *policyv1.Rule
+	at       precedence
+	level    *level // Of its table's ladder; nil for Kubernetes rules, which need no order.
+	applied  []storage.ScopeID
+	peers    []storage.ScopeID
+	named    []storage.ScopeID   // Groups in which port names are resolved beside peers.
+	blocks   []netip.Prefix      // Of the peers, exceptions taken out.
+	services []*policyv1.Service // Those that can be matched.
+	parts    []*part
+	guarded  map[*endpoint]struct{}
+	in       [2]int // Guarded endpoints by family.
 }
 
 // part is a conjunction of a rule. The main part is targets × peers × services
@@ -52,6 +57,7 @@ type part struct {
 	rule     *rule
 	key      string
 	place    RulePlace
+	slot     *slot // Nil for Kubernetes rules.
 	table    uint8
 	priority uint16
 	named    bool
@@ -69,20 +75,31 @@ func (r *rule) appliesTo(ep *endpoint) bool { return inAny(ep, r.applied) }
 func (r *rule) egress() bool { return r.wire.GetDirection() == policyv1.Direction_DIRECTION_EGRESS }
 
 // newPolicy reads a policy item. What cannot be compiled is a problem of the
-// policy, and the rest stands: an allow that is left out denies.
-func (c *Compiler) newPolicy(w *policyv1.Policy) *policy {
+// policy, and the rest stands: what is left out of a rule matches nothing.
+func newPolicy(w *policyv1.Policy) *policy {
 	p := &policy{wire: w}
 	var err error
 	if p.applied, err = scopeIDs(w.GetAppliedTo()); err != nil {
 		p.problems = append(p.problems, err)
 	}
+	type place struct {
+		direction policyv1.Direction
+		index     uint32
+	}
+	seen := make(map[place]bool)
 	for _, rw := range w.GetRules() {
-		r, err := c.newRule(p, rw)
+		r, err := newRule(p, rw)
+		if at := (place{rw.GetDirection(), rw.GetIndex()}); seen[at] {
+			r, err = nil, errors.New("there is another of this number")
+		} else {
+			seen[at] = true
+		}
 		if err != nil {
 			p.problems = append(p.problems, fmt.Errorf("%s rule %d: %w", directionName(rw.GetDirection()), rw.GetIndex(), err))
-			continue
 		}
-		p.rules = append(p.rules, r)
+		if r != nil {
+			p.rules = append(p.rules, r)
+		}
 	}
 	return p
 }
@@ -94,57 +111,71 @@ func directionName(d policyv1.Direction) string {
 	return "ingress"
 }
 
-const rankK8s = 252
-
-func (c *Compiler) newRule(p *policy, w *policyv1.Rule) (*rule, error) {
-	if p.wire.GetRank() != rankK8s || w.GetAction() != policyv1.Action_ACTION_ALLOW {
-		return nil, fmt.Errorf("action %v at rank %d is not supported yet", w.GetAction(), p.wire.GetRank())
-	}
-	r := &rule{policy: p, wire: w, guarded: make(map[*endpoint]struct{})}
-	var errs [4]error
-	r.applied, errs[0] = scopeIDs(w.GetAppliedTo())
-	if len(r.applied) == 0 {
-		r.applied = p.applied
-	}
-	r.peers, errs[1] = scopeIDs(w.GetPeers().GetGroups())
-	r.named, errs[2] = scopeIDs(w.GetPortNameGroups())
-	for _, b := range w.GetPeers().GetBlocks() {
-		prefixes, err := blockPrefixes(b)
-		if err != nil {
-			errs[3] = err
-		}
-		r.blocks = append(r.blocks, prefixes...)
-	}
-	if err := errors.Join(errs[:]...); err != nil {
+// newRule reads a rule. It is nil where it has no place in the order; an error
+// beside a rule is what it is without.
+func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
+	r := &rule{policy: p, wire: w, at: precedenceOf(p.wire, w), guarded: make(map[*endpoint]struct{})}
+	if err := r.at.check(); err != nil {
 		return nil, err
 	}
-	numbered, named := 0, 0
+	if d := w.GetDirection(); d != policyv1.Direction_DIRECTION_INGRESS && d != policyv1.Direction_DIRECTION_EGRESS {
+		return nil, fmt.Errorf("direction %v", d)
+	}
+	var errs []error
+	note := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	ids := func(list [][]byte) []storage.ScopeID {
+		out, err := scopeIDs(list)
+		note(err)
+		return out
+	}
+	if r.applied = p.applied; len(w.GetAppliedTo()) > 0 {
+		r.applied = ids(w.GetAppliedTo())
+	}
+	r.peers, r.named = ids(w.GetPeers().GetGroups()), ids(w.GetPortNameGroups())
+	for _, b := range w.GetPeers().GetBlocks() {
+		prefixes, err := blockPrefixes(b)
+		note(err)
+		r.blocks = append(r.blocks, prefixes...)
+	}
+	named := false
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {
-			return nil, err
+			note(err)
+			continue
 		}
-		if s.GetPortName() != "" {
-			named++
-		} else {
-			numbered++
-		}
+		r.services = append(r.services, s)
+		named = named || s.GetPortName() != ""
 	}
-	if w.GetServices() == nil || numbered > 0 {
-		r.parts = append(r.parts, c.newPart(r, false))
+	numbered := slices.ContainsFunc(r.services, func(s *policyv1.Service) bool { return s.GetPortName() == "" })
+	if w.GetServices() == nil || numbered {
+		r.parts = append(r.parts, newPart(r, false))
 	}
-	if named > 0 {
-		r.parts = append(r.parts, c.newPart(r, true))
+	if named {
+		r.parts = append(r.parts, newPart(r, true))
 	}
-	return r, nil
+	return r, errors.Join(errs...)
 }
 
-func (c *Compiler) newPart(r *rule, named bool) *part {
-	ref := r.policy.wire.GetRef()
-	pt := &part{rule: r, named: named, target: none, peer: none, service: none, any: none, table: TableIngressRule}
+// table is where the rule's flows are.
+func (r *rule) table() uint8 {
+	egress, ingress := tables(r.at.Rank)
 	if r.egress() {
-		pt.table = TableEgressRule
+		return egress
 	}
+	return ingress
+}
+
+func newPart(r *rule, named bool) *part {
+	ref := r.policy.wire.GetRef()
+	pt := &part{rule: r, named: named, target: none, peer: none, service: none, any: none, table: r.table()}
 	pt.key = fmt.Sprintf("%d/%s/%s/%s/%d", ref.GetKind(), ref.GetNamespace(), ref.GetName(), directionName(r.wire.GetDirection()), r.wire.GetIndex())
+	if r.at.Rank != rankK8s { // An id means one thing; and a lane is one of its level.
+		pt.key += "/" + r.at.String()
+	}
 	if named {
 		pt.key += "/named"
 	}
@@ -196,7 +227,9 @@ func (c *Compiler) install(p *policy) {
 				c.guard(r, ep)
 			}
 		}
-		c.reassess[ep] = struct{}{}
+		if p.isolates() {
+			c.reassess[ep] = struct{}{}
+		}
 	}
 }
 
@@ -216,8 +249,10 @@ func (c *Compiler) uninstall(p *policy) {
 	for _, g := range scopes {
 		unlink(c.guards, g, p)
 	}
-	for _, ep := range c.targets(scopes) {
-		c.reassess[ep] = struct{}{}
+	if p.isolates() {
+		for _, ep := range c.targets(scopes) {
+			c.reassess[ep] = struct{}{}
+		}
 	}
 }
 
@@ -236,8 +271,12 @@ func (c *Compiler) targets(groups []storage.ScopeID) []*endpoint {
 }
 
 // guard makes an endpoint a target of a rule. The first brings the rule's
-// conjunctions in; the first of an address family, its peers and services.
+// conjunctions in; the first of an address family, its peers and services. A
+// rule that is past its table's limit guards nothing.
 func (c *Compiler) guard(r *rule, ep *endpoint) {
+	if _, guarded := r.guarded[ep]; guarded || (r.level != nil && r.level.beyond) {
+		return
+	}
 	if len(r.guarded) == 0 {
 		for _, pt := range r.parts {
 			c.place(pt, ep)
@@ -256,6 +295,9 @@ func (c *Compiler) guard(r *rule, ep *endpoint) {
 }
 
 func (c *Compiler) unguard(r *rule, ep *endpoint) {
+	if _, guarded := r.guarded[ep]; !guarded {
+		return
+	}
 	c.targetClauses(r, ep, c.leave)
 	for f, has := range ep.families {
 		if has {
@@ -269,68 +311,28 @@ func (c *Compiler) unguard(r *rule, ep *endpoint) {
 		for _, pt := range r.parts {
 			f := c.conjunctionFlow(pt)
 			c.flows.unset("", f.Key())
-			delete(c.byConj, pt.place.Conj)
-		}
-	}
-}
-
-// place gives a part its id and lane: those that it has in the assignment, or
-// a new id and the first lane in which none of its clause flows is full.
-func (c *Compiler) place(pt *part, first *endpoint) {
-	place, had := c.assignment.Rules[pt.key]
-	if !had {
-		place = RulePlace{Conj: c.assignment.Next, Lane: c.freeLane(pt, first)}
-		c.assignment.Next++
-		c.assignment.Rules[pt.key] = place
-	}
-	pt.place, pt.priority = place, prioK8s-uint16(place.Lane)
-	c.byConj[place.Conj] = pt
-}
-
-func (c *Compiler) freeLane(pt *part, first *endpoint) int {
-	for lane := range lanesK8s - 1 {
-		full := false
-		look := func(of *part, _ uint8, match openflow.Match) {
-			if of == pt && !full {
-				full = c.flows.shared(openflow.FlowKey{Table: pt.table, Priority: prioK8s - uint16(lane), Match: match}) >= c.cfg.ClauseCap
-			}
-		}
-		c.targetClauses(pt.rule, first, look)
-		for f, has := range first.families {
-			if has {
-				c.familyClauses(pt.rule, f, look)
-			}
-		}
-		if !full {
-			return lane
-		}
-	}
-	return lanesK8s - 1
-}
-
-// forgetPlaces drops the places of parts that are not installed any more.
-func (c *Compiler) forgetPlaces() {
-	if len(c.assignment.Rules) == len(c.byConj) {
-		return
-	}
-	for key, place := range c.assignment.Rules {
-		if _, used := c.byConj[place.Conj]; !used {
-			delete(c.assignment.Rules, key)
+			c.unplace(pt)
 		}
 	}
 }
 
 // conjunctionFlow is what happens to a packet that satisfies all clauses.
 func (c *Compiler) conjunctionFlow(pt *part) openflow.Flow {
-	reg, next := regIngressRule, uint8(TableIngressMetric)
-	if pt.rule.egress() {
-		reg, next = regEgressRule, TableEgressMetric
+	r := pt.rule
+	reg, metric, k8s := regIngressRule, uint8(TableIngressMetric), uint8(TableIngressRule)
+	if r.egress() {
+		reg, metric, k8s = regEgressRule, TableEgressMetric, TableEgressRule
 	}
 	var acts []openflow.Action
-	if pt.rule.wire.GetLog() {
+	if r.wire.GetLog() {
 		acts = append(acts, logAction())
 	}
-	acts = append(acts, openflow.SetReg(reg, pt.place.Conj, 0xffffffff), openflow.GotoTable(next))
+	switch r.wire.GetAction() {
+	case policyv1.Action_ACTION_ALLOW:
+		acts = append(acts, openflow.SetReg(reg, pt.place.Conj, 0xffffffff), openflow.GotoTable(metric))
+	case policyv1.Action_ACTION_PASS:
+		acts = append(acts, openflow.GotoTable(k8s))
+	}
 	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
 		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(acts...)}
 }

@@ -1,0 +1,112 @@
+package pipeline
+
+import "github.com/weirnet/weir/shim/bridge/openflow"
+
+// place gives a part its id and lane: those that it has in the assignment, or
+// a new id and the first lane in which none of its clause flows is full.
+func (c *Compiler) place(pt *part, first *endpoint) {
+	place, had := c.assignment.Rules[pt.key]
+	if !had {
+		place.Conj = c.assignment.Next
+		c.assignment.Next++
+	}
+	if !had || !c.enterLane(pt, place.Lane) {
+		place.Lane = c.freeLane(pt, first)
+		c.enterLane(pt, place.Lane)
+	}
+	c.assignment.Rules[pt.key] = place
+	pt.place = place
+	c.byConj[place.Conj] = pt
+	if pt.slot != nil {
+		pt.slot.parts[pt] = struct{}{}
+	}
+}
+
+// unplace undoes place. The part's id and lane are its own, or its
+// successor's, until the Update ends.
+func (c *Compiler) unplace(pt *part) {
+	delete(c.byConj, pt.place.Conj)
+	c.vacated[pt.key] = struct{}{}
+	if pt.slot != nil {
+		delete(pt.slot.parts, pt)
+		pt.slot = nil
+	}
+}
+
+// enterLane gives a part the priority of a lane; false where there is none. The
+// lanes of Kubernetes rules are there always, those of a level as needed.
+func (c *Compiler) enterLane(pt *part, lane int) bool {
+	if pt.rule.level == nil {
+		pt.priority = prioK8s - uint16(lane)
+		return lane < lanesMax
+	}
+	s := c.ladders[pt.table].lane(pt.rule.level, lane)
+	if s == nil {
+		return false
+	}
+	pt.slot, pt.priority = s, s.priority
+	return true
+}
+
+// freeLane is the first lane with room for a part, or the last that there is.
+func (c *Compiler) freeLane(pt *part, first *endpoint) int {
+	for lane := 0; ; lane++ {
+		if !c.enterLane(pt, lane) {
+			return lane - 1
+		}
+		full := false
+		look := func(of *part, _ uint8, match openflow.Match) {
+			if of == pt && !full {
+				full = c.flows.shared(openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}) >= c.cfg.ClauseCap
+			}
+		}
+		c.targetClauses(pt.rule, first, look)
+		for f, has := range first.families {
+			if has {
+				c.familyClauses(pt.rule, f, look)
+			}
+		}
+		if !full {
+			return lane
+		}
+	}
+}
+
+// move takes the flows of a slot's parts to another priority.
+func (c *Compiler) move(s *slot, to uint16) {
+	for pt := range s.parts {
+		c.clauses(pt, c.leave)
+		former := c.conjunctionFlow(pt)
+		c.flows.unset("", former.Key())
+		pt.priority = to
+		c.clauses(pt, c.join)
+		c.flows.set("", c.conjunctionFlow(pt))
+	}
+}
+
+// clauses are all that a part contributes at present.
+func (c *Compiler) clauses(pt *part, do emit) {
+	only := func(of *part, clause uint8, match openflow.Match) {
+		if of == pt {
+			do(of, clause, match)
+		}
+	}
+	for ep := range pt.rule.guarded {
+		c.targetClauses(pt.rule, ep, only)
+	}
+	for f, n := range pt.rule.in {
+		if n > 0 {
+			c.familyClauses(pt.rule, f, only)
+		}
+	}
+}
+
+// forgetPlaces drops the places of parts that are not installed any more.
+func (c *Compiler) forgetPlaces() {
+	for key := range c.vacated {
+		if _, used := c.byConj[c.assignment.Rules[key].Conj]; !used {
+			delete(c.assignment.Rules, key)
+		}
+	}
+	clear(c.vacated)
+}

@@ -1,0 +1,179 @@
+package pipeline
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/storage"
+)
+
+// newLadders makes the ladder of every table whose rules have an order.
+func newLadders(move func(s *slot, to uint16)) map[uint8]*ladder {
+	out := make(map[uint8]*ladder)
+	for _, table := range []uint8{TableAntreaPolicyEgressRule, TableAntreaPolicyIngressRule} {
+		out[table] = newLadder(prioMiss+1, prioSkip-1, limitTiers, move)
+	}
+	for _, table := range []uint8{TableEgressDefaultRule, TableIngressDefaultRule} {
+		out[table] = newLadder(prioMiss+1, prioIsolation-1, limitBaseline, move)
+	}
+	return out
+}
+
+// touchedPolicy is a policy item that a cut touched.
+type touchedPolicy struct {
+	scope storage.ScopeID
+	key   string
+	next  *policy // Nil: the item is gone, or not enforced.
+}
+
+// touchedPolicies reads the policy items that a cut touched, by key.
+func (c *Compiler) touchedPolicies(state *storage.Replica, touched storage.Touched) []touchedPolicy {
+	var out []touchedPolicy
+	for id, ts := range touched {
+		if c.kind(state, id) != storage.ScopePolicies {
+			continue
+		}
+		for _, key := range c.touchedKeys(state, id, ts) {
+			t := touchedPolicy{scope: id, key: key}
+			if w := state.Item(id, key).GetPolicy(); w != nil && !w.GetStaged() {
+				t.next = newPolicy(w)
+			}
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b touchedPolicy) int { return strings.Compare(a.key, b.key) })
+	return out
+}
+
+// fits refuses policies with which a rule that denies or passes would be past
+// its table's limit: what comes after it must not decide in its place. An Allow
+// that is left out leaves the packet to later rules and Kubernetes isolation,
+// and is a problem alone.
+func (c *Compiler) fits(policies []touchedPolicy) error {
+	come, gone := make(map[uint8]map[precedence]int), make(map[uint8]map[precedence]int)
+	count := func(in map[uint8]map[precedence]int, p *policy) {
+		for _, r := range p.ordered() {
+			if in[r.table()] == nil {
+				in[r.table()] = make(map[precedence]int)
+			}
+			in[r.table()][r.at]++
+		}
+	}
+	for _, t := range policies {
+		count(gone, c.policies[t.scope][t.key])
+		count(come, t.next)
+	}
+	var refused []Problem
+	for table, at := range come {
+		past := c.ladders[table].fits(at, gone[table])
+		if len(past) > 0 {
+			refused = append(refused, c.denials(table, past, policies)...)
+		}
+	}
+	if len(refused) == 0 {
+		return nil
+	}
+	sortProblems(refused)
+	return &Refused{refused}
+}
+
+// denials are the rules of a table past its limit that are no Allow, once the
+// touched policies are taken over.
+func (c *Compiler) denials(table uint8, past map[precedence]struct{}, policies []touchedPolicy) []Problem {
+	var out []Problem
+	look := func(scope storage.ScopeID, key string, p *policy) {
+		for _, r := range p.ordered() {
+			if _, is := past[r.at]; is && r.table() == table && r.at.Action != policyv1.Action_ACTION_ALLOW {
+				out = append(out, Problem{Scope: scope, Key: key, Err: r.past(c.ladders[table].limit)})
+			}
+		}
+	}
+	touched := make(map[storage.ScopeID]map[string]bool)
+	for _, t := range policies {
+		if touched[t.scope] == nil {
+			touched[t.scope] = make(map[string]bool)
+		}
+		touched[t.scope][t.key] = true
+		look(t.scope, t.key, t.next)
+	}
+	for scope, held := range c.policies {
+		for key, p := range held {
+			if !touched[scope][key] {
+				look(scope, key, p)
+			}
+		}
+	}
+	return out
+}
+
+// past is the problem of a rule that is past its table's limit.
+func (r *rule) past(limit int) error {
+	return fmt.Errorf("%s rule %d: %s has room for %d rule priorities, and this one comes after them",
+		directionName(r.wire.GetDirection()), r.wire.GetIndex(), TableName(r.table()), limit)
+}
+
+// ordered are the rules that have a level; a policy of nil has none.
+func (p *policy) ordered() []*rule {
+	if p == nil || p.wire.GetRank() == rankK8s {
+		return nil
+	}
+	return p.rules
+}
+
+// setPolicies puts policies in the place of their former content. Those that go
+// have gone before any comes: one may have moved from scope to scope, and has
+// one id. Levels are placed together, so that many spread evenly.
+func (c *Compiler) setPolicies(policies []touchedPolicy) {
+	for _, t := range policies {
+		former := c.policies[t.scope][t.key]
+		if former == nil {
+			continue
+		}
+		c.uninstall(former)
+		for _, r := range former.ordered() {
+			c.ladders[r.table()].exit(r)
+		}
+		if delete(c.policies[t.scope], t.key); len(c.policies[t.scope]) == 0 {
+			delete(c.policies, t.scope)
+		}
+	}
+	for _, t := range policies {
+		if t.next == nil {
+			continue
+		}
+		if c.policies[t.scope] == nil {
+			c.policies[t.scope] = make(map[string]*policy)
+		}
+		c.policies[t.scope][t.key] = t.next
+		for _, r := range t.next.ordered() {
+			c.ladders[r.table()].enter(r)
+		}
+	}
+	var rose []*level
+	for _, l := range c.ladders {
+		fell, back := l.settle()
+		for _, lv := range fell {
+			for r := range lv.rules {
+				for ep := range r.guarded {
+					c.unguard(r, ep)
+				}
+			}
+		}
+		l.place(fell)
+		rose = append(rose, back...)
+	}
+	for _, t := range policies {
+		if t.next != nil {
+			c.install(t.next)
+		}
+	}
+	for _, lv := range rose {
+		for r := range lv.rules {
+			for _, ep := range c.targets(r.applied) {
+				c.guard(r, ep)
+			}
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package pipeline
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Ranks of the steps of the evaluation order; smaller ones are tiers.
+const (
+	rankAdmin            = 251
+	rankK8s              = 252
+	rankBaseline         = 253
+	rankUpstreamBaseline = 254
+)
+
+// precedence is a rule's place in the effective order, as far as it changes
+// what becomes of a packet: rules of one precedence do the same with it, so
+// that they may share an OpenFlow priority. Which of them is named is a
+// question of attribution: see decider.
+type precedence struct {
+	Rank     uint32              `json:"rank"`
+	Priority float64             `json:"priority"`
+	Kind     policyv1.PolicyKind `json:"kind,omitempty"` // Of upstream policies only: all rules of one kind come before those of the next.
+	Index    uint32              `json:"index"`
+	Action   policyv1.Action     `json:"action"`
+	Quiet    bool                `json:"quiet,omitempty"` // The rule does not log. Those that do come first, lest the other hide a record.
+}
+
+// precedenceOf is that of a rule of a policy.
+func precedenceOf(p *policyv1.Policy, r *policyv1.Rule) precedence {
+	at := precedence{Rank: p.GetRank(), Priority: p.GetPriority(), Index: r.GetIndex(), Action: r.GetAction(), Quiet: !r.GetLog()}
+	if at.Rank == rankAdmin || at.Rank == rankUpstreamBaseline {
+		at.Kind = p.GetRef().GetKind()
+	}
+	return at
+}
+
+// check refuses what has no place in the order.
+func (a precedence) check() error {
+	switch {
+	case a.Rank > rankUpstreamBaseline:
+		return fmt.Errorf("rank %d is no step", a.Rank)
+	case math.IsNaN(a.Priority) || math.IsInf(a.Priority, 0):
+		return fmt.Errorf("policy priority %v", a.Priority)
+	case severity(a.Action) == 0:
+		return fmt.Errorf("action %v", a.Action)
+	case a.Rank == rankK8s && a.Action != policyv1.Action_ACTION_ALLOW:
+		return fmt.Errorf("action %v in a Kubernetes NetworkPolicy", a.Action)
+	case a.baseline() && a.Action == policyv1.Action_ACTION_PASS:
+		return fmt.Errorf("action %v in a baseline: nothing comes after it", a.Action)
+	}
+	return nil
+}
+
+func (a precedence) baseline() bool { return a.Rank >= rankBaseline }
+
+// tables are where rules of a rank are, egress and ingress.
+func tables(rank uint32) (egress, ingress uint8) {
+	switch {
+	case rank < rankK8s:
+		return TableAntreaPolicyEgressRule, TableAntreaPolicyIngressRule
+	case rank == rankK8s:
+		return TableEgressRule, TableIngressRule
+	}
+	return TableEgressDefaultRule, TableIngressDefaultRule
+}
+
+// in says whether rules of the precedence are in a table.
+func (a precedence) in(table uint8) bool {
+	egress, ingress := tables(a.Rank)
+	return table == egress || table == ingress
+}
+
+// severity orders the actions of rules that tie, the most severe first.
+func severity(a policyv1.Action) int {
+	switch a {
+	case policyv1.Action_ACTION_DROP:
+		return 1
+	case policyv1.Action_ACTION_REJECT:
+		return 2
+	case policyv1.Action_ACTION_PASS:
+		return 3
+	case policyv1.Action_ACTION_ALLOW:
+		return 4
+	}
+	return 0
+}
+
+func (a precedence) compare(b precedence) int {
+	quiet := 0
+	if a.Quiet != b.Quiet {
+		quiet = -1
+		if a.Quiet {
+			quiet = 1
+		}
+	}
+	return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Kind, b.Kind),
+		cmp.Compare(a.Index, b.Index), cmp.Compare(severity(a.Action), severity(b.Action)), quiet)
+}
+
+// String stands in the keys of rules' places.
+func (a precedence) String() string {
+	s := fmt.Sprintf("%d,%v,%d,%d,%d", a.Rank, a.Priority, a.Kind, a.Index, a.Action)
+	if a.Quiet {
+		s += ",quiet"
+	}
+	return s
+}
