@@ -30,5 +30,5 @@
 // compiled is a Problem, and an isolation stands without its allow rules. A state
 // with which a deny would be past the limit of its table is refused as a whole.
 //
-// Read compiler_test.go first, then semantics_test.go.
+// Read compiler_test.go first, then interpreter_test.go.
 package pipeline
