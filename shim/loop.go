@@ -139,6 +139,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	}
 	change, err := l.compiler.Update(state, touched, l.ports)
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
+		l.unsaved = false // Nor is that state saved: a restart would begin from it.
 		return applyResult{err: err}
 	}
 	if !l.complete {
@@ -376,7 +377,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 	}
 	compiler := pipeline.New(l.config, l.former)
 	var change pipeline.Change
-	err := errors.New("the state held is wrong; awaiting a snapshot")
+	err := errors.New("the state held is wrong; awaiting a repair")
 	l.held.View(func(state *storage.Replica) {
 		change, err = compiler.Update(state, pipeline.Whole(state), l.ports)
 	})
