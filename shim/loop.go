@@ -48,6 +48,7 @@ type loop struct {
 	shim     *Shim
 	sw       Switch
 	compiler *pipeline.Compiler // Nil until the bridge's own MAC is known.
+	blocked  error              // Why the state held gives no compiler; nil where that is not what is missing.
 	config   pipeline.Config
 	former   pipeline.Assignment
 	held     Holder
@@ -130,7 +131,10 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storage.Touched) applyResult {
 	if l.compiler == nil {
 		l.refreshPorts(ctx)
-		if l.compiler == nil {
+		switch {
+		case l.blocked != nil:
+			return applyResult{err: l.blocked}
+		case l.compiler == nil:
 			return applyResult{err: errors.New("the bridge cannot be read yet")}
 		}
 	}
@@ -381,6 +385,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 	l.held.View(func(state *storage.Replica) {
 		change, err = compiler.Update(state, pipeline.Whole(state), l.ports)
 	})
+	l.blocked = err
 	if err != nil {
 		l.compiler, l.stale = nil, true // Tried again; the bridge stays as it is.
 		l.failed(err)
