@@ -1,51 +1,44 @@
 package engine
 
 import (
-	"slices"
+	"hash/maphash"
 
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/storage"
 )
 
-// Engine turns objects into store changes. It belongs to one goroutine.
+// Engine turns objects into store changes. It belongs to one goroutine; what
+// inspects it (Policies, Groups) may run beside others of its kind.
 type Engine struct {
-	namespaces map[string]*namespace
-	nodes      map[string]*node
-	pods       map[podKey]*pod
-	groups     map[storage.ScopeID]*group
-	policies   map[api.Ref]*policy
-	sets       map[storage.ScopeID]*targetSet
+	seed maphash.Seed // Of hashes that no output depends on.
 
-	classesByLabel map[api.Label]set[*class]
-	nsByLabel      map[api.Label]set[*namespace]
-	groupIndex     groupIndex
+	namespaces list[*namespace]
+	nodes      nodes
+	sets       list[*targetSet]
+	classes    int // Of all Namespaces.
 
-	changes       []storage.Change
-	dirtyPods     set[*pod]
-	dirtyPolicies set[*policy]
+	shapes    list[*shape]
+	selectors list[*selector]
+	loose     list[*selector] // Those without an anchor.
+	labels    map[api.Label]*labelUse
+
+	spacesByLabel map[api.Label]*list[*namespace] // But for the labels that bear the Namespace's name.
+	wideByLabel   map[api.Label]*list[*group]     // Groups without an anchor on Pods, by that on Namespaces.
+	wideLoose     list[*group]                    // Those without either.
+
+	pending    pending
+	normaliser normaliser
+	draft      draft
+	encoder    encoder
 }
-
-type podKey struct{ namespace, name string }
-
-type set[T comparable] map[T]struct{}
-
-func (s set[T]) add(v T)    { s[v] = struct{}{} }
-func (s set[T]) remove(v T) { delete(s, v) }
 
 // New returns an engine that holds no object.
 func New() *Engine {
 	return &Engine{
-		namespaces:     make(map[string]*namespace),
-		nodes:          make(map[string]*node),
-		pods:           make(map[podKey]*pod),
-		groups:         make(map[storage.ScopeID]*group),
-		policies:       make(map[api.Ref]*policy),
-		sets:           make(map[storage.ScopeID]*targetSet),
-		classesByLabel: make(map[api.Label]set[*class]),
-		nsByLabel:      make(map[api.Label]set[*namespace]),
-		groupIndex:     newGroupIndex(),
-		dirtyPods:      make(set[*pod]),
-		dirtyPolicies:  make(set[*policy]),
+		seed:          maphash.MakeSeed(),
+		labels:        make(map[api.Label]*labelUse),
+		spacesByLabel: make(map[api.Label]*list[*namespace]),
+		wideByLabel:   make(map[api.Label]*list[*group]),
 	}
 }
 
@@ -60,40 +53,41 @@ func (e *Engine) Apply(ev api.Event) {
 		e.applyNode(ev.Ref.Name, obj)
 	case api.KindPod:
 		obj, _ := ev.Object.(*api.Pod)
-		e.applyPod(podKey{ev.Ref.Namespace, ev.Ref.Name}, obj)
+		e.applyPod(ev.Ref, obj)
 	case api.KindNetworkPolicy:
 		obj, _ := ev.Object.(*api.NetworkPolicy)
 		if obj == nil {
-			e.applyPolicy(ev.Ref, nil)
+			e.removePolicy(ev.Ref)
 		} else {
-			e.applyPolicy(ev.Ref, e.compileNetworkPolicy(obj))
+			e.applyPolicy(ev.Ref, obj)
 		}
 	}
 }
 
-// Flush returns what changed since the last Flush, to be committed as one
-// revision, in the order of the slice.
-func (e *Engine) Flush() []storage.Change {
-	for _, p := range sorted(e.dirtyPods, func(p *pod) podKey { return p.key }, comparePodKeys) {
-		e.emitEndpoint(p)
+// addTo and removeFrom keep maps of lists without empty ones.
+func addTo[K comparable, T element](m map[K]*list[T], k K, v T) {
+	l := m[k]
+	if l == nil {
+		l = new(list[T])
+		m[k] = l
 	}
-	for _, p := range sorted(e.dirtyPolicies, func(p *policy) api.Ref { return p.ref }, compareRefs) {
-		e.emitPolicy(p)
-	}
-	clear(e.dirtyPods)
-	clear(e.dirtyPolicies)
-	out := e.changes
-	e.changes = nil
-	return out
+	l.add(v)
 }
 
-func (e *Engine) emit(c storage.Change) { e.changes = append(e.changes, c) }
-
-func sorted[T comparable, K any](s set[T], key func(T) K, compare func(a, b K) int) []T {
-	out := make([]T, 0, len(s))
-	for v := range s {
-		out = append(out, v)
+func removeFrom[K comparable, T element](m map[K]*list[T], k K, v T) {
+	l := m[k]
+	if l == nil {
+		return
 	}
-	slices.SortFunc(out, func(a, b T) int { return compare(key(a), key(b)) })
-	return out
+	l.remove(v)
+	if l.len() == 0 {
+		delete(m, k)
+	}
+}
+
+// scope is what the store knows of a scope of the engine's.
+type scope struct {
+	id      storage.ScopeID
+	told    bool // The store has it, as it was at the last Flush.
+	touched bool // It is in the list of those that the next Flush looks at as a whole.
 }

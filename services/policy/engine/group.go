@@ -1,314 +1,291 @@
 package engine
 
 import (
+	"math"
+
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/storage"
 )
 
-// group is what one normalised selector yields. It is there as long as a
-// policy uses it.
+// group is what one normalised selection of Pods yields. It is there as long
+// as a policy uses it.
 type group struct {
-	id       storage.ScopeID
-	selector podSelector
-	text     string
-	classes  set[*class] // That it selects.
+	scope              // As an address group.
+	ns      *namespace // The one whose Pods it selects; nil where namespaces says which.
+	spaces  *selector  // On Namespace labels; nil where ns counts.
+	pods    *selector
+	classes list[*class] // That it selects.
 
-	// As an applied-to group: the target sets that it is part of, and its
-	// endpoints per node.
-	guards set[*targetSet]
-	pods   map[string]int
+	// As an applied-to group: the target sets that it is part of, and, as long
+	// as there are any, its endpoints by node.
+	guards list[*targetSet]
+	nodes  counts
 
-	// As an address group: the target sets whose rules name it, with how
-	// often, and how many of these reach each node.
-	users map[*targetSet]int
-	span  map[string]int
+	// As an address group: the target sets whose rules name it, and how many
+	// of these reach each node.
+	users int32
+	span  counts
 }
 
-// targetSet is a set of applied-to groups that policies guard, and the scope
-// of these policies' items. It reaches the nodes that hold an endpoint of one
-// of the groups.
-type targetSet struct {
-	id       storage.ScopeID
-	groups   []*group
-	policies set[*policy]
-	nodes    map[string]int // How many of the groups have an endpoint there.
-	peers    map[*group]int // Address groups that the policies name, with how often.
+func (g *group) sum() uint32 {
+	if g.ns != nil {
+		return mix(g.ns.hash, g.pods.hash)
+	}
+	return mix(g.spaces.hash, g.pods.hash) + 1
 }
 
-func (e *Engine) group(s podSelector) *group {
-	text := s.text()
-	id := storage.NewScopeID(storage.ScopeAddressGroup, text)
-	g := e.groups[id]
-	if g == nil {
-		g = &group{id: id, selector: s, text: text, classes: make(set[*class]),
-			guards: make(set[*targetSet]), pods: make(map[string]int), users: make(map[*targetSet]int), span: make(map[string]int)}
-		e.groups[id] = g
-		e.groupIndex.add(g)
-		e.candidates(g, func(c *class) {
-			if g.selects(c) {
-				e.linkClass(g, c)
-			}
-		})
+// selection is a pair of selectors as peers and applied-to entries have them.
+// Nil on Namespaces means the given one, nil on Pods means all.
+type selection struct {
+	namespace  string
+	namespaces *api.Selector
+	pods       *api.Selector
+}
+
+// findGroup is the group of the Namespace's Pods that a selector selects.
+func (ns *namespace) findGroup(s *selector) *group {
+	g, _ := ns.groups.find(mix(ns.hash, s.hash), func(g *group) bool { return g.pods == s })
+	return g
+}
+
+// group returns the group of a selection, and begins it where there was none.
+func (e *Engine) group(s selection) *group {
+	pods := e.selector(s.pods)
+	if s.namespaces == nil {
+		ns := e.namespace(s.namespace)
+		if g := ns.findGroup(pods); g != nil {
+			return g
+		}
+		return e.beginGroup(&group{ns: ns, pods: pods})
+	}
+	spaces := e.selector(s.namespaces)
+	g, ok := pods.wide.find(mix(spaces.hash, pods.hash)+1, func(g *group) bool { return g.spaces == spaces })
+	if !ok {
+		g = e.beginGroup(&group{spaces: spaces, pods: pods})
 	}
 	return g
 }
 
-func (e *Engine) releaseGroup(g *group) {
-	if len(g.guards) > 0 || len(g.users) > 0 {
+func (e *Engine) beginGroup(g *group) *group {
+	g.id = storage.NewScopeID(storage.ScopeAddressGroup, g.text())
+	g.pods.groups++
+	if g.ns != nil {
+		g.ns.groups.add(g)
+		e.ownClasses(g.ns, g, func(c *class) { e.linkClass(g, c) })
+		return g
+	}
+	g.spaces.groups++
+	g.pods.wide.add(g)
+	if g.pods.anchor() == nil {
+		if a := g.spaces.anchor(); a == nil {
+			e.wideLoose.add(g)
+		} else {
+			for _, v := range a.values {
+				addTo(e.wideByLabel, api.Label{Key: a.key, Value: v}, g)
+			}
+		}
+	}
+	e.wideClasses(g, func(c *class) { e.linkClass(g, c) })
+	return g
+}
+
+// endGroup undoes beginGroup. Nothing uses the group.
+func (e *Engine) endGroup(g *group) {
+	for _, c := range g.classes.items {
+		c.groups.remove(g)
+	}
+	g.pods.groups--
+	if g.ns != nil {
+		g.ns.groups.remove(g)
+		e.releaseNamespace(g.ns)
+		e.releaseSelector(g.pods)
 		return
 	}
-	for c := range g.classes {
-		c.groups.remove(g)
-		c.targets = nil
+	g.spaces.groups--
+	g.pods.wide.remove(g)
+	if g.pods.anchor() == nil {
+		if a := g.spaces.anchor(); a == nil {
+			e.wideLoose.remove(g)
+		} else {
+			for _, v := range a.values {
+				removeFrom(e.wideByLabel, api.Label{Key: a.key, Value: v}, g)
+			}
+		}
 	}
-	e.groupIndex.remove(g)
-	delete(e.groups, g.id)
+	e.releaseSelector(g.pods)
+	if g.spaces != g.pods {
+		e.releaseSelector(g.spaces)
+	}
+}
+
+// text is the canonical form of the selection: equal ones written alike have
+// the same.
+func (g *group) text() string {
+	b := make([]byte, 0, 128)
+	if g.ns != nil {
+		b = append(append(b, "namespace "...), g.ns.name...)
+	} else {
+		b = g.spaces.appendText(append(b, "namespaces "...))
+	}
+	return string(g.pods.appendText(append(b, ", pods "...)))
 }
 
 func (g *group) selects(c *class) bool {
-	return g.selector.matchNamespace(c.ns) && g.selector.pods.match(c.labels)
+	if g.ns != nil {
+		return c.ns == g.ns && g.pods.match(c.shape.labels)
+	}
+	return g.spaces.matchNamespace(c.ns) && g.pods.match(c.shape.labels)
 }
 
-// candidates calls fn for classes among which are all that the group selects.
-func (e *Engine) candidates(g *group, fn func(*class)) {
-	if a := g.selector.pods.anchor(); a != nil {
+// ownClasses calls fn for every class of a Namespace that a group selects.
+func (e *Engine) ownClasses(ns *namespace, g *group, fn func(*class)) {
+	if a := g.pods.anchor(); a != nil {
+		shapes := 0
 		for _, v := range a.values {
-			for c := range e.classesByLabel[api.Label{Key: a.key, Value: v}] {
-				fn(c)
+			if u := e.labels[api.Label{Key: a.key, Value: v}]; u != nil {
+				shapes += u.shapes.len()
 			}
 		}
-		return
+		if shapes < ns.classes.len() {
+			e.anchoredShapes(a, func(s *shape) {
+				if c := ns.findClass(s); c != nil && g.selects(c) {
+					fn(c)
+				}
+			})
+			return
+		}
 	}
-	inNamespace := func(ns *namespace) {
-		for _, c := range ns.classes {
+	for _, c := range ns.classes.items {
+		if g.selects(c) {
 			fn(c)
 		}
 	}
-	if g.selector.namespaces == nil {
-		if ns := e.namespaces[g.selector.namespace]; ns != nil {
-			inNamespace(ns)
-		}
-		return
-	}
-	if a := g.selector.namespaces.anchor(); a != nil {
-		for _, v := range a.values {
-			for ns := range e.nsByLabel[api.Label{Key: a.key, Value: v}] {
-				inNamespace(ns)
+}
+
+func (e *Engine) anchoredShapes(a *requirement, fn func(*shape)) {
+	for _, v := range a.values {
+		if u := e.labels[api.Label{Key: a.key, Value: v}]; u != nil {
+			for _, s := range u.shapes.items {
+				fn(s)
 			}
 		}
+	}
+}
+
+// wideClasses calls fn for every class that a group over more than one
+// Namespace selects. It goes by Pod labels or by Namespaces, whichever leads
+// past fewer classes.
+func (e *Engine) wideClasses(g *group, fn func(*class)) {
+	byPods := math.MaxInt
+	if a := g.pods.anchor(); a != nil {
+		byPods = 0
+		e.anchoredShapes(a, func(s *shape) { byPods += s.classes.len() })
+	}
+	bySpaces := e.classes
+	if g.spaces.anchor() != nil {
+		bySpaces = 0
+		e.anchoredSpaces(g.spaces, func(ns *namespace) { bySpaces += 1 + ns.classes.len() })
+	}
+	if byPods <= bySpaces {
+		e.anchoredShapes(g.pods.anchor(), func(s *shape) {
+			for _, c := range s.classes.items {
+				if g.selects(c) {
+					fn(c)
+				}
+			}
+		})
 		return
 	}
-	for _, ns := range e.namespaces {
-		inNamespace(ns)
+	e.anchoredSpaces(g.spaces, func(ns *namespace) { e.ownClasses(ns, g, fn) })
+}
+
+// anchoredSpaces calls fn for Namespaces among which are all that a selector selects.
+func (e *Engine) anchoredSpaces(s *selector, fn func(*namespace)) {
+	a := s.anchor()
+	if a == nil {
+		for _, ns := range e.namespaces.items {
+			fn(ns)
+		}
+		return
+	}
+	for _, v := range a.values {
+		if namesItself(a.key) {
+			if ns := e.findNamespace(v); ns != nil {
+				fn(ns)
+			}
+		} else if spaces := e.spacesByLabel[api.Label{Key: a.key, Value: v}]; spaces != nil {
+			for _, ns := range spaces.items {
+				fn(ns)
+			}
+		}
 	}
 }
 
 func (e *Engine) linkClass(g *group, c *class) {
 	g.classes.add(c)
 	c.groups.add(g)
-	c.targets = nil
-	for p := range c.pods {
-		e.addMember(g, p)
+	for _, p := range c.pods.items {
+		e.gain(g, p.node)
+		e.touchMember(g, p)
+	}
+	if g.guards.len() > 0 {
+		e.touchClass(c)
 	}
 }
 
 func (e *Engine) unlinkClass(g *group, c *class) {
-	for p := range c.pods {
-		e.removeMember(g, p)
+	for _, p := range c.pods.items {
+		e.lose(g, p.node)
+		e.touchMember(g, p)
 	}
 	g.classes.remove(c)
 	c.groups.remove(g)
-	c.targets = nil
-}
-
-func (e *Engine) addMember(g *group, p *pod) {
-	if len(g.users) > 0 {
-		e.emit(storage.Change{Op: storage.OpUpsert, Scope: g.id, Kind: storage.ScopeAddressGroup, Item: p.member})
-	}
-	if g.pods[p.node]++; g.pods[p.node] == 1 {
-		for t := range g.guards {
-			e.reach(t, p.node)
-		}
-	}
-	if len(g.guards) > 0 {
-		e.dirtyPods.add(p)
+	if g.guards.len() > 0 {
+		e.touchClass(c)
 	}
 }
 
-func (e *Engine) removeMember(g *group, p *pod) {
-	if len(g.users) > 0 {
-		e.emit(storage.Change{Op: storage.OpRemove, Scope: g.id, Kind: storage.ScopeAddressGroup, Item: storage.Encoded{Key: p.member.Key}})
-	}
-	if g.pods[p.node]--; g.pods[p.node] == 0 {
-		delete(g.pods, p.node)
-		for t := range g.guards {
-			e.unreach(t, p.node)
-		}
-	}
-	if len(g.guards) > 0 {
-		e.dirtyPods.add(p)
+// touchMember notes that a Pod may have become a member, or another one, or
+// none any more.
+func (e *Engine) touchMember(g *group, p *pod) {
+	if g.told {
+		e.pending.members = append(e.pending.members, groupMember{g, p})
 	}
 }
 
-// reach counts a node once more into a target set's span.
-func (e *Engine) reach(t *targetSet, node string) {
-	if t.nodes[node]++; t.nodes[node] > 1 {
-		return
-	}
-	e.emit(storage.Change{Op: storage.OpJoin, Scope: t.id, Kind: storage.ScopePolicies, Node: node})
-	for g := range t.peers {
-		e.extend(g, node)
-	}
-}
-
-func (e *Engine) unreach(t *targetSet, node string) {
-	if t.nodes[node]--; t.nodes[node] > 0 {
-		return
-	}
-	delete(t.nodes, node)
-	e.emit(storage.Change{Op: storage.OpLeave, Scope: t.id, Kind: storage.ScopePolicies, Node: node})
-	for g := range t.peers {
-		e.retract(g, node)
-	}
-}
-
-// extend counts a node once more into an address group's span.
-func (e *Engine) extend(g *group, node string) {
-	if g.span[node]++; g.span[node] == 1 {
-		e.emit(storage.Change{Op: storage.OpJoin, Scope: g.id, Kind: storage.ScopeAddressGroup, Node: node})
-	}
-}
-
-func (e *Engine) retract(g *group, node string) {
-	if g.span[node]--; g.span[node] == 0 {
-		delete(g.span, node)
-		e.emit(storage.Change{Op: storage.OpLeave, Scope: g.id, Kind: storage.ScopeAddressGroup, Node: node})
-	}
-}
-
-// usePeer counts one more rule of a target set's policies that names a group.
-func (e *Engine) usePeer(t *targetSet, g *group) {
-	if len(g.users) == 0 {
-		for c := range g.classes {
-			for p := range c.pods {
-				e.emit(storage.Change{Op: storage.OpUpsert, Scope: g.id, Kind: storage.ScopeAddressGroup, Item: p.member})
-			}
-		}
-	}
-	g.users[t]++
-	if t.peers[g]++; t.peers[g] == 1 {
-		for node := range t.nodes {
-			e.extend(g, node)
+// gain counts one more endpoint on a node.
+func (e *Engine) gain(g *group, n *node) {
+	if g.guards.len() > 0 && g.nodes.add(n.number) {
+		for _, t := range g.guards.items {
+			e.reach(t, n)
 		}
 	}
 }
 
-func (e *Engine) dropPeer(t *targetSet, g *group) {
-	if t.peers[g]--; t.peers[g] == 0 {
-		delete(t.peers, g)
-		for node := range t.nodes {
-			e.retract(g, node)
-		}
-	}
-	if g.users[t]--; g.users[t] == 0 {
-		delete(g.users, t)
-	}
-	if len(g.users) == 0 {
-		e.emit(storage.Change{Op: storage.OpDrop, Scope: g.id})
-	}
-}
-
-// guard makes a group one of a target set's.
-func (e *Engine) guard(t *targetSet, g *group) {
-	e.retarget(g, len(g.guards) == 0)
-	g.guards.add(t)
-	for node := range g.pods {
-		e.reach(t, node)
-	}
-}
-
-func (e *Engine) unguard(t *targetSet, g *group) {
-	for node := range g.pods {
-		e.unreach(t, node)
-	}
-	g.guards.remove(t)
-	e.retarget(g, len(g.guards) == 0)
-}
-
-// retarget has the endpoints of a group say anew which groups they are in,
-// where the group begins or ceases to be applied to anything.
-func (e *Engine) retarget(g *group, changes bool) {
-	if !changes {
-		return
-	}
-	for c := range g.classes {
-		c.targets = nil
-		for p := range c.pods {
-			e.dirtyPods.add(p)
+func (e *Engine) lose(g *group, n *node) {
+	if g.guards.len() > 0 && g.nodes.remove(n.number) {
+		for _, t := range g.guards.items {
+			e.unreach(t, n)
 		}
 	}
 }
 
-// groupIndex finds the groups that may select a class: each group is under one
-// value of its most telling condition.
-type groupIndex struct {
-	byPodLabel map[indexKey]set[*group] // By Namespace ("" for any) and Pod label.
-	byNsLabel  map[api.Label]set[*group]
-	byNs       map[string]set[*group] // Of one Namespace ("" for any), with no label to go by.
+// extend counts one more target set that brings an address group to a node.
+func (e *Engine) extend(g *group, n *node) {
+	if g.span.add(n.number) && g.told {
+		e.pending.spans = append(e.pending.spans, groupNode{g, n})
+	}
 }
 
-type indexKey struct {
-	namespace string
-	label     api.Label
+func (e *Engine) retract(g *group, n *node) {
+	if g.span.remove(n.number) && g.told {
+		e.pending.spans = append(e.pending.spans, groupNode{g, n})
+	}
 }
 
-func newGroupIndex() groupIndex {
-	return groupIndex{byPodLabel: make(map[indexKey]set[*group]), byNsLabel: make(map[api.Label]set[*group]), byNs: make(map[string]set[*group])}
-}
-
-func (x *groupIndex) add(g *group)    { x.each(g, indexGroup, indexGroupNs, indexGroupAny) }
-func (x *groupIndex) remove(g *group) { x.each(g, unindex, unindex, unindex) }
-
-func indexGroup(m map[indexKey]set[*group], k indexKey, g *group)     { index(m, k, g) }
-func indexGroupNs(m map[api.Label]set[*group], k api.Label, g *group) { index(m, k, g) }
-func indexGroupAny(m map[string]set[*group], k string, g *group)      { index(m, k, g) }
-
-func (x *groupIndex) each(g *group,
-	pod func(map[indexKey]set[*group], indexKey, *group),
-	ns func(map[api.Label]set[*group], api.Label, *group),
-	any func(map[string]set[*group], string, *group),
-) {
-	if a := g.selector.pods.anchor(); a != nil {
-		for _, v := range a.values {
-			pod(x.byPodLabel, indexKey{g.selector.namespace, api.Label{Key: a.key, Value: v}}, g)
-		}
-		return
+func (e *Engine) touchGroup(g *group) {
+	if !g.touched {
+		g.touched = true
+		e.pending.groups = append(e.pending.groups, g)
 	}
-	if a := g.selector.namespaces.anchor(); a != nil {
-		for _, v := range a.values {
-			ns(x.byNsLabel, api.Label{Key: a.key, Value: v}, g)
-		}
-		return
-	}
-	any(x.byNs, g.selector.namespace, g)
-}
-
-// selecting calls fn for every group that selects the class; for some twice.
-func (x *groupIndex) selecting(c *class, fn func(*group)) {
-	try := func(groups set[*group]) {
-		for g := range groups {
-			if g.selects(c) {
-				fn(g)
-			}
-		}
-	}
-	for _, l := range c.labels {
-		try(x.byPodLabel[indexKey{c.ns.name, l}])
-		try(x.byPodLabel[indexKey{"", l}])
-	}
-	for _, l := range c.ns.labels {
-		try(x.byNsLabel[l])
-	}
-	try(x.byNs[c.ns.name])
-	try(x.byNs[""])
 }

@@ -12,29 +12,19 @@ const rankK8s = 252
 
 // compileNetworkPolicy compiles a Kubernetes NetworkPolicy: rules that allow,
 // and the isolation of its Pods in the directions of its types.
-func (e *Engine) compileNetworkPolicy(p *api.NetworkPolicy) *draft {
-	ingress, egress := policyTypes(p)
-	d := &draft{
-		wire: &policyv1.Policy{
-			Ref:             &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: p.Namespace, Name: p.Name},
-			Uid:             p.UID,
-			Generation:      p.Generation,
-			Created:         p.Created,
-			Rank:            rankK8s,
-			IsolatesIngress: ingress,
-			IsolatesEgress:  egress,
-			Staged:          p.Staged,
-		},
-		appliedTo: []podSelector{selectPods(p.Namespace, nil, &p.PodSelector)},
-		loggedBy:  p.Namespace,
+func compileNetworkPolicy(p *api.NetworkPolicy, d *draft) {
+	d.kind = policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY
+	d.namespace, d.name, d.uid = p.Namespace, p.Name, p.UID
+	d.generation, d.created, d.rank, d.staged = p.Generation, p.Created, rankK8s, p.Staged
+	d.logsAsNamespace = true
+	d.appliedTo = append(d.appliedTo, selection{namespace: p.Namespace, pods: &p.PodSelector})
+	d.isolatesIngress, d.isolatesEgress = policyTypes(p)
+	if d.isolatesIngress {
+		compileAllowRules(d, policyv1.Direction_DIRECTION_INGRESS, p.Ingress)
 	}
-	if ingress {
-		d.rules = append(d.rules, compileAllowRules(p.Namespace, policyv1.Direction_DIRECTION_INGRESS, p.Ingress)...)
+	if d.isolatesEgress {
+		compileAllowRules(d, policyv1.Direction_DIRECTION_EGRESS, p.Egress)
 	}
-	if egress {
-		d.rules = append(d.rules, compileAllowRules(p.Namespace, policyv1.Direction_DIRECTION_EGRESS, p.Egress)...)
-	}
-	return d
 }
 
 // policyTypes are the directions in which a NetworkPolicy isolates. Where it
@@ -47,41 +37,26 @@ func policyTypes(p *api.NetworkPolicy) (ingress, egress bool) {
 	return slices.Contains(p.PolicyTypes, api.PolicyTypeIngress), slices.Contains(p.PolicyTypes, api.PolicyTypeEgress)
 }
 
-func compileAllowRules(ns string, dir policyv1.Direction, rules []api.NetworkPolicyRule) []draftRule {
-	var out []draftRule
-	for i, r := range rules {
-		dr := draftRule{wire: &policyv1.Rule{Direction: dir, Action: policyv1.Action_ACTION_ALLOW, Index: uint32(i), Services: compilePorts(r.Ports)}}
-		if len(r.Peers) > 0 {
-			dr.wire.Peers = &policyv1.Peers{}
+func compileAllowRules(d *draft, dir policyv1.Direction, rules []api.NetworkPolicyRule) {
+	for i := range rules {
+		r := d.rule()
+		r.direction, r.action, r.index = dir, policyv1.Action_ACTION_ALLOW, uint32(i)
+		r.anything, r.anyone = len(rules[i].Ports) == 0, len(rules[i].Peers) == 0
+		named := false
+		for _, p := range rules[i].Ports {
+			r.services = append(r.services, service{
+				protocol: wireProtocol(p.Protocol), port: uint32(p.Port), endPort: uint32(p.EndPort), portName: p.PortName})
+			named = named || p.PortName != ""
 		}
-		for _, peer := range r.Peers {
+		for _, peer := range rules[i].Peers {
 			if peer.IPBlock != nil {
-				dr.wire.Peers.Blocks = append(dr.wire.Peers.Blocks, wireBlock(peer.IPBlock))
-				continue
+				r.blocks = append(r.blocks, peer.IPBlock)
+			} else {
+				r.peers = append(r.peers, selection{namespace: d.namespace, namespaces: peer.NamespaceSelector, pods: peer.PodSelector})
 			}
-			dr.peers = append(dr.peers, selectPods(ns, peer.NamespaceSelector, peer.PodSelector))
 		}
-		if dir == policyv1.Direction_DIRECTION_EGRESS && namesPort(r.Ports) && (len(r.Peers) == 0 || len(dr.wire.Peers.Blocks) > 0) {
-			dr.named = []podSelector{selectPods("", &api.Selector{}, nil)}
+		if dir == policyv1.Direction_DIRECTION_EGRESS && named && (r.anyone || len(r.blocks) > 0) {
+			r.named = append(r.named, selection{namespaces: &api.Selector{}})
 		}
-		out = append(out, dr)
 	}
-	return out
-}
-
-func namesPort(ports []api.NetworkPolicyPort) bool {
-	return slices.ContainsFunc(ports, func(p api.NetworkPolicyPort) bool { return p.PortName != "" })
-}
-
-// compilePorts turns a list of ports into services; an empty list is every port.
-func compilePorts(ports []api.NetworkPolicyPort) *policyv1.Services {
-	if len(ports) == 0 {
-		return nil
-	}
-	s := &policyv1.Services{}
-	for _, p := range ports {
-		s.Services = append(s.Services, &policyv1.Service{
-			Protocol: wireProtocol(p.Protocol), Port: uint32(p.Port), EndPort: uint32(p.EndPort), PortName: p.PortName})
-	}
-	return s
 }

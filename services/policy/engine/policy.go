@@ -1,166 +1,125 @@
 package engine
 
 import (
-	"cmp"
-	"slices"
-	"strings"
-
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
-	"github.com/weirnet/weir/storage"
 )
 
-// draft is a policy object, compiled but for its groups. What is the same for
-// all kinds of policies begins here; compileNetworkPolicy and its like end here.
-type draft struct {
-	wire  *policyv1.Policy // Without applied_to and rules.
-	rules []draftRule
-
-	// appliedTo is empty where each rule has its own.
-	appliedTo []podSelector
-
-	// Where loggedBy is not empty, the annotation of that Namespace decides
-	// whether rules and isolation are recorded.
-	loggedBy string
-}
-
-type draftRule struct {
-	wire      *policyv1.Rule // Without applied_to and peers.groups.
-	peers     []podSelector  // Added to wire.Peers, which is nil where any peer matches.
-	appliedTo []podSelector
-	named     []podSelector // Where port names are resolved beside peers.
-}
-
+// policy is a policy object, or was one when Flush ran last.
 type policy struct {
-	ref   api.Ref
-	draft *draft
-	set   *targetSet
-	peers []*group // One for each use.
+	obj     api.Object
+	set     *targetSet // Nil: it is gone.
+	told    *targetSet // In whose scope the store has its item. Nil: in none.
+	groups  []*group   // One for each selection of its draft: appliedTo, and of each rule peers, appliedTo, named.
+	hash    uint32
+	touched bool
 }
 
-func compareRefs(a, b api.Ref) int {
-	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+func (p *policy) sum() uint32 { return p.hash }
+
+func (e *Engine) findPolicy(ns *namespace, ref api.Ref) *policy {
+	p, _ := ns.policies.find(e.policyHash(ref), func(p *policy) bool { return p.obj.Ref() == ref })
+	return p
 }
 
-// applyPolicy puts a draft in the place of the policy's former one; nil ends
-// the policy. The new is in before the old goes, so that groups and scopes that
-// both use stay.
-func (e *Engine) applyPolicy(ref api.Ref, d *draft) {
-	old := e.policies[ref]
-	if d == nil {
-		if old != nil {
-			delete(e.policies, ref)
-			e.dirtyPolicies.remove(old)
-			e.detach(old, nil)
-		}
+func (e *Engine) policyHash(ref api.Ref) uint32 {
+	return hashString(e.seed, ref.Name) + uint32(ref.Kind)
+}
+
+// applyPolicy puts an object in the place of the policy's former one. The new
+// one is in before the old goes, so that nothing that both use is counted out
+// and in again.
+func (e *Engine) applyPolicy(ref api.Ref, obj api.Object) {
+	ns := e.namespace(ref.Namespace)
+	p := e.findPolicy(ns, ref)
+	if p == nil {
+		p = &policy{obj: obj, hash: e.policyHash(ref)}
+		ns.policies.add(p)
+	}
+	former := *p
+	p.obj = obj
+	e.attach(p)
+	if former.set != nil {
+		e.detach(&former)
+	}
+	e.touchPolicy(p)
+}
+
+func (e *Engine) removePolicy(ref api.Ref) {
+	ns := e.findNamespace(ref.Namespace)
+	if ns == nil {
 		return
 	}
-	p := &policy{ref: ref, draft: d}
-	e.attach(p)
-	e.policies[ref] = p
-	e.dirtyPolicies.add(p)
-	if old != nil {
-		e.dirtyPolicies.remove(old)
-		e.detach(old, p.set)
+	if p := e.findPolicy(ns, ref); p != nil && p.set != nil {
+		e.detach(p)
+		p.set, p.groups = nil, nil
+		e.touchPolicy(p)
+	}
+}
+
+func (e *Engine) touchPolicy(p *policy) {
+	if !p.touched {
+		p.touched = true
+		e.pending.policies = append(e.pending.policies, p)
 	}
 }
 
 func (e *Engine) attach(p *policy) {
-	var targets []podSelector
-	targets = append(targets, p.draft.appliedTo...)
-	for _, r := range p.draft.rules {
-		targets = append(targets, r.appliedTo...)
+	d := &e.draft
+	compile(p.obj, d)
+	p.groups = make([]*group, 0, d.selections())
+	targets := make([]*group, 0, 8)
+	add := func(selections []selection) []*group {
+		for _, s := range selections {
+			p.groups = append(p.groups, e.group(s))
+		}
+		return p.groups[len(p.groups)-len(selections):]
+	}
+	targets = append(targets, add(d.appliedTo)...)
+	for i := range d.rules {
+		r := &d.rules[i]
+		add(r.peers)
+		targets = append(targets, add(r.appliedTo)...)
+		add(r.named)
 	}
 	p.set = e.targetSet(targets)
-	p.set.policies.add(p)
-	for _, r := range p.draft.rules {
-		for _, s := range slices.Concat(r.peers, r.named) {
-			g := e.group(s)
-			p.peers = append(p.peers, g)
-			e.usePeer(p.set, g)
-		}
+	p.set.policies++
+	p.eachPeer(d, func(g *group) { e.usePeer(p.set, g) })
+}
+
+// detach undoes attach.
+func (e *Engine) detach(p *policy) {
+	compile(p.obj, &e.draft)
+	p.eachPeer(&e.draft, func(g *group) { e.dropPeer(p.set, g) })
+	if p.set.policies--; p.set.policies == 0 {
+		e.touchSet(p.set)
 	}
 }
 
-// detach undoes attach. The item is removed unless it stays in the same scope,
-// where that of the policy's successor replaces it.
-func (e *Engine) detach(p *policy, successor *targetSet) {
-	t := p.set
-	if t != successor {
-		e.emit(storage.Change{Op: storage.OpRemove, Scope: t.id, Kind: storage.ScopePolicies, Item: storage.Encoded{Key: storage.PolicyKey(p.draft.wire.Ref)}})
+// eachPeer calls fn for every use of a group as an address group. The draft is
+// the policy's.
+func (p *policy) eachPeer(d *draft, fn func(*group)) {
+	groups := p.groups[len(d.appliedTo):]
+	for i := range d.rules {
+		r := &d.rules[i]
+		for j, g := range groups[:len(r.peers)+len(r.appliedTo)+len(r.named)] {
+			if j < len(r.peers) || j >= len(r.peers)+len(r.appliedTo) {
+				fn(g)
+			}
+		}
+		groups = groups[len(r.peers)+len(r.appliedTo)+len(r.named):]
 	}
-	for _, g := range p.peers {
-		e.dropPeer(t, g)
-		e.releaseGroup(g)
-	}
-	t.policies.remove(p)
-	if len(t.policies) > 0 {
-		return
-	}
-	delete(e.sets, t.id)
-	for _, g := range t.groups {
-		e.unguard(t, g)
-		e.releaseGroup(g)
-	}
-	e.emit(storage.Change{Op: storage.OpDrop, Scope: t.id})
 }
 
-// targetSet returns the set of the selectors' groups, and begins it where
-// there was none.
-func (e *Engine) targetSet(selectors []podSelector) *targetSet {
-	var groups []*group
-	for _, s := range selectors {
-		groups = append(groups, e.group(s))
-	}
-	slices.SortFunc(groups, func(a, b *group) int { return slices.Compare(a.id[:], b.id[:]) })
-	groups = slices.Compact(groups)
-	var content strings.Builder
-	for _, g := range groups {
-		content.Write(g.id[:])
-	}
-	id := storage.NewScopeID(storage.ScopePolicies, content.String())
-	t := e.sets[id]
-	if t == nil {
-		t = &targetSet{id: id, groups: groups, policies: make(set[*policy]), nodes: make(map[string]int), peers: make(map[*group]int)}
-		e.sets[id] = t
-		for _, g := range groups {
-			e.guard(t, g)
+// encodePolicy makes a policy's item, and the draft from which it is made. It
+// changes nothing but the draft and the encoder that it is given.
+func (e *Engine) encodePolicy(p *policy, d *draft, enc *encoder) []byte {
+	compile(p.obj, d)
+	if d.logsAsNamespace {
+		ns := e.findNamespace(d.namespace)
+		d.logIsolation = ns != nil && ns.logs()
+		for i := range d.rules {
+			d.rules[i].log = d.logIsolation
 		}
 	}
-	return t
-}
-
-// emitPolicy encodes a policy's item into its scope.
-func (e *Engine) emitPolicy(p *policy) {
-	w := p.draft.wire
-	logged := false
-	if ns := e.namespaces[p.draft.loggedBy]; ns != nil && ns.obj != nil {
-		logged = ns.obj.LogPolicies
-	}
-	w.AppliedTo = groupIDs(p.draft.appliedTo)
-	if p.draft.loggedBy != "" {
-		w.LogIsolation = logged
-	}
-	w.Rules = w.Rules[:0]
-	for _, r := range p.draft.rules {
-		r.wire.AppliedTo, r.wire.PortNameGroups = groupIDs(r.appliedTo), groupIDs(r.named)
-		if r.wire.Peers != nil {
-			r.wire.Peers.Groups = groupIDs(r.peers)
-		}
-		if p.draft.loggedBy != "" {
-			r.wire.Log = logged
-		}
-		w.Rules = append(w.Rules, r.wire)
-	}
-	e.emit(storage.Change{Op: storage.OpUpsert, Scope: p.set.id, Kind: storage.ScopePolicies,
-		Item: storage.Encode(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: w}})})
-}
-
-func groupIDs(selectors []podSelector) [][]byte {
-	var ids [][]byte
-	for _, s := range selectors {
-		id := storage.NewScopeID(storage.ScopeAddressGroup, s.text())
-		ids = append(ids, id[:])
-	}
-	return ids
+	return enc.policy(d, p.groups)
 }

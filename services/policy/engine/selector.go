@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,8 +17,7 @@ type requirement struct {
 	values []string
 }
 
-func (r *requirement) matches(labels api.Labels) bool {
-	value, has := labels.Get(r.key)
+func (r *requirement) matches(value string, has bool) bool {
 	switch r.op {
 	case api.OpIn:
 		return has && slices.Contains(r.values, value)
@@ -31,21 +31,43 @@ func (r *requirement) matches(labels api.Labels) bool {
 	return false
 }
 
-// requirements is a normalised selector; empty matches everything.
+func (r *requirement) equal(o *requirement) bool {
+	return r.op == o.op && r.key == o.key && slices.Equal(r.values, o.values)
+}
+
+// requirements is a normalised label selector; empty matches everything.
 type requirements []requirement
 
-func normalise(s *api.Selector) requirements {
-	var rs requirements
-	for _, l := range s.MatchLabels {
-		rs = append(rs, requirement{key: l.Key, op: api.OpIn, values: []string{l.Value}})
+// normaliser holds the memory in which selectors are normalised, so that one
+// that is known already costs none.
+type normaliser struct {
+	requirements requirements
+	values       []string
+}
+
+// normalise returns the canonical form of a selector, nil being the empty one.
+// It is good until the next call.
+func (n *normaliser) normalise(s *api.Selector) requirements {
+	rs, values := n.requirements[:0], n.values[:0]
+	if s != nil {
+		for _, l := range s.MatchLabels {
+			values = append(values, l.Value)
+			rs = append(rs, requirement{key: l.Key, op: api.OpIn, values: values[len(values)-1:]})
+		}
+		for _, m := range s.MatchExpressions {
+			first := len(values)
+			values = append(values, m.Values...)
+			own := values[first:]
+			slices.Sort(own)
+			rs = append(rs, requirement{key: m.Key, op: m.Operator, values: slices.Compact(own)})
+		}
 	}
-	for _, m := range s.MatchExpressions {
-		values := slices.Clone(m.Values)
-		slices.Sort(values)
-		rs = append(rs, requirement{key: m.Key, op: m.Operator, values: slices.Compact(values)})
+	n.requirements, n.values = rs, values
+	if len(rs) > 1 {
+		slices.SortFunc(rs, compareRequirements)
+		rs = slices.CompactFunc(rs, func(a, b requirement) bool { return a.equal(&b) })
 	}
-	slices.SortFunc(rs, compareRequirements)
-	return slices.CompactFunc(rs, func(a, b requirement) bool { return compareRequirements(a, b) == 0 })
+	return rs
 }
 
 func compareRequirements(a, b requirement) int {
@@ -58,9 +80,37 @@ func compareRequirements(a, b requirement) int {
 	return slices.Compare(a.values, b.values)
 }
 
+func (rs requirements) clone() requirements {
+	out := slices.Clone(rs)
+	for i := range out {
+		out[i].values = slices.Clone(out[i].values)
+	}
+	return out
+}
+
+func (rs requirements) sum(seed maphash.Seed) uint32 {
+	h := uint32(len(rs))
+	for i := range rs {
+		h = mix(h, hashString(seed, rs[i].key)+uint32(rs[i].op))
+		for _, v := range rs[i].values {
+			h = mix(h, hashString(seed, v))
+		}
+	}
+	return h
+}
+
 func (rs requirements) match(labels api.Labels) bool {
 	for i := range rs {
-		if !rs[i].matches(labels) {
+		if value, has := labels.Get(rs[i].key); !rs[i].matches(value, has) {
+			return false
+		}
+	}
+	return true
+}
+
+func (rs requirements) matchNamespace(ns *namespace) bool {
+	for i := range rs {
+		if value, has := ns.label(rs[i].key); !rs[i].matches(value, has) {
 			return false
 		}
 	}
@@ -79,74 +129,45 @@ func (rs requirements) anchor() *requirement {
 	return best
 }
 
-// text is the selector in kubectl's form, unambiguous since keys and values
-// hold none of its punctuation.
-func (rs requirements) text() string {
-	var b strings.Builder
+// appendText appends the selector in kubectl's form, unambiguous since keys
+// and values hold none of its punctuation.
+func (rs requirements) appendText(b []byte) []byte {
+	if len(rs) == 0 {
+		return append(b, "all"...)
+	}
+	list := func(word string, r *requirement) {
+		b = append(b, word...)
+		for i, v := range r.values {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, v...)
+		}
+		b = append(b, ')')
+	}
+	b = append(b, '[')
 	for i := range rs {
 		if i > 0 {
-			b.WriteByte(',')
+			b = append(b, ',')
 		}
 		r := &rs[i]
+		if r.op == api.OpDoesNotExist {
+			b = append(b, '!')
+		}
+		b = append(b, r.key...)
 		switch {
 		case r.op == api.OpIn && len(r.values) == 1:
-			b.WriteString(r.key + "=" + r.values[0])
+			b = append(append(b, '='), r.values[0]...)
 		case r.op == api.OpIn:
-			b.WriteString(r.key + " in (" + strings.Join(r.values, ",") + ")")
+			list(" in (", r)
 		case r.op == api.OpNotIn:
-			b.WriteString(r.key + " notin (" + strings.Join(r.values, ",") + ")")
-		case r.op == api.OpExists:
-			b.WriteString(r.key)
-		case r.op == api.OpDoesNotExist:
-			b.WriteString("!" + r.key)
+			list(" notin (", r)
+		case r.op == api.OpExists, r.op == api.OpDoesNotExist:
 		default:
-			b.WriteString(r.key + " op" + strconv.Itoa(int(r.op)))
+			b = strconv.AppendInt(append(b, " op"...), int64(r.op), 10)
 		}
 	}
-	return b.String()
+	return append(b, ']')
 }
 
-// podSelector is a normalised selection of Pods.
-type podSelector struct {
-	namespace  string       // Where namespaces is nil: the one Namespace.
-	namespaces requirements // On Namespace labels; nil where namespace counts.
-	pods       requirements
-}
-
-// selectPods normalises a pair of selectors as peers and applied-to entries
-// have them. A nil Namespace selector means the given Namespace; a nil Pod
-// selector means all Pods.
-func selectPods(namespace string, namespaces, pods *api.Selector) podSelector {
-	var s podSelector
-	if namespaces == nil {
-		s.namespace = namespace
-	} else if s.namespaces = normalise(namespaces); s.namespaces == nil {
-		s.namespaces = requirements{}
-	}
-	if pods != nil {
-		s.pods = normalise(pods)
-	}
-	return s
-}
-
-// text is the canonical form: equal selections written alike have the same.
-func (s *podSelector) text() string {
-	if s.namespaces == nil {
-		return "namespace " + s.namespace + ", pods " + orAll(s.pods.text())
-	}
-	return "namespaces " + orAll(s.namespaces.text()) + ", pods " + orAll(s.pods.text())
-}
-
-func orAll(s string) string {
-	if s == "" {
-		return "all"
-	}
-	return "[" + s + "]"
-}
-
-func (s *podSelector) matchNamespace(ns *namespace) bool {
-	if s.namespaces == nil {
-		return ns.name == s.namespace
-	}
-	return s.namespaces.match(ns.labels)
-}
+func hashString(seed maphash.Seed, s string) uint32 { return uint32(maphash.String(seed, s)) }

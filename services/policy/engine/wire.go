@@ -1,58 +1,178 @@
 package engine
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 
+	"google.golang.org/protobuf/encoding/protowire"
+
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
-	"github.com/weirnet/weir/storage"
 )
 
-func memberItem(p *api.Pod) *policyv1.Item {
-	return &policyv1.Item{Body: &policyv1.Item_Member{Member: &policyv1.Member{
-		Subject: &policyv1.Member_Pod{Pod: &policyv1.PodRef{Namespace: p.Namespace, Name: p.Name}},
-		Ips:     wireAddrs(p.IPs),
-		Ports:   wirePorts(p.Ports),
-	}}}
-}
+// encoder writes items as bytes, as storage.Encode would write the messages
+// (wire_test.go holds it to that): fields by number but those of a oneof last,
+// zero values left out. It writes over what it wrote before, so an answer is
+// good until the next call.
+type encoder struct{ buf []byte }
 
-func endpointItem(p *api.Pod, groups [][]byte) *policyv1.Item {
-	return &policyv1.Item{Body: &policyv1.Item_Endpoint{Endpoint: &policyv1.Endpoint{
-		Namespace: p.Namespace,
-		Name:      p.Name,
-		Ips:       wireAddrs(p.IPs),
-		Groups:    groups,
-		Ports:     wirePorts(p.Ports),
-	}}}
-}
+// Numbers of the fields of policyv1.Item.
+const itemNode, itemEndpoint, itemPolicy, itemMember = 1, 2, 3, 4
 
-// nodeFacts are a Node's own addresses, wherever they were found, each once
-// and sorted, and its gateways as written.
-func nodeFacts(n *api.Node) *policyv1.Item {
+// nodeKey is the key of a node's facts.
+const nodeKey = "node"
+
+// node is the item of a Node: its own addresses, wherever they were found,
+// each once and sorted, and its gateways as written.
+func (enc *encoder) node(n *api.Node) []byte {
 	all := slices.Concat(n.Addresses, n.Gateways, n.Transport)
 	slices.SortFunc(all, netip.Addr.Compare)
-	return &policyv1.Item{Body: &policyv1.Item_Node{Node: &policyv1.NodeFacts{
-		Name:      n.Name,
-		Addresses: wireAddrs(slices.Compact(all)),
-		Gateways:  wireAddrs(n.Gateways),
-	}}}
+	b, start := open(enc.buf[:0], itemNode)
+	b = appendString(b, 1, n.Name)
+	b = appendAddrs(b, 2, slices.Compact(all))
+	b = appendAddrs(b, 3, n.Gateways)
+	enc.buf = shut(b, start)
+	return enc.buf
 }
 
-func wireAddrs(addrs []netip.Addr) [][]byte {
-	out := make([][]byte, 0, len(addrs))
-	for _, a := range addrs {
-		out = append(out, a.Unmap().AsSlice())
+// endpoint is the item of a Pod on its node, which names its applied-to groups.
+func (enc *encoder) endpoint(p *api.Pod, groups [][]byte) []byte {
+	b, start := open(enc.buf[:0], itemEndpoint)
+	b = appendString(b, 1, p.Namespace)
+	b = appendString(b, 2, p.Name)
+	b = appendAddrs(b, 3, p.IPs)
+	for _, id := range groups {
+		b = appendBytes(b, 4, id)
 	}
-	return out
+	b = appendPorts(b, 5, p.Ports)
+	enc.buf = shut(b, start)
+	return enc.buf
 }
 
-func wirePorts(ports []api.ContainerPort) []*policyv1.NamedPort {
-	var out []*policyv1.NamedPort
+// member is the item of a Pod in an address group.
+func (enc *encoder) member(p *api.Pod) []byte {
+	b, start := open(enc.buf[:0], itemMember)
+	b = appendAddrs(b, 4, p.IPs)
+	b = appendPorts(b, 5, p.Ports)
+	b, pod := open(b, 1)
+	b = appendString(b, 1, p.Namespace)
+	b = appendString(b, 2, p.Name)
+	b = shut(b, pod)
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// policy is the item of a policy. The groups are those of its selections, as
+// policy.groups has them.
+func (enc *encoder) policy(d *draft, groups []*group) []byte {
+	b, start := open(enc.buf[:0], itemPolicy)
+	b, ref := open(b, 1)
+	b = appendUint(b, 1, uint64(d.kind))
+	b = appendString(b, 2, d.namespace)
+	b = appendString(b, 3, d.name)
+	b = shut(b, ref)
+	b = appendString(b, 2, d.uid)
+	b = appendUint(b, 3, uint64(d.generation))
+	if bits := math.Float64bits(d.priority); bits != 0 {
+		b = protowire.AppendFixed64(protowire.AppendTag(b, 4, protowire.Fixed64Type), bits)
+	}
+	b = appendUint(b, 5, uint64(d.created))
+	targets, groups := groups[:len(d.appliedTo)], groups[len(d.appliedTo):]
+	for i := range d.rules {
+		b, groups = appendRule(b, 6, &d.rules[i], groups)
+	}
+	b = appendBool(b, 7, d.isolatesIngress)
+	b = appendBool(b, 8, d.isolatesEgress)
+	b = appendIDs(b, 9, targets)
+	b = appendBool(b, 10, d.logIsolation)
+	b = appendBool(b, 11, d.staged)
+	b = appendUint(b, 12, uint64(d.rank))
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// appendRule takes the rule's groups from the front of the list.
+func appendRule(b []byte, field protowire.Number, r *draftRule, groups []*group) ([]byte, []*group) {
+	take := func(n int) []*group {
+		taken := groups[:n]
+		groups = groups[n:]
+		return taken
+	}
+	b, start := open(b, field)
+	b = appendUint(b, 1, uint64(r.direction))
+	b = appendUint(b, 2, uint64(r.action))
+	b = appendUint(b, 3, uint64(r.index))
+	b = appendString(b, 4, r.name)
+	if !r.anything {
+		var services int
+		b, services = open(b, 5)
+		for i := range r.services {
+			b = appendService(b, 1, &r.services[i])
+		}
+		b = shut(b, services)
+	}
+	peers := take(len(r.peers))
+	if !r.anyone {
+		var list int
+		b, list = open(b, 6)
+		b = appendIDs(b, 1, peers)
+		for _, block := range r.blocks {
+			b = appendBlock(b, 2, block)
+		}
+		b = shut(b, list)
+	}
+	b = appendIDs(b, 7, take(len(r.appliedTo)))
+	b = appendBool(b, 8, r.log)
+	b = appendString(b, 9, r.logLabel)
+	b = appendIDs(b, 10, take(len(r.named)))
+	return shut(b, start), groups
+}
+
+func appendService(b []byte, field protowire.Number, s *service) []byte {
+	b, start := open(b, field)
+	b = appendUint(b, 1, uint64(s.protocol))
+	b = appendUint(b, 2, uint64(s.port))
+	b = appendUint(b, 3, uint64(s.endPort))
+	b = appendString(b, 4, s.portName)
+	b = appendUint(b, 5, uint64(s.sourcePort))
+	b = appendUint(b, 6, uint64(s.sourceEndPort))
+	b = appendOptional(b, 7, s.icmpType)
+	b = appendOptional(b, 8, s.icmpCode)
+	b = appendOptional(b, 9, s.igmpType)
+	if len(s.groupAddress) > 0 {
+		b = appendBytes(b, 10, s.groupAddress)
+	}
+	return shut(b, start)
+}
+
+func appendBlock(b []byte, field protowire.Number, block *api.IPBlock) []byte {
+	b, start := open(b, field)
+	b = appendPrefix(b, 1, block.CIDR)
+	for _, p := range block.Except {
+		b = appendPrefix(b, 2, p)
+	}
+	return shut(b, start)
+}
+
+func appendPrefix(b []byte, field protowire.Number, p netip.Prefix) []byte {
+	p = p.Masked()
+	b, start := open(b, field)
+	b = appendAddr(b, 1, p.Addr())
+	b = appendUint(b, 2, uint64(p.Bits()))
+	return shut(b, start)
+}
+
+func appendPorts(b []byte, field protowire.Number, ports []api.ContainerPort) []byte {
 	for _, p := range ports {
-		out = append(out, &policyv1.NamedPort{Name: p.Name, Protocol: wireProtocol(p.Protocol), Port: uint32(p.Port)})
+		var start int
+		b, start = open(b, field)
+		b = appendString(b, 1, p.Name)
+		b = appendUint(b, 2, uint64(wireProtocol(p.Protocol)))
+		b = appendUint(b, 3, uint64(p.Port))
+		b = shut(b, start)
 	}
-	return out
+	return b
 }
 
 func wireProtocol(p api.Protocol) policyv1.Protocol {
@@ -67,12 +187,4 @@ func wireProtocol(p api.Protocol) policyv1.Protocol {
 		return policyv1.Protocol_PROTOCOL_ICMP
 	}
 	return policyv1.Protocol_PROTOCOL_UNSPECIFIED
-}
-
-func wireBlock(b *api.IPBlock) *policyv1.IPBlock {
-	out := &policyv1.IPBlock{Cidr: storage.PrefixToWire(b.CIDR)}
-	for _, x := range b.Except {
-		out.Except = append(out.Except, storage.PrefixToWire(x))
-	}
-	return out
 }

@@ -1,0 +1,59 @@
+package engine
+
+// pending is where something may differ from what the store was told, found
+// out by Flush: it holds places, not changes. What has come back to where it
+// was by then is not sent, and what has lost its last user and found another
+// was never away. So nodes, target sets, groups, policies and Pods end in
+// Flush, and not before.
+//
+// A scope that the store has not been told of is told as a whole, so nothing
+// inside it is noted.
+type pending struct {
+	nodes    []*node
+	sets     []*targetSet
+	groups   []*group
+	policies []*policy
+	classes  []*class
+	pods     []*pod
+
+	left    []podAt       // Nodes whose endpoint items are to go.
+	members []groupMember // Of groups that were told.
+	reaches []setNode     // Of sets that were told.
+	spans   []groupNode   // Of groups that were told.
+}
+
+type (
+	podAt struct {
+		pod  *pod
+		node *node
+	}
+	groupMember struct {
+		group *group
+		pod   *pod
+	}
+	setNode struct {
+		set  *targetSet
+		node *node
+	}
+	groupNode struct {
+		group *group
+		node  *node
+	}
+)
+
+// reset empties the lists. What is small is kept for the next Flush.
+func (p *pending) reset() {
+	*p = pending{
+		nodes: emptied(p.nodes), sets: emptied(p.sets), groups: emptied(p.groups), policies: emptied(p.policies),
+		classes: emptied(p.classes), pods: emptied(p.pods), left: emptied(p.left), members: emptied(p.members),
+		reaches: emptied(p.reaches), spans: emptied(p.spans),
+	}
+}
+
+func emptied[T any](s []T) []T {
+	if cap(s) > 1024 {
+		return nil
+	}
+	clear(s)
+	return s[:0]
+}
