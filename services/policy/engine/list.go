@@ -74,7 +74,7 @@ func (l *list[T]) add(v T) {
 	l.items = append(l.items, v)
 	n := len(l.items)
 	switch {
-	case n <= shortList:
+	case l.index == nil && n <= shortList:
 	case l.index == nil || n > len(*l.index)/4*3:
 		l.reindex()
 	default:
