@@ -95,7 +95,7 @@ func (e *Engine) flushNodes(out *changes) {
 		}
 		switch n.changed = false; {
 		case n.obj != nil:
-			out.upsert(n.id, storage.ScopeNode, storage.EncodeBytes(nodeKey, e.encoder.node(n.obj)))
+			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj))})
 		case n.facts:
 			out.remove(n.id, storage.ScopeNode, nodeKey)
 		}
@@ -139,7 +139,7 @@ func (e *Engine) flushGroups(out *changes) {
 		case m.pod.class != nil && m.pod.class.groups.has(g):
 			out.upsert(g.id, storage.ScopeAddressGroup, e.member(m.pod))
 		default:
-			out.remove(g.id, storage.ScopeAddressGroup, storage.PodMemberKey(m.pod.obj.Namespace, m.pod.obj.Name))
+			out.remove(g.id, storage.ScopeAddressGroup, m.pod.key)
 		}
 	}
 	for _, s := range e.pending.spans {
@@ -184,14 +184,14 @@ func (e *Engine) flushPolicies(out *changes) {
 			continue
 		}
 		body := e.encodePolicy(p, &e.draft, &e.encoder)
-		out.upsert(p.set.id, storage.ScopePolicies, storage.EncodeBytes(e.draft.key(), body))
+		out.upsert(p.set.id, storage.ScopePolicies, storage.Encoded{Key: e.draft.key(), Body: string(body)})
 	}
 }
 
 func (e *Engine) flushPods(out *changes) {
 	for _, l := range e.pending.left {
 		if n := l.node; n.told && (l.pod.class == nil || l.pod.node != n) {
-			out.remove(n.id, storage.ScopeNode, storage.EndpointKey(l.pod.obj.Namespace, l.pod.obj.Name))
+			out.remove(n.id, storage.ScopeNode, l.pod.key)
 		}
 	}
 	var targets classTargets
@@ -204,6 +204,6 @@ func (e *Engine) flushPods(out *changes) {
 		}
 		p.shown = true
 		body := e.encoder.endpoint(p.obj, targets.of(p.class))
-		out.upsert(p.node.id, storage.ScopeNode, storage.EncodeBytes(storage.EndpointKey(p.obj.Namespace, p.obj.Name), body))
+		out.upsert(p.node.id, storage.ScopeNode, storage.Encoded{Key: p.key, Body: string(body)})
 	}
 }

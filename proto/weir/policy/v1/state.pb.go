@@ -464,7 +464,7 @@ type Item_Node struct {
 }
 
 type Item_Endpoint struct {
-	Endpoint *Endpoint `protobuf:"bytes,2,opt,name=endpoint,proto3,oneof"` // Key "endpoint/NAMESPACE/NAME".
+	Endpoint *Endpoint `protobuf:"bytes,2,opt,name=endpoint,proto3,oneof"` // Key "pod/NAMESPACE/NAME".
 }
 
 type Item_Policy struct {
@@ -472,7 +472,7 @@ type Item_Policy struct {
 }
 
 type Item_Member struct {
-	Member *Member `protobuf:"bytes,4,opt,name=member,proto3,oneof"` // Key "member/KIND/NAMESPACE/NAME" or "member/cidr/PREFIX".
+	Member *Member `protobuf:"bytes,4,opt,name=member,proto3,oneof"` // Key "pod/NAMESPACE/NAME", "node/NAME" or "cidr/PREFIX".
 }
 
 func (*Item_Node) isItem_Body() {}
