@@ -7,6 +7,21 @@ import (
 // Flush returns what changed since the last Flush, to be committed as one
 // revision, in the order of the slice.
 func (e *Engine) Flush() []storage.Change {
+	changes := e.flush()
+	e.moves = moves{}
+	return changes
+}
+
+// FlushMoves is Flush, and says too whose addresses moved.
+func (e *Engine) FlushMoves() ([]storage.Change, Moves) {
+	e.moves = moves{wanted: true}
+	changes := e.flush()
+	found := e.moves.Moves
+	e.moves = moves{}
+	return changes, found
+}
+
+func (e *Engine) flush() []storage.Change {
 	p := &e.pending
 	for _, t := range p.sets {
 		if t.policies == 0 {
@@ -134,6 +149,7 @@ func (e *Engine) flushSets(out *changes) {
 
 func (e *Engine) flushGroups(out *changes) {
 	for _, m := range e.pending.members {
+		e.moves.member(m)
 		switch g := m.group; {
 		case !g.told || g.users == 0:
 		case m.pod.class != nil && m.pod.class.groups.has(g):
@@ -197,12 +213,13 @@ func (e *Engine) flushPods(out *changes) {
 	var targets classTargets
 	for _, p := range e.pending.pods {
 		p.touched = false
+		e.moves.pod(p)
 		if p.class == nil {
 			p.ns.pods.remove(p)
 			e.releaseNamespace(p.ns)
 			continue
 		}
-		p.shown = true
+		p.shown, p.told = true, p.obj
 		body := e.encoder.endpoint(p.obj, targets.of(p.class))
 		out.upsert(p.node.id, storage.ScopeNode, storage.Encoded{Key: p.key, Body: string(body)})
 	}

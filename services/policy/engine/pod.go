@@ -16,8 +16,9 @@ type pod struct {
 	key     string   // Of its items.
 	member  string   // Body of its item in every address group; empty where it is to be encoded.
 	hash    uint32
-	touched bool // Its endpoint item is to be told.
-	shown   bool // The store has its endpoint item, in the scope of node.
+	told    *api.Pod // As the last Flush had it; nil where it was no endpoint then.
+	touched bool     // Its endpoint item is to be told.
+	shown   bool     // The store has its endpoint item, in the scope of node.
 }
 
 func (p *pod) sum() uint32 { return p.hash }
