@@ -328,14 +328,54 @@ func (s *Store) Span(id ScopeID) map[string]uint64 {
 	return nodes
 }
 
+// Followed are the nodes of some scopes that have a subscriber, each once, in
+// no order.
+func (s *Store) Followed(ids []ScopeID) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var names []string
+	seen := make(map[uint32]struct{})
+	for _, id := range ids {
+		sc := s.scopes[id]
+		if sc == nil {
+			continue
+		}
+		for _, j := range sc.span.nodes {
+			n := s.numbered[j.node]
+			if _, again := seen[j.node]; again || len(n.subs) == 0 {
+				continue
+			}
+			seen[j.node] = struct{}{}
+			names = append(names, n.name)
+		}
+	}
+	return names
+}
+
+// Item is an item's body; false where there is none.
+func (s *Store) Item(id ScopeID, key string) (body string, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.itemLocked(id, key); e != nil {
+		return e.body, true
+	}
+	return "", false
+}
+
 // ItemRevision is the revision of an item's last change; zero where there is none.
 func (s *Store) ItemRevision(id ScopeID, key string) uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if sc := s.scopes[id]; sc != nil {
-		if e := sc.entries.item(key); e != nil {
-			return e.revision
-		}
+	if e := s.itemLocked(id, key); e != nil {
+		return e.revision
 	}
 	return 0
+}
+
+func (s *Store) itemLocked(id ScopeID, key string) *entry {
+	sc := s.scopes[id]
+	if sc == nil {
+		return nil
+	}
+	return sc.entries.item(key)
 }
