@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -54,7 +55,8 @@ const (
 // answer to an order. One with an error may come unasked: the benchmark is over.
 type answer struct {
 	Error string
-	Nodes []nodeReport // Of orderReport.
+	Nodes []nodeReport  // Of orderReport.
+	CPU   time.Duration // Of the fleet's process; of orderReport.
 }
 
 // nodeReport is what one node holds, and counts of what came to it and went
@@ -130,7 +132,7 @@ func muster(o order) ([]*fleetNode, error) {
 
 func carryOut(ctx context.Context, o order, nodes []*fleetNode, failed chan error) answer {
 	if o.Do == orderReport {
-		var a answer
+		a := answer{CPU: cpu()}
 		for _, n := range nodes {
 			a.Nodes = append(a.Nodes, n.tell())
 		}

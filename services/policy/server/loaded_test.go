@@ -177,12 +177,13 @@ func (l *loaded) wait() []time.Duration {
 
 // verify holds every node to what it must have received since an earlier
 // report: exactly so many cuts of one item each, and so many streams that were
-// in sync; and to the state that the store says, on both ends.
-func (l *loaded) verify(before []nodeReport, cuts func(node int) int, inSyncs int) (payload int64) {
+// in sync; and to the state that the store says, on both ends. It returns the
+// bytes of the messages, and the CPU time of the nodes' process, since then.
+func (l *loaded) verify(before answer, cuts func(node int) int, inSyncs int) (payload int64, nodesCPU time.Duration) {
 	l.b.Helper()
 	after := l.report()
-	for i, r := range after {
-		was := before[i]
+	for i, r := range after.Nodes {
+		was := before.Nodes[i]
 		if n := cuts(i); r.Cuts-was.Cuts != n || r.Upserts-was.Upserts != n || r.Others != 0 || r.Snapshots != 1 || r.InSyncs-was.InSyncs != inSyncs {
 			l.b.Fatalf("%s: %+v after %+v, want %d cuts of one item and %d streams in sync", nodeName(i), r, was, n, inSyncs)
 		}
@@ -198,14 +199,14 @@ func (l *loaded) verify(before []nodeReport, cuts func(node int) int, inSyncs in
 	if n := l.acks.stray.Load(); n != 0 {
 		l.b.Fatalf("%d acknowledgements that were not awaited", n)
 	}
-	return payload
+	return payload, after.CPU - before.CPU
 }
 
-func (l *loaded) report() []nodeReport {
+func (l *loaded) report() answer {
 	l.b.Helper()
-	r := l.fleet.do(order{Do: orderReport}).Nodes
-	if len(r) != l.nodes {
-		l.b.Fatalf("%d nodes report, want %d", len(r), l.nodes)
+	r := l.fleet.do(order{Do: orderReport})
+	if len(r.Nodes) != l.nodes {
+		l.b.Fatalf("%d nodes report, want %d", len(r.Nodes), l.nodes)
 	}
 	return r
 }
@@ -303,11 +304,10 @@ func rss(b *testing.B) int {
 }
 
 // cpu is the CPU time that this process has taken.
-func cpu(b *testing.B) time.Duration {
-	b.Helper()
+func cpu() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
+		panic(err) // Not for these arguments.
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -24,15 +24,15 @@ func comeBack(b *testing.B, nodes int, how string) {
 	l := newLoaded(b, nodes)
 	before := l.report()
 	revision, _ := l.store.Revision()
-	began, rounds := cpu(b), 0
+	began, rounds := cpu(), 0
 	for b.Loop() {
 		l.acks.await(revision, nodes)
 		l.fleet.do(order{Do: how})
 		l.wait()
 		rounds++
 	}
-	spent := cpu(b) - began
-	payload := l.verify(before, func(int) int { return 0 }, rounds)
+	spent := cpu() - began
+	payload, _ := l.verify(before, func(int) int { return 0 }, rounds)
 	b.ReportMetric(spent.Seconds()/float64(rounds), "cpu-s/op")
 	b.ReportMetric(float64(payload)/float64(nodes*rounds), "payload-B/node")
 }

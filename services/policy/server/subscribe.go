@@ -133,7 +133,7 @@ var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of thi
 
 // follow sends cuts until the stream ends.
 func (v *serving) follow() error {
-	for {
+	for woken := true; ; {
 		room, differs := v.session.mayCut(v.stream)
 		if differs {
 			if err := v.mend(); err != nil {
@@ -141,7 +141,8 @@ func (v *serving) follow() error {
 			}
 			continue
 		}
-		if room {
+		if room && woken {
+			woken = false // What comes after Next leaves a token in Wake.
 			if cut := v.sub.Next(); cut != nil {
 				v.server.pace.taken()
 				if err := v.send(cut); err != nil {
@@ -156,6 +157,7 @@ func (v *serving) follow() error {
 		}
 		select {
 		case <-wake:
+			woken = true
 		case <-v.stream.acks:
 		case err := <-v.received:
 			return err
