@@ -67,6 +67,8 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	defer se.end(v.stream)
 	s.streams.Inc()
 	defer s.streams.Dec()
+	s.pace.streams.Add(1)
+	defer s.pace.streams.Add(-1)
 	v.sub = s.cfg.Store.Subscribe(hello.GetNode())
 	defer func() { v.sub.Close() }()
 	go func() { v.received <- s.receive(call, se, v.stream, v.log) }()
