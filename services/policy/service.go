@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/engine"
@@ -85,23 +83,21 @@ func New(cfg Config) (*Service, error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.face, err = server.New(server.Config{
-		Store: s.store, Model: s, NodeOf: nodeOf, MayInspect: mayInspect, Synced: s.synced.Load,
+		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, Synced: s.synced.Load,
 		Registry: registry, Logger: cfg.Logger.Named("server"),
 	})
 	if err != nil {
 		return nil, err
 	}
-	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry, MaxConnectionAge: cfg.MaxConnectionAge,
-		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(server.Codec())}}
+	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry, MaxConnectionAge: cfg.MaxConnectionAge}
 	if cfg.TLS.Set() {
 		if rpcCfg.TLS, err = identity.ServerTLS(cfg.TLS); err != nil {
 			return nil, err
 		}
 	}
-	if s.rpc, err = rpc.New(rpcCfg); err != nil {
+	if s.rpc, err = s.face.Transport(rpcCfg); err != nil {
 		return nil, err
 	}
-	s.face.Register(s.rpc.GRPC)
 	return s, nil
 }
 
@@ -110,30 +106,6 @@ func newEpoch() string {
 	var id [8]byte
 	rand.Read(id[:])
 	return hex.EncodeToString(id[:])
-}
-
-// nodeOf is the node of a caller's certificate; any where there is no TLS.
-func nodeOf(ctx context.Context) (string, error) {
-	id, verified, err := identity.FromContext(ctx)
-	if err != nil || !verified {
-		return "", err
-	}
-	if id.Node == "" {
-		return "", fmt.Errorf("%s is not a node", id)
-	}
-	return id.Node, nil
-}
-
-// mayInspect admits operators and the services; a node reads its span only.
-func mayInspect(ctx context.Context) error {
-	id, verified, err := identity.FromContext(ctx)
-	if err != nil {
-		return err
-	}
-	if verified && len(id.Roles) == 0 {
-		return fmt.Errorf("%s has no role; an operator's certificate is needed", id)
-	}
-	return nil
 }
 
 // Addr is where gRPC is served.

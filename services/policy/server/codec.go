@@ -8,7 +8,7 @@ import (
 )
 
 // frame is an encoded policyv1.Cut, sent as a SubscribeResponse without being
-// decoded or copied.
+// decoded.
 type frame []byte
 
 // responseCut is the number of SubscribeResponse.cut.
@@ -26,7 +26,20 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if !ok {
 		return c.CodecV2.Marshal(v)
 	}
-	head := protowire.AppendTag(nil, responseCut, protowire.BytesType)
-	head = protowire.AppendVarint(head, uint64(len(f)))
-	return mem.BufferSlice{mem.SliceBuffer(head), mem.SliceBuffer(f)}, nil
+	if len(f) > copyBytes {
+		return mem.BufferSlice{mem.SliceBuffer(appendHead(nil, f)), mem.SliceBuffer(f)}, nil
+	}
+	return mem.BufferSlice{mem.SliceBuffer(append(appendHead(make([]byte, 0, headBytes+len(f)), f), f...))}, nil
+}
+
+// Frames of up to copyBytes are copied behind their head, of at most headBytes:
+// that costs less than a second buffer on gRPC's way.
+const (
+	copyBytes = 4 << 10
+	headBytes = 1 + 5
+)
+
+func appendHead(b []byte, f frame) []byte {
+	b = protowire.AppendTag(b, responseCut, protowire.BytesType)
+	return protowire.AppendVarint(b, uint64(len(f)))
 }

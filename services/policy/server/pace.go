@@ -12,9 +12,10 @@ import (
 // that under load changes gather in the store, where they coalesce, and half of
 // the time is left for everything else. A wave does not wait for slow nodes.
 type pace struct {
-	cuts   atomic.Int64  // Cuts that streams have taken.
-	target atomic.Int64  // At which the wave has passed.
-	passed chan struct{} // One slot.
+	streams atomic.Int64  // Open ones.
+	cuts    atomic.Int64  // Cuts that streams have taken.
+	target  atomic.Int64  // At which the wave has passed.
+	passed  chan struct{} // One slot.
 }
 
 // Scopes of up to narrow nodes are not held back. A wave that has not passed
@@ -27,10 +28,29 @@ const (
 // taken counts a cut that a stream took.
 func (p *pace) taken() {
 	if p.cuts.Add(1) == p.target.Load() {
-		select {
-		case p.passed <- struct{}{}:
-		default:
-		}
+		p.pass()
+	}
+}
+
+func (p *pace) pass() {
+	select {
+	case p.passed <- struct{}{}:
+	default:
+	}
+}
+
+// begin is called when a wave has been dispatched. The streams have been taking
+// their cuts of it since cuts had the value that is given. A stream takes one
+// cut, however many of its scopes were marked.
+func (p *pace) begin(before int64, marks int) {
+	select { // Of a former wave.
+	case <-p.passed:
+	default:
+	}
+	target := before + max(1, min(int64(marks), p.streams.Load())*9/10)
+	p.target.Store(target)
+	if p.cuts.Load() >= target {
+		p.pass()
 	}
 }
 
@@ -41,16 +61,13 @@ func (s *Server) Run(ctx context.Context) error {
 	var began time.Time // Of the wave under way; zero for none.
 	resting := false    // The wave has passed, and the timer ends its rest.
 	wave := func() {
+		before, start := s.pace.cuts.Load(), time.Now()
 		marks, _ := s.cfg.Store.Dispatch(1 << 30)
 		if marks <= narrow {
 			return
 		}
-		began, resting = time.Now(), false
-		select { // Of a former wave.
-		case <-s.pace.passed:
-		default:
-		}
-		s.pace.target.Store(s.pace.cuts.Load() + int64(marks)*9/10)
+		began, resting = start, false
+		s.pace.begin(before, marks)
 		timer.Reset(longestWave)
 	}
 	for {

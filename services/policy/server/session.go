@@ -30,7 +30,7 @@ type session struct {
 type stream struct {
 	replaced    chan struct{} // Closed when a newer stream of the node begins.
 	outstanding []sentCut
-	acks        chan struct{} // One slot: something was acknowledged.
+	acks        chan struct{} // One slot: mayCut has another answer.
 	differs     bool          // The node's state is not what it was sent.
 	inventories chan *policyv1.Inventory
 }
@@ -121,7 +121,7 @@ func (se *session) mayCut(st *stream) (room, differs bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if st.differs {
-		st.differs, st.outstanding = false, nil
+		st.differs, st.outstanding = false, st.outstanding[:0]
 		return true, true
 	}
 	return len(st.outstanding) < window, false
@@ -149,8 +149,8 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 		}
 		return known, false
 	}
-	want := st.outstanding[i].digest
-	st.outstanding = st.outstanding[i+1:]
+	want, full := st.outstanding[i].digest, len(st.outstanding) >= window
+	st.outstanding = slices.Delete(st.outstanding, 0, i+1)
 	se.digest = digest
 	se.lastErr = err
 	if err == "" {
@@ -159,9 +159,11 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 	if differs = want != digest; differs {
 		st.differs = true
 	}
-	select {
-	case st.acks <- struct{}{}:
-	default:
+	if full || differs { // Otherwise the sender need not be woken.
+		select {
+		case st.acks <- struct{}{}:
+		default:
+		}
 	}
 	return true, differs
 }

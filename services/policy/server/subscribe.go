@@ -67,6 +67,8 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	defer se.end(v.stream)
 	s.streams.Inc()
 	defer s.streams.Dec()
+	s.pace.streams.Add(1)
+	defer s.pace.streams.Add(-1)
 	v.sub = s.cfg.Store.Subscribe(hello.GetNode())
 	defer func() { v.sub.Close() }()
 	go func() { v.received <- s.receive(call, se, v.stream, v.log) }()
@@ -133,7 +135,7 @@ var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of thi
 
 // follow sends cuts until the stream ends.
 func (v *serving) follow() error {
-	for {
+	for woken := true; ; {
 		room, differs := v.session.mayCut(v.stream)
 		if differs {
 			if err := v.mend(); err != nil {
@@ -141,7 +143,8 @@ func (v *serving) follow() error {
 			}
 			continue
 		}
-		if room {
+		if room && woken {
+			woken = false // What comes after Next leaves a token in Wake.
 			if cut := v.sub.Next(); cut != nil {
 				v.server.pace.taken()
 				if err := v.send(cut); err != nil {
@@ -156,6 +159,7 @@ func (v *serving) follow() error {
 		}
 		select {
 		case <-wake:
+			woken = true
 		case <-v.stream.acks:
 		case err := <-v.received:
 			return err

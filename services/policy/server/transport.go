@@ -1,0 +1,51 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"google.golang.org/grpc"
+
+	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/rpc"
+)
+
+// Transport makes the gRPC server on which s is reached, with both services
+// registered. What sets the policy service's connections apart from those of
+// other servers is added here and nowhere else, so that what is measured is
+// what is run.
+func (s *Server) Transport(cfg rpc.Config) (*rpc.Server, error) {
+	cfg.Options = slices.Concat([]grpc.ServerOption{grpc.ForceServerCodecV2(Codec())}, cfg.Options)
+	r, err := rpc.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.Register(r.GRPC)
+	return r, nil
+}
+
+// CertifiedNode is the node of a caller's certificate; "" where there is no TLS.
+func CertifiedNode(ctx context.Context) (string, error) {
+	id, verified, err := identity.FromContext(ctx)
+	if err != nil || !verified {
+		return "", err
+	}
+	if id.Node == "" {
+		return "", fmt.Errorf("%s is not a node", id)
+	}
+	return id.Node, nil
+}
+
+// CertifiedInspector admits operators and the services, and everybody where
+// there is no TLS; a node reads its span only.
+func CertifiedInspector(ctx context.Context) error {
+	id, verified, err := identity.FromContext(ctx)
+	if err != nil {
+		return err
+	}
+	if verified && len(id.Roles) == 0 {
+		return fmt.Errorf("%s has no role; an operator's certificate is needed", id)
+	}
+	return nil
+}
