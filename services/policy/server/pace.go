@@ -34,8 +34,10 @@ func (p *pace) taken() {
 	}
 }
 
-// Run wakes the streams that changes concern until the context ends.
+// Run wakes the streams that changes concern until the context ends. Then it
+// ends the streams: nothing new would come over them. It is called once.
 func (s *Server) Run(ctx context.Context) error {
+	defer close(s.stopping)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var began time.Time // Of the wave under way; zero for none.

@@ -125,11 +125,16 @@ func (v *serving) await(position storage.Position) error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
 
-var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+var (
+	errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+	errStopping = status.Error(codes.Unavailable, "this replica stops; connect to another")
+)
 
 // follow sends cuts until the stream ends.
 func (v *serving) follow() error {
@@ -161,6 +166,8 @@ func (v *serving) follow() error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
@@ -210,6 +217,8 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 		return nil, err
 	case <-v.stream.replaced:
 		return nil, errReplaced
+	case <-v.server.stopping:
+		return nil, errStopping
 	}
 }
 
