@@ -54,8 +54,10 @@ func (p *pace) begin(before int64, marks int) {
 	}
 }
 
-// Run wakes the streams that changes concern until the context ends.
+// Run wakes the streams that changes concern until the context ends. Then it
+// ends the streams: nothing new would come over them. It is called once.
 func (s *Server) Run(ctx context.Context) error {
+	defer close(s.stopping)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var began time.Time // Of the wave under way; zero for none.

@@ -44,6 +44,7 @@ type Server struct {
 	cfg      Config
 	sessions sessions
 	pace     pace
+	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
 	repairs   prometheus.Counter
@@ -67,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:      cfg,
 		sessions: sessions{byNode: make(map[string]*session)},
 		pace:     pace{passed: make(chan struct{}, 1)},
+		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{

@@ -33,6 +33,7 @@ type fixture struct {
 	server *Server
 	conn   *grpc.ClientConn
 	synced bool
+	stop   context.CancelFunc // Ends Run, and not the gRPC server.
 
 	mu   sync.Mutex
 	node string
@@ -67,6 +68,7 @@ func newFixture(t *testing.T) *fixture {
 	s.Register(g)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
+	f.stop = cancel
 	go s.Run(ctx)
 	pipe := bufconn.Listen(1 << 20)
 	go g.Serve(pipe)
@@ -297,6 +299,17 @@ func TestTheNewerStreamOfANodeReplacesTheOlder(t *testing.T) {
 	old.cut()
 	f.subscribe(hello("node-1")).cut()
 	old.ends(codes.Aborted)
+}
+
+// A replica that stops gives its streams back at once, so that no node waits
+// at it for changes that it does not read any more.
+func TestStreamsEndWhenTheServerStops(t *testing.T) {
+	f := newFixture(t)
+	f.member("m1")
+	c := f.subscribe(hello("node-1"))
+	c.cut()
+	f.stop()
+	c.ends(codes.Unavailable)
 }
 
 func TestANodeReadsItsOwnSpanOnly(t *testing.T) {

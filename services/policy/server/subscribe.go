@@ -127,11 +127,16 @@ func (v *serving) await(position storage.Position) error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
 
-var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+var (
+	errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+	errStopping = status.Error(codes.Unavailable, "this replica stops; connect to another")
+)
 
 // follow sends cuts until the stream ends.
 func (v *serving) follow() error {
@@ -165,6 +170,8 @@ func (v *serving) follow() error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
@@ -214,6 +221,8 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 		return nil, err
 	case <-v.stream.replaced:
 		return nil, errReplaced
+	case <-v.server.stopping:
+		return nil, errStopping
 	}
 }
 
