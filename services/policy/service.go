@@ -38,6 +38,9 @@ type Config struct {
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
+	// Replicas are host:port of the service's replicas, this one perhaps among
+	// them. They tell each other which nodes know a new Pod.
+	Replicas []string
 }
 
 // Service is the policy service.
@@ -89,10 +92,16 @@ func New(cfg Config) (*Service, error) {
 	registry := prometheus.NewRegistry()
 	s.registry = registry
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	s.face, err = server.New(server.Config{
-		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, Synced: s.synced.Load,
-		Registry: registry, Logger: cfg.Logger.Named("server"),
-	})
+	faceCfg := server.Config{
+		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, MayReplicate: server.CertifiedReplica,
+		Synced: s.synced.Load, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
+	}
+	if cfg.TLS.Set() {
+		if faceCfg.ReplicaTLS, err = identity.ClientTLS(cfg.TLS); err != nil {
+			return nil, err
+		}
+	}
+	s.face, err = server.New(faceCfg)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +164,13 @@ func (s *Service) take(b Batch) {
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
 	}
-	revision := s.store.Commit(s.engine.Flush(), b.Position)
+	var revision uint64
+	if s.synced.Load() {
+		changes, moves := s.engine.FlushMoves()
+		revision = s.face.Commit(changes, b.Position, moves)
+	} else { // Nobody is served yet who could be waited for.
+		revision = s.store.Commit(s.engine.Flush(), b.Position)
+	}
 	s.mu.Unlock()
 	s.objects.Add(float64(len(b.Events)))
 	s.problems.Set(float64(b.Problems))
