@@ -29,7 +29,10 @@ type Config struct {
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Reconcile      time.Duration
-	Logger         hclog.Logger
+	// PeerBarrier is how long a new Pod's port waits at the most for other nodes
+	// to have the Pod's address, where their rules await it. Zero: it does not.
+	PeerBarrier time.Duration
+	Logger      hclog.Logger
 
 	// Dataplane is run in place of the bridge that the fields above name, and
 	// Dial connects to policy services in place of TCP. Tests set them.
@@ -48,6 +51,7 @@ func Defaults() Config {
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
 		Reconcile:      4 * time.Second,
+		PeerBarrier:    500 * time.Millisecond,
 	}
 }
 

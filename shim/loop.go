@@ -26,8 +26,7 @@ type Switch interface {
 	Ports(ctx context.Context) ([]bridge.Port, error)
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
 	PacketInStats(id uint16) bridge.PacketInStats
-	// FlushConntrack forgets the connections of a zone that an address has part in.
-	FlushConntrack(ctx context.Context, zone uint16, addr netip.Addr) error
+	FlushConntrack(ctx context.Context, c bridge.Connections) error
 	// Settle returns when every packet meets the flows of the last Apply; the
 	// touch flow is one of them.
 	Settle(ctx context.Context, touch openflow.Flow) error
@@ -64,9 +63,11 @@ type loop struct {
 	blocked  error              // Why the state held gives no compiler; nil where that is not what is missing.
 	config   pipeline.Config
 	former   pipeline.Assignment
-	held     Holder
+	holder   Holder
 	complete bool // The state is whole: orphans may be swept.
 	ports    []pipeline.Port
+	held     map[string]*hold      // Of Pods, by the keys of their endpoints.
+	haunted  map[string]bool       // Ports, by id, whose addresses may have a former owner's connections.
 	open     map[netip.Addr]string // Addresses of open ports, with the port's id. Nil: not known yet.
 	hidden   map[string]bool       // Ports that the host ignores, by id; of a userspace datapath.
 	problems map[string]string     // Ports that cannot be used, by interface.
@@ -78,8 +79,15 @@ type loop struct {
 	unsettled  bool // Packets may still go by what was there before the last bundle.
 	unsaved    bool
 	saved      time.Time
+	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
 	lastReport string
+}
+
+func newLoop(s *Shim, sw Switch, h Holder) *loop {
+	timer := time.NewTimer(0)
+	timer.Stop()
+	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), holdTimer: timer}
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -111,11 +119,16 @@ func (l *loop) run(ctx context.Context) error {
 	defer reconcile.Stop()
 	retry := time.NewTicker(retryInterval)
 	defer retry.Stop()
+	defer l.holdTimer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			l.save(true)
 			return ctx.Err()
+		case req := <-s.holds:
+			l.hold(ctx, req)
+		case now := <-l.holdTimer.C:
+			l.endHolds(ctx, now)
 		case req := <-s.applies:
 			req.done <- l.apply(req.ctx, req.state, req.touched)
 		case <-s.portsChanged:
@@ -133,6 +146,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-reconcile.C:
 			l.stale = true
 		case <-retry.C:
+			l.retryHaunted(ctx)
 		}
 		if l.stale {
 			l.reconcile(ctx)
@@ -154,7 +168,8 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	if !l.complete {
 		touched = pipeline.Whole(state)
 	}
-	change, err := l.compiler.Update(state, touched, l.ports)
+	l.sift(state)
+	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
 		return applyResult{err: err}
@@ -171,16 +186,16 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 
 // tell brings a change to the bridge.
 func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
-	l.shim.setPorts(l.ports, l.compiler)
-	before, now := l.open, l.compiler.OpenAddresses()
-	l.open = now
+	before := l.open
+	l.open = l.compiler.OpenAddresses()
 	if before == nil {
-		before = now // The first look: what was open before is not known, and lives on.
+		before = l.open // The first look: what was open before is not known, and lives on.
 	}
 	// A new owner of an address must not inherit connections: they go before its
 	// port opens. Those of one that went go with it.
-	l.forget(ctx, now, before)
-	defer l.forget(ctx, before, now)
+	l.exorcise(ctx, before)
+	l.shim.setPorts(l.ports, l.compiler)
+	defer l.forgetDeparted(ctx, before)
 	if l.stale {
 		l.settled = false
 		return l.reconcile(ctx)
@@ -218,14 +233,14 @@ func (l *loop) settle(ctx context.Context) error {
 	return nil
 }
 
-// forget drops the connections of the addresses that one side has and the other
-// has not, or has at another port.
-func (l *loop) forget(ctx context.Context, of, butNot map[netip.Addr]string) {
-	for addr, port := range of {
-		if butNot[addr] == port {
+// forgetDeparted drops the connections of addresses that have no open port any
+// more, or another one.
+func (l *loop) forgetDeparted(ctx context.Context, before map[netip.Addr]string) {
+	for addr, port := range before {
+		if l.open[addr] == port {
 			continue
 		}
-		if err := l.sw.FlushConntrack(ctx, pipeline.Zone, addr); err != nil {
+		if err := l.forget(ctx, addr); err != nil {
 			l.failed(fmt.Errorf("forget connections: %w", err))
 		}
 	}
@@ -334,13 +349,7 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		l.restart(ctx, local)
 		return
 	}
-	change, err := l.compiler.Update(nil, nil, l.ports) // With no policies touched it refuses none.
-	if err == nil {
-		err = l.tell(ctx, change)
-	}
-	if err != nil {
-		l.failed(err)
-	}
+	l.openPorts(ctx)
 }
 
 // hidePorts keeps the host's stack away from the ports, where the datapath
@@ -395,8 +404,8 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 	compiler := pipeline.New(l.config, l.former)
 	var change pipeline.Change
 	err := errors.New("the state held is wrong; awaiting a repair")
-	l.held.View(func(state *storage.Replica) {
-		change, err = compiler.Update(state, pipeline.Whole(state), l.ports)
+	l.holder.View(func(state *storage.Replica) {
+		change, err = compiler.Update(state, pipeline.Whole(state), l.usable())
 	})
 	l.blocked = err
 	if err != nil {
@@ -483,7 +492,7 @@ func (l *loop) save(now bool) {
 	if !l.unsaved || l.compiler == nil || (!now && time.Since(l.saved) < checkpointInterval) {
 		return
 	}
-	state := l.held.Snapshot()
+	state := l.holder.Snapshot()
 	if state == nil {
 		return
 	}

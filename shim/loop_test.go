@@ -101,6 +101,8 @@ type tap struct {
 	meters  []openflow.MeterStats
 	settle  chan struct{} // Settle waits for it to close. Nil: it does not.
 	settles int           // Calls begun.
+	noFlush error         // Of FlushConntrack.
+	flushes int           // Calls of it.
 }
 
 func newTap() *tap {
@@ -224,9 +226,10 @@ func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest),
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
-	s.loop = &loop{shim: s, sw: sw, held: w, former: assignment, complete: restored, config: pipeline.Config{LogRate: cfg.LogRate}}
+	s.loop = newLoop(s, sw, w)
+	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}
 	return s
 }
 

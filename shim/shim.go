@@ -38,6 +38,7 @@ type Shim struct {
 	http     net.Listener
 
 	applies      chan applyRequest
+	holds        chan holdRequest
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
@@ -58,7 +59,7 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest)}
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest)}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
@@ -78,8 +79,9 @@ func New(cfg Config) (*Shim, error) {
 			return nil, err
 		}
 	}
-	s.loop = &loop{shim: s, sw: s.bridge, held: s.client, former: assignment, complete: restored,
-		config: pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}}
+	s.loop = newLoop(s, s.bridge, s.client)
+	s.loop.former, s.loop.complete = assignment, restored
+	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
 	if cfg.MetricsListen != "" {
 		if s.http, err = net.Listen("tcp", cfg.MetricsListen); err != nil {
 			return nil, fmt.Errorf("listen for metrics: %w", err)
@@ -228,6 +230,8 @@ type metrics struct {
 	unparsed prometheus.Counter
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
+
+	barrierTimeouts prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -239,9 +243,11 @@ func newMetrics() *metrics {
 		mended:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
 		unparsed: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
 		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage."}, []string{"stage"}),
-		ports:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
+		barrierTimeouts: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_peer_barrier_timeouts_total",
+			Help: "Ports that opened before all nodes concerned were known to have the Pod's address."}),
+		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.barrierTimeouts)
 	return m
 }
 

@@ -9,18 +9,36 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
 
-// FlushConntrack forgets the connections of a zone that an address takes part
-// in: as the original source, as the original destination, or, where that is
-// translated, as the reply's source.
-func (b *Bridge) FlushConntrack(ctx context.Context, zone uint16, addr netip.Addr) error {
+// Connections are those that an address takes part in: as the original source,
+// as the original destination, or, where that is translated, as the reply's
+// source.
+type Connections struct {
+	Addr    netip.Addr
+	Zone    uint16
+	AnyZone bool  // Zone counts for nothing.
+	Proto   uint8 // IP protocol; zero is any.
+}
+
+func (c Connections) String() string {
+	text := "connections of " + c.Addr.String()
+	if c.Proto != 0 {
+		text += fmt.Sprintf(" by protocol %d", c.Proto)
+	}
+	if !c.AnyZone {
+		text += fmt.Sprintf(" in zone %d", c.Zone)
+	}
+	return text
+}
+
+// FlushConntrack forgets connections.
+func (b *Bridge) FlushConntrack(ctx context.Context, c Connections) error {
 	s := b.session(roleChange)
 	if s == nil {
 		return ErrDisconnected
 	}
-	filters := []openflow.ConntrackFilter{
-		{Zone: zone, OrigSrc: addr},
-		{Zone: zone, OrigDst: addr},
-		{Zone: zone, ReplySrc: addr},
+	filters := [3]openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}}
+	for i := range filters {
+		filters[i].Zone, filters[i].AnyZone, filters[i].Proto = c.Zone, c.AnyZone, c.Proto
 	}
 	s.turn.Lock()
 	defer s.turn.Unlock()
@@ -33,7 +51,7 @@ func (b *Bridge) FlushConntrack(ctx context.Context, zone uint16, addr netip.Add
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("flush connections of %s in zone %d: %w", addr, zone, err)
+		return fmt.Errorf("flush %s: %w", c, err)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"maps"
-	"net/netip"
 	"slices"
 )
 
@@ -76,14 +75,15 @@ func (f *Fake) Local(context.Context) (Port, error) {
 }
 
 // FlushConntrack is as Bridge.FlushConntrack.
-func (f *Fake) FlushConntrack(_ context.Context, zone uint16, addr netip.Addr) error {
+func (f *Fake) FlushConntrack(_ context.Context, of Connections) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.connected {
 		return ErrDisconnected
 	}
 	f.conns.flush(func(c *connection) bool {
-		return c.orig.zone == zone && (c.orig.src == addr || c.orig.dst == addr || c.reply.src == addr)
+		return (of.AnyZone || c.orig.zone == of.Zone) && (of.Proto == 0 || c.orig.proto == of.Proto) &&
+			(c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr)
 	})
 	return nil
 }

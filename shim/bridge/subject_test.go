@@ -33,7 +33,7 @@ type api interface {
 	RemovePort(ctx context.Context, name string) error
 	Reconnected() <-chan struct{}
 	Connected() (bool, uint64)
-	FlushConntrack(ctx context.Context, zone uint16, addr netip.Addr) error
+	FlushConntrack(ctx context.Context, c bridge.Connections) error
 }
 
 // Both are what consumers will declare interfaces for.

@@ -336,7 +336,7 @@ func TestTrackersAgree(t *testing.T) {
 				}
 				s.must(s.Apply(s.ctx, bridge.Diff(want, s.read())))
 				for _, a := range []string{"10.0.0.1", "10.0.0.2", "fd00::1"} {
-					s.must(s.FlushConntrack(s.ctx, 1, addrOf(a)))
+					s.must(s.FlushConntrack(s.ctx, bridge.Connections{Addr: addrOf(a), Zone: 1}))
 				}
 				for _, p := range c.packets {
 					s.send(p)
@@ -374,20 +374,24 @@ func (s *subject) reports() string {
 func TestFlushedConnectionsAreForgotten(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		s.put(tracker(of.NAT{})...)
-		for _, gone := range []string{"10.0.0.1", "10.0.0.2"} {
+		for _, flush := range []struct{ other, of bridge.Connections }{
+			{bridge.Connections{Addr: addrOf("10.0.0.1"), Zone: 2}, bridge.Connections{Addr: addrOf("10.0.0.1"), Zone: 1}},
+			{bridge.Connections{Addr: addrOf("10.0.0.2"), Zone: 2}, bridge.Connections{Addr: addrOf("10.0.0.2"), Zone: 1}},
+			{bridge.Connections{Addr: addrOf("10.0.0.1"), AnyZone: true, Proto: of.ProtoSCTP}, bridge.Connections{Addr: addrOf("10.0.0.1"), AnyZone: true, Proto: of.ProtoUDP}},
+		} {
 			s.send(udp(1, "10.0.0.1", "10.0.0.2", 1, 53))
 			s.send(udp(1, "10.0.0.3", "10.0.0.4", 1, 53))
 			s.reports()
-			s.must(s.FlushConntrack(s.ctx, 2, addrOf(gone))) // another zone
-			s.must(s.FlushConntrack(s.ctx, 1, addrOf(gone)))
+			s.must(s.FlushConntrack(s.ctx, flush.other))
+			s.must(s.FlushConntrack(s.ctx, flush.of))
 			s.send(udp(2, "10.0.0.2", "10.0.0.1", 53, 1))
 			if state := s.next(logID).Metadata.CtState(); state&of.CtNew == 0 {
-				t.Errorf("after flushing %s its connection is %s", gone, stateWords(state))
+				t.Errorf("after flushing %s one of them is %s", flush.of, stateWords(state))
 			}
 			s.reports()
 			s.send(udp(2, "10.0.0.4", "10.0.0.3", 53, 1))
 			if state := s.next(logID).Metadata.CtState(); state&of.CtEst == 0 {
-				t.Errorf("after flushing %s another connection is %s", gone, stateWords(state))
+				t.Errorf("after flushing %s another is %s", flush.of, stateWords(state))
 			}
 			s.reports()
 		}

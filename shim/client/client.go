@@ -47,6 +47,10 @@ type Handler interface {
 	// is not. The replica may be read until it returns. Problems are items
 	// that could not be realised although the rest is in force.
 	Apply(ctx context.Context, state *storage.Replica, touched storage.Touched) (problems []*policyv1.ItemError, err error)
+	// Hold names endpoints, by key, of which the next Apply brings new addresses
+	// and whose ports are to stay closed until Release names them, but not for ever.
+	Hold(ctx context.Context, endpoints []string)
+	Release(ctx context.Context, endpoints []string)
 	// Stats are sent to the service now and then.
 	Stats() *policyv1.NodeStats
 }
@@ -297,8 +301,10 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 				refused = answer.GetNack().GetRevision()
 				out.send(ctx, answer)
 			}
+		case *policyv1.SubscribeResponse_Release:
+			h.Release(ctx, m.Release.GetEndpoints())
 		default:
-			return began, spread, errors.New("a message that is no cut, no in-sync and no inventory request")
+			return began, spread, errors.New("a message that is no cut, in-sync, inventory request or release")
 		}
 	}
 }
@@ -365,6 +371,9 @@ func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclo
 		c.mismatches.Add(1)
 		log.Error("state differs from the service's: not applied, awaiting a repair", "revision", f.GetRevision(), "held", held, "want", want)
 		return nack(f.GetRevision(), held, "digest differs", nil), nil
+	}
+	if len(f.GetHeld()) > 0 {
+		h.Hold(ctx, f.GetHeld())
 	}
 	return c.apply(ctx, f.GetRevision(), h, log), ctx.Err()
 }

@@ -3,7 +3,9 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 // handler hands every Apply to the test, which says what it returns.
 type handler struct {
 	calls chan call
+	holds chan string // What was held and released.
 }
 
 // call is one Apply: what was touched, by key, and the members then held.
@@ -31,7 +34,14 @@ type call struct {
 	answer  chan error
 }
 
-func newHandler() *handler { return &handler{calls: make(chan call)} }
+func newHandler() *handler { return &handler{calls: make(chan call), holds: make(chan string, 8)} }
+
+func (h *handler) Hold(_ context.Context, endpoints []string) {
+	h.holds <- fmt.Sprint("held ", endpoints)
+}
+func (h *handler) Release(_ context.Context, endpoints []string) {
+	h.holds <- fmt.Sprint("released ", endpoints)
+}
 
 func (h *handler) Apply(ctx context.Context, state *storage.Replica, touched storage.Touched) ([]*policyv1.ItemError, error) {
 	c := call{touched: map[string]bool{}, answer: make(chan error, 1)}
@@ -75,7 +85,10 @@ func (h *handler) next(t *testing.T) call {
 
 func start(t *testing.T, cfg Config, h Handler) *Client {
 	t.Helper()
-	cfg.Node, cfg.Version, cfg.Logger = "node-1", "v1", hclog.NewNullLogger()
+	if cfg.Node == "" {
+		cfg.Node = "node-1"
+	}
+	cfg.Version, cfg.Logger = "v1", hclog.NewNullLogger()
 	if cfg.MinBackoff == 0 {
 		cfg.MinBackoff, cfg.MaxBackoff = time.Millisecond, 10*time.Millisecond
 	}
@@ -516,5 +529,44 @@ func TestStatsAreSent(t *testing.T) {
 	p, _ := s.next(t)
 	if got := p.request(t).GetStats(); got.GetPacketInsLost() != 7 {
 		t.Errorf("stats: %v", got)
+	}
+}
+
+// What the service holds is held before the cut is put in force, and released
+// once the node concerned has applied it.
+func TestHoldAndRelease(t *testing.T) {
+	store := storage.New("epoch")
+	put(store, groupID, "a")
+	store.Commit([]storage.Change{{Op: storage.OpJoin, Scope: otherID, Kind: storage.ScopeAddressGroup, Node: "node-2"}}, nil)
+	s, own, peer := realServer(t, store), newHandler(), newHandler()
+	start(t, Config{Addresses: []string{s.address}}, own)
+	start(t, Config{Addresses: []string{s.address}, Node: "node-2"}, peer)
+	own.next(t).answer <- nil
+	peer.next(t).answer <- nil
+	key, at := storage.PodKey("ns", "b"), func(id storage.ScopeID) storage.Change {
+		return storage.Change{Op: storage.OpUpsert, Scope: id, Kind: storage.ScopeAddressGroup, Item: member("b")}
+	}
+	s.Commit([]storage.Change{at(groupID), at(otherID)}, nil, engine.Moves{Arrivals: []engine.Arrival{
+		{Node: "node-1", Key: key, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Awaited: []storage.ScopeID{otherID}}}})
+	own.told(t, "held ["+key+"]")
+	own.next(t).answer <- nil
+	select {
+	case got := <-own.holds:
+		t.Fatalf("%s before the other node has answered", got)
+	default:
+	}
+	peer.next(t).answer <- nil
+	own.told(t, "released ["+key+"]")
+}
+
+func (h *handler) told(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case got := <-h.holds:
+		if got != want {
+			t.Fatalf("told %q, want %q", got, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("never told %q", want)
 	}
 }

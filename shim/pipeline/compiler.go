@@ -332,6 +332,18 @@ func unlink[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
 // Open says whether a port carries traffic.
 func (c *Compiler) Open(ofport uint32) bool { return c.ports[ofport] != nil }
 
+// Knows says whether the state places an endpoint on this node.
+func (c *Compiler) Knows(endpoint string) bool { return c.endpoints[endpoint] != nil }
+
+// OpenEndpoint are the addresses of an endpoint whose port may carry traffic;
+// nil for one whose port may not.
+func (c *Compiler) OpenEndpoint(endpoint string) []netip.Addr {
+	if ep := c.endpoints[endpoint]; ep != nil && ep.port != nil {
+		return ep.ips
+	}
+	return nil
+}
+
 // Touch is a flow that is always there, and the same for every state.
 func (c *Compiler) Touch() openflow.Flow {
 	return openflow.Flow{Table: TableOutput, Priority: prioMiss, Cookie: cookie(KindStatic, 0), Actions: actions(openflow.OutputRegister(regOutput))}

@@ -213,11 +213,12 @@ func AppendPacketOut(b []byte, xid uint32, p *PacketOut) []byte {
 	return finish(b, start)
 }
 
-// ConntrackFilter chooses connections of one zone to forget: those whose
-// original source and destination, and whose reply's source, are as given;
-// invalid addresses choose all.
+// ConntrackFilter chooses connections to forget: those whose original source
+// and destination, and whose reply's source, are as given; invalid addresses
+// choose all.
 type ConntrackFilter struct {
 	Zone                       uint16
+	AnyZone                    bool // Zone counts for nothing.
 	OrigSrc, OrigDst, ReplySrc netip.Addr
 	Proto                      uint8 // 0: any
 }
@@ -244,6 +245,8 @@ func AppendConntrackFlush(b []byte, xid uint32, f ConntrackFilter) []byte {
 	}
 	tuple(0, f.OrigSrc, f.OrigDst)
 	tuple(1, f.ReplySrc, netip.Addr{})
-	b = appendProp(b, 2, []byte{byte(f.Zone >> 8), byte(f.Zone), 0, 0})
+	if !f.AnyZone {
+		b = appendProp(b, 2, []byte{byte(f.Zone >> 8), byte(f.Zone), 0, 0})
+	}
 	return finish(b, start)
 }

@@ -1,0 +1,195 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage"
+)
+
+// A port of a known Pod carries traffic, but in two cases: other nodes have not
+// all applied the Pod's address, which the service says and for which the shim
+// waits no longer than Config.PeerBarrier; or connections that the address had
+// under its former owner could not be forgotten.
+
+// hold is a Pod whose port stays closed.
+type hold struct {
+	until time.Time
+	was   []netip.Addr // With which its port was open when the hold began; nil where it was not.
+}
+
+// holdRequest is the client's.
+type holdRequest struct {
+	endpoints []string
+	release   bool
+}
+
+// Hold implements client.Handler: the loop does it, before the next Apply.
+func (s *Shim) Hold(ctx context.Context, endpoints []string) {
+	s.requestHold(ctx, holdRequest{endpoints: endpoints})
+}
+
+// Release implements client.Handler.
+func (s *Shim) Release(ctx context.Context, endpoints []string) {
+	s.requestHold(ctx, holdRequest{endpoints: endpoints, release: true})
+}
+
+func (s *Shim) requestHold(ctx context.Context, r holdRequest) {
+	select {
+	case s.holds <- r:
+	case <-ctx.Done():
+	}
+}
+
+// hold takes a request.
+func (l *loop) hold(ctx context.Context, r holdRequest) {
+	if r.release {
+		for _, key := range r.endpoints {
+			delete(l.held, key)
+		}
+		l.openPorts(ctx)
+		return
+	}
+	if l.shim.cfg.PeerBarrier <= 0 {
+		return
+	}
+	until := time.Now().Add(l.shim.cfg.PeerBarrier)
+	for _, key := range r.endpoints {
+		if l.held[key] != nil {
+			continue
+		}
+		h := &hold{until: until}
+		if l.compiler != nil {
+			h.was = l.compiler.OpenEndpoint(key)
+		}
+		l.held[key] = h
+	}
+	l.timeHolds()
+}
+
+// sift ends the holds of Pods whose ports are open and whose addresses a state
+// leaves as they were: another replica may be told late of what all nodes know.
+func (l *loop) sift(state *storage.Replica) {
+	if len(l.held) == 0 {
+		return
+	}
+	state.Items(storage.ScopeNode, func(_ storage.ScopeID, item *policyv1.Item) {
+		ep := item.GetEndpoint()
+		if ep == nil {
+			return
+		}
+		key := storage.PodKey(ep.GetNamespace(), ep.GetName())
+		if h := l.held[key]; h != nil && h.was != nil && slices.EqualFunc(h.was, ep.GetIps(), func(a netip.Addr, b []byte) bool {
+			return slices.Equal(a.AsSlice(), b)
+		}) {
+			delete(l.held, key)
+		}
+	})
+}
+
+// usable are the ports that may be open.
+func (l *loop) usable() []pipeline.Port {
+	if len(l.held)+len(l.haunted) == 0 {
+		return l.ports
+	}
+	return slices.DeleteFunc(slices.Clone(l.ports), func(p pipeline.Port) bool {
+		return l.held[storage.PodKey(p.Namespace, p.Name)] != nil || l.haunted[p.ID]
+	})
+}
+
+// openPorts brings to the bridge what changed in usable.
+func (l *loop) openPorts(ctx context.Context) {
+	if l.compiler == nil {
+		return
+	}
+	change, err := l.compiler.Update(nil, nil, l.usable()) // With no policies touched it refuses none.
+	if err == nil {
+		err = l.tell(ctx, change)
+	}
+	if err != nil {
+		l.failed(err)
+	}
+}
+
+// timeHolds sets the timer to the end of the first hold.
+func (l *loop) timeHolds() {
+	var first time.Time
+	for _, h := range l.held {
+		if first.IsZero() || h.until.Before(first) {
+			first = h.until
+		}
+	}
+	if !first.IsZero() {
+		l.holdTimer.Reset(time.Until(first))
+	}
+}
+
+// endHolds opens the ports that have waited long enough.
+func (l *loop) endHolds(ctx context.Context, now time.Time) {
+	ended := 0
+	for key, h := range l.held {
+		if now.Before(h.until) {
+			continue
+		}
+		delete(l.held, key)
+		if l.compiler != nil && l.compiler.Knows(key) {
+			ended++
+			l.shim.logger.Warn("port opens although not all nodes concerned are known to have the Pod's address", "endpoint", key, "waited", l.shim.cfg.PeerBarrier)
+		}
+	}
+	l.timeHolds()
+	if ended > 0 {
+		l.shim.metrics.barrierTimeouts.Add(float64(ended))
+		l.openPorts(ctx)
+	}
+}
+
+// exorcise forgets what connections the addresses of newly open ports have from
+// former owners. A port for which that fails is closed again before the bridge
+// knows of it, and tried again later.
+func (l *loop) exorcise(ctx context.Context, before map[netip.Addr]string) {
+	again := false
+	for addr, port := range l.open {
+		if before[addr] == port {
+			continue
+		}
+		if err := l.forget(ctx, addr); err != nil {
+			l.failed(fmt.Errorf("port stays closed: %w", err))
+			l.haunted[port] = true
+			again = true
+		}
+	}
+	if !again {
+		return
+	}
+	if _, err := l.compiler.Update(nil, nil, l.usable()); err != nil {
+		l.failed(err)
+	}
+	l.open = l.compiler.OpenAddresses()
+	l.stale = true // What the two updates change comes to the bridge by reading it back.
+}
+
+// retryHaunted tries the ports again whose connections could not be forgotten.
+func (l *loop) retryHaunted(ctx context.Context) {
+	if len(l.haunted) > 0 {
+		clear(l.haunted)
+		l.openPorts(ctx)
+	}
+}
+
+// forget drops the connections of an address, in all zones that it may be in.
+func (l *loop) forget(ctx context.Context, addr netip.Addr) error {
+	for _, of := range []bridge.Connections{{Addr: addr, Zone: pipeline.Zone}, {Addr: addr, AnyZone: true, Proto: openflow.ProtoSCTP}} {
+		if err := l.sw.FlushConntrack(ctx, of); err != nil {
+			return err
+		}
+	}
+	return nil
+}
