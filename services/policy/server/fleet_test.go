@@ -193,9 +193,12 @@ func startFleet(b *testing.B) *fleet {
 	}()
 	b.Cleanup(func() {
 		in.Close()
+		if b.Failed() { // An order may be under way that never ends.
+			_ = cmd.Process.Kill()
+		}
 		for range f.answers { // Until it ends.
 		}
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !b.Failed() {
 			b.Errorf("the nodes' process: %v", err)
 		}
 	})
@@ -208,14 +211,19 @@ func (f *fleet) do(o order) answer {
 	if err := f.in.Encode(o); err != nil {
 		f.b.Fatal(err)
 	}
-	return f.must(<-f.answers)
+	a, ok := <-f.answers
+	f.must(a, ok)
+	return a
 }
 
-// must ends the benchmark where the answer says that the fleet has failed.
-func (f *fleet) must(a answer) answer {
+// must ends the benchmark where the fleet has failed: what it said, and whether
+// it said anything.
+func (f *fleet) must(a answer, ok bool) {
 	f.b.Helper()
+	if !ok {
+		f.b.Fatal("the nodes' process has ended")
+	}
 	if a.Error != "" {
 		f.b.Fatalf("the nodes: %s", a.Error)
 	}
-	return a
 }

@@ -166,9 +166,9 @@ func (l *loaded) wait() []time.Duration {
 	defer timeout.Stop()
 	select {
 	case <-l.acks.done:
-	case a := <-l.fleet.answers:
-		l.fleet.must(a)
-		l.b.Fatal("the nodes' process has ended")
+	case a, ok := <-l.fleet.answers:
+		l.fleet.must(a, ok)
+		l.b.Fatalf("the nodes' process answers what it was not asked: %v", a)
 	case <-timeout.C:
 		l.b.Fatalf("%d acknowledgements after %s", l.acks.came.Load(), stalled)
 	}
