@@ -1,8 +1,10 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"time"
 
@@ -28,6 +30,11 @@ type Config struct {
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Reconcile      time.Duration
 	Logger         hclog.Logger
+
+	// Dataplane is run in place of the bridge that the fields above name, and
+	// Dial connects to policy services in place of TCP. Tests set them.
+	Dataplane Dataplane
+	Dial      func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // Defaults are the values of flags that are not given.

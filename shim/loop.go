@@ -33,6 +33,19 @@ type Switch interface {
 	Settle(ctx context.Context, touch openflow.Flow) error
 }
 
+// Dataplane is a bridge as the Shim runs it.
+type Dataplane interface {
+	Switch
+	// SetUp makes the bridge; Run, called after it, keeps it connected until
+	// the context ends.
+	SetUp(ctx context.Context) error
+	Run(ctx context.Context) error
+	// What the bridge tells of itself; the channels stay the same.
+	PortsChanged() <-chan struct{}
+	Reconnected() <-chan struct{}
+	PacketIns(id uint16) <-chan openflow.PacketIn
+}
+
 // Holder holds the node's state: the client. Both methods may be called while
 // cuts arrive.
 type Holder interface {

@@ -29,7 +29,7 @@ import (
 type Shim struct {
 	cfg      Config
 	logger   hclog.Logger
-	bridge   *bridge.Bridge
+	bridge   Dataplane
 	client   *client.Client
 	reporter *packetlog.Reporter // Nil: no collector.
 	log      *packetlog.Log
@@ -59,18 +59,14 @@ func New(cfg Config) (*Shim, error) {
 		return nil, err
 	}
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest)}
-	s.bridge, err = bridge.New(bridge.Config{
-		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
-		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
-		Logger:      cfg.Logger.Named("bridge"),
-	})
-	if err != nil {
-		return nil, err
+	if s.bridge = cfg.Dataplane; s.bridge == nil {
+		if s.bridge, err = newBridge(&cfg); err != nil {
+			return nil, err
+		}
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	replica, assignment, restored := restore(&cfg)
-	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, TLS: tlsConfig, Node: cfg.Node, Version: Version,
+	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, TLS: tlsConfig, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
@@ -91,6 +87,22 @@ func New(cfg Config) (*Shim, error) {
 	}
 	return s, nil
 }
+
+// newBridge is the Open vSwitch bridge that a configuration names.
+func newBridge(cfg *Config) (*bridge.Bridge, error) {
+	return bridge.New(bridge.Config{
+		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
+		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
+		Logger:      cfg.Logger.Named("bridge"),
+	})
+}
+
+// View lends the state that the node holds: see Holder.
+func (s *Shim) View(fn func(state *storage.Replica)) bool { return s.client.View(fn) }
+
+// Metrics are the shim's, also served at Config.MetricsListen.
+func (s *Shim) Metrics() prometheus.Gatherer { return s.metrics.registry }
 
 // Run sets the bridge up and serves until the context ends. What is in force
 // then stays.

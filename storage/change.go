@@ -36,6 +36,7 @@ type Cut struct {
 	Digest   Digest   // Of the node's whole state after the cut.
 	Snapshot bool     // From nothing.
 	Scopes   []ScopeChange
+	Held     []string // Keys of endpoint items, for whoever sends the cut to say.
 }
 
 // BucketReset has the receiver forget its former items of some buckets.
@@ -57,7 +58,7 @@ type ScopeChange struct {
 
 // Numbers of the fields that Frames writes, from state.proto.
 const (
-	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes = 1, 2, 3, 4, 5, 6, 7
+	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes, cutHeld = 1, 2, 3, 4, 5, 6, 7, 8
 
 	scopeIDField, scopeKindField, scopeReset, scopeGone, scopeUpserts, scopeRemovals, scopeBuckets, scopeResetBuckets = 1, 2, 3, 4, 5, 6, 7, 8
 )
@@ -109,7 +110,11 @@ func (c *Cut) Frames(limit int) [][]byte {
 		}
 		frame = appendBytes(frame, cutPosition, position)
 	}
-	return append(frames, appendBytes(frame, cutDigest, c.Digest.Bytes()))
+	frame = appendBytes(frame, cutDigest, c.Digest.Bytes())
+	for _, key := range c.Held {
+		frame = appendString(frame, cutHeld, key)
+	}
+	return append(frames, frame)
 }
 
 // begin is the head of a scope's message; the first says what is to be forgotten.

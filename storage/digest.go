@@ -82,16 +82,12 @@ func scopeHash(id ScopeID) Digest {
 }
 
 // itemHash is what an item adds to the digest of a scope.
-func itemHash(id ScopeID, body Digest) Digest {
+func itemHash(id ScopeID, body string) Digest {
+	h := xxh3.HashString128(body)
 	var b [32]byte
 	copy(b[:16], id[:])
-	binary.BigEndian.PutUint64(b[16:], body.hi)
-	binary.BigEndian.PutUint64(b[24:], body.lo)
-	h := xxh3.Hash128(b[:])
-	return Digest{hi: h.Hi, lo: h.Lo}
-}
-
-func bodyHash(body []byte) Digest {
-	h := xxh3.Hash128(body)
+	binary.BigEndian.PutUint64(b[16:], h.Hi)
+	binary.BigEndian.PutUint64(b[24:], h.Lo)
+	h = xxh3.Hash128(b[:])
 	return Digest{hi: h.Hi, lo: h.Lo}
 }

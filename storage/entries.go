@@ -1,5 +1,9 @@
 package storage
 
+import (
+	"hash/maphash"
+)
+
 // entries are the items of a scope and the tombstones of what it lost, each in
 // a list that is ordered by the revision of the last change. Slots are named by
 // number, so that a slot costs 64 bytes and its growth moves nothing that
@@ -10,7 +14,7 @@ type entries struct {
 	free  int32        // Head of the list of free slots, by next; none is -1.
 	live  list         // Items.
 	dead  list         // Tombstones.
-	index map[string]slot
+	index *index       // Of slots by key, where these are many.
 }
 
 type slot = int32
@@ -29,10 +33,16 @@ type list struct {
 }
 
 const (
-	slabSlots   = 256
-	scannedKeys = 8 // A scope with more entries than this has an index.
-	none        = slot(-1)
+	slabSlots = 256
+	none      = slot(-1)
 )
+
+// keySeed makes hashes that nothing but the place in an index depends on.
+var keySeed = maphash.MakeSeed()
+
+func hashKey(key string) uint32 { return uint32(maphash.String(keySeed, key)) }
+
+func (es *entries) hashAt(i slot) uint32 { return hashKey(es.at(i).key) }
 
 type entrySlab [slabSlots]entry
 
@@ -51,10 +61,7 @@ func (es *entries) at(i slot) *entry {
 // find is the slot of a key, be it an item's or a tombstone's.
 func (es *entries) find(key string) slot {
 	if es.index != nil {
-		if i, ok := es.index[key]; ok {
-			return i
-		}
-		return none
+		return es.index.find(hashKey(key), func(i slot) bool { return es.at(i).key == key })
 	}
 	for _, l := range []*list{&es.live, &es.dead} {
 		for i := l.newest; i != none; {
@@ -88,9 +95,19 @@ func (es *entries) take(key string) slot {
 	}
 	es.at(i).key = key
 	if es.index != nil {
-		es.index[key] = i
+		es.index.add(hashKey(key), i, es.hashAt)
+	} else if es.live.len+es.dead.len >= scanned {
+		es.buildIndex()
+		es.index.add(hashKey(key), i, es.hashAt)
 	}
 	return i
+}
+
+// reserve makes room for the first items.
+func (es *entries) reserve(n int) {
+	if len(es.first) == 0 {
+		es.first = make([]entry, 0, min(n, slabSlots))
+	}
 }
 
 // slots is how many slots there are.
@@ -101,9 +118,6 @@ func (es *entries) grow() slot {
 	n := es.slots()
 	if n < slabSlots {
 		es.first = append(es.first, entry{})
-		if n == scannedKeys {
-			es.buildIndex()
-		}
 		return n
 	}
 	es.rest = append(es.rest, new(entrySlab))
@@ -115,10 +129,10 @@ func (es *entries) grow() slot {
 }
 
 func (es *entries) buildIndex() {
-	es.index = make(map[string]slot, 2*scannedKeys)
+	es.index = new(index)
 	for _, l := range []*list{&es.live, &es.dead} {
 		for i := l.oldest; i != none; i = es.at(i).next {
-			es.index[es.at(i).key] = i
+			es.index.add(es.hashAt(i), i, es.hashAt)
 		}
 	}
 }
@@ -126,7 +140,7 @@ func (es *entries) buildIndex() {
 // release frees the slot of an entry that is in no list.
 func (es *entries) release(i slot) {
 	if es.index != nil {
-		delete(es.index, es.at(i).key)
+		es.index.remove(es.hashAt(i), i, es.hashAt)
 	}
 	*es.at(i) = entry{next: es.free}
 	es.free = i

@@ -84,7 +84,7 @@ func (sub *Subscriber) Compare(inv Inventory) *policyv1.InventoryRequest {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var req *policyv1.InventoryRequest
-	for sc := range sub.node.scopes {
+	for _, sc := range sub.node.scopes {
 		h := inv[sc.id]
 		n := int(sc.entries.live.len)
 		if h == nil || h.digest == sc.digest.lo || n <= wholeItems {
@@ -109,7 +109,7 @@ func (sub *Subscriber) Repair(inv Inventory) *Cut {
 	cut := sub.cutLocked()
 	cut.Digest = sub.node.digestLocked()
 	known := make(map[ScopeID]struct{}, len(sub.node.scopes))
-	for sc := range sub.node.scopes {
+	for _, sc := range sub.node.scopes {
 		known[sc.id] = struct{}{}
 		h := inv[sc.id]
 		switch {

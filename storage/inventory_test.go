@@ -25,7 +25,7 @@ func TestRepairSendsWhatDiffers(t *testing.T) {
 	f := &follower{t: t, node: "n", at: &service{store: s}, sub: s.Subscribe("n"), replica: &Replica{}}
 	f.take(&choices{}, f.sub.Next())
 	forged := &policyv1.Cut{Revision: 1, Digest: make([]byte, 16), Scopes: []*policyv1.ScopeDelta{
-		{Id: id[:], Kind: ScopeAddressGroup, Upserts: []*policyv1.Item{member("77", 5)}, Removals: []string{PodMemberKey("ns", "78")}}}}
+		{Id: id[:], Kind: ScopeAddressGroup, Upserts: []*policyv1.Item{member("77", 5)}, Removals: []string{PodKey("ns", "78")}}}}
 	if _, _, err := f.replica.Apply(forged); err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestRepairSendsWhatDiffers(t *testing.T) {
 	if !f.take(&choices{}, cut) {
 		t.Error("the digest did not come out")
 	}
-	if s.Commit([]Change{{Op: OpRemove, Scope: id, Item: Encoded{Key: PodMemberKey("ns", "5")}}}, Position{"p": 2}); !f.take(&choices{}, f.sub.Next()) {
+	if s.Commit([]Change{{Op: OpRemove, Scope: id, Item: Encoded{Key: PodKey("ns", "5")}}}, Position{"p": 2}); !f.take(&choices{}, f.sub.Next()) {
 		t.Error("the cut after the repair does not fit")
 	}
 }

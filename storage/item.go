@@ -25,13 +25,6 @@ const (
 type Encoded struct {
 	Key  string
 	Body string // A policyv1.Item, fields in the order of their numbers.
-	hash Digest // Of Body.
-}
-
-// EncodeBytes takes an item that is encoded already, as Encode would encode it,
-// under the key that KeyOf gives it. It copies the body.
-func EncodeBytes(key string, body []byte) Encoded {
-	return Encoded{Key: key, Body: string(body), hash: bodyHash(body)}
 }
 
 // Encode encodes an item. It panics on an item without a key: that is a bug of
@@ -45,7 +38,7 @@ func Encode(item *policyv1.Item) Encoded {
 	if err != nil {
 		panic("storage: encode " + key + ": " + err.Error())
 	}
-	return EncodeBytes(key, body)
+	return Encoded{Key: key, Body: string(body)}
 }
 
 // canonical gives the bytes that digests are taken over. Items hold no maps,
@@ -62,7 +55,7 @@ func KeyOf(item *policyv1.Item) (string, error) {
 		if body.Endpoint.GetNamespace() == "" || body.Endpoint.GetName() == "" {
 			return "", errors.New("endpoint without namespace or name")
 		}
-		return EndpointKey(body.Endpoint.Namespace, body.Endpoint.Name), nil
+		return PodKey(body.Endpoint.Namespace, body.Endpoint.Name), nil
 	case *policyv1.Item_Policy:
 		ref := body.Policy.GetRef()
 		if ref.GetName() == "" || ref.GetKind() == 0 {
@@ -78,16 +71,14 @@ func KeyOf(item *policyv1.Item) (string, error) {
 // nodeKey is the key of a node's facts.
 const nodeKey = "node"
 
-// EndpointKey is the key of a Pod's endpoint item.
-func EndpointKey(namespace, name string) string { return "endpoint/" + namespace + "/" + name }
+// PodKey is the key of what is said of a Pod: its endpoint item, and its
+// member item in every group.
+func PodKey(namespace, name string) string { return "pod/" + namespace + "/" + name }
 
 // PolicyKey is the key of a policy item.
 func PolicyKey(ref *policyv1.PolicyRef) string {
 	return "policy/" + strconv.Itoa(int(ref.GetKind())) + "/" + ref.GetNamespace() + "/" + ref.GetName()
 }
-
-// PodMemberKey is the key of a Pod's member item in every group.
-func PodMemberKey(namespace, name string) string { return "member/pod/" + namespace + "/" + name }
 
 func memberKey(m *policyv1.Member) (string, error) {
 	switch s := m.GetSubject().(type) {
@@ -95,18 +86,18 @@ func memberKey(m *policyv1.Member) (string, error) {
 		if s.Pod.GetNamespace() == "" || s.Pod.GetName() == "" {
 			return "", errors.New("member Pod without namespace or name")
 		}
-		return PodMemberKey(s.Pod.Namespace, s.Pod.Name), nil
+		return PodKey(s.Pod.Namespace, s.Pod.Name), nil
 	case *policyv1.Member_Node:
 		if s.Node == "" {
 			return "", errors.New("member Node without name")
 		}
-		return "member/node//" + s.Node, nil
+		return "node/" + s.Node, nil
 	case *policyv1.Member_Block:
 		p, err := PrefixFromWire(s.Block.GetCidr())
 		if err != nil {
 			return "", err
 		}
-		return "member/cidr/" + p.String(), nil
+		return "cidr/" + p.String(), nil
 	}
 	return "", errors.New("member without a subject")
 }

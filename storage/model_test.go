@@ -105,7 +105,7 @@ func (c *choices) change() Change {
 		ch.Op = OpDrop
 	}
 	name := fmt.Sprint("pod-", c.of(60))
-	ch.Item.Key = PodMemberKey("ns", name)
+	ch.Item.Key = PodKey("ns", name)
 	if ch.Op == OpUpsert {
 		ch.Item = Encode(member(name, c.of(3)))
 	}
@@ -226,7 +226,7 @@ func (f *follower) spoil(c *choices) {
 	case 0:
 		sd.Gone = true
 	case 1:
-		sd.Removals = []string{PodMemberKey("ns", name)}
+		sd.Removals = []string{PodKey("ns", name)}
 	default:
 		sd.Upserts = []*policyv1.Item{member(name, 9)}
 	}

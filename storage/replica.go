@@ -186,7 +186,7 @@ func (r *Replica) upserts(sd *policyv1.ScopeDelta, old stale, touched Touched) {
 	}
 	for _, item := range sd.GetUpserts() {
 		e := Encode(item)
-		h := itemHash(id, e.hash)
+		h := itemHash(id, e.Body)
 		delete(old[id], e.Key)
 		was := sc.items[e.Key].hash
 		if was == h {

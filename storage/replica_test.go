@@ -79,7 +79,7 @@ func TestResetTouchesWhatDiffers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{PodMemberKey("ns", "changed"), PodMemberKey("ns", "gone"), PodMemberKey("ns", "new")}
+	want := []string{PodKey("ns", "changed"), PodKey("ns", "gone"), PodKey("ns", "new")}
 	if got := slices.Sorted(maps.Keys(touched[id].Keys)); !slices.Equal(got, want) || touched[id].All || len(touched) != 1 {
 		t.Errorf("touched %v (all %v), want %v", got, touched[id].All, want)
 	}

@@ -32,7 +32,7 @@ func (s *scope) upsert(item Encoded, rev uint64) bool {
 	if item.Body == "" {
 		panic("storage: item " + item.Key + " without a body")
 	}
-	hash := itemHash(s.id, item.hash)
+	hash := itemHash(s.id, item.Body)
 	es := &s.entries
 	i := es.find(item.Key)
 	switch {

@@ -1,6 +1,9 @@
 package storage
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // Store holds what every node must hold. The zero Store is not usable: see New.
 type Store struct {
@@ -15,13 +18,16 @@ type Store struct {
 	position Position
 	scopes   map[ScopeID]*scope
 	nodes    map[string]*node // Those with scopes or subscribers.
+	numbered []*node          // By number; nil where it is unused.
+	unused   []uint32         // Numbers.
 	pending  []*scope         // Changed, and their subscribers not woken yet.
 	advanced chan struct{}    // Closed when the position changes; nil while nobody waits.
 }
 
 type node struct {
 	name   string
-	scopes map[*scope]struct{}
+	number uint32   // By which spans know it. Another node may have it later.
+	scopes []*scope // The span of each says where it is here.
 	subs   []*Subscriber
 }
 
@@ -54,10 +60,12 @@ func (s *Store) Commit(changes []Change, position Position) (revision uint64) {
 		s.advanced = nil
 	}
 	next, changed := s.revision+1, false
-	for i := range changes {
-		if s.applyLocked(&changes[i], next) {
+	for len(changes) > 0 {
+		n := run(changes)
+		if s.applyLocked(changes[:n], next) {
 			changed = true
 		}
+		changes = changes[n:]
 	}
 	if !changed {
 		return s.revision
@@ -72,38 +80,61 @@ func (s *Store) Commit(changes []Change, position Position) (revision uint64) {
 	return next
 }
 
-func (s *Store) applyLocked(c *Change, rev uint64) (changed bool) {
-	sc := s.scopes[c.Scope]
-	if sc == nil {
-		if c.Op == OpDrop || c.Op == OpRemove || c.Op == OpLeave {
-			return false
+// run is how many of the changes, from the first, do the same in one scope.
+func run(changes []Change) int {
+	for i := range changes {
+		if changes[i].Op != changes[0].Op || changes[i].Scope != changes[0].Scope {
+			return i
 		}
-		sc = newScope(c.Scope, c.Kind)
-		s.scopes[c.Scope] = sc
 	}
-	switch c.Op {
-	case OpUpsert:
-		changed = sc.upsert(c.Item, rev)
-	case OpRemove:
-		changed = sc.remove(c.Item.Key, rev)
-	case OpJoin:
-		return s.joinLocked(sc, c.Node, rev)
-	case OpLeave:
-		n := s.nodes[c.Node]
-		if n == nil {
+	return len(changes)
+}
+
+// applyLocked makes changes that do the same in one scope.
+func (s *Store) applyLocked(run []Change, rev uint64) (changed bool) {
+	first := &run[0]
+	sc := s.scopes[first.Scope]
+	if sc == nil {
+		if first.Op == OpDrop || first.Op == OpRemove || first.Op == OpLeave {
 			return false
 		}
-		i := sc.span.find(n)
-		if i >= 0 {
-			s.leaveLocked(sc, i)
+		sc = newScope(first.Scope, first.Kind)
+		s.scopes[first.Scope] = sc
+	}
+	switch first.Op {
+	case OpUpsert:
+		sc.entries.reserve(len(run))
+		for i := range run {
+			changed = sc.upsert(run[i].Item, rev) || changed
 		}
-		return i >= 0
+	case OpRemove:
+		for i := range run {
+			changed = sc.remove(run[i].Item.Key, rev) || changed
+		}
+	case OpJoin:
+		if len(sc.span.nodes) == 0 {
+			sc.span.nodes = slices.Grow(sc.span.nodes, len(run))
+		}
+		for i := range run {
+			changed = s.joinLocked(sc, run[i].Node, rev) || changed
+		}
+		return changed
+	case OpLeave:
+		for i := range run {
+			if n := s.nodes[run[i].Node]; n != nil {
+				if at := sc.span.find(n); at >= 0 {
+					s.leaveLocked(sc, at)
+					changed = true
+				}
+			}
+		}
+		return changed
 	case OpDrop:
 		for len(sc.span.nodes) > 0 {
 			s.leaveLocked(sc, len(sc.span.nodes)-1)
 			changed = true
 		}
-		delete(s.scopes, c.Scope)
+		delete(s.scopes, first.Scope)
 		return changed
 	default:
 		panic("storage: change without an operation")
@@ -118,7 +149,15 @@ func (s *Store) applyLocked(c *Change, rev uint64) (changed bool) {
 func (s *Store) nodeLocked(name string) *node {
 	n := s.nodes[name]
 	if n == nil {
-		n = &node{name: name, scopes: make(map[*scope]struct{})}
+		n = &node{name: name}
+		if last := len(s.unused) - 1; last >= 0 {
+			n.number = s.unused[last]
+			s.unused = s.unused[:last]
+			s.numbered[n.number] = n
+		} else {
+			n.number = uint32(len(s.numbered))
+			s.numbered = append(s.numbered, n)
+		}
 		s.nodes[name] = n
 	}
 	return n
@@ -128,6 +167,8 @@ func (s *Store) nodeLocked(name string) *node {
 func (s *Store) releaseLocked(n *node) {
 	if len(n.scopes) == 0 && len(n.subs) == 0 {
 		delete(s.nodes, n.name)
+		s.numbered[n.number] = nil
+		s.unused = append(s.unused, n.number)
 	}
 }
 
@@ -136,8 +177,8 @@ func (s *Store) joinLocked(sc *scope, name string, rev uint64) bool {
 	if sc.span.find(n) >= 0 {
 		return false
 	}
-	sc.span.add(n, rev)
-	n.scopes[sc] = struct{}{}
+	sc.span.add(n, rev, int32(len(n.scopes)))
+	n.scopes = append(n.scopes, sc)
 	for _, sub := range n.subs {
 		sub.mark(sc)
 	}
@@ -146,12 +187,19 @@ func (s *Store) joinLocked(sc *scope, name string, rev uint64) bool {
 
 func (s *Store) leaveLocked(sc *scope, i int) {
 	left := sc.span.nodes[i]
+	n := s.numbered[left.node]
 	sc.span.remove(i)
-	delete(left.node.scopes, sc)
-	for _, sub := range left.node.subs {
+	last := len(n.scopes) - 1
+	if moved := n.scopes[last]; moved != sc {
+		n.scopes[left.at] = moved
+		moved.span.nodes[moved.span.find(n)].at = left.at
+	}
+	n.scopes[last] = nil
+	n.scopes = n.scopes[:last]
+	for _, sub := range n.subs {
 		sub.left(sc, left.revision)
 	}
-	s.releaseLocked(left.node)
+	s.releaseLocked(n)
 }
 
 // Changed has a token when there is something for Dispatch.
@@ -180,7 +228,7 @@ func (s *Store) Dispatch(widest int) (marks int, held bool) {
 		}
 		sc.marked = false
 		for _, j := range sc.span.nodes {
-			for _, sub := range j.node.subs {
+			for _, sub := range s.numbered[j.node].subs {
 				sub.mark(sc)
 				marks++
 			}
@@ -230,7 +278,7 @@ func (s *Store) Node(name string) NodeState {
 	if n == nil {
 		return st
 	}
-	for sc := range n.scopes {
+	for _, sc := range n.scopes {
 		items := int(sc.entries.live.len)
 		st.Digest = st.Digest.Plus(sc.digest)
 		st.Revision = max(st.Revision, sc.revision, sc.span.joined(n))
@@ -275,19 +323,59 @@ func (s *Store) Span(id ScopeID) map[string]uint64 {
 	}
 	nodes := make(map[string]uint64, len(sc.span.nodes))
 	for _, j := range sc.span.nodes {
-		nodes[j.node.name] = j.revision
+		nodes[s.numbered[j.node].name] = j.revision
 	}
 	return nodes
+}
+
+// Followed are the nodes of some scopes that have a subscriber, each once, in
+// no order.
+func (s *Store) Followed(ids []ScopeID) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var names []string
+	seen := make(map[uint32]struct{})
+	for _, id := range ids {
+		sc := s.scopes[id]
+		if sc == nil {
+			continue
+		}
+		for _, j := range sc.span.nodes {
+			n := s.numbered[j.node]
+			if _, again := seen[j.node]; again || len(n.subs) == 0 {
+				continue
+			}
+			seen[j.node] = struct{}{}
+			names = append(names, n.name)
+		}
+	}
+	return names
+}
+
+// Item is an item's body; false where there is none.
+func (s *Store) Item(id ScopeID, key string) (body string, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e := s.itemLocked(id, key); e != nil {
+		return e.body, true
+	}
+	return "", false
 }
 
 // ItemRevision is the revision of an item's last change; zero where there is none.
 func (s *Store) ItemRevision(id ScopeID, key string) uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if sc := s.scopes[id]; sc != nil {
-		if e := sc.entries.item(key); e != nil {
-			return e.revision
-		}
+	if e := s.itemLocked(id, key); e != nil {
+		return e.revision
 	}
 	return 0
+}
+
+func (s *Store) itemLocked(id ScopeID, key string) *entry {
+	sc := s.scopes[id]
+	if sc == nil {
+		return nil
+	}
+	return sc.entries.item(key)
 }

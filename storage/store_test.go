@@ -46,7 +46,7 @@ func TestTombstonesAreBounded(t *testing.T) {
 	for i := range 10_000 {
 		name := fmt.Sprint(i)
 		s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member(name, i))}}, nil)
-		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodMemberKey("ns", name)}}}, nil)
+		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodKey("ns", name)}}}, nil)
 	}
 	if n := s.scopes[id].entries.dead.len; n > minTombstones {
 		t.Errorf("%d tombstones are kept", n)
@@ -92,7 +92,7 @@ func TestASubscriberThatNeverReadsIsBounded(t *testing.T) {
 			{Op: OpUpsert, Scope: held, Kind: ScopeAddressGroup, Item: Encode(member(fmt.Sprint(i), i))},
 		}, nil)
 		s.Dispatch(1 << 30)
-		s.Commit([]Change{{Op: OpDrop, Scope: id}, {Op: OpRemove, Scope: held, Item: Encoded{Key: PodMemberKey("ns", fmt.Sprint(i))}}}, nil)
+		s.Commit([]Change{{Op: OpDrop, Scope: id}, {Op: OpRemove, Scope: held, Item: Encoded{Key: PodKey("ns", fmt.Sprint(i))}}}, nil)
 	}
 	for name, sub := range map[string]*Subscriber{"never": never, "once": once} {
 		if len(sub.dirty) > 1 || len(sub.gone) > 0 {
@@ -119,7 +119,7 @@ func TestScopesTighten(t *testing.T) {
 		s.Commit([]Change{{Op: OpUpsert, Scope: id, Kind: ScopeAddressGroup, Item: Encode(member(fmt.Sprint(i), i))}}, nil)
 	}
 	for i := range n - 10 {
-		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodMemberKey("ns", fmt.Sprint(i))}}}, nil)
+		s.Commit([]Change{{Op: OpRemove, Scope: id, Kind: ScopeAddressGroup, Item: Encoded{Key: PodKey("ns", fmt.Sprint(i))}}}, nil)
 	}
 	if slots := s.scopes[id].entries.slots(); slots > 4*slabSlots {
 		t.Errorf("%d slots for 10 items", slots)

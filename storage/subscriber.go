@@ -94,7 +94,7 @@ func (sub *Subscriber) takeDirtyLocked() []*scope {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	for _, sc := range sub.store.pending {
-		if _, in := sub.node.scopes[sc]; in {
+		if sc.span.find(sub.node) >= 0 {
 			sub.dirty[sc] = struct{}{}
 		}
 	}
@@ -140,7 +140,7 @@ func (sub *Subscriber) Next() *Cut {
 	if !sub.begun {
 		cut := sub.cutLocked()
 		cut.Snapshot = true
-		for sc := range sub.node.scopes {
+		for _, sc := range sub.node.scopes {
 			cut.Scopes = append(cut.Scopes, sc.whole())
 		}
 		cut.Digest = sub.node.digestLocked()
@@ -207,7 +207,7 @@ func (sub *Subscriber) changeLocked(sc *scope) (c *ScopeChange, before Digest, k
 
 func (n *node) digestLocked() Digest {
 	var d Digest
-	for sc := range n.scopes {
+	for _, sc := range n.scopes {
 		d = d.Plus(sc.digest)
 	}
 	return d

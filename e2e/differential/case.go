@@ -78,9 +78,9 @@ func refOf(o Object) api.Ref {
 
 func set(o Object) Event { return Event{Ref: refOf(o), Object: o} }
 
-// convert is the object as the policy service reads it. What validation
+// Convert is the object as the policy service reads it. What validation
 // refuses is an error: a user could not have it either.
-func convert(o Object) (api.Object, error) {
+func Convert(o Object) (api.Object, error) {
 	if violations, _ := api.Validate(o); len(violations) > 0 {
 		return nil, fmt.Errorf("%s: %s", refOf(o), violations[0])
 	}

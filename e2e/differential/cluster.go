@@ -88,7 +88,7 @@ func (cl *cluster) enter(c *Case, s *Step, tamper func(*pipeline.Change)) (map[s
 		if e.Object == nil {
 			delete(cl.objects, e.Ref)
 		} else {
-			o, err := convert(e.Object)
+			o, err := Convert(e.Object)
 			if err != nil {
 				return nil, &invalid{err}
 			}

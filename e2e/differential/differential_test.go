@@ -119,7 +119,7 @@ func TestManifestsAreRead(t *testing.T) {
 			var want []api.Object
 			for _, e := range s.Events {
 				if e.Object != nil {
-					o, err := convert(e.Object)
+					o, err := Convert(e.Object)
 					if err != nil {
 						t.Fatalf("seed %d: %v", seed, err)
 					}

@@ -109,7 +109,7 @@ func (g *generator) handOver(p *corev1.Pod) []Event {
 }
 
 func valid(o Object) bool {
-	_, err := convert(o)
+	_, err := Convert(o)
 	return err == nil
 }
 

@@ -28,7 +28,8 @@ var Version = "dev"
 
 // Config of a Service.
 type Config struct {
-	Manifests string         // Folder of manifests; required.
+	Manifests string         // Folder of manifests.
+	Source    Source         // In place of a folder; one of the two is required.
 	Listen    string         // host:port of gRPC.
 	TLS       identity.Files // All empty: plain text.
 	Insecure  bool           // Plain text may be listened to beyond loopback.
@@ -37,13 +38,16 @@ type Config struct {
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
+	// Replicas are host:port of the service's replicas, this one perhaps among
+	// them. They tell each other which nodes know a new Pod.
+	Replicas []string
 }
 
 // Service is the policy service.
 type Service struct {
 	cfg    Config
 	logger hclog.Logger
-	source *manifests.Source
+	source Source
 	store  *storage.Store
 	face   *server.Server
 	rpc    *rpc.Server
@@ -53,6 +57,7 @@ type Service struct {
 	engine    *engine.Engine
 	evaluator *evaluate.State
 
+	registry *prometheus.Registry
 	objects  prometheus.Counter
 	problems prometheus.Gauge
 	revision prometheus.Gauge
@@ -60,7 +65,7 @@ type Service struct {
 
 // New checks the configuration, binds the addresses and starts nothing.
 func New(cfg Config) (*Service, error) {
-	if cfg.Manifests == "" {
+	if (cfg.Manifests == "") == (cfg.Source == nil) {
 		return nil, errors.New("no source of objects: give --manifests DIR")
 	}
 	if err := identity.CheckListen(cfg.Listen, cfg.TLS.Set(), cfg.Insecure); err != nil {
@@ -77,15 +82,26 @@ func New(cfg Config) (*Service, error) {
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
 	}
 	var err error
-	if s.source, err = manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")}); err != nil {
-		return nil, err
+	if s.source = cfg.Source; s.source == nil {
+		read, err := manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")})
+		if err != nil {
+			return nil, err
+		}
+		s.source = folder{read}
 	}
 	registry := prometheus.NewRegistry()
+	s.registry = registry
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	s.face, err = server.New(server.Config{
-		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, Synced: s.synced.Load,
-		Registry: registry, Logger: cfg.Logger.Named("server"),
-	})
+	faceCfg := server.Config{
+		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, MayReplicate: server.CertifiedReplica,
+		Synced: s.synced.Load, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
+	}
+	if cfg.TLS.Set() {
+		if faceCfg.ReplicaTLS, err = identity.ClientTLS(cfg.TLS); err != nil {
+			return nil, err
+		}
+	}
+	s.face, err = server.New(faceCfg)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +127,12 @@ func newEpoch() string {
 // Addr is where gRPC is served.
 func (s *Service) Addr() string { return s.rpc.Addr().String() }
 
+// Epoch names this life of the service.
+func (s *Service) Epoch() string { return s.store.Epoch() }
+
+// Metrics are the service's, also served at Config.Metrics.
+func (s *Service) Metrics() prometheus.Gatherer { return s.registry }
+
 // Run serves until the context ends.
 func (s *Service) Run(ctx context.Context) error {
 	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "tls", s.cfg.TLS.Set(), "epoch", s.store.Epoch())
@@ -128,30 +150,35 @@ func (s *Service) Run(ctx context.Context) error {
 // write is the one writer.
 func (s *Service) write(ctx context.Context) error {
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case b := <-s.source.Batches():
-			s.take(b)
+		b, err := s.source.Next(ctx)
+		if err != nil {
+			return err
 		}
+		s.take(b)
 	}
 }
 
-func (s *Service) take(b manifests.Batch) {
+func (s *Service) take(b Batch) {
 	s.mu.Lock()
 	for _, ev := range b.Events {
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
 	}
-	revision := s.store.Commit(s.engine.Flush(), storage.Position{"manifests": b.Position})
+	var revision uint64
+	if s.synced.Load() {
+		changes, moves := s.engine.FlushMoves()
+		revision = s.face.Commit(changes, b.Position, moves)
+	} else { // Nobody is served yet who could be waited for.
+		revision = s.store.Commit(s.engine.Flush(), b.Position)
+	}
 	s.mu.Unlock()
 	s.objects.Add(float64(len(b.Events)))
-	s.problems.Set(float64(len(b.Problems)))
+	s.problems.Set(float64(b.Problems))
 	s.revision.Set(float64(revision))
 	if b.Synced && !s.synced.Swap(true) {
 		s.rpc.SetServing(true)
 	}
-	s.logger.Info("manifests read", "changes", len(b.Events), "problems", len(b.Problems), "revision", revision)
+	s.logger.Info("source read", "changes", len(b.Events), "problems", b.Problems, "revision", revision)
 }
 
 // Policies implements server.Model.

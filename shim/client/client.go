@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,7 @@ type Handler interface {
 type Config struct {
 	Addresses []string // Of policy services, host:port; at least one.
 	TLS       *tls.Config
+	Dial      func(ctx context.Context, address string) (net.Conn, error) // Nil: TCP.
 	Node      string
 	Version   string
 	// Replica to begin with, from a checkpoint. Nil: none.
@@ -196,12 +198,17 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	if c.cfg.TLS != nil {
 		creds = credentials.NewTLS(c.cfg.TLS)
 	}
-	conn, err := grpc.NewClient(address,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+	}
+	if c.cfg.Dial != nil {
+		options = append(options, grpc.WithContextDialer(c.cfg.Dial))
+	}
+	conn, err := grpc.NewClient(address, options...)
 	if err != nil {
 		return false, 0, fmt.Errorf("connect to %s: %w", address, err)
 	}

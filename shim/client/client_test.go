@@ -185,7 +185,7 @@ func TestSubscribeCutAck(t *testing.T) {
 	s.until(t, "acknowledged", func(n *policyv1.NodeSummary) bool { return n.GetInSync() && n.GetVersion() == "v1" })
 	put(store, groupID, "b")
 	second := h.next(t)
-	if len(second.touched) != 1 || !second.touched[storage.PodMemberKey("ns", "b")] || len(second.members) != 2 {
+	if len(second.touched) != 1 || !second.touched[storage.PodKey("ns", "b")] || len(second.members) != 2 {
 		t.Errorf("one member touches %v, and %v are held", second.touched, second.members)
 	}
 	second.answer <- nil
@@ -240,7 +240,7 @@ func TestRefusedCutIsAcknowledgedLater(t *testing.T) {
 		t.Error("synced with a refused cut")
 	}
 	again := h.next(t)
-	if !again.touched[storage.PodMemberKey("ns", "a")] {
+	if !again.touched[storage.PodKey("ns", "a")] {
 		t.Errorf("the refused cut's items are not offered again, but %v", again.touched)
 	}
 	again.answer <- nil
@@ -425,7 +425,7 @@ func TestRefusedCutIsNotResumedAsInForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := h.next(t)
-	if !again.touched[storage.PodMemberKey("ns", "a")] {
+	if !again.touched[storage.PodKey("ns", "a")] {
 		t.Errorf("what was refused is not offered again, but %v", again.touched)
 	}
 	again.answer <- errors.New("still away")

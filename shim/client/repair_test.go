@@ -86,7 +86,7 @@ func TestACorruptedItemIsRepaired(t *testing.T) {
 
 	put(store, groupID, "d")
 	repaired := h.next(t)
-	if len(repaired.touched) != 1 || !repaired.touched[storage.PodMemberKey("ns", "d")] {
+	if len(repaired.touched) != 1 || !repaired.touched[storage.PodKey("ns", "d")] {
 		t.Errorf("the repair touches %v, want the corrupted item alone", repaired.touched)
 	}
 	if c.Mismatches() != 1 || c.Repairs() != 1 {
@@ -123,7 +123,7 @@ func TestAnOldStateIsBroughtForward(t *testing.T) {
 	again := newHandler()
 	c := start(t, Config{Addresses: []string{s.address}, Replica: old}, again)
 	forward := again.next(t)
-	if len(forward.touched) != 1 || !forward.touched[storage.PodMemberKey("ns", "c")] || len(forward.members) != 3 {
+	if len(forward.touched) != 1 || !forward.touched[storage.PodKey("ns", "c")] || len(forward.members) != 3 {
 		t.Errorf("touches %v and holds %v", forward.touched, forward.members)
 	}
 	forward.answer <- nil

@@ -75,7 +75,7 @@ func (c *Compiler) setPorts(ports []Port) {
 	byPod := make(map[string]*Port)
 	for i := range ports {
 		p := &ports[i]
-		key := storage.EndpointKey(p.Namespace, p.Name)
+		key := storage.PodKey(p.Namespace, p.Name)
 		ep, other := c.endpoints[key], byPod[key]
 		keeps := ep != nil && ep.port != nil && *ep.port == *p
 		holds := other != nil && ep != nil && ep.port != nil && *ep.port == *other

@@ -54,6 +54,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
 	f.DurationVar(&cfg.MaxConnectionAge, "max-connection-age", 30*time.Minute, "after how long a shim is sent to connect anew; 0 for never")
+	f.StringSliceVar(&cfg.Replicas, "replicas", nil, "host:port of all replicas, to wait for each other's nodes before a new Pod's port opens; a name may have several addresses")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }

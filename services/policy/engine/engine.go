@@ -27,6 +27,7 @@ type Engine struct {
 	wideLoose     list[*group]                    // Those without either.
 
 	pending    pending
+	moves      moves
 	normaliser normaliser
 	draft      draft
 	encoder    encoder

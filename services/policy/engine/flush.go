@@ -7,6 +7,21 @@ import (
 // Flush returns what changed since the last Flush, to be committed as one
 // revision, in the order of the slice.
 func (e *Engine) Flush() []storage.Change {
+	changes := e.flush()
+	e.moves = moves{}
+	return changes
+}
+
+// FlushMoves is Flush, and says too whose addresses moved.
+func (e *Engine) FlushMoves() ([]storage.Change, Moves) {
+	e.moves = moves{wanted: true}
+	changes := e.flush()
+	found := e.moves.Moves
+	e.moves = moves{}
+	return changes, found
+}
+
+func (e *Engine) flush() []storage.Change {
 	p := &e.pending
 	for _, t := range p.sets {
 		if t.policies == 0 {
@@ -95,7 +110,7 @@ func (e *Engine) flushNodes(out *changes) {
 		}
 		switch n.changed = false; {
 		case n.obj != nil:
-			out.upsert(n.id, storage.ScopeNode, storage.EncodeBytes(nodeKey, e.encoder.node(n.obj)))
+			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj))})
 		case n.facts:
 			out.remove(n.id, storage.ScopeNode, nodeKey)
 		}
@@ -134,12 +149,13 @@ func (e *Engine) flushSets(out *changes) {
 
 func (e *Engine) flushGroups(out *changes) {
 	for _, m := range e.pending.members {
+		e.moves.member(m)
 		switch g := m.group; {
 		case !g.told || g.users == 0:
 		case m.pod.class != nil && m.pod.class.groups.has(g):
 			out.upsert(g.id, storage.ScopeAddressGroup, e.member(m.pod))
 		default:
-			out.remove(g.id, storage.ScopeAddressGroup, storage.PodMemberKey(m.pod.obj.Namespace, m.pod.obj.Name))
+			out.remove(g.id, storage.ScopeAddressGroup, m.pod.key)
 		}
 	}
 	for _, s := range e.pending.spans {
@@ -184,26 +200,27 @@ func (e *Engine) flushPolicies(out *changes) {
 			continue
 		}
 		body := e.encodePolicy(p, &e.draft, &e.encoder)
-		out.upsert(p.set.id, storage.ScopePolicies, storage.EncodeBytes(e.draft.key(), body))
+		out.upsert(p.set.id, storage.ScopePolicies, storage.Encoded{Key: e.draft.key(), Body: string(body)})
 	}
 }
 
 func (e *Engine) flushPods(out *changes) {
 	for _, l := range e.pending.left {
 		if n := l.node; n.told && (l.pod.class == nil || l.pod.node != n) {
-			out.remove(n.id, storage.ScopeNode, storage.EndpointKey(l.pod.obj.Namespace, l.pod.obj.Name))
+			out.remove(n.id, storage.ScopeNode, l.pod.key)
 		}
 	}
 	var targets classTargets
 	for _, p := range e.pending.pods {
 		p.touched = false
+		e.moves.pod(p)
 		if p.class == nil {
 			p.ns.pods.remove(p)
 			e.releaseNamespace(p.ns)
 			continue
 		}
-		p.shown = true
+		p.shown, p.told = true, p.obj
 		body := e.encoder.endpoint(p.obj, targets.of(p.class))
-		out.upsert(p.node.id, storage.ScopeNode, storage.EncodeBytes(storage.EndpointKey(p.obj.Namespace, p.obj.Name), body))
+		out.upsert(p.node.id, storage.ScopeNode, storage.Encoded{Key: p.key, Body: string(body)})
 	}
 }

@@ -23,8 +23,9 @@ type group struct {
 
 	// As an address group: the target sets whose rules name it, and how many
 	// of these reach each node.
-	users int32
-	span  counts
+	users   int32
+	awaited int32 // Rules that name it and do more than allow.
+	span    counts
 }
 
 func (g *group) sum() uint32 {

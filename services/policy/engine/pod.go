@@ -13,10 +13,12 @@ type pod struct {
 	obj     *api.Pod // The last one that was an endpoint.
 	class   *class   // Nil: it is no endpoint any more.
 	node    *node    // Where it is, or was, an endpoint.
-	member  storage.Encoded
+	key     string   // Of its items.
+	member  string   // Body of its item in every address group; empty where it is to be encoded.
 	hash    uint32
-	touched bool // Its endpoint item is to be told.
-	shown   bool // The store has its endpoint item, in the scope of node.
+	told    *api.Pod // As the last Flush had it; nil where it was no endpoint then.
+	touched bool     // Its endpoint item is to be told.
+	shown   bool     // The store has its endpoint item, in the scope of node.
 }
 
 func (p *pod) sum() uint32 { return p.hash }
@@ -46,7 +48,7 @@ func (e *Engine) applyPod(ref api.Ref, obj *api.Pod) {
 		if ns == nil {
 			ns = e.namespace(ref.Namespace)
 		}
-		p = &pod{ns: ns, obj: obj, hash: h}
+		p = &pod{ns: ns, obj: obj, key: storage.PodKey(ref.Namespace, ref.Name), hash: h}
 		ns.pods.add(p)
 	}
 	e.touchPod(p)
@@ -54,7 +56,7 @@ func (e *Engine) applyPod(ref api.Ref, obj *api.Pod) {
 	same := slices.Equal(p.obj.IPs, obj.IPs) && slices.Equal(p.obj.Ports, obj.Ports)
 	p.obj = obj
 	if !same {
-		p.member.Body = "" // Encoded anew where it is needed.
+		p.member = ""
 	}
 	c, n := from, p.node
 	if c == nil || !c.shape.is(obj) {
@@ -127,12 +129,8 @@ func (e *Engine) touchPod(p *pod) {
 
 // member is a Pod's item in every address group, encoded once.
 func (e *Engine) member(p *pod) storage.Encoded {
-	if p.member.Body == "" {
-		key := p.member.Key
-		if key == "" {
-			key = storage.PodMemberKey(p.obj.Namespace, p.obj.Name)
-		}
-		p.member = storage.EncodeBytes(key, e.encoder.member(p.obj))
+	if p.member == "" {
+		p.member = string(e.encoder.member(p.obj))
 	}
-	return p.member
+	return storage.Encoded{Key: p.key, Body: p.member}
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -83,27 +84,37 @@ func (e *Engine) attach(p *policy) {
 	}
 	p.set = e.targetSet(targets)
 	p.set.policies++
-	p.eachPeer(d, func(g *group) { e.usePeer(p.set, g) })
+	p.eachPeer(d, func(g *group, a policyv1.Action) {
+		e.usePeer(p.set, g)
+		if a != policyv1.Action_ACTION_ALLOW {
+			g.awaited++
+		}
+	})
 }
 
 // detach undoes attach.
 func (e *Engine) detach(p *policy) {
 	compile(p.obj, &e.draft)
-	p.eachPeer(&e.draft, func(g *group) { e.dropPeer(p.set, g) })
+	p.eachPeer(&e.draft, func(g *group, a policyv1.Action) {
+		e.dropPeer(p.set, g)
+		if a != policyv1.Action_ACTION_ALLOW {
+			g.awaited--
+		}
+	})
 	if p.set.policies--; p.set.policies == 0 {
 		e.touchSet(p.set)
 	}
 }
 
-// eachPeer calls fn for every use of a group as an address group. The draft is
-// the policy's.
-func (p *policy) eachPeer(d *draft, fn func(*group)) {
+// eachPeer calls fn for every use of a group as an address group, with the
+// action of the rule. The draft is the policy's.
+func (p *policy) eachPeer(d *draft, fn func(*group, policyv1.Action)) {
 	groups := p.groups[len(d.appliedTo):]
 	for i := range d.rules {
 		r := &d.rules[i]
 		for j, g := range groups[:len(r.peers)+len(r.appliedTo)+len(r.named)] {
 			if j < len(r.peers) || j >= len(r.peers)+len(r.appliedTo) {
-				fn(g)
+				fn(g, r.action)
 			}
 		}
 		groups = groups[len(r.peers)+len(r.appliedTo)+len(r.named):]

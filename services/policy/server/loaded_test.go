@@ -72,7 +72,7 @@ func (l *loaded) serve(files identity.Files) (address string) {
 	registry := prometheus.NewRegistry()
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: io.Discard})
 	var err error
-	l.server, err = New(Config{Store: l.store, Model: noModel{}, NodeOf: CertifiedNode, MayInspect: CertifiedInspector,
+	l.server, err = New(Config{Store: l.store, Model: noModel{}, NodeOf: CertifiedNode, MayInspect: CertifiedInspector, MayReplicate: CertifiedReplica,
 		Synced: func() bool { return true }, Registry: registry, Logger: logger})
 	if err != nil {
 		b.Fatal(err)

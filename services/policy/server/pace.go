@@ -54,8 +54,17 @@ func (p *pace) begin(before int64, marks int) {
 	}
 }
 
-// Run wakes the streams that changes concern until the context ends.
+// Run wakes the streams that changes concern until the context ends. Then it
+// ends the streams: nothing new would come over them. It is called once.
 func (s *Server) Run(ctx context.Context) error {
+	defer close(s.stopping)
+	if r := s.barriers.replicas; r != nil {
+		done := make(chan struct{})
+		defer func() { <-done }()
+		go func() { defer close(done); r.run(ctx) }()
+	}
+	expire := time.NewTicker(time.Second)
+	defer expire.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var began time.Time // Of the wave under way; zero for none.
@@ -74,6 +83,8 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case now := <-expire.C:
+			s.barriers.expire(now)
 		case <-s.cfg.Store.Changed():
 			if began.IsZero() {
 				wave()

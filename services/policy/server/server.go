@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"time"
 
@@ -22,7 +23,7 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }
 
-// Config of a Server. All fields are required.
+// Config of a Server. All fields but Replicas and ReplicaTLS are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -31,19 +32,29 @@ type Config struct {
 	NodeOf func(context.Context) (string, error)
 	// MayInspect decides over inspection from transport credentials.
 	MayInspect func(context.Context) error
+	// MayReplicate decides over ReplicaService from transport credentials.
+	MayReplicate func(context.Context) error
+	// Replicas are host:port of all replicas, which may include this one; a name
+	// may have the addresses of several. ReplicaTLS is how they are called; nil
+	// is plain text.
+	Replicas   []string
+	ReplicaTLS *tls.Config
 	// Synced says whether the sources have been read: until then nobody is served.
 	Synced   func() bool
 	Registry prometheus.Registerer
 	Logger   hclog.Logger
 }
 
-// Server implements PolicyService and InspectionService.
+// Server implements PolicyService, ReplicaService and InspectionService.
 type Server struct {
+	policyv1.UnimplementedReplicaServiceServer
 	policyv1.UnimplementedPolicyServiceServer
 	policyv1.UnimplementedInspectionServiceServer
 	cfg      Config
 	sessions sessions
+	barriers *barriers
 	pace     pace
+	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
 	repairs   prometheus.Counter
@@ -67,6 +78,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:      cfg,
 		sessions: sessions{byNode: make(map[string]*session)},
 		pace:     pace{passed: make(chan struct{}, 1)},
+		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
@@ -76,7 +88,11 @@ func New(cfg Config) (*Server, error) {
 		applySec: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "weir_policy_apply_seconds", Help: "Time that nodes took to apply a cut.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
 	}
-	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec} {
+	s.barriers = newBarriers(cfg.Store, &s.sessions)
+	if len(cfg.Replicas) > 0 {
+		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaTLS, cfg.Store.Epoch(), cfg.Logger)
+	}
+	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.barriers.settled, s.barriers.expired} {
 		if err := cfg.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
@@ -84,8 +100,9 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Register puts both services on a gRPC server made with Codec.
+// Register puts the services on a gRPC server made with Codec.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	policyv1.RegisterPolicyServiceServer(r, s)
+	policyv1.RegisterReplicaServiceServer(r, s)
 	policyv1.RegisterInspectionServiceServer(r, s)
 }

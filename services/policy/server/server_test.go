@@ -33,6 +33,7 @@ type fixture struct {
 	server *Server
 	conn   *grpc.ClientConn
 	synced bool
+	stop   context.CancelFunc // Ends Run, and not the gRPC server.
 
 	mu   sync.Mutex
 	node string
@@ -47,10 +48,18 @@ func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, err
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{t: t, store: storage.New("epoch"), synced: true}
+	pipe := bufconn.Listen(1 << 20)
+	return newReplica(t, "epoch", pipe, nil, "passthrough:pipe",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))
+}
+
+// newReplica is a server that knows of others.
+func newReplica(t *testing.T, epoch string, listener net.Listener, replicas []string, target string, dial ...grpc.DialOption) *fixture {
+	f := &fixture{t: t, store: storage.New(epoch), synced: true}
+	allow := func(context.Context) error { return nil }
 	s, err := New(Config{Store: f.store, Model: noModel{}, Registry: prometheus.NewRegistry(), Logger: hclog.NewNullLogger(),
 		Synced:     func() bool { return f.synced },
-		MayInspect: func(context.Context) error { return nil },
+		MayInspect: allow, MayReplicate: allow, Replicas: replicas,
 		NodeOf: func(context.Context) (string, error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -66,13 +75,12 @@ func newFixture(t *testing.T) *fixture {
 	g := grpc.NewServer(grpc.ForceServerCodecV2(Codec()), grpc.MaxRecvMsgSize(1<<20))
 	s.Register(g)
 	ctx, cancel := context.WithCancel(context.Background())
+	f.stop = cancel
 	t.Cleanup(cancel)
 	go s.Run(ctx)
-	pipe := bufconn.Listen(1 << 20)
-	go g.Serve(pipe)
+	go g.Serve(listener)
 	t.Cleanup(g.Stop)
-	f.conn, err = grpc.NewClient("passthrough:pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))
+	f.conn, err = grpc.NewClient(target, append(dial, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,6 +305,17 @@ func TestTheNewerStreamOfANodeReplacesTheOlder(t *testing.T) {
 	old.cut()
 	f.subscribe(hello("node-1")).cut()
 	old.ends(codes.Aborted)
+}
+
+// A replica that stops gives its streams back at once, so that no node waits
+// at it for changes that it does not read any more.
+func TestStreamsEndWhenTheServerStops(t *testing.T) {
+	f := newFixture(t)
+	f.member("m1")
+	c := f.subscribe(hello("node-1"))
+	c.cut()
+	f.stop()
+	c.ends(codes.Unavailable)
 }
 
 func TestANodeReadsItsOwnSpanOnly(t *testing.T) {

@@ -30,9 +30,10 @@ type session struct {
 type stream struct {
 	replaced    chan struct{} // Closed when a newer stream of the node begins.
 	outstanding []sentCut
-	acks        chan struct{} // One slot: mayCut has another answer.
+	acks        chan struct{} // One slot: mayCut or takeReleased has another answer.
 	differs     bool          // The node's state is not what it was sent.
 	inventories chan *policyv1.Inventory
+	released    []string // Endpoints that the node is to be told of, guarded by the session's mutex.
 }
 
 type sentCut struct {
@@ -107,12 +108,14 @@ func (se *session) begin(st *stream, version string) (replaced bool) {
 	return replaced
 }
 
-func (se *session) end(st *stream) {
+// end says that a stream has ended; gone that the node has no other.
+func (se *session) end(st *stream) (gone bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if se.stream == st {
 		se.stream = nil
 	}
+	return se.stream == nil
 }
 
 // mayCut says whether the window has room, and whether the node's state was
@@ -166,6 +169,29 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 		}
 	}
 	return true, differs
+}
+
+// release has the node's stream say that an endpoint is held no more.
+func (se *session) release(endpoint string) {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if se.stream == nil {
+		return
+	}
+	se.stream.released = append(se.stream.released, endpoint)
+	select {
+	case se.stream.acks <- struct{}{}:
+	default:
+	}
+}
+
+// takeReleased are the endpoints of which the stream has not told yet.
+func (se *session) takeReleased(st *stream) []string {
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	released := st.released
+	st.released = nil
+	return released
 }
 
 func (se *session) setStats(s *policyv1.NodeStats) {

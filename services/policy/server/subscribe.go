@@ -64,7 +64,11 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	if se.begin(v.stream, hello.GetVersion()) {
 		v.log.Warn("a newer stream of the node replaces the older")
 	}
-	defer se.end(v.stream)
+	defer func() {
+		if se.end(v.stream) {
+			s.barriers.left(se.node)
+		}
+	}()
 	s.streams.Inc()
 	defer s.streams.Dec()
 	s.pace.streams.Add(1)
@@ -127,15 +131,26 @@ func (v *serving) await(position storage.Position) error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
 
-var errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+var (
+	errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+	errStopping = status.Error(codes.Unavailable, "this replica stops; connect to another")
+)
 
 // follow sends cuts until the stream ends.
 func (v *serving) follow() error {
 	for woken := true; ; {
+		if released := v.session.takeReleased(v.stream); len(released) > 0 {
+			m := &policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_Release{Release: &policyv1.Release{Endpoints: released}}}
+			if err := v.call.Send(m); err != nil {
+				return err
+			}
+		}
 		room, differs := v.session.mayCut(v.stream)
 		if differs {
 			if err := v.mend(); err != nil {
@@ -165,6 +180,8 @@ func (v *serving) follow() error {
 			return err
 		case <-v.stream.replaced:
 			return errReplaced
+		case <-v.server.stopping:
+			return errStopping
 		}
 	}
 }
@@ -214,11 +231,14 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 		return nil, err
 	case <-v.stream.replaced:
 		return nil, errReplaced
+	case <-v.server.stopping:
+		return nil, errStopping
 	}
 }
 
 func (v *serving) send(cut *storage.Cut) error {
 	v.session.told(v.stream, cut.Revision, cut.Digest)
+	cut.Held = v.server.barriers.held(v.session.node)
 	frames := cut.Frames(frameBytes)
 	for _, f := range frames {
 		if err := v.call.SendMsg(frame(f)); err != nil {
@@ -288,14 +308,15 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 		switch m := req.GetMessage().(type) {
 		case *policyv1.SubscribeRequest_Ack:
 			s.applySec.Observe(float64(m.Ack.GetApplyMicros()) / 1e6)
-			err = s.answer(se, st, m.Ack.GetRevision(), m.Ack.GetDigest(), "", m.Ack.GetApplyMicros(), log)
+			err = s.answer(se, st, m.Ack.GetRevision(), m.Ack.GetDigest(), "", m.Ack.GetApplyMicros(), true, log)
 		case *policyv1.SubscribeRequest_Nack:
 			msg := m.Nack.GetError()
 			if msg == "" {
 				return status.Error(codes.InvalidArgument, "nack.error is empty")
 			}
 			log.Warn("node could not apply a cut", "revision", m.Nack.GetRevision(), "err", msg, "items", len(m.Nack.GetItems()))
-			err = s.answer(se, st, m.Nack.GetRevision(), m.Nack.GetDigest(), msg, 0, log)
+			rest := len(m.Nack.GetItems()) > 0 // But for these items, it is in force.
+			err = s.answer(se, st, m.Nack.GetRevision(), m.Nack.GetDigest(), msg, 0, rest, log)
 		case *policyv1.SubscribeRequest_Stats:
 			se.setStats(m.Stats)
 		case *policyv1.SubscribeRequest_Inventory:
@@ -315,7 +336,8 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 	}
 }
 
-func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte, msg string, micros uint64, log hclog.Logger) error {
+// answer takes an ack, or a nack with its message.
+func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte, msg string, micros uint64, inForce bool, log hclog.Logger) error {
 	d, ok := storage.DigestFromBytes(digest)
 	if !ok {
 		return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", revision, len(digest))
@@ -324,9 +346,12 @@ func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte,
 	if !known {
 		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", revision)
 	}
-	if differs {
+	switch {
+	case differs:
 		s.repairs.Inc()
 		log.Warn("the node's state differs from what it was sent: repairing it", "revision", revision)
+	case inForce:
+		s.barriers.applied(se.node, revision)
 	}
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 // send is small; a larger message is read past the buffer.
 const readBufferBytes = 2 << 10
 
-// Transport makes the gRPC server on which s is reached, with both services
+// Transport makes the gRPC server on which s is reached, with its services
 // registered. What sets the policy service's connections apart from those of
 // other servers is added here and nowhere else, so that what is measured is
 // what is run.
@@ -50,6 +50,19 @@ func CertifiedInspector(ctx context.Context) error {
 	}
 	if verified && len(id.Roles) == 0 {
 		return fmt.Errorf("%s has no role; an operator's certificate is needed", id)
+	}
+	return nil
+}
+
+// CertifiedReplica admits the policy service, and everybody where there is no
+// TLS.
+func CertifiedReplica(ctx context.Context) error {
+	id, verified, err := identity.FromContext(ctx)
+	if err != nil {
+		return err
+	}
+	if verified && !id.Has(identity.RolePolicyd) {
+		return fmt.Errorf("%s is not the policy service", id)
 	}
 	return nil
 }

@@ -158,6 +158,7 @@ type SubscribeResponse struct {
 	//	*SubscribeResponse_InSync
 	//	*SubscribeResponse_Cut
 	//	*SubscribeResponse_InventoryRequest
+	//	*SubscribeResponse_Release
 	Message       isSubscribeResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -227,6 +228,15 @@ func (x *SubscribeResponse) GetInventoryRequest() *InventoryRequest {
 	return nil
 }
 
+func (x *SubscribeResponse) GetRelease() *Release {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeResponse_Release); ok {
+			return x.Release
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Message interface {
 	isSubscribeResponse_Message()
 }
@@ -243,11 +253,62 @@ type SubscribeResponse_InventoryRequest struct {
 	InventoryRequest *InventoryRequest `protobuf:"bytes,3,opt,name=inventory_request,json=inventoryRequest,proto3,oneof"` // The shim's digest is not the node's.
 }
 
+type SubscribeResponse_Release struct {
+	Release *Release `protobuf:"bytes,4,opt,name=release,proto3,oneof"` // Ports that a cut had held may open.
+}
+
 func (*SubscribeResponse_InSync) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Cut) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_InventoryRequest) isSubscribeResponse_Message() {}
+
+func (*SubscribeResponse_Release) isSubscribeResponse_Message() {}
+
+// Release ends what Cut.held began.
+type Release struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints     []string               `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // Keys of endpoint items.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Release) Reset() {
+	*x = Release{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Release) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Release) ProtoMessage() {}
+
+func (x *Release) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Release.ProtoReflect.Descriptor instead.
+func (*Release) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Release) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
 
 // InventoryRequest asks what the shim holds. It is answered before anything
 // else is sent or asked for.
@@ -260,7 +321,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -272,7 +333,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -285,7 +346,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *InventoryRequest) GetScopes() []*ScopeBuckets {
@@ -306,7 +367,7 @@ type ScopeBuckets struct {
 
 func (x *ScopeBuckets) Reset() {
 	*x = ScopeBuckets{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +379,7 @@ func (x *ScopeBuckets) String() string {
 func (*ScopeBuckets) ProtoMessage() {}
 
 func (x *ScopeBuckets) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +392,7 @@ func (x *ScopeBuckets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeBuckets.ProtoReflect.Descriptor instead.
 func (*ScopeBuckets) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ScopeBuckets) GetId() []byte {
@@ -358,7 +419,7 @@ type Inventory struct {
 
 func (x *Inventory) Reset() {
 	*x = Inventory{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +431,7 @@ func (x *Inventory) String() string {
 func (*Inventory) ProtoMessage() {}
 
 func (x *Inventory) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +444,7 @@ func (x *Inventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
 func (*Inventory) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Inventory) GetScopes() []*ScopeInventory {
@@ -405,7 +466,7 @@ type ScopeInventory struct {
 
 func (x *ScopeInventory) Reset() {
 	*x = ScopeInventory{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +478,7 @@ func (x *ScopeInventory) String() string {
 func (*ScopeInventory) ProtoMessage() {}
 
 func (x *ScopeInventory) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +491,7 @@ func (x *ScopeInventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeInventory.ProtoReflect.Descriptor instead.
 func (*ScopeInventory) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ScopeInventory) GetId() []byte {
@@ -467,7 +528,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +540,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +553,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Hello) GetNode() string {
@@ -536,7 +597,7 @@ type InSync struct {
 
 func (x *InSync) Reset() {
 	*x = InSync{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +609,7 @@ func (x *InSync) String() string {
 func (*InSync) ProtoMessage() {}
 
 func (x *InSync) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +622,7 @@ func (x *InSync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InSync.ProtoReflect.Descriptor instead.
 func (*InSync) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InSync) GetEpoch() string {
@@ -597,7 +658,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +670,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +683,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Ack) GetRevision() uint64 {
@@ -659,7 +720,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +732,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +745,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Nack) GetRevision() uint64 {
@@ -727,7 +788,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +800,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +813,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ItemError) GetScope() []byte {
@@ -788,7 +849,7 @@ type NodeStats struct {
 
 func (x *NodeStats) Reset() {
 	*x = NodeStats{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +861,7 @@ func (x *NodeStats) String() string {
 func (*NodeStats) ProtoMessage() {}
 
 func (x *NodeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +874,7 @@ func (x *NodeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStats.ProtoReflect.Descriptor instead.
 func (*NodeStats) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeStats) GetRules() []*RuleCounter {
@@ -852,7 +913,7 @@ type RuleCounter struct {
 
 func (x *RuleCounter) Reset() {
 	*x = RuleCounter{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +925,7 @@ func (x *RuleCounter) String() string {
 func (*RuleCounter) ProtoMessage() {}
 
 func (x *RuleCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +938,7 @@ func (x *RuleCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCounter.ProtoReflect.Descriptor instead.
 func (*RuleCounter) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RuleCounter) GetPolicy() *PolicyRef {
@@ -935,7 +996,7 @@ type PortState struct {
 
 func (x *PortState) Reset() {
 	*x = PortState{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1008,7 @@ func (x *PortState) String() string {
 func (*PortState) ProtoMessage() {}
 
 func (x *PortState) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1021,7 @@ func (x *PortState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortState.ProtoReflect.Descriptor instead.
 func (*PortState) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PortState) GetNamespace() string {
@@ -1002,12 +1063,15 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x04nack\x18\x03 \x01(\v2\x14.weir.policy.v1.NackH\x00R\x04nack\x121\n" +
 	"\x05stats\x18\x04 \x01(\v2\x19.weir.policy.v1.NodeStatsH\x00R\x05stats\x129\n" +
 	"\tinventory\x18\x05 \x01(\v2\x19.weir.policy.v1.InventoryH\x00R\tinventoryB\t\n" +
-	"\amessage\"\xcb\x01\n" +
+	"\amessage\"\x80\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\ain_sync\x18\x01 \x01(\v2\x16.weir.policy.v1.InSyncH\x00R\x06inSync\x12'\n" +
 	"\x03cut\x18\x02 \x01(\v2\x13.weir.policy.v1.CutH\x00R\x03cut\x12O\n" +
-	"\x11inventory_request\x18\x03 \x01(\v2 .weir.policy.v1.InventoryRequestH\x00R\x10inventoryRequestB\t\n" +
-	"\amessage\"H\n" +
+	"\x11inventory_request\x18\x03 \x01(\v2 .weir.policy.v1.InventoryRequestH\x00R\x10inventoryRequest\x123\n" +
+	"\arelease\x18\x04 \x01(\v2\x17.weir.policy.v1.ReleaseH\x00R\areleaseB\t\n" +
+	"\amessage\"'\n" +
+	"\aRelease\x12\x1c\n" +
+	"\tendpoints\x18\x01 \x03(\tR\tendpoints\"H\n" +
 	"\x10InventoryRequest\x124\n" +
 	"\x06scopes\x18\x01 \x03(\v2\x1c.weir.policy.v1.ScopeBucketsR\x06scopes\"8\n" +
 	"\fScopeBuckets\x12\x0e\n" +
@@ -1072,52 +1136,54 @@ func file_weir_policy_v1_service_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_service_proto_rawDescData
 }
 
-var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_weir_policy_v1_service_proto_goTypes = []any{
 	(*SubscribeRequest)(nil),  // 0: weir.policy.v1.SubscribeRequest
 	(*SubscribeResponse)(nil), // 1: weir.policy.v1.SubscribeResponse
-	(*InventoryRequest)(nil),  // 2: weir.policy.v1.InventoryRequest
-	(*ScopeBuckets)(nil),      // 3: weir.policy.v1.ScopeBuckets
-	(*Inventory)(nil),         // 4: weir.policy.v1.Inventory
-	(*ScopeInventory)(nil),    // 5: weir.policy.v1.ScopeInventory
-	(*Hello)(nil),             // 6: weir.policy.v1.Hello
-	(*InSync)(nil),            // 7: weir.policy.v1.InSync
-	(*Ack)(nil),               // 8: weir.policy.v1.Ack
-	(*Nack)(nil),              // 9: weir.policy.v1.Nack
-	(*ItemError)(nil),         // 10: weir.policy.v1.ItemError
-	(*NodeStats)(nil),         // 11: weir.policy.v1.NodeStats
-	(*RuleCounter)(nil),       // 12: weir.policy.v1.RuleCounter
-	(*PortState)(nil),         // 13: weir.policy.v1.PortState
-	(*Cut)(nil),               // 14: weir.policy.v1.Cut
-	(*Position)(nil),          // 15: weir.policy.v1.Position
-	(*PolicyRef)(nil),         // 16: weir.policy.v1.PolicyRef
-	(Direction)(0),            // 17: weir.policy.v1.Direction
+	(*Release)(nil),           // 2: weir.policy.v1.Release
+	(*InventoryRequest)(nil),  // 3: weir.policy.v1.InventoryRequest
+	(*ScopeBuckets)(nil),      // 4: weir.policy.v1.ScopeBuckets
+	(*Inventory)(nil),         // 5: weir.policy.v1.Inventory
+	(*ScopeInventory)(nil),    // 6: weir.policy.v1.ScopeInventory
+	(*Hello)(nil),             // 7: weir.policy.v1.Hello
+	(*InSync)(nil),            // 8: weir.policy.v1.InSync
+	(*Ack)(nil),               // 9: weir.policy.v1.Ack
+	(*Nack)(nil),              // 10: weir.policy.v1.Nack
+	(*ItemError)(nil),         // 11: weir.policy.v1.ItemError
+	(*NodeStats)(nil),         // 12: weir.policy.v1.NodeStats
+	(*RuleCounter)(nil),       // 13: weir.policy.v1.RuleCounter
+	(*PortState)(nil),         // 14: weir.policy.v1.PortState
+	(*Cut)(nil),               // 15: weir.policy.v1.Cut
+	(*Position)(nil),          // 16: weir.policy.v1.Position
+	(*PolicyRef)(nil),         // 17: weir.policy.v1.PolicyRef
+	(Direction)(0),            // 18: weir.policy.v1.Direction
 }
 var file_weir_policy_v1_service_proto_depIdxs = []int32{
-	6,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
-	8,  // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
-	9,  // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
-	11, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
-	4,  // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
-	7,  // 5: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
-	14, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
-	2,  // 7: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
-	3,  // 8: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
-	5,  // 9: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
-	15, // 10: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
-	15, // 11: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
-	10, // 12: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
-	12, // 13: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	13, // 14: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	16, // 15: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	17, // 16: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	0,  // 17: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	1,  // 18: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	7,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
+	9,  // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
+	10, // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
+	12, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
+	5,  // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
+	8,  // 5: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
+	15, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
+	3,  // 7: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
+	2,  // 8: weir.policy.v1.SubscribeResponse.release:type_name -> weir.policy.v1.Release
+	4,  // 9: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
+	6,  // 10: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
+	16, // 11: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
+	16, // 12: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
+	11, // 13: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
+	13, // 14: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	14, // 15: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	17, // 16: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	18, // 17: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	0,  // 18: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	1,  // 19: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	19, // [19:20] is the sub-list for method output_type
+	18, // [18:19] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
@@ -1137,6 +1203,7 @@ func file_weir_policy_v1_service_proto_init() {
 		(*SubscribeResponse_InSync)(nil),
 		(*SubscribeResponse_Cut)(nil),
 		(*SubscribeResponse_InventoryRequest)(nil),
+		(*SubscribeResponse_Release)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1144,7 +1211,7 @@ func file_weir_policy_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_service_proto_rawDesc), len(file_weir_policy_v1_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

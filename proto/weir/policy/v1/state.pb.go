@@ -464,7 +464,7 @@ type Item_Node struct {
 }
 
 type Item_Endpoint struct {
-	Endpoint *Endpoint `protobuf:"bytes,2,opt,name=endpoint,proto3,oneof"` // Key "endpoint/NAMESPACE/NAME".
+	Endpoint *Endpoint `protobuf:"bytes,2,opt,name=endpoint,proto3,oneof"` // Key "pod/NAMESPACE/NAME".
 }
 
 type Item_Policy struct {
@@ -472,7 +472,7 @@ type Item_Policy struct {
 }
 
 type Item_Member struct {
-	Member *Member `protobuf:"bytes,4,opt,name=member,proto3,oneof"` // Key "member/KIND/NAMESPACE/NAME" or "member/cidr/PREFIX".
+	Member *Member `protobuf:"bytes,4,opt,name=member,proto3,oneof"` // Key "pod/NAMESPACE/NAME", "node/NAME" or "cidr/PREFIX".
 }
 
 func (*Item_Node) isItem_Body() {}
@@ -1585,14 +1585,19 @@ func (x *ScopeDelta) GetResetBuckets() []uint32 {
 // follow each other on a stream and the last has more unset. A receiver
 // applies a cut when its last frame is in, upserts before removals.
 type Cut struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // One life of a policy-service process. Empty: that of the message before on the stream.
-	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // Ascending within an epoch, not dense. Never zero.
-	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame, without the sources that are where they were in the message before.
-	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: the node's whole state once the cut is applied. In the last frame.
-	Snapshot      bool                   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // The cut begins from nothing: forget every scope that it does not bring. The same in all frames.
-	More          bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`         // Another frame of this cut follows.
-	Scopes        []*ScopeDelta          `protobuf:"bytes,7,rep,name=scopes,proto3" json:"scopes,omitempty"`      // One scope may be split over several frames.
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Epoch    string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // One life of a policy-service process. Empty: that of the message before on the stream.
+	Revision uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // Ascending within an epoch, not dense. Never zero.
+	Position *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame, without the sources that are where they were in the message before.
+	Digest   []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: the node's whole state once the cut is applied. In the last frame.
+	Snapshot bool                   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // The cut begins from nothing: forget every scope that it does not bring. The same in all frames.
+	More     bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`         // Another frame of this cut follows.
+	Scopes   []*ScopeDelta          `protobuf:"bytes,7,rep,name=scopes,proto3" json:"scopes,omitempty"`      // One scope may be split over several frames.
+	// Keys of endpoint items whose ports stay closed, unless they are open
+	// already with the same addresses, until a Release names them: other nodes
+	// have not all applied their addresses. In the last frame. A shim does not
+	// wait for ever.
+	Held          []string `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1672,6 +1677,13 @@ func (x *Cut) GetMore() bool {
 func (x *Cut) GetScopes() []*ScopeDelta {
 	if x != nil {
 		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Cut) GetHeld() []string {
+	if x != nil {
+		return x.Held
 	}
 	return nil
 }
@@ -1789,7 +1801,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\aupserts\x18\x05 \x03(\v2\x14.weir.policy.v1.ItemR\aupserts\x12\x1a\n" +
 	"\bremovals\x18\x06 \x03(\tR\bremovals\x12\x18\n" +
 	"\abuckets\x18\a \x01(\rR\abuckets\x12#\n" +
-	"\rreset_buckets\x18\b \x03(\rR\fresetBuckets\"\xe9\x01\n" +
+	"\rreset_buckets\x18\b \x03(\rR\fresetBuckets\"\xfd\x01\n" +
 	"\x03Cut\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
@@ -1797,7 +1809,8 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x06digest\x18\x04 \x01(\fR\x06digest\x12\x1a\n" +
 	"\bsnapshot\x18\x05 \x01(\bR\bsnapshot\x12\x12\n" +
 	"\x04more\x18\x06 \x01(\bR\x04more\x122\n" +
-	"\x06scopes\x18\a \x03(\v2\x1a.weir.policy.v1.ScopeDeltaR\x06scopes*S\n" +
+	"\x06scopes\x18\a \x03(\v2\x1a.weir.policy.v1.ScopeDeltaR\x06scopes\x12\x12\n" +
+	"\x04held\x18\b \x03(\tR\x04held*S\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_INGRESS\x10\x01\x12\x14\n" +
