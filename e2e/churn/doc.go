@@ -1,0 +1,2 @@
+// Package churn lets a whole cluster change without rest.
+package churn
