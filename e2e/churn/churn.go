@@ -3,7 +3,6 @@ package churn
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -20,12 +19,13 @@ type Config struct {
 	Changes int
 	Rate    int // Changes a second.
 
-	Disturbances int           // Of connections, a second.
-	Hold         time.Duration // How long reads of a connection are held back, mostly at most.
-	Stall        time.Duration // How long a replica's reading of a kind stalls, at most.
-	ShimLife     time.Duration // How often a shim is started anew.
-	ReplicaLife  time.Duration // How often a replica is stopped, on average.
-	Sample       int           // Bridges that are compared flow by flow.
+	Disturbances  int           // Of connections, a second.
+	Hold          time.Duration // How long reads of a connection are held back, mostly at most.
+	Stall         time.Duration // How long a replica's reading of a kind stalls, at most.
+	ShimLife      time.Duration // How often a shim is started anew.
+	ReplicaLife   time.Duration // How often a replica is stopped, on average.
+	ConnectionAge time.Duration // After how long a replica sends a shim to connect anew.
+	Sample        int           // Bridges that are compared flow by flow.
 
 	Dir  string                           // Of the checkpoints.
 	Logf func(format string, args ...any) // Of progress. Nil: none.
@@ -70,37 +70,10 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 	if cfg.Logf == nil {
 		cfg.Logf = func(string, ...any) {}
 	}
-	r := &run{cfg: cfg, cluster: newCluster(cfg.Seed, cfg.Shims), record: newRecord(), network: newNetwork(cfg.Seed, cfg.Hold), began: time.Now()}
-	for i := range 2 {
-		r.replicas = append(r.replicas, newReplica(i, cfg.Seed+uint64(i)<<32, r.record, r.network, cfg.Stall))
-	}
-	for _, s := range r.cluster.nodes {
-		r.nodes = append(r.nodes, newNode(s.name, cfg.Dir, r.replicas, r.network))
-	}
+	r := newRun(cfg)
 	defer func() { err = errors.Join(err, r.stop()) }()
-	return r.run(ctx)
-}
-
-func (r *run) run(ctx context.Context) (report Report, err error) {
 	defer func() { r.count(&report) }()
-	first, err := r.cluster.begin()
-	if err != nil {
-		return report, err
-	}
-	if err := r.enter(first); err != nil {
-		return report, err
-	}
-	for _, replica := range r.replicas {
-		if err := replica.start(); err != nil {
-			return report, err
-		}
-	}
-	for _, n := range r.nodes {
-		if err := n.start(); err != nil {
-			return report, err
-		}
-	}
-	if err := r.settle(ctx); err != nil {
+	if err := r.begin(ctx); err != nil {
 		return report, err
 	}
 	r.progress("begun")
@@ -123,6 +96,39 @@ func (r *run) run(ctx context.Context) (report Report, err error) {
 	}
 	report.Flows, err = r.verify(ctx)
 	return report, err
+}
+
+func newRun(cfg Config) *run {
+	r := &run{cfg: cfg, cluster: newCluster(cfg.Seed, cfg.Shims), record: newRecord(), network: newNetwork(cfg.Seed, cfg.Hold), began: time.Now()}
+	for i := range 2 {
+		r.replicas = append(r.replicas, newReplica(i, &r.cfg, r.record, r.network))
+	}
+	for _, s := range r.cluster.nodes {
+		r.nodes = append(r.nodes, newNode(s.name, cfg.Dir, r.replicas, r.network))
+	}
+	return r
+}
+
+// begin starts everything, and waits until all is in force.
+func (r *run) begin(ctx context.Context) error {
+	first, err := r.cluster.begin()
+	if err != nil {
+		return err
+	}
+	if err := r.enter(first); err != nil {
+		return err
+	}
+	for _, replica := range r.replicas {
+		if err := replica.start(); err != nil {
+			return err
+		}
+	}
+	for _, n := range r.nodes {
+		if err := n.start(); err != nil {
+			return err
+		}
+	}
+	return r.settle(ctx)
 }
 
 // enter takes changes over: first what happens on the nodes, then what is
@@ -308,9 +314,4 @@ func (r *run) stop() error {
 		err = errors.Join(err, replica.stop(false))
 	}
 	return errors.Join(err, os.RemoveAll(r.cfg.Dir))
-}
-
-// errNever is that what was waited for did not come.
-func errNever(ctx context.Context, what string) error {
-	return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 }

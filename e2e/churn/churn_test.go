@@ -21,11 +21,11 @@ var (
 func TestChurn(t *testing.T) {
 	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 600, Logf: t.Logf, Dir: t.TempDir(),
 		Disturbances: 20, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
-		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond}
+		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond, ConnectionAge: 2 * time.Second}
 	if *duration > 0 {
 		cfg.Changes = int(duration.Seconds()) * *rate
 		cfg.Hold, cfg.Stall = 5*time.Second, 2500*time.Millisecond
-		cfg.ShimLife, cfg.ReplicaLife = time.Second, 30*time.Second
+		cfg.ShimLife, cfg.ReplicaLife, cfg.ConnectionAge = time.Second, 30*time.Second, 2*time.Minute
 	}
 	report, err := Run(t.Context(), cfg)
 	if err != nil {
@@ -35,7 +35,7 @@ func TestChurn(t *testing.T) {
 		report.Changes, report.Took.Round(time.Millisecond), report.Connections, report.Disturbances, report.ShimStarts, report.ReplicaLives, report.Flows)
 	t.Logf("at the first quarter %+v, at the end %+v", report.Quarter, report.End)
 	for name, n := range report.Counters.nonzero() {
-		if strings.HasPrefix(name, "weir_") {
+		if strings.HasPrefix(name, "weir_") || strings.HasPrefix(name, calls+"/") {
 			t.Logf("%s %.0f", name, n)
 		}
 	}
@@ -55,9 +55,19 @@ func checkHappened(t *testing.T, r *Report) {
 	}
 }
 
-// checkClean: nobody corrupted a state, so none may have had to be corrected.
+// calls are the gRPC calls that ended.
+const calls = "grpc_server_handled_total"
+
+// checkClean: nobody corrupted a state, so none may have had to be corrected;
+// and whatever became of connections, neither end said what the other could not
+// take, and no handler failed.
 func checkClean(t *testing.T, r *Report) {
 	t.Helper()
+	for _, code := range []string{"InvalidArgument", "Internal", "Unknown", "DataLoss", "PermissionDenied"} {
+		if n := r.Counters[calls+"/"+code]; n != 0 {
+			t.Errorf("%.0f calls ended with %s", n, code)
+		}
+	}
 	for _, name := range []string{"weir_shim_digest_mismatches_total", "weir_policy_digest_mismatches_total", "weir_shim_flows_mended_total"} {
 		n, counted := r.Counters[name]
 		if !counted || n != 0 {

@@ -24,8 +24,10 @@ type service struct {
 	done   chan error
 }
 
-func startService(source policy.Source) (*service, error) {
-	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
+// startService begins a life. Connections to it last so long, or, where that is
+// zero, for ever.
+func startService(source policy.Source, maxAge time.Duration) (*service, error) {
+	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger(), MaxConnectionAge: maxAge})
 	if err != nil {
 		return nil, err
 	}
@@ -81,8 +83,8 @@ type replica struct {
 	address string // By which shims know it.
 	record  *record
 	network *network
+	cfg     *Config
 	seed    uint64
-	stall   time.Duration
 
 	mu     sync.Mutex // Guards what follows.
 	life   *service   // Nil: stopped.
@@ -90,8 +92,8 @@ type replica struct {
 	totals counts // Of the lives that ended.
 }
 
-func newReplica(i int, seed uint64, r *record, n *network, stall time.Duration) *replica {
-	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, seed: seed, stall: stall,
+func newReplica(i int, cfg *Config, r *record, n *network) *replica {
+	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, cfg: cfg, seed: cfg.Seed + uint64(i)<<32,
 		epochs: map[string]bool{}, totals: counts{}}
 }
 
@@ -102,7 +104,7 @@ func (r *replica) start() error {
 	if r.life != nil {
 		return nil
 	}
-	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.stall))
+	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.cfg.Stall), r.cfg.ConnectionAge)
 	if err != nil {
 		return fmt.Errorf("replica %s: %w", r.address, err)
 	}
@@ -153,7 +155,7 @@ func (r *replica) counted(c counts) (lives int) {
 	return len(r.epochs)
 }
 
-// counts are sums of counters by name.
+// counts are sums of counters by name; of gRPC calls also by code, as NAME/CODE.
 type counts map[string]float64
 
 // add adds what the counters of a registry stand at.
@@ -164,8 +166,14 @@ func (c counts) add(g prometheus.Gatherer) {
 	}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			if m.GetCounter() != nil {
-				c[f.GetName()] += m.GetCounter().GetValue()
+			if m.GetCounter() == nil {
+				continue
+			}
+			c[f.GetName()] += m.GetCounter().GetValue()
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "grpc_code" {
+					c[f.GetName()+"/"+l.GetValue()] += m.GetCounter().GetValue()
+				}
 			}
 		}
 	}

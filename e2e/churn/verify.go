@@ -23,14 +23,7 @@ import (
 // settle waits until every node holds, and has in force, what each replica and
 // a service that was given nothing but the present objects say it must.
 func (r *run) settle(ctx context.Context) error {
-	fresh, err := startService(r.record.final())
-	if err != nil {
-		return err
-	}
-	want, err := fresh.nodes(ctx)
-	if stopErr := fresh.stop(); err == nil {
-		err = stopErr
-	}
+	want, err := r.want(ctx)
 	if err != nil {
 		return err
 	}
@@ -40,17 +33,26 @@ func (r *run) settle(ctx context.Context) error {
 		now, err := r.differs(ctx, want)
 		switch {
 		case ctx.Err() != nil || err != nil && missing != "":
-			return errors.Join(errNever(ctx, missing), err)
+			return errors.Join(fmt.Errorf("%s: %w", missing, context.Cause(ctx)), err)
 		case err != nil || now == "":
 			return err
 		}
 		missing = now
 		select {
 		case <-time.After(settleInterval):
-		case <-ctx.Done():
-			return errNever(ctx, missing)
+		case <-ctx.Done(): // Said above.
 		}
 	}
+}
+
+// want is what a fresh service says of the nodes.
+func (r *run) want(ctx context.Context) (map[string]*policyv1.NodeSummary, error) {
+	fresh, err := startService(r.record.final(), 0)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := fresh.nodes(ctx)
+	return nodes, errors.Join(err, fresh.stop())
 }
 
 // A shim may pause for 10 s and wait for a position for 5 s before it is
@@ -105,7 +107,7 @@ func (r *run) verify(ctx context.Context) (flows int, err error) {
 			return 0, fmt.Errorf("%s: %w", n.name, err)
 		}
 	}
-	fresh, err := startService(r.record.final())
+	fresh, err := startService(r.record.final(), 0)
 	if err != nil {
 		return 0, err
 	}
