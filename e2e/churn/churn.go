@@ -19,13 +19,12 @@ type Config struct {
 	Changes int
 	Rate    int // Changes a second.
 
-	Disturbances  int           // Of connections, a second.
-	Hold          time.Duration // How long reads of a connection are held back, mostly at most.
-	Stall         time.Duration // How long a replica's reading of a kind stalls, at most.
-	ShimLife      time.Duration // How often a shim is started anew.
-	ReplicaLife   time.Duration // How often a replica is stopped, on average.
-	ConnectionAge time.Duration // After how long a replica sends a shim to connect anew.
-	Sample        int           // Bridges that are compared flow by flow.
+	Disturbances int           // Of connections, a second.
+	Hold         time.Duration // How long reads of a connection are held back, mostly at most.
+	Stall        time.Duration // How long a replica's reading of a kind stalls, at most.
+	ShimLife     time.Duration // How often a shim is started anew.
+	ReplicaLife  time.Duration // How often a replica is stopped, on average.
+	Sample       int           // Bridges that are compared flow by flow.
 
 	Dir  string                           // Of the checkpoints.
 	Logf func(format string, args ...any) // Of progress. Nil: none.
@@ -101,7 +100,7 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 func newRun(cfg Config) *run {
 	r := &run{cfg: cfg, cluster: newCluster(cfg.Seed, cfg.Shims), record: newRecord(), network: newNetwork(cfg.Seed, cfg.Hold), began: time.Now()}
 	for i := range 2 {
-		r.replicas = append(r.replicas, newReplica(i, &r.cfg, r.record, r.network))
+		r.replicas = append(r.replicas, newReplica(i, cfg, r.record, r.network))
 	}
 	for _, s := range r.cluster.nodes {
 		r.nodes = append(r.nodes, newNode(s.name, cfg.Dir, r.replicas, r.network))

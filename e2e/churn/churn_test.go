@@ -21,11 +21,11 @@ var (
 func TestChurn(t *testing.T) {
 	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 600, Logf: t.Logf, Dir: t.TempDir(),
 		Disturbances: 20, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
-		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond, ConnectionAge: 2 * time.Second}
+		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond}
 	if *duration > 0 {
 		cfg.Changes = int(duration.Seconds()) * *rate
 		cfg.Hold, cfg.Stall = 5*time.Second, 2500*time.Millisecond
-		cfg.ShimLife, cfg.ReplicaLife, cfg.ConnectionAge = time.Second, 30*time.Second, 2*time.Minute
+		cfg.ShimLife, cfg.ReplicaLife = time.Second, 30*time.Second
 	}
 	report, err := Run(t.Context(), cfg)
 	if err != nil {

@@ -17,9 +17,8 @@
 // Meanwhile connections are cut, truncated in the middle of what is written or
 // read, or not read from for seconds; shims are started anew, from their
 // checkpoints; one replica at a time is stopped, gracefully or not, and another
-// life with another epoch begins in its place; connections reach their age. A
-// stop is that of the service, not of a process: what a process would take with
-// it is held by nothing else here, and connections are severed as by its death.
+// life with another epoch begins in its place. A stop is that of the service, not
+// of a process: nothing of it stays, and connections are severed as by a death.
 //
 // After a quarter of the changes and after all of them everything is healed.
 // Then every replica, every shim and a fresh service that is given the final

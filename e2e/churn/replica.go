@@ -24,10 +24,8 @@ type service struct {
 	done   chan error
 }
 
-// startService begins a life. Connections to it last so long, or, where that is
-// zero, for ever.
-func startService(source policy.Source, maxAge time.Duration) (*service, error) {
-	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger(), MaxConnectionAge: maxAge})
+func startService(source policy.Source) (*service, error) {
+	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +81,8 @@ type replica struct {
 	address string // By which shims know it.
 	record  *record
 	network *network
-	cfg     *Config
 	seed    uint64
+	stall   time.Duration
 
 	mu     sync.Mutex // Guards what follows.
 	life   *service   // Nil: stopped.
@@ -92,8 +90,8 @@ type replica struct {
 	totals counts // Of the lives that ended.
 }
 
-func newReplica(i int, cfg *Config, r *record, n *network) *replica {
-	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, cfg: cfg, seed: cfg.Seed + uint64(i)<<32,
+func newReplica(i int, cfg Config, r *record, n *network) *replica {
+	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, seed: cfg.Seed + uint64(i)<<32, stall: cfg.Stall,
 		epochs: map[string]bool{}, totals: counts{}}
 }
 
@@ -104,7 +102,7 @@ func (r *replica) start() error {
 	if r.life != nil {
 		return nil
 	}
-	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.cfg.Stall), r.cfg.ConnectionAge)
+	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.stall))
 	if err != nil {
 		return fmt.Errorf("replica %s: %w", r.address, err)
 	}
