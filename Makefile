@@ -92,8 +92,9 @@ bench: install-deps ## Run the benchmarks.
 
 SOAK_FOR ?= 30m
 .PHONY: soak
-soak: install-deps ## Run the long forms: differential test, fuzzing. SOAK_FOR=30m each.
+soak: install-deps ## Run the long forms: churn, differential test, fuzzing. SOAK_FOR=30m each.
+	$(GO) test -timeout 0 ./e2e/churn -run 'Churn$$' -churn.for=$(SOAK_FOR) -churn.shims=1000 -churn.rate=200 -v
 	$(GO) test -timeout 0 ./e2e/differential -run 'Agree$$' -differential.for=$(SOAK_FOR) -v
 	for t in $$(grep -rl 'func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' $$t/*_test.go | cut -d' ' -f2); do \
-	    $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(SOAK_FOR) $$t || exit 1; done; done
+	    $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(SOAK_FOR) -fuzzminimizetime 10x $$t || exit 1; done; done

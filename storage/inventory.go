@@ -77,8 +77,9 @@ func (inv Inventory) Add(m *policyv1.Inventory, asked *policyv1.InventoryRequest
 	return nil
 }
 
-// Compare says which scopes of the node differ and are too large to be sent
-// whole; nil for none.
+// Compare says which scopes of the node differ, are too large to be sent whole,
+// and have told no buckets yet; nil for none. So each scope is asked for once,
+// whatever is committed meanwhile.
 func (sub *Subscriber) Compare(inv Inventory) *policyv1.InventoryRequest {
 	s := sub.store
 	s.mu.RLock()
@@ -87,7 +88,7 @@ func (sub *Subscriber) Compare(inv Inventory) *policyv1.InventoryRequest {
 	for _, sc := range sub.node.scopes {
 		h := inv[sc.id]
 		n := int(sc.entries.live.len)
-		if h == nil || h.digest == sc.digest.lo || n <= wholeItems {
+		if h == nil || h.digest == sc.digest.lo || n <= wholeItems || len(h.buckets) > 0 {
 			continue
 		}
 		if req == nil {

@@ -41,7 +41,7 @@ func TestRepairSendsWhatDiffers(t *testing.T) {
 			t.Fatal(err)
 		}
 		if asked = f.sub.Compare(inv); asked != nil && rounds == 2 {
-			break
+			t.Fatalf("asked for buckets a second time: %v", asked)
 		}
 	}
 	cut := f.sub.Repair(inv)

@@ -172,9 +172,8 @@ func (f *follower) repair(c *choices) {
 		}
 		for _, s := range asked.GetScopes() {
 			id, _ := ScopeIDFromBytes(s.GetId())
-			if inv[id].buckets != nil { // It has changed again.
-				asked = nil
-				break
+			if inv[id].buckets != nil {
+				f.t.Fatalf("scope %s is asked for a second time", id)
 			}
 		}
 	}

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +67,7 @@ type nodeReport struct {
 	Upserts   int // Of the cuts that are no snapshots.
 	Others    int // Scopes that ended or were sent anew, and items removed, by cuts that are no snapshots.
 	InSyncs   int
-	Payload   int64 // Bytes of messages, both ways.
+	Payload   int64 // Bytes of messages, both ways, without what gRPC and TLS add.
 }
 
 // nodeName is what the i-th node of every fleet is called.
@@ -80,8 +79,6 @@ const connectsAtOnce = 32
 // obey is the fleet's own main. It ends with its input.
 func obey(orders io.Reader, answers *json.Encoder) error {
 	debug.SetGCPercent(800) // The nodes stand for machines of their own: what they cost here is in the server's way.
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	failed := make(chan error, 1)
 	results := make(chan answer)
 	go func() {
@@ -94,12 +91,12 @@ func obey(orders io.Reader, answers *json.Encoder) error {
 			}
 			var err error
 			if o.Do == orderConnect {
-				if nodes, err = muster(o); err != nil {
+				if nodes, err = muster(o, failed); err != nil {
 					results <- answer{Error: err.Error()}
 					continue
 				}
 			}
-			results <- carryOut(ctx, o, nodes, failed)
+			results <- carryOut(o, nodes)
 		}
 	}()
 	for {
@@ -117,7 +114,7 @@ func obey(orders io.Reader, answers *json.Encoder) error {
 	}
 }
 
-func muster(o order) ([]*fleetNode, error) {
+func muster(o order, failed chan<- error) ([]*fleetNode, error) {
 	nodes := make([]*fleetNode, o.Nodes)
 	for i := range nodes {
 		path := func(name string) string { return filepath.Join(o.PKI, name) }
@@ -125,12 +122,12 @@ func muster(o order) ([]*fleetNode, error) {
 		if err != nil {
 			return nil, err
 		}
-		nodes[i] = &fleetNode{name: nodeName(i), address: o.Address, config: config}
+		nodes[i] = &fleetNode{name: nodeName(i), address: o.Address, config: config, failed: failed}
 	}
 	return nodes, nil
 }
 
-func carryOut(ctx context.Context, o order, nodes []*fleetNode, failed chan error) answer {
+func carryOut(o order, nodes []*fleetNode) answer {
 	if o.Do == orderReport {
 		a := answer{CPU: cpu()}
 		for _, n := range nodes {
@@ -142,13 +139,12 @@ func carryOut(ctx context.Context, o order, nodes []*fleetNode, failed chan erro
 	g.SetLimit(connectsAtOnce)
 	for _, n := range nodes {
 		g.Go(func() error {
-			n.unsubscribe()
 			if o.Do != orderResubscribe {
 				if err := n.dial(); err != nil {
 					return err
 				}
 			}
-			return n.subscribe(ctx, failed)
+			return n.subscribe()
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -197,9 +193,12 @@ func startFleet(b *testing.B) *fleet {
 	}()
 	b.Cleanup(func() {
 		in.Close()
+		if b.Failed() { // An order may be under way that never ends.
+			_ = cmd.Process.Kill()
+		}
 		for range f.answers { // Until it ends.
 		}
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !b.Failed() {
 			b.Errorf("the nodes' process: %v", err)
 		}
 	})
@@ -212,15 +211,19 @@ func (f *fleet) do(o order) answer {
 	if err := f.in.Encode(o); err != nil {
 		f.b.Fatal(err)
 	}
-	return f.must(<-f.answers)
+	a, ok := <-f.answers
+	f.must(a, ok)
+	return a
 }
 
-// must ends the benchmark where the answer says that the fleet has failed.
-func (f *fleet) must(a answer) answer {
+// must ends the benchmark where the fleet has failed: what it said, and whether
+// it said anything.
+func (f *fleet) must(a answer, ok bool) {
 	f.b.Helper()
-	switch {
-	case a.Error != "":
+	if !ok {
+		f.b.Fatal("the nodes' process has ended")
+	}
+	if a.Error != "" {
 		f.b.Fatalf("the nodes: %s", a.Error)
 	}
-	return a
 }

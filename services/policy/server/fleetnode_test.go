@@ -1,130 +1,119 @@
 package server
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/stats"
+	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/storage"
 )
 
-// fleetNode is one node of a fleet: a connection, one goroutine on its stream,
-// and a replica. Every cut is applied and acknowledged with the digest that
-// came out. It stays ready for a stream after the stream before.
+// fleetNode is one node of a fleet: a connection and a replica. Every cut is
+// applied and acknowledged with the digest that came out.
 type fleetNode struct {
 	name    string
 	address string
 	config  *tls.Config
-	conn    *grpc.ClientConn
-	cancel  context.CancelFunc // Of the present stream; nil for none.
-	ended   chan struct{}      // Closed when that stream's goroutine has returned.
+	failed  chan<- error
 
-	payload atomic.Int64
+	wire    *wire         // Nil before the first dial.
+	leaving atomic.Bool   // The end of the connection is no failure.
+	ended   chan struct{} // Closed when the connection's reader has returned.
 
-	mu      sync.Mutex // Guards what follows.
+	// What follows is guarded by the mutex of the wire, under which messages come.
 	replica storage.Replica
 	report  nodeReport
+	begun   chan struct{} // Closed at the stream's first acknowledgement; then nil.
 }
 
-// dial makes a new connection, with the windows and the keepalive of a shim.
+// dial drops the connection and makes a new one.
 func (n *fleetNode) dial() error {
-	if n.conn != nil {
-		n.conn.Close()
-	}
-	var err error
-	n.conn, err = grpc.NewClient("passthrough:"+n.address,
-		grpc.WithTransportCredentials(credentials.NewTLS(n.config)),
-		grpc.WithInitialWindowSize(1<<20),
-		grpc.WithInitialConnWindowSize(4<<20),
-		grpc.WithReadBufferSize(4<<10),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
-		grpc.WithStatsHandler(payloadCounter{&n.payload}))
-	return err
-}
-
-func (n *fleetNode) unsubscribe() {
-	if n.cancel != nil {
-		n.cancel()
+	if n.wire != nil {
+		n.leaving.Store(true)
+		n.wire.conn.Close()
 		<-n.ended
 	}
-}
-
-// subscribe begins a stream and returns when its first cut, or in-sync, has
-// been acknowledged. A stream that ends before unsubscribe has failed.
-func (n *fleetNode) subscribe(ctx context.Context, failed chan<- error) error {
-	ctx, n.cancel = context.WithCancel(ctx)
-	n.ended = make(chan struct{})
-	begun, first := make(chan struct{}), sync.Once{}
-	result := make(chan error, 1)
+	w, err := dialWire(n.address, n.config, n.message)
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.name, err)
+	}
+	n.wire, n.ended = w, make(chan struct{})
+	n.leaving.Store(false)
 	go func() {
 		defer close(n.ended)
-		err := n.follow(ctx, func() { first.Do(func() { close(begun) }) })
-		if ctx.Err() != nil {
-			return
-		}
-		err = fmt.Errorf("%s: %w", n.name, err)
-		result <- err
-		select {
-		case failed <- err:
-		default: // One is enough.
+		if err := w.run(); !n.leaving.Load() {
+			select {
+			case n.failed <- fmt.Errorf("%s: %w", n.name, err):
+			default: // One is enough.
+			}
 		}
 	}()
+	return nil
+}
+
+// subscribe begins a stream, in place of the one before, and returns when its
+// first cut, or in-sync, has been acknowledged.
+func (n *fleetNode) subscribe() error {
+	begun := make(chan struct{})
+	err := n.wire.open(n.address, func() ([]byte, error) {
+		n.begun = begun
+		n.replica.Begin()
+		h := &policyv1.Hello{Node: n.name, Version: "bench"}
+		if n.replica.Revision() != 0 {
+			h.Digest, h.Position = n.replica.Digest().Bytes(), n.replica.Position()
+		}
+		return n.encode(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: h}})
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.name, err)
+	}
 	select {
 	case <-begun:
 		return nil
-	case err := <-result:
-		return err
+	case <-n.ended:
+		return fmt.Errorf("%s: the connection ended", n.name)
 	}
 }
 
-func (n *fleetNode) follow(ctx context.Context, answered func()) error {
-	stream, err := policyv1.NewPolicyServiceClient(n.conn).Subscribe(ctx)
+// encode is a message that is going to be sent.
+func (n *fleetNode) encode(m *policyv1.SubscribeRequest) ([]byte, error) {
+	b, err := proto.Marshal(m)
+	n.report.Payload += int64(len(b))
+	return b, err
+}
+
+// message takes what the server says, and answers.
+func (n *fleetNode) message(b []byte) error {
+	resp := &policyv1.SubscribeResponse{}
+	if err := proto.Unmarshal(b, resp); err != nil {
+		return err
+	}
+	n.report.Payload += int64(len(b))
+	ack, err := n.take(resp)
+	if ack == nil || err != nil {
+		return err
+	}
+	answer, err := n.encode(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}})
 	if err != nil {
 		return err
 	}
-	h := &policyv1.Hello{Node: n.name, Version: "bench"}
-	n.mu.Lock()
-	n.replica.Begin()
-	if n.replica.Revision() != 0 {
-		h.Digest, h.Position = n.replica.Digest().Bytes(), n.replica.Position()
-	}
-	n.mu.Unlock()
-	if err := stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: h}}); err != nil {
+	if err := n.wire.send(answer); err != nil {
 		return err
 	}
-	for {
-		resp, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		ack, err := n.take(resp)
-		if err != nil {
-			return err
-		}
-		if ack == nil {
-			continue
-		}
-		if err := stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}}); err != nil {
-			return err
-		}
-		answered()
+	if n.begun != nil {
+		close(n.begun)
+		n.begun = nil
 	}
+	return nil
 }
 
 // take applies a message; the acknowledgement is nil before a cut's last frame.
 func (n *fleetNode) take(resp *policyv1.SubscribeResponse) (*policyv1.Ack, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	start := time.Now()
 	switch m := resp.GetMessage().(type) {
 	case *policyv1.SubscribeResponse_InSync:
@@ -163,25 +152,9 @@ func (n *fleetNode) count(frame *policyv1.Cut) {
 }
 
 func (n *fleetNode) tell() nodeReport {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.wire.mu.Lock()
+	defer n.wire.mu.Unlock()
 	r := n.report
-	r.Digest, r.Payload = n.replica.Digest().Bytes(), n.payload.Load()
+	r.Digest = n.replica.Digest().Bytes()
 	return r
-}
-
-// payloadCounter counts the bytes of messages, without gRPC's and TLS's own.
-type payloadCounter struct{ bytes *atomic.Int64 }
-
-func (payloadCounter) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
-func (payloadCounter) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-func (payloadCounter) HandleConn(context.Context, stats.ConnStats)                       {}
-
-func (p payloadCounter) HandleRPC(_ context.Context, s stats.RPCStats) {
-	switch s := s.(type) {
-	case *stats.InPayload:
-		p.bytes.Add(int64(s.Length))
-	case *stats.OutPayload:
-		p.bytes.Add(int64(s.Length))
-	}
 }

@@ -72,7 +72,7 @@ func (l *loaded) serve(files identity.Files) (address string) {
 	registry := prometheus.NewRegistry()
 	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: io.Discard})
 	var err error
-	l.server, err = New(Config{Store: l.store, Model: noModel{}, NodeOf: CertifiedNode, MayInspect: CertifiedInspector,
+	l.server, err = New(Config{Store: l.store, Model: noModel{}, NodeOf: CertifiedNode, MayInspect: CertifiedInspector, MayReplicate: CertifiedReplica,
 		Synced: func() bool { return true }, Registry: registry, Logger: logger})
 	if err != nil {
 		b.Fatal(err)
@@ -166,9 +166,9 @@ func (l *loaded) wait() []time.Duration {
 	defer timeout.Stop()
 	select {
 	case <-l.acks.done:
-	case a := <-l.fleet.answers:
-		l.fleet.must(a)
-		l.b.Fatal("the nodes' process has ended")
+	case a, ok := <-l.fleet.answers:
+		l.fleet.must(a, ok)
+		l.b.Fatalf("the nodes' process answers what it was not asked: %v", a)
 	case <-timeout.C:
 		l.b.Fatalf("%d acknowledgements after %s", l.acks.came.Load(), stalled)
 	}
