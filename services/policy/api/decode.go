@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
+	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
 )
 
 // Manifest is what a YAML text says.
@@ -136,6 +137,10 @@ func (d *decoder) decodeObject(raw []byte, t typeMeta) {
 		decodeAs(d, raw, t, infallible(FromEndpointSlice))
 	case "NetworkPolicy":
 		decodeAs(d, raw, t, FromNetworkPolicy)
+	case "AdminNetworkPolicy":
+		decodeAs(d, raw, t, FromAdminNetworkPolicy)
+	case "BaselineAdminNetworkPolicy":
+		decodeAs(d, raw, t, FromBaselineAdminNetworkPolicy)
 	default:
 		panic("api: no decoder for " + t.Kind + ", which is in readKinds")
 	}
@@ -171,7 +176,7 @@ func decodeAs[T any, O Object](d *decoder, raw []byte, t typeMeta, convert func(
 // inDefaultNamespace puts namespaced objects that name no Namespace into "default".
 func inDefaultNamespace(typed any) {
 	switch o := typed.(type) {
-	case *corev1.Namespace, *corev1.Node:
+	case *corev1.Namespace, *corev1.Node, *anpv1alpha1.AdminNetworkPolicy, *anpv1alpha1.BaselineAdminNetworkPolicy:
 		return
 	case *corev1.Pod, *corev1.Service, *corev1.ServiceAccount, *discoveryv1.EndpointSlice, *networkingv1.NetworkPolicy:
 		m := o.(metav1.Object)

@@ -171,7 +171,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"no apiVersion", "kind: NetworkPolicy\nmetadata: {name: x}", []string{"NetworkPolicy x: apiVersion: missing; write apiVersion: networking.k8s.io/v1"}},
 		{"old apiVersion", "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: x}", []string{"apiVersion: extensions/v1beta1 is not a version in which NetworkPolicy is read; write networking.k8s.io/v1"}},
 		{"unknown kind without apiVersion", "kind: Oops", []string{"Oops (no name): apiVersion: missing; write the API version"}},
-		{"unknown kind", "apiVersion: apps/v1\nkind: Deploymnt\nmetadata: {name: x, namespace: ns}", []string{"Deploymnt ns/x: kind: Deploymnt of apps/v1 is unknown; write one of EndpointSlice,"}},
+		{"unknown kind", "apiVersion: apps/v1\nkind: Deploymnt\nmetadata: {name: x, namespace: ns}", []string{"Deploymnt ns/x: kind: Deploymnt of apps/v1 is unknown; write one of AdminNetworkPolicy, BaselineAdminNetworkPolicy, EndpointSlice,"}},
 		{"planned kind", "apiVersion: crd.antrea.io/v1beta1\nkind: Tier\nmetadata: {name: x}", []string{"Tier x: Tier of crd.antrea.io/v1beta1 is not supported yet"}},
 		{"unknown fields, all of them", policy(`{podSelectr: {}, ingress: [{from: [{podSelector: {matchLabel: {}}}]}]}`),
 			[]string{"NetworkPolicy p: spec.ingress[0].from[0].podSelector.matchLabel: unknown field", "NetworkPolicy p: spec.podSelectr: unknown field"}},

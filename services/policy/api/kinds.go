@@ -8,13 +8,15 @@ import (
 // Where the kinds that are read live. An object of one of these kinds under
 // another version is refused with the version to write.
 var readKinds = map[string]string{
-	"Namespace":      "v1",
-	"Node":           "v1",
-	"Pod":            "v1",
-	"Service":        "v1",
-	"ServiceAccount": "v1",
-	"EndpointSlice":  "discovery.k8s.io/v1",
-	"NetworkPolicy":  "networking.k8s.io/v1",
+	"Namespace":                  "v1",
+	"Node":                       "v1",
+	"Pod":                        "v1",
+	"Service":                    "v1",
+	"ServiceAccount":             "v1",
+	"EndpointSlice":              "discovery.k8s.io/v1",
+	"NetworkPolicy":              "networking.k8s.io/v1",
+	"AdminNetworkPolicy":         "policy.networking.k8s.io/v1alpha1",
+	"BaselineAdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1",
 }
 
 // Kinds of Kubernetes that mean nothing to a network policy, by API group.
@@ -74,7 +76,7 @@ func unreadable(apiVersion, kind string) (field, message string) {
 			return "apiVersion", "missing; write apiVersion: " + want
 		}
 		return "apiVersion", "missing; write the API version of the object, such as networking.k8s.io/v1"
-	case slices.Contains(plannedGroups, group):
+	case slices.Contains(plannedGroups, group) && !strings.HasPrefix(readKinds[kind], group+"/"):
 		return "", kind + " of " + apiVersion + " is not supported yet; remove the object until it is"
 	case readKinds[kind] != "":
 		return "apiVersion", apiVersion + " is not a version in which " + kind + " is read; write " + readKinds[kind]

@@ -9,25 +9,29 @@ type Kind uint8
 
 // The kinds that the policy service reads.
 const (
-	KindUnknown        Kind = iota
-	KindNamespace           // v1 Namespace
-	KindNode                // v1 Node
-	KindPod                 // v1 Pod
-	KindService             // v1 Service
-	KindServiceAccount      // v1 ServiceAccount
-	KindEndpointSlice       // discovery.k8s.io/v1 EndpointSlice
-	KindNetworkPolicy       // networking.k8s.io/v1 NetworkPolicy
+	KindUnknown                    Kind = iota
+	KindNamespace                       // v1 Namespace
+	KindNode                            // v1 Node
+	KindPod                             // v1 Pod
+	KindService                         // v1 Service
+	KindServiceAccount                  // v1 ServiceAccount
+	KindEndpointSlice                   // discovery.k8s.io/v1 EndpointSlice
+	KindNetworkPolicy                   // networking.k8s.io/v1 NetworkPolicy
+	KindAdminNetworkPolicy              // policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy
+	KindBaselineAdminNetworkPolicy      // policy.networking.k8s.io/v1alpha1 BaselineAdminNetworkPolicy
 )
 
 var kindNames = [...]string{
-	KindUnknown:        "Unknown",
-	KindNamespace:      "Namespace",
-	KindNode:           "Node",
-	KindPod:            "Pod",
-	KindService:        "Service",
-	KindServiceAccount: "ServiceAccount",
-	KindEndpointSlice:  "EndpointSlice",
-	KindNetworkPolicy:  "NetworkPolicy",
+	KindUnknown:                    "Unknown",
+	KindNamespace:                  "Namespace",
+	KindNode:                       "Node",
+	KindPod:                        "Pod",
+	KindService:                    "Service",
+	KindServiceAccount:             "ServiceAccount",
+	KindEndpointSlice:              "EndpointSlice",
+	KindNetworkPolicy:              "NetworkPolicy",
+	KindAdminNetworkPolicy:         "AdminNetworkPolicy",
+	KindBaselineAdminNetworkPolicy: "BaselineAdminNetworkPolicy",
 }
 
 // String is the kind's name as manifests write it.

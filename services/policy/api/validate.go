@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	netutils "k8s.io/utils/net"
+	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
 )
 
 // Validate checks one typed Kubernetes object of a kind that is read (a
@@ -52,6 +53,14 @@ func Validate(object any) (violations, warnings []Violation) {
 		f.object = Ref{Kind: KindNetworkPolicy, Namespace: o.Namespace, Name: o.Name}
 		f.meta(o, validation.IsDNS1123Subdomain, true)
 		f.networkPolicy(o)
+	case *anpv1alpha1.AdminNetworkPolicy:
+		f.object = Ref{Kind: KindAdminNetworkPolicy, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.adminNetworkPolicy(o)
+	case *anpv1alpha1.BaselineAdminNetworkPolicy:
+		f.object = Ref{Kind: KindBaselineAdminNetworkPolicy, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.baselineAdminNetworkPolicy(o)
 	default:
 		panic(fmt.Sprintf("api: validation of %T, which is not read", object))
 	}
