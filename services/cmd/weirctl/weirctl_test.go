@@ -91,7 +91,7 @@ func TestExplainOffline(t *testing.T) {
     "action": "allow",
     "policy": "",
     "rule": "",
-    "reason": "203.0.113.7 is no Pod, so that no NetworkPolicy applies to it",
+    "reason": "203.0.113.7 is no Pod, so that no policy of Pods applies to it",
     "isolatedBy": []
   },
   "ingress": {

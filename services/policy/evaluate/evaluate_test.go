@@ -209,7 +209,7 @@ func TestReasons(t *testing.T) {
 				Reason: "isolated by shop/a-web, shop/b-deny, shop/c-web; ingress[1] of shop/a-web allows it"},
 		}},
 		{"every policy that isolates is named", "203.0.113.1 shop/web TCP/443", Result{Verdict: Drop,
-			Egress: Decision{Action: Allow, Reason: "203.0.113.1 is no Pod, so that no NetworkPolicy applies to it"},
+			Egress: Decision{Action: Allow, Reason: "203.0.113.1 is no Pod, so that no policy of Pods applies to it"},
 			Ingress: Decision{Action: Drop, IsolatedBy: []api.Ref{web, deny, also},
 				Reason: "isolated by shop/a-web, shop/b-deny, shop/c-web; no rule allows TCP/443 from 203.0.113.1"},
 		}},
@@ -218,7 +218,7 @@ func TestReasons(t *testing.T) {
 			Ingress: Decision{Action: Allow, Reason: "no policy isolates elsewhere/stray for ingress"},
 		}},
 		{"the host of the Pod", "node:n1 shop/web TCP/443", Result{Verdict: Allow,
-			Egress:  Decision{Action: Allow, Reason: "node n1 (192.0.2.1) is a host, so that no NetworkPolicy applies to it"},
+			Egress:  Decision{Action: Allow, Reason: "node n1 (192.0.2.1) is a host, so that no policy of Pods applies to it"},
 			Ingress: Decision{Action: Allow, Reason: "node n1 (192.0.2.1) is the node of shop/web, and a node's host always reaches its own Pods"},
 		}},
 	} {

@@ -17,6 +17,7 @@ type State struct {
 	pods       map[api.Ref]*api.Pod
 	services   map[api.Ref]*api.Service
 	policies   map[api.Ref]*api.NetworkPolicy
+	admin      map[api.Ref]*api.AdminPolicy
 }
 
 // New returns a State of some objects.
@@ -27,6 +28,7 @@ func New(objects ...api.Object) *State {
 		pods:       map[api.Ref]*api.Pod{},
 		services:   map[api.Ref]*api.Service{},
 		policies:   map[api.Ref]*api.NetworkPolicy{},
+		admin:      map[api.Ref]*api.AdminPolicy{},
 	}
 	for _, o := range objects {
 		s.Set(o)
@@ -48,6 +50,8 @@ func (s *State) Set(o api.Object) {
 		s.services[o.Ref()] = o
 	case *api.NetworkPolicy:
 		s.policies[o.Ref()] = o
+	case *api.AdminPolicy:
+		s.admin[o.Ref()] = o
 	}
 }
 
@@ -64,6 +68,8 @@ func (s *State) Remove(ref api.Ref) {
 		delete(s.services, ref)
 	case api.KindNetworkPolicy:
 		delete(s.policies, ref)
+	case api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy:
+		delete(s.admin, ref)
 	}
 }
 

@@ -13,9 +13,9 @@ type step func(*State, *flow, Direction) *Decision
 // steps are the steps of a direction in the order in which they decide.
 func steps(d Direction) []step {
 	if d == Ingress {
-		return []step{notPod, toItself, fromOwnNode, networkPolicies}
+		return []step{notPod, toItself, fromOwnNode, adminPolicies, networkPolicies, baselinePolicies}
 	}
-	return []step{notPod, toItself, networkPolicies}
+	return []step{notPod, toItself, adminPolicies, networkPolicies, baselinePolicies}
 }
 
 // notPod allows what has no Pod to guard.
@@ -28,7 +28,7 @@ func notPod(_ *State, f *flow, d Direction) *Decision {
 	if subject.node != "" {
 		why = subject.String() + " is a host"
 	}
-	return &Decision{Action: Allow, Reason: why + ", so that no NetworkPolicy applies to it"}
+	return &Decision{Action: Allow, Reason: why + ", so that no policy of Pods applies to it"}
 }
 
 // toItself allows a Pod to reach itself.
