@@ -69,9 +69,11 @@ func explanation(d evaluate.Decision) *policyv1.DirectionExplanation {
 }
 
 func wireRef(ref api.Ref) *policyv1.PolicyRef {
-	out := &policyv1.PolicyRef{Namespace: ref.Namespace, Name: ref.Name}
-	if ref.Kind == api.KindNetworkPolicy {
-		out.Kind = policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY
-	}
-	return out
+	return &policyv1.PolicyRef{Kind: policyKinds[ref.Kind], Namespace: ref.Namespace, Name: ref.Name}
+}
+
+var policyKinds = map[api.Kind]policyv1.PolicyKind{
+	api.KindNetworkPolicy:              policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY,
+	api.KindAdminNetworkPolicy:         policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY,
+	api.KindBaselineAdminNetworkPolicy: policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY,
 }

@@ -78,6 +78,8 @@ func compile(obj api.Object, d *draft) {
 	switch obj := obj.(type) {
 	case *api.NetworkPolicy:
 		compileNetworkPolicy(obj, d)
+	case *api.AdminPolicy:
+		compileAdminPolicy(obj, d)
 	default:
 		panic("engine: " + obj.Ref().String() + " is no policy")
 	}

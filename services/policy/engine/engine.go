@@ -55,12 +55,11 @@ func (e *Engine) Apply(ev api.Event) {
 	case api.KindPod:
 		obj, _ := ev.Object.(*api.Pod)
 		e.applyPod(ev.Ref, obj)
-	case api.KindNetworkPolicy:
-		obj, _ := ev.Object.(*api.NetworkPolicy)
-		if obj == nil {
+	case api.KindNetworkPolicy, api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy:
+		if ev.Object == nil {
 			e.removePolicy(ev.Ref)
 		} else {
-			e.applyPolicy(ev.Ref, obj)
+			e.applyPolicy(ev.Ref, ev.Object)
 		}
 	}
 }

@@ -44,6 +44,14 @@ func ingressFrom(ns, name string, target *api.Selector, peers ...api.NetworkPoli
 		Ingress: []api.NetworkPolicyRule{{Peers: peers, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, Port: 80}}}}}
 }
 
+func adminPolicy(kind api.Kind, name string, action api.Action, subject, peer *api.Selector) *api.AdminPolicy {
+	return &api.AdminPolicy{Kind: kind, Name: name, Priority: 5, Subject: api.NamespacedPods{Pods: subject},
+		Ingress: []api.AdminRule{{Name: "in", Action: action, Ports: []api.AdminPort{{PortName: "sql"}, {Protocol: api.ProtocolUDP, Port: 5, EndPort: 9}},
+			Peers: []api.AdminPeer{{Pods: &api.NamespacedPods{Namespaces: *matching("team", "b"), Pods: peer}}}}},
+		Egress: []api.AdminRule{{Action: action, Ports: []api.AdminPort{{PortName: "sql"}},
+			Peers: []api.AdminPeer{{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}, {Pods: &api.NamespacedPods{Pods: peer}}}}}}
+}
+
 // The base state: two nodes, three Namespaces, and a policy of each shape.
 func baseState() []api.Object {
 	hostNet := newPod("x", "host", "node-1", "192.0.2.1", "app", "web")
@@ -68,6 +76,8 @@ func baseState() []api.Object {
 		ingressFrom("y", "anyone", matching("app", "db"), api.NetworkPolicyPeer{NamespaceSelector: matching(), PodSelector: matching("app", "client")},
 			api.NetworkPolicyPeer{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}}),
 		&api.NetworkPolicy{Namespace: "y", Name: "deny", PolicyTypes: []api.PolicyType{api.PolicyTypeEgress}},
+		adminPolicy(api.KindAdminNetworkPolicy, "admin", api.ActionDrop, matching("app", "web"), matching("app", "client")),
+		adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionAllow, matching("app", "db"), nil),
 	}
 }
 
@@ -83,6 +93,8 @@ func variants() []api.Object {
 		ingressFrom("x", "web", matching("app", "client"), api.NetworkPolicyPeer{PodSelector: matching("app", "web")}),
 		ingressFrom("x", "all-of-b", matching("app", "web"), api.NetworkPolicyPeer{NamespaceSelector: matching("team", "a")}),
 		&api.NetworkPolicy{Namespace: "y", Name: "deny", PodSelector: *matching("app", "db"), PolicyTypes: []api.PolicyType{api.PolicyTypeIngress}},
+		adminPolicy(api.KindAdminNetworkPolicy, "admin", api.ActionPass, matching("app", "client"), matching("app", "db")),
+		adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionDrop, matching("app", "web"), matching("app", "db")),
 	}
 }
 
@@ -121,8 +133,8 @@ func TestOutputIsAFunctionOfTheObjects(t *testing.T) {
 	refStore := storage.New("e")
 	refStore.Commit(reference.Flush(), nil)
 	want := dump(t, refStore)
-	if n := refStore.Node("node-1").Items[storage.ScopePolicies]; n != 2 {
-		t.Fatalf("node-1 holds %d policies, want 2", n)
+	if n := refStore.Node("node-1").Items[storage.ScopePolicies]; n != 3 {
+		t.Fatalf("node-1 holds %d policies, want 3", n)
 	}
 
 	for seed := range uint64(400) {
