@@ -184,6 +184,41 @@ func (l *loop) retryHaunted(ctx context.Context) {
 	}
 }
 
+// forgetPassedOn forgets the old connections of addresses that have another
+// owner by now. It is part of applying a cut: what the former owner was allowed
+// must not carry the new one.
+func (l *loop) forgetPassedOn(ctx context.Context) error {
+	for addr := range l.vacated {
+		if !l.compiler.Owned(addr) {
+			continue
+		}
+		if err := l.forget(ctx, addr); err != nil {
+			return err
+		}
+		delete(l.vacated, addr)
+	}
+	return nil
+}
+
+// forgetAtATime bounds how long the loop is kept by addresses that nobody has.
+const forgetAtATime = 16
+
+// forgetVacated forgets the connections of addresses that nobody has any more,
+// a few at a time: that reads the whole connection table for each.
+func (l *loop) forgetVacated(ctx context.Context) {
+	left := forgetAtATime
+	for addr := range l.vacated {
+		if left--; left < 0 {
+			return
+		}
+		if err := l.forget(ctx, addr); err != nil {
+			l.failed(err)
+			return
+		}
+		delete(l.vacated, addr)
+	}
+}
+
 // forget drops the connections of an address, in all zones that it may be in.
 func (l *loop) forget(ctx context.Context, addr netip.Addr) error {
 	for _, of := range []bridge.Connections{{Addr: addr, Zone: pipeline.Zone}, {Addr: addr, AnyZone: true, Proto: openflow.ProtoSCTP}} {

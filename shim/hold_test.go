@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/storage"
 )
@@ -116,6 +117,9 @@ func (b *tap) FlushConntrack(ctx context.Context, c bridge.Connections) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.flushes++
+	if b.noFlush == nil {
+		b.flushed[c.Addr]++
+	}
 	if b.noFlush != nil {
 		return b.noFlush
 	}
@@ -134,4 +138,43 @@ func timeouts(t *testing.T, s *Shim) float64 {
 	}
 	t.Fatal("no such metric")
 	return 0
+}
+
+// What a Pod elsewhere was allowed does not carry the next owner of its
+// address, and what nobody owns any more is forgotten too.
+func TestConnectionsOfAnAddressThatPassesOnAreForgotten(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	begin(t, s)
+	remote := func(name string) *api.Pod {
+		p := pod(name, "10.0.9.9")
+		p.Node = "node-2"
+		return p
+	}
+	gone := func(name string) {
+		w.engine.Apply(api.Event{Ref: remote(name).Ref()})
+	}
+	allow := deny("web", "web")
+	allow.Ingress = []api.NetworkPolicyRule{{Peers: []api.NetworkPolicyPeer{{PodSelector: &api.Selector{MatchLabels: labels("friend")}}}}}
+	must(t, apply(t, s, w, w.cut(append(objects, remote("friend"), allow)...)))
+	flushed := func(addr string) (n int) {
+		sw.look(func() { n = sw.flushed[netip.MustParseAddr(addr)] })
+		return n
+	}
+	if n := flushed("10.0.9.9"); n != 0 {
+		t.Fatalf("%d flushes before anything moved", n)
+	}
+	stranger := remote("stranger")
+	friends := remote("friend2") // Another member of the group, by which the node hears of the new owner.
+	friends.Labels = labels("friend")
+	gone("friend")
+	must(t, apply(t, s, w, w.cut(stranger, friends)))
+	if flushed("10.0.9.9") == 0 {
+		t.Error("the address has another owner, and its connections are there yet")
+	}
+	before := flushed("10.0.9.9")
+	gone("friend2")
+	must(t, apply(t, s, w, w.cut()))
+	sw.until(t, "connections of nobody's address are forgotten", func() bool { return flushed("10.0.9.9") > before })
 }

@@ -66,11 +66,12 @@ type loop struct {
 	holder   Holder
 	complete bool // The state is whole: orphans may be swept.
 	ports    []pipeline.Port
-	held     map[string]*hold      // Of Pods, by the keys of their endpoints.
-	haunted  map[string]bool       // Ports, by id, whose addresses may have a former owner's connections.
-	open     map[netip.Addr]string // Addresses of open ports, with the port's id. Nil: not known yet.
-	hidden   map[string]bool       // Ports that the host ignores, by id; of a userspace datapath.
-	problems map[string]string     // Ports that cannot be used, by interface.
+	held     map[string]*hold        // Of Pods, by the keys of their endpoints.
+	vacated  map[netip.Addr]struct{} // Addresses whose old connections are still to be forgotten.
+	haunted  map[string]bool         // Ports, by id, whose addresses may have a former owner's connections.
+	open     map[netip.Addr]string   // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden   map[string]bool         // Ports that the host ignores, by id; of a userspace datapath.
+	problems map[string]string       // Ports that cannot be used, by interface.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -87,7 +88,7 @@ type loop struct {
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), holdTimer: timer}
+	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), holdTimer: timer}
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -147,6 +148,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = true
 		case <-retry.C:
 			l.retryHaunted(ctx)
+			l.forgetVacated(ctx)
 		}
 		if l.stale {
 			l.reconcile(ctx)
@@ -195,7 +197,23 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	// port opens. Those of one that went go with it.
 	l.exorcise(ctx, before)
 	l.shim.setPorts(l.ports, l.compiler)
-	defer l.forgetDeparted(ctx, before)
+	for addr, port := range before {
+		if l.open[addr] != port {
+			l.vacated[addr] = struct{}{}
+		}
+	}
+	for _, addr := range change.Vacated {
+		l.vacated[addr] = struct{}{}
+	}
+	if err := l.bring(ctx, change); err != nil {
+		return err
+	}
+	return l.forgetPassedOn(ctx)
+}
+
+// bring applies a change to the bridge, by reading it back where it may not
+// hold what was there before.
+func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 	if l.stale {
 		l.settled = false
 		return l.reconcile(ctx)
@@ -231,19 +249,6 @@ func (l *loop) settle(ctx context.Context) error {
 	}
 	l.unsettled = false
 	return nil
-}
-
-// forgetDeparted drops the connections of addresses that have no open port any
-// more, or another one.
-func (l *loop) forgetDeparted(ctx context.Context, before map[netip.Addr]string) {
-	for addr, port := range before {
-		if l.open[addr] == port {
-			continue
-		}
-		if err := l.forget(ctx, addr); err != nil {
-			l.failed(fmt.Errorf("forget connections: %w", err))
-		}
-	}
 }
 
 // reconcile makes the bridge hold what the compiler wants, by reading it back.

@@ -99,14 +99,15 @@ type tap struct {
 	fail    error // Of Apply.
 	mac     *[6]byte
 	meters  []openflow.MeterStats
-	settle  chan struct{} // Settle waits for it to close. Nil: it does not.
-	settles int           // Calls begun.
-	noFlush error         // Of FlushConntrack.
-	flushes int           // Calls of it.
+	settle  chan struct{}      // Settle waits for it to close. Nil: it does not.
+	settles int                // Calls begun.
+	noFlush error              // Of FlushConntrack.
+	flushes int                // Calls of it.
+	flushed map[netip.Addr]int // Those that succeeded.
 }
 
 func newTap() *tap {
-	return &tap{activity: make(chan struct{}, 1), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
+	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
 		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})}
 }

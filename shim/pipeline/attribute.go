@@ -216,3 +216,10 @@ func (c *Compiler) named(name string, ips []netip.Addr, delta int) {
 		}
 	}
 }
+
+// giveUp notes that a Pod may have these addresses no more.
+func (c *Compiler) giveUp(name string, ips []netip.Addr) {
+	for _, a := range ips {
+		c.gaveUp[a] = name
+	}
+}

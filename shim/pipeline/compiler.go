@@ -67,6 +67,7 @@ type Compiler struct {
 	inGroup  map[storage.ScopeID]map[*endpoint]struct{}
 	reassess map[*endpoint]struct{} // Isolation is to be worked out again.
 	names    map[netip.Addr][]nameCount
+	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
 }
 
 // New returns a compiler that holds no state. With its first Update it puts the
@@ -96,6 +97,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		inGroup:    make(map[storage.ScopeID]map[*endpoint]struct{}),
 		reassess:   make(map[*endpoint]struct{}),
 		names:      make(map[netip.Addr][]nameCount),
+		gaveUp:     make(map[netip.Addr]string),
 	}
 	for key := range former.Rules {
 		c.vacated[key] = struct{}{}
@@ -114,6 +116,10 @@ func New(cfg Config, former Assignment) *Compiler {
 type Change struct {
 	Upsert []openflow.Flow
 	Delete []openflow.FlowKey
+	// Vacated are addresses that a Pod, here or elsewhere, had and has no more,
+	// as far as the state told of them: connections that they have part in are
+	// another's now, or nobody's.
+	Vacated []netip.Addr
 }
 
 // Refused is why an Update was not taken over. The node is to keep what it has:
@@ -155,8 +161,24 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	clear(c.reassess)
 	c.forgetPlaces()
 	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del}, nil
+	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated()}, nil
 }
+
+// takeVacated are the addresses that Pods gave up in this Update and did not get back.
+func (c *Compiler) takeVacated() []netip.Addr {
+	var out []netip.Addr
+	for a, name := range c.gaveUp {
+		if !slices.ContainsFunc(c.names[a], func(n nameCount) bool { return n.name == name }) {
+			out = append(out, a)
+		}
+	}
+	clear(c.gaveUp)
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// Owned says whether the state tells of a Pod with this address.
+func (c *Compiler) Owned(a netip.Addr) bool { return len(c.names[a]) > 0 }
 
 // Whole touches everything that a replica holds, for a compiler's first Update.
 func Whole(state *storage.Replica) storage.Touched {
@@ -271,10 +293,14 @@ func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *stor
 	if c.groups[id] == nil {
 		c.groups[id] = make(map[string]*policyv1.Member)
 	}
+	_, held := state.Kind(id)
 	for _, key := range keys {
+		if former := c.groups[id][key]; held && former.GetPod() != nil { // Of a group that goes, members may well be elsewhere.
+			c.giveUp(former.GetPod().GetNamespace()+"/"+former.GetPod().GetName(), addrs(former.GetIps()))
+		}
 		c.setMember(id, key, state.Item(id, key).GetMember())
 	}
-	if _, held := state.Kind(id); !held {
+	if !held {
 		delete(c.groups, id)
 	}
 }

@@ -49,6 +49,7 @@ func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpo
 		port = former.port
 		c.detach(former)
 		c.named(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips, -1)
+		c.giveUp(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips)
 		delete(c.endpoints, key)
 		delete(c.nodeScope, key)
 	}
