@@ -22,20 +22,23 @@ var ip = netip.MustParseAddr
 
 // smallCluster is two nodes with a client, a server and a server on the other
 // node, of Namespace default.
-func smallCluster(t *testing.T) *harness.Cluster {
+func smallCluster(t *testing.T, shimArgs ...string) *harness.Cluster {
 	t.Helper()
-	c := startCluster(t, harness.Config{Nodes: []harness.NodeConfig{
+	c := startCluster(t, harness.Config{ShimArgs: shimArgs, Nodes: []harness.NodeConfig{
 		{Name: "node-1", IPs: []netip.Addr{ip("192.0.2.1"), ip("2001:db8::1")}}, {Name: "node-2", IPs: []netip.Addr{ip("192.0.2.2"), ip("2001:db8::2")}}}})
-	tcp80 := []harness.Service{{Protocol: api.ProtocolTCP, Port: 80}, {Protocol: api.ProtocolUDP, Port: 80}, {Protocol: api.ProtocolSCTP, Port: 80}}
-	err := c.SetPods(t.Context(), []harness.PodConfig{
-		{Namespace: "default", Name: "client", Node: "node-1", IPs: []netip.Addr{ip("10.9.1.1"), ip("fd09:1::1")}},
-		{Namespace: "default", Name: "nginx", Node: "node-1", IPs: []netip.Addr{ip("10.9.1.2"), ip("fd09:1::2")}, Serves: tcp80},
-		{Namespace: "default", Name: "remote", Node: "node-2", IPs: []netip.Addr{ip("10.9.2.1"), ip("fd09:2::1")}, Serves: tcp80},
-	})
-	if err != nil {
+	if err := c.SetPods(t.Context(), smallPodConfigs()); err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+func smallPodConfigs() []harness.PodConfig {
+	all80 := []harness.Service{{Protocol: api.ProtocolTCP, Port: 80}, {Protocol: api.ProtocolUDP, Port: 80}, {Protocol: api.ProtocolSCTP, Port: 80}}
+	return []harness.PodConfig{
+		{Namespace: "default", Name: "client", Node: "node-1", IPs: []netip.Addr{ip("10.9.1.1"), ip("fd09:1::1")}},
+		{Namespace: "default", Name: "nginx", Node: "node-1", IPs: []netip.Addr{ip("10.9.1.2"), ip("fd09:1::2")}, Serves: all80},
+		{Namespace: "default", Name: "remote", Node: "node-2", IPs: []netip.Addr{ip("10.9.2.1"), ip("fd09:2::1")}, Serves: all80},
+	}
 }
 
 // smallObjects are the objects of smallCluster.

@@ -200,22 +200,24 @@ func (l *loop) forgetPassedOn(ctx context.Context) error {
 	return nil
 }
 
-// forgetAtATime bounds how long the loop is kept by addresses that nobody has.
-const forgetAtATime = 16
+// forgetTime bounds how long the loop is kept by addresses that nobody here is
+// known to have, with a cut and with each retry: forgetting them reads the whole
+// connection table. On most nodes that is enough for all, and before the cut is
+// acknowledged, so that an heir that only other nodes know of waits for it too.
+const forgetTime = 20 * time.Millisecond
 
 // forgetVacated forgets the connections of addresses that nobody has any more,
-// a few at a time: that reads the whole connection table for each.
+// as far as the time goes.
 func (l *loop) forgetVacated(ctx context.Context) {
-	left := forgetAtATime
-	for addr := range l.vacated {
-		if left--; left < 0 {
-			return
+	for start := time.Now(); len(l.vacated) > 0 && time.Since(start) < forgetTime; {
+		for addr := range l.vacated {
+			if err := l.forget(ctx, addr); err != nil {
+				l.failed(err)
+				return
+			}
+			delete(l.vacated, addr)
+			break
 		}
-		if err := l.forget(ctx, addr); err != nil {
-			l.failed(err)
-			return
-		}
-		delete(l.vacated, addr)
 	}
 }
 

@@ -208,7 +208,11 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	if err := l.bring(ctx, change); err != nil {
 		return err
 	}
-	return l.forgetPassedOn(ctx)
+	if err := l.forgetPassedOn(ctx); err != nil {
+		return err
+	}
+	l.forgetVacated(ctx)
+	return nil
 }
 
 // bring applies a change to the bridge, by reading it back where it may not

@@ -81,8 +81,9 @@ var (
 
 const (
 	// Bridge is the name of every node's bridge.
-	Bridge  = "br-weir"
-	gateway = "169.254.1.1"
+	Bridge = "br-weir"
+	// Gateway is what every Pod has its default route through.
+	Gateway = "169.254.1.1"
 	gateLL  = "fe80::1"
 )
 
@@ -267,7 +268,19 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 	if err != nil {
 		return fmt.Errorf("the shim made no bridge: %w", err)
 	}
-	return n.NS.IP(ctx, "addr add "+gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+	return n.NS.IP(ctx, "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+}
+
+// BridgeMAC is the address by which Pods reach their gateway.
+func (n *Node) BridgeMAC() (mac string, err error) {
+	err = n.NS.Do(func() error {
+		link, err := net.InterfaceByName(Bridge)
+		if err == nil {
+			mac = link.HardwareAddr.String()
+		}
+		return err
+	})
+	return mac, err
 }
 
 func nodad(ip netip.Addr) string {
@@ -384,6 +397,10 @@ func (p *Process) Kill() { p.signal(syscall.SIGKILL) }
 
 // Terminate asks the process to end and waits until it has.
 func (p *Process) Terminate() { p.signal(syscall.SIGTERM) }
+
+// Pause stops the process where it stands, until Resume.
+func (p *Process) Pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 func (p *Process) signal(sig syscall.Signal) {
 	if p.cmd == nil || p.cmd.Process == nil {

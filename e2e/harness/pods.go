@@ -123,7 +123,7 @@ func (c *Cluster) addPod(ctx context.Context, p PodConfig) ([]string, error) {
 	lines := []string{
 		fmt.Sprintf("link add eth0 address %s type veth peer name %s netns %s", mac, h.link, node.NS.Name),
 		"link set eth0 up",
-		"route add " + gateway + " dev eth0 scope link", "route add default via " + gateway + " dev eth0",
+		"route add " + Gateway + " dev eth0 scope link", "route add default via " + Gateway + " dev eth0",
 		"route add default via " + gateLL + " dev eth0",
 	}
 	var routes []string
@@ -187,6 +187,15 @@ func (n *Node) Host() *Host { return &Host{NS: n.NS, IPs: n.IPs} }
 // waits until every node with a shim holds what follows from it and every Pod
 // of the cluster that ought to has an open port.
 func (c *Cluster) SetManifests(ctx context.Context, text []byte) error {
+	if err := c.WriteManifests(ctx, text); err != nil {
+		return err
+	}
+	return c.Settled(ctx)
+}
+
+// WriteManifests makes the text the whole content of the manifest folder, and
+// waits for nothing.
+func (c *Cluster) WriteManifests(ctx context.Context, text []byte) error {
 	err := Eventually(ctx, 10*time.Second, func() error {
 		resp, err := c.Inspection().ListNodes(ctx, &policyv1.ListNodesRequest{})
 		c.sequence = resp.GetPosition().GetSources()["manifests"] + 1
@@ -202,10 +211,27 @@ func (c *Cluster) SetManifests(ctx context.Context, text []byte) error {
 	if err := os.WriteFile(path+".new", append(text, marker...), 0o644); err != nil {
 		return err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return c.Settled(ctx)
+	return os.Rename(path+".new", path)
+}
+
+// Applied waits until a node has what follows from the last WriteManifests in
+// force, or as much of it as its ports may carry.
+func (c *Cluster) Applied(ctx context.Context, node string) error {
+	return Eventually(ctx, 30*time.Second, func() error {
+		resp, err := c.Inspection().ListNodes(ctx, &policyv1.ListNodesRequest{})
+		if err != nil {
+			return fmt.Errorf("list nodes: %w\n%s", err, c.Policyd.Tail())
+		}
+		if seq := resp.GetPosition().GetSources()["manifests"]; seq < c.sequence {
+			return fmt.Errorf("manifests are read up to %d of %d", seq, c.sequence)
+		}
+		for _, n := range resp.GetNodes() {
+			if n.GetName() == node && n.GetInSync() {
+				return nil
+			}
+		}
+		return fmt.Errorf("node %s is not in sync: %v", node, resp.GetNodes())
+	})
 }
 
 // Settled waits until the last SetManifests is in force everywhere.
