@@ -35,7 +35,6 @@ func BenchmarkFanout(b *testing.B) {
 			b.ReportMetric(float64(payload)/float64(nodes*len(all)), "payload-B/node")
 			b.ReportMetric(ms(spent)/float64(len(all)), "cpu-ms/op")
 			b.ReportMetric(ms(nodesCPU)/float64(len(all)), "nodes-cpu-ms/op")
-			all, each, before = nil, nil, answer{}
 			b.ReportMetric(float64(rss(b)-l.idleRSS)/1024/float64(nodes), "rss-KB/stream")
 		})
 	}

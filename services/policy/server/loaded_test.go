@@ -23,6 +23,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/services/rpc"
 	"github.com/weirnet/weir/storage"
 )
@@ -154,7 +155,7 @@ func (l *loaded) commit(c storage.Change, nodes int) []time.Duration {
 	revision, _ := l.store.Revision()
 	pos := position()
 	l.acks.await(revision+1, nodes)
-	if got := l.store.Commit([]storage.Change{c}, pos); got != revision+1 {
+	if got := l.server.Commit([]storage.Change{c}, pos, engine.Moves{}); got != revision+1 {
 		l.b.Fatalf("revision %d after %d: the change changed nothing", got, revision)
 	}
 	return l.wait()

@@ -11,16 +11,23 @@ import (
 	"github.com/weirnet/weir/services/rpc"
 )
 
-// readBufferBytes is held by every connection for its whole life. What nodes
-// send is small; a larger message is read past the buffer.
-const readBufferBytes = 2 << 10
+// Buffers of a connection. One for reading is held for the connection's whole
+// life; what nodes send is small, and what is larger is read past the buffer.
+// One for writing is held while there is something to write, which after a
+// change that concerns all is on all connections at once; a snapshot is written
+// in pieces of this size.
+const (
+	readBufferBytes  = 2 << 10
+	writeBufferBytes = 8 << 10
+)
 
 // Transport makes the gRPC server on which s is reached, with its services
 // registered. What sets the policy service's connections apart from those of
 // other servers is added here and nowhere else, so that what is measured is
 // what is run.
 func (s *Server) Transport(cfg rpc.Config) (*rpc.Server, error) {
-	cfg.Options = slices.Concat([]grpc.ServerOption{grpc.ForceServerCodecV2(Codec()), grpc.ReadBufferSize(readBufferBytes)}, cfg.Options)
+	cfg.Options = slices.Concat([]grpc.ServerOption{grpc.ForceServerCodecV2(Codec()),
+		grpc.ReadBufferSize(readBufferBytes), grpc.WriteBufferSize(writeBufferBytes)}, cfg.Options)
 	r, err := rpc.New(cfg)
 	if err != nil {
 		return nil, err
