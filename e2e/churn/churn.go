@@ -90,7 +90,7 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 		if err := r.settle(ctx); err != nil {
 			return report, err
 		}
-		*phase.usage = r.usage(ctx)
+		*phase.usage = r.usage(ctx, report.Quarter)
 		r.progress(phase.name)
 	}
 	report.Flows, err = r.verify(ctx)
@@ -243,6 +243,12 @@ func (r *run) restartReplicas(ctx context.Context) error {
 	})
 }
 
+// A connection that is not answered any more is noticed after 30 s.
+const (
+	leaveTimeout = 40 * time.Second
+	lookInterval = 20 * time.Millisecond
+)
+
 // tell shows progress.
 func (r *run) tell(ctx context.Context) error {
 	started := false
@@ -268,16 +274,17 @@ func (r *run) progress(what string) {
 }
 
 // usage is taken when connections that ended have gone from both ends: when
-// the number of goroutines falls no more.
-func (r *run) usage(ctx context.Context) Usage {
+// the number of goroutines falls no more, and is as low as it was at a former
+// rest, or will not be.
+func (r *run) usage(ctx context.Context, former Usage) Usage {
 	u := Usage{Objects: r.record.count(), Goroutines: runtime.NumGoroutine()}
-	looks, cancel := context.WithCancel(ctx)
+	looks, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	same := 0
-	_ = every(looks, steady(50*time.Millisecond), func() error {
+	_ = every(looks, steady(lookInterval), func() error {
 		if n := runtime.NumGoroutine(); n < u.Goroutines {
 			u.Goroutines, same = n, 0
-		} else if same++; same == 10 {
+		} else if same++; same >= 10 && (former.Goroutines == 0 || u.Goroutines <= former.Goroutines) {
 			cancel()
 		}
 		return nil
