@@ -152,12 +152,15 @@ func (c *client) ends(want codes.Code) {
 
 var groupID = storage.NewScopeID(storage.ScopeAddressGroup, "g")
 
-func (f *fixture) member(name string) {
+func (f *fixture) member(name string) { f.memberAt(name, 1) }
+
+// memberAt commits a member of a group that node-1 holds.
+func (f *fixture) memberAt(name string, position uint64) {
 	f.store.Commit([]storage.Change{
 		{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-1"},
 		{Op: storage.OpUpsert, Scope: groupID, Kind: storage.ScopeAddressGroup, Item: storage.Encode(&policyv1.Item{Body: &policyv1.Item_Member{
 			Member: &policyv1.Member{Subject: &policyv1.Member_Pod{Pod: &policyv1.PodRef{Namespace: "ns", Name: name}}, Ips: [][]byte{{10, 0, 0, 1}}}}})},
-	}, storage.Position{"manifests": 1})
+	}, storage.Position{"manifests": position})
 }
 
 func hello(node string) *policyv1.Hello { return &policyv1.Hello{Node: node} }
@@ -259,6 +262,35 @@ func TestAReplicaThatIsBehindWaits(t *testing.T) {
 	ahead.tell()
 	if cut := ahead.cut(); cut.GetPosition().GetSources()["manifests"] != 2 {
 		t.Errorf("served at %v", cut.GetPosition())
+	}
+}
+
+// A node in sync that stood ahead of a replica is told so at once, and gets
+// nothing of what lies between: it has been through that.
+func TestANodeInSyncIsNotTakenBack(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	f.store.Commit([]storage.Change{{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-2"}}, storage.Position{"manifests": 1})
+	held := f.subscribe(hello("node-1")).cut()
+	witness := f.subscribe(hello("node-2"))
+	witness.cut()
+	ahead := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: held.GetDigest(), Position: &policyv1.Position{Sources: storage.Position{"manifests": 3}}})
+	if resp, err := ahead.stream.Recv(); err != nil || resp.GetInSync() == nil {
+		t.Fatalf("got %v, %v; want to be in sync", resp, err)
+	}
+	if _, _, err := ahead.replica.Apply(held); err != nil {
+		t.Fatal(err)
+	}
+	ahead.ack(held.GetRevision(), held.GetDigest())
+	f.memberAt("between", 2)
+	witness.cut() // It is on its way to whom it concerns.
+	f.store.Commit([]storage.Change{{Op: storage.OpRemove, Scope: groupID, Item: storage.Encoded{Key: storage.PodMemberKey("ns", "between")}}}, storage.Position{"manifests": 3})
+	f.memberAt("later", 4)
+	for ahead.replica.Item(groupID, storage.PodMemberKey("ns", "later")) == nil {
+		ahead.cut()
+		if ahead.replica.Item(groupID, storage.PodMemberKey("ns", "between")) != nil {
+			t.Fatal("the node is taken back to a member that is gone")
+		}
 	}
 }
 
