@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -291,6 +292,29 @@ func TestANodeInSyncIsNotTakenBack(t *testing.T) {
 		if ahead.replica.Item(groupID, storage.PodMemberKey("ns", "between")) != nil {
 			t.Fatal("the node is taken back to a member that is gone")
 		}
+	}
+}
+
+// goneStream is of a caller who has gone after its hello, as gRPC has it.
+type goneStream struct {
+	subscribeStream
+	ctx context.Context
+}
+
+func (s goneStream) Context() context.Context { return s.ctx }
+func (s goneStream) Recv() (*policyv1.SubscribeRequest, error) {
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("node-1")}}, nil
+}
+func (s goneStream) SetHeader(metadata.MD) error {
+	return status.Error(codes.Internal, "transport: SendHeader called multiple times")
+}
+
+func TestACallerWhoHasGoneIsNoFailure(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := f.server.Subscribe(goneStream{ctx: ctx}); status.Code(err) != codes.Canceled {
+		t.Errorf("the call ends with %v", err)
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	defer se.leave()
 	spread := spreadPerNode * time.Duration(s.cfg.Store.NodeCount())
 	if err := call.SetHeader(metadata.Pairs(SpreadHeader, strconv.FormatInt(spread.Milliseconds(), 10))); err != nil {
-		return err
+		return cmp.Or(status.FromContextError(call.Context().Err()).Err(), err) // That of a caller who has gone reads like our fault.
 	}
 	v := &serving{
 		server: s, call: call, session: se, log: s.cfg.Logger.With("node", hello.GetNode()),
