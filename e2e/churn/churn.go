@@ -1,6 +1,7 @@
 package churn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -26,8 +27,17 @@ type Config struct {
 	ReplicaLife  time.Duration // How often a replica is stopped, on average.
 	Sample       int           // Bridges that are compared flow by flow.
 
-	Dir  string                           // Of the checkpoints.
-	Logf func(format string, args ...any) // Of progress. Nil: none.
+	Dir  string // Of the checkpoints.
+	Logf Logf   // Of progress, and of the services' errors. Nil: none.
+}
+
+// Logf shows a line. As a Writer it is what the services log to.
+type Logf func(format string, args ...any)
+
+// Write implements io.Writer.
+func (f Logf) Write(p []byte) (int, error) {
+	f("%s", bytes.TrimSpace(p))
+	return len(p), nil
 }
 
 // Usage is what the process held when all was at rest.
@@ -66,9 +76,6 @@ type run struct {
 // Run lets a cluster change, and says what came of it. An error is a fault: of
 // what is tested, or of the test's own.
 func Run(ctx context.Context, cfg Config) (report Report, err error) {
-	if cfg.Logf == nil {
-		cfg.Logf = func(string, ...any) {}
-	}
 	r := newRun(cfg)
 	defer func() { err = errors.Join(err, r.stop()) }()
 	defer func() { r.count(&report) }()
@@ -98,6 +105,9 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 }
 
 func newRun(cfg Config) *run {
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
 	r := &run{cfg: cfg, cluster: newCluster(cfg.Seed, cfg.Shims), record: newRecord(), network: newNetwork(cfg.Seed, cfg.Hold), began: time.Now()}
 	for i := range 2 {
 		r.replicas = append(r.replicas, newReplica(i, cfg, r.record, r.network))
