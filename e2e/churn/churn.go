@@ -112,8 +112,8 @@ func newRun(cfg Config) *run {
 	for i := range 2 {
 		r.replicas = append(r.replicas, newReplica(i, cfg, r.record, r.network))
 	}
-	for _, s := range r.cluster.nodes {
-		r.nodes = append(r.nodes, newNode(s.name, cfg.Dir, r.replicas, r.network))
+	for i, s := range r.cluster.nodes {
+		r.nodes = append(r.nodes, newNode(i, s.name, cfg.Dir, r.replicas, r.network))
 	}
 	return r
 }
