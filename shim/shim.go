@@ -259,7 +259,7 @@ func (m *metrics) follow(c *client.Client) {
 	}{
 		{"weir_shim_digest_mismatches_total", "Cuts whose digest did not come out; they are repaired and not applied.", c.Mismatches},
 		{"weir_shim_repairs_total", "Times that the service was told what is held, to get what differs.", c.Repairs},
-		{"weir_shim_position_rollbacks_total", "Streams that began at an earlier position than was held.", c.Rollbacks},
+		{"weir_shim_position_rollbacks_total", "Streams that began with the state of an earlier position than was held.", c.Rollbacks},
 	} {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: x.name, Help: x.help},
 			func() float64 { return float64(x.count()) }))

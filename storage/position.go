@@ -40,3 +40,13 @@ func (p Position) merge(changes Position) Position {
 	maps.Copy(out, changes)
 	return out
 }
+
+// latest is the position, and where another is further in a source that both
+// read, that.
+func (p Position) latest(other Position) Position {
+	out := make(Position, len(p))
+	for source, at := range p {
+		out[source] = max(at, other[source])
+	}
+	return out
+}

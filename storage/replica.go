@@ -252,9 +252,14 @@ func (r *Replica) Position() *policyv1.Position { return r.position }
 func (r *Replica) Digest() Digest { return r.digest }
 
 // InSync takes over the server's epoch, revision and position, where it said
-// that the state held is the present one.
+// that the state held is the present one. A later position than the server's
+// stays: the state is that of both, and nobody is to go back behind it.
 func (r *Replica) InSync(m *policyv1.InSync) {
+	former := r.position.GetSources()
 	r.epoch, r.revision, r.position = m.GetEpoch(), m.GetRevision(), m.GetPosition()
+	if r.position != nil {
+		r.position = &policyv1.Position{Sources: Position(r.position.GetSources()).latest(former)}
+	}
 }
 
 // Items calls fn for every item of a scope kind, in the order of scope ids and

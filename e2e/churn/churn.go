@@ -1,6 +1,7 @@
 package churn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -26,8 +27,17 @@ type Config struct {
 	ReplicaLife  time.Duration // How often a replica is stopped, on average.
 	Sample       int           // Bridges that are compared flow by flow.
 
-	Dir  string                           // Of the checkpoints.
-	Logf func(format string, args ...any) // Of progress. Nil: none.
+	Dir  string // Of the checkpoints.
+	Logf Logf   // Of progress, and of the services' errors. Nil: none.
+}
+
+// Logf shows a line. As a Writer it is what the services log to.
+type Logf func(format string, args ...any)
+
+// Write implements io.Writer.
+func (f Logf) Write(p []byte) (int, error) {
+	f("%s", bytes.TrimSpace(p))
+	return len(p), nil
 }
 
 // Usage is what the process held when all was at rest.
@@ -66,9 +76,6 @@ type run struct {
 // Run lets a cluster change, and says what came of it. An error is a fault: of
 // what is tested, or of the test's own.
 func Run(ctx context.Context, cfg Config) (report Report, err error) {
-	if cfg.Logf == nil {
-		cfg.Logf = func(string, ...any) {}
-	}
 	r := newRun(cfg)
 	defer func() { err = errors.Join(err, r.stop()) }()
 	defer func() { r.count(&report) }()
@@ -90,7 +97,7 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 		if err := r.settle(ctx); err != nil {
 			return report, err
 		}
-		*phase.usage = r.usage(ctx)
+		*phase.usage = r.usage(ctx, report.Quarter)
 		r.progress(phase.name)
 	}
 	report.Flows, err = r.verify(ctx)
@@ -98,12 +105,15 @@ func Run(ctx context.Context, cfg Config) (report Report, err error) {
 }
 
 func newRun(cfg Config) *run {
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
 	r := &run{cfg: cfg, cluster: newCluster(cfg.Seed, cfg.Shims), record: newRecord(), network: newNetwork(cfg.Seed, cfg.Hold), began: time.Now()}
 	for i := range 2 {
 		r.replicas = append(r.replicas, newReplica(i, cfg, r.record, r.network))
 	}
-	for _, s := range r.cluster.nodes {
-		r.nodes = append(r.nodes, newNode(s.name, cfg.Dir, r.replicas, r.network))
+	for i, s := range r.cluster.nodes {
+		r.nodes = append(r.nodes, newNode(i, s.name, cfg.Dir, r.replicas, r.network))
 	}
 	return r
 }
@@ -243,6 +253,12 @@ func (r *run) restartReplicas(ctx context.Context) error {
 	})
 }
 
+// A connection that is not answered any more is noticed after 30 s.
+const (
+	leaveTimeout = 40 * time.Second
+	lookInterval = 20 * time.Millisecond
+)
+
 // tell shows progress.
 func (r *run) tell(ctx context.Context) error {
 	started := false
@@ -268,16 +284,17 @@ func (r *run) progress(what string) {
 }
 
 // usage is taken when connections that ended have gone from both ends: when
-// the number of goroutines falls no more.
-func (r *run) usage(ctx context.Context) Usage {
+// the number of goroutines falls no more, and is as low as it was at a former
+// rest, or will not be.
+func (r *run) usage(ctx context.Context, former Usage) Usage {
 	u := Usage{Objects: r.record.count(), Goroutines: runtime.NumGoroutine()}
-	looks, cancel := context.WithCancel(ctx)
+	looks, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
 	same := 0
-	_ = every(looks, steady(50*time.Millisecond), func() error {
+	_ = every(looks, steady(lookInterval), func() error {
 		if n := runtime.NumGoroutine(); n < u.Goroutines {
 			u.Goroutines, same = n, 0
-		} else if same++; same == 10 {
+		} else if same++; same >= 10 && (former.Goroutines == 0 || u.Goroutines <= former.Goroutines) {
 			cancel()
 		}
 		return nil

@@ -11,7 +11,7 @@ var (
 	seed     = flag.Uint64("churn.seed", 1, "seed of the changes and the disturbances")
 	duration = flag.Duration("churn.for", 0, "change for so long, as a cluster in use does; zero for a moment, as fast as can be")
 	shims    = flag.Int("churn.shims", 24, "nodes")
-	rate     = flag.Int("churn.rate", 300, "changes a second")
+	rate     = flag.Int("churn.rate", 400, "changes a second")
 )
 
 // Whatever happens, all ends agree once it is over, nothing had to be
@@ -19,7 +19,7 @@ var (
 //
 //	go test ./e2e/churn -run Churn -v -timeout 0 -churn.for=30m -churn.shims=1000 -churn.rate=200
 func TestChurn(t *testing.T) {
-	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 600, Logf: t.Logf, Dir: t.TempDir(),
+	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 400, Logf: t.Logf, Dir: t.TempDir(),
 		Disturbances: 20, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
 		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond}
 	if *duration > 0 {

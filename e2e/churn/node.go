@@ -44,11 +44,13 @@ type node struct {
 // logRate is every shim's.
 const logRate = 100
 
-func newNode(name, dir string, replicas []*replica, n *network) *node {
+func newNode(i int, name, dir string, replicas []*replica, n *network) *node {
 	cfg := shim.Defaults()
 	cfg.Node, cfg.StateDir, cfg.Logger = name, filepath.Join(dir, name), hclog.NewNullLogger()
 	cfg.LogRate, cfg.MarkOwnTraffic, cfg.MetricsListen, cfg.Dial = logRate, false, "", n.dial
-	cfg.Reconcile = time.Minute // A thousand of them share the machine.
+	// A thousand of them share the machine, and are not to do it all at once:
+	// what is read back would be most of the heap.
+	cfg.Reconcile = time.Minute + time.Duration(i%60)*time.Second
 	for _, r := range replicas {
 		cfg.PolicyServers = append(cfg.PolicyServers, r.address)
 	}

@@ -3,6 +3,7 @@ package churn
 import (
 	"context"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -24,8 +25,11 @@ type service struct {
 	done   chan error
 }
 
-func startService(source policy.Source) (*service, error) {
-	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
+// startService begins a life. Of its log the errors are shown: nothing that
+// happens here is one of the service's own.
+func startService(source policy.Source, log io.Writer) (*service, error) {
+	logger := hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: log})
+	s, err := policy.New(policy.Config{Source: source, Listen: "127.0.0.1:0", Logger: logger})
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +87,7 @@ type replica struct {
 	network *network
 	seed    uint64
 	stall   time.Duration
+	log     io.Writer
 
 	mu     sync.Mutex // Guards what follows.
 	life   *service   // Nil: stopped.
@@ -91,7 +96,7 @@ type replica struct {
 }
 
 func newReplica(i int, cfg Config, r *record, n *network) *replica {
-	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, seed: cfg.Seed + uint64(i)<<32, stall: cfg.Stall,
+	return &replica{address: fmt.Sprintf("192.0.2.%d:9750", i+1), record: r, network: n, seed: cfg.Seed + uint64(i)<<32, stall: cfg.Stall, log: cfg.Logf,
 		epochs: map[string]bool{}, totals: counts{}}
 }
 
@@ -102,7 +107,7 @@ func (r *replica) start() error {
 	if r.life != nil {
 		return nil
 	}
-	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.stall))
+	life, err := startService(r.record.watch(r.seed+uint64(len(r.epochs)), r.stall), r.log)
 	if err != nil {
 		return fmt.Errorf("replica %s: %w", r.address, err)
 	}

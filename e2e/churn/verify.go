@@ -47,7 +47,7 @@ func (r *run) settle(ctx context.Context) error {
 
 // want is what a fresh service says of the nodes.
 func (r *run) want(ctx context.Context) (map[string]*policyv1.NodeSummary, error) {
-	fresh, err := startService(r.record.final())
+	fresh, err := startService(r.record.final(), r.cfg.Logf)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (r *run) verify(ctx context.Context) (flows int, err error) {
 			return 0, fmt.Errorf("%s: %w", n.name, err)
 		}
 	}
-	fresh, err := startService(r.record.final())
+	fresh, err := startService(r.record.final(), r.cfg.Logf)
 	if err != nil {
 		return 0, err
 	}

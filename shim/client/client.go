@@ -135,7 +135,8 @@ func (c *Client) Mismatches() uint64 { return c.mismatches.Load() }
 // not what it must be: after a digest that did not come out, or on a new stream.
 func (c *Client) Repairs() uint64 { return c.repairs.Load() }
 
-// Rollbacks counts the streams that began at an earlier position than was held.
+// Rollbacks counts the streams that began with the state of an earlier position
+// than was held.
 func (c *Client) Rollbacks() uint64 { return c.rollbacks.Load() }
 
 // Snapshot is the whole state held now, for a checkpoint; nil where there is
@@ -271,13 +272,11 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		}
 		switch m := resp.GetMessage().(type) {
 		case *policyv1.SubscribeResponse_InSync:
-			former := c.replica.Position()
 			c.mu.Lock()
 			c.replica.InSync(m.InSync)
 			c.wrong = false
 			c.mu.Unlock()
 			log.Info("in sync", "revision", m.InSync.GetRevision())
-			c.compare(former, log)
 			c.owe(nil)
 			answer := c.apply(ctx, m.InSync.GetRevision(), h, log) // What comes from a checkpoint may not be in force yet.
 			refused = answer.GetNack().GetRevision()

@@ -153,3 +153,35 @@ func TestAServiceThatStandsBehindIsSaid(t *testing.T) {
 		t.Errorf("%d rollbacks", c.Rollbacks())
 	}
 }
+
+// A service that stands behind, and whose state is the same, takes nothing
+// back; nor may the next one.
+func TestBeingInSyncWithAServiceThatStandsBehindIsNoRollback(t *testing.T) {
+	s, address := newScript(t)
+	h := newHandler()
+	c := start(t, Config{Addresses: []string{address}}, h)
+	p, _ := s.next(t)
+	cut := stateOf(t, cutOf(2, scopeOf(groupID, "a")))
+	cut.Position = &policyv1.Position{Sources: map[string]uint64{"pods": 7, "nodes": 3}}
+	p.cut(t, cut)
+	h.next(t).answer <- nil
+	p.request(t)
+	p.end <- nil
+
+	p, _ = s.next(t)
+	behind := &policyv1.InSync{Epoch: "another", Revision: 5, Position: &policyv1.Position{Sources: map[string]uint64{"pods": 6, "nodes": 4}}}
+	if err := p.stream.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InSync{InSync: behind}}); err != nil {
+		t.Fatal(err)
+	}
+	h.next(t).answer <- nil
+	p.request(t)
+	p.end <- nil
+
+	_, hello := s.next(t)
+	if got := hello.GetPosition().GetSources(); got["pods"] != 7 || got["nodes"] != 4 {
+		t.Errorf("the hello says %v", got)
+	}
+	if c.Rollbacks() != 0 {
+		t.Errorf("%d rollbacks", c.Rollbacks())
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -158,12 +159,15 @@ func (c *client) ends(want codes.Code) {
 
 var groupID = storage.NewScopeID(storage.ScopeAddressGroup, "g")
 
-func (f *fixture) member(name string) {
+func (f *fixture) member(name string) { f.memberAt(name, 1) }
+
+// memberAt commits a member of a group that node-1 holds.
+func (f *fixture) memberAt(name string, position uint64) {
 	f.store.Commit([]storage.Change{
 		{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-1"},
 		{Op: storage.OpUpsert, Scope: groupID, Kind: storage.ScopeAddressGroup, Item: storage.Encode(&policyv1.Item{Body: &policyv1.Item_Member{
 			Member: &policyv1.Member{Subject: &policyv1.Member_Pod{Pod: &policyv1.PodRef{Namespace: "ns", Name: name}}, Ips: [][]byte{{10, 0, 0, 1}}}}})},
-	}, storage.Position{"manifests": 1})
+	}, storage.Position{"manifests": position})
 }
 
 func hello(node string) *policyv1.Hello { return &policyv1.Hello{Node: node} }
@@ -265,6 +269,58 @@ func TestAReplicaThatIsBehindWaits(t *testing.T) {
 	ahead.tell()
 	if cut := ahead.cut(); cut.GetPosition().GetSources()["manifests"] != 2 {
 		t.Errorf("served at %v", cut.GetPosition())
+	}
+}
+
+// A node in sync that stood ahead of a replica is told so at once, and gets
+// nothing of what lies between: it has been through that.
+func TestANodeInSyncIsNotTakenBack(t *testing.T) {
+	f := newFixture(t)
+	f.member("a")
+	f.store.Commit([]storage.Change{{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-2"}}, storage.Position{"manifests": 1})
+	held := f.subscribe(hello("node-1")).cut()
+	witness := f.subscribe(hello("node-2"))
+	witness.cut()
+	ahead := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: held.GetDigest(), Position: &policyv1.Position{Sources: storage.Position{"manifests": 3}}})
+	if resp, err := ahead.stream.Recv(); err != nil || resp.GetInSync() == nil {
+		t.Fatalf("got %v, %v; want to be in sync", resp, err)
+	}
+	if _, _, err := ahead.replica.Apply(held); err != nil {
+		t.Fatal(err)
+	}
+	ahead.ack(held.GetRevision(), held.GetDigest())
+	f.memberAt("between", 2)
+	witness.cut() // It is on its way to whom it concerns.
+	f.store.Commit([]storage.Change{{Op: storage.OpRemove, Scope: groupID, Item: storage.Encoded{Key: storage.PodMemberKey("ns", "between")}}}, storage.Position{"manifests": 3})
+	f.memberAt("later", 4)
+	for ahead.replica.Item(groupID, storage.PodMemberKey("ns", "later")) == nil {
+		ahead.cut()
+		if ahead.replica.Item(groupID, storage.PodMemberKey("ns", "between")) != nil {
+			t.Fatal("the node is taken back to a member that is gone")
+		}
+	}
+}
+
+// goneStream is of a caller who has gone after its hello, as gRPC has it.
+type goneStream struct {
+	subscribeStream
+	ctx context.Context
+}
+
+func (s goneStream) Context() context.Context { return s.ctx }
+func (s goneStream) Recv() (*policyv1.SubscribeRequest, error) {
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("node-1")}}, nil
+}
+func (s goneStream) SetHeader(metadata.MD) error {
+	return status.Error(codes.Internal, "transport: SendHeader called multiple times")
+}
+
+func TestACallerWhoHasGoneIsNoFailure(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := f.server.Subscribe(goneStream{ctx: ctx}); status.Code(err) != codes.Canceled {
+		t.Errorf("the call ends with %v", err)
 	}
 }
 

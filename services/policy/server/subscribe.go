@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"strconv"
@@ -54,7 +55,7 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	defer se.leave()
 	spread := spreadPerNode * time.Duration(s.cfg.Store.NodeCount())
 	if err := call.SetHeader(metadata.Pairs(SpreadHeader, strconv.FormatInt(spread.Milliseconds(), 10))); err != nil {
-		return err
+		return cmp.Or(status.FromContextError(call.Context().Err()).Err(), err) // That of a caller who has gone reads like our fault.
 	}
 	v := &serving{
 		server: s, call: call, session: se, log: s.cfg.Logger.With("node", hello.GetNode()),
@@ -84,13 +85,23 @@ func (s *Server) Subscribe(call subscribeStream) error {
 	return v.follow()
 }
 
-// resume goes on from what the node holds, and sends only what differs.
+// resume goes on from what the node holds, and sends only what differs. A node
+// that was told of later changes than this replica has read is not sent what
+// lies between: it would be taken back.
 func (v *serving) resume(held storage.Digest, position storage.Position) error {
-	if done, err := v.inSync(held); done || err != nil {
+	done, err := v.inSync(held)
+	if err != nil {
 		return err
 	}
-	if err := v.await(position); err != nil {
+	reached, err := v.await(position)
+	if done || err != nil {
 		return err
+	}
+	if !reached {
+		_, own := v.server.cfg.Store.Revision()
+		v.server.rollbacks.Inc()
+		v.log.Warn("the node has been told of a later position than this replica has read; it is served all the same",
+			"node_position", position, "position", own)
 	}
 	if done, err := v.inSync(held); done || err != nil {
 		return err
@@ -111,34 +122,31 @@ func (v *serving) inSync(held storage.Digest) (bool, error) {
 
 // await waits until this replica has read as far as what the node was told of,
 // but not for ever: a restored cluster has gone back.
-func (v *serving) await(position storage.Position) error {
+func (v *serving) await(position storage.Position) (reached bool, err error) {
 	timeout := time.NewTimer(positionTimeout)
 	defer timeout.Stop()
 	for {
 		moved := v.server.cfg.Store.Reached(position)
 		if moved == nil {
-			return nil
+			return true, nil
 		}
 		select {
 		case <-moved:
 		case <-timeout.C:
-			_, own := v.server.cfg.Store.Revision()
-			v.server.rollbacks.Inc()
-			v.log.Warn("the node has been told of a later position than this replica has read; it is served all the same",
-				"node_position", position, "position", own)
-			return nil
+			return false, nil
 		case err := <-v.received:
-			return err
+			return false, cmp.Or(err, errEnded)
 		case <-v.stream.replaced:
-			return errReplaced
+			return false, errReplaced
 		case <-v.server.stopping:
-			return errStopping
+			return false, errStopping
 		}
 	}
 }
 
 var (
 	errReplaced = status.Error(codes.Aborted, "replaced by a newer stream of this node")
+	errEnded    = status.Error(codes.Canceled, "the node ended the stream")
 	errStopping = status.Error(codes.Unavailable, "this replica stops; connect to another")
 )
 
@@ -225,10 +233,7 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 	case <-timeout.C:
 		return nil, status.Error(codes.DeadlineExceeded, "no inventory within 10 s")
 	case err := <-v.received:
-		if err == nil {
-			err = io.EOF
-		}
-		return nil, err
+		return nil, cmp.Or(err, errEnded)
 	case <-v.stream.replaced:
 		return nil, errReplaced
 	case <-v.server.stopping:
