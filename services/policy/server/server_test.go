@@ -291,11 +291,11 @@ func TestANodeInSyncIsNotTakenBack(t *testing.T) {
 	ahead.ack(held.GetRevision(), held.GetDigest())
 	f.memberAt("between", 2)
 	witness.cut() // It is on its way to whom it concerns.
-	f.store.Commit([]storage.Change{{Op: storage.OpRemove, Scope: groupID, Item: storage.Encoded{Key: storage.PodMemberKey("ns", "between")}}}, storage.Position{"manifests": 3})
+	f.store.Commit([]storage.Change{{Op: storage.OpRemove, Scope: groupID, Item: storage.Encoded{Key: storage.PodKey("ns", "between")}}}, storage.Position{"manifests": 3})
 	f.memberAt("later", 4)
-	for ahead.replica.Item(groupID, storage.PodMemberKey("ns", "later")) == nil {
+	for ahead.replica.Item(groupID, storage.PodKey("ns", "later")) == nil {
 		ahead.cut()
-		if ahead.replica.Item(groupID, storage.PodMemberKey("ns", "between")) != nil {
+		if ahead.replica.Item(groupID, storage.PodKey("ns", "between")) != nil {
 			t.Fatal("the node is taken back to a member that is gone")
 		}
 	}
