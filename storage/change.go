@@ -32,7 +32,8 @@ type Change struct {
 type Cut struct {
 	Epoch    string // Empty: that of the cut before.
 	Revision uint64
-	Position Position // Without the sources that are where they were in the cut before.
+	Position Position // Nil: as in the cut before, but for Moved.
+	Moved    []uint64 // See policyv1.Cut.
 	Digest   Digest   // Of the node's whole state after the cut.
 	Snapshot bool     // From nothing.
 	Scopes   []ScopeChange
@@ -58,7 +59,7 @@ type ScopeChange struct {
 
 // Numbers of the fields that Frames writes, from state.proto.
 const (
-	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes, cutHeld = 1, 2, 3, 4, 5, 6, 7, 8
+	cutEpoch, cutRevision, cutPosition, cutDigest, cutSnapshot, cutMore, cutScopes, cutHeld, cutMoved = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 	scopeIDField, scopeKindField, scopeReset, scopeGone, scopeUpserts, scopeRemovals, scopeBuckets, scopeResetBuckets = 1, 2, 3, 4, 5, 6, 7, 8
 )
@@ -109,6 +110,13 @@ func (c *Cut) Frames(limit int) [][]byte {
 			panic("storage: encode position: " + err.Error())
 		}
 		frame = appendBytes(frame, cutPosition, position)
+	}
+	if len(c.Moved) > 0 {
+		var packed []byte
+		for _, n := range c.Moved {
+			packed = protowire.AppendVarint(packed, n)
+		}
+		frame = appendBytes(frame, cutMoved, packed)
 	}
 	frame = appendBytes(frame, cutDigest, c.Digest.Bytes())
 	for _, key := range c.Held {

@@ -1,6 +1,10 @@
 package storage
 
-import "maps"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // Position is how far each source had been read: a sequence or a
 // resourceVersion by source or kind. A value handed over is not changed.
@@ -17,29 +21,48 @@ func (p Position) Reaches(other Position) bool {
 	return true
 }
 
-// since is the position without what is as it was.
-func (p Position) since(former Position) Position {
-	if former == nil {
-		return p
+// since is what is to be told of a position to who knows a former one: the
+// whole where the sources are others, and else pairs of a source, as its place
+// in the order of names, and where it is now.
+func (p Position) since(former Position) (whole Position, moved []uint64) {
+	if len(p) != len(former) {
+		return p, nil
 	}
-	out := make(Position, len(p))
+	changed := false
 	for source, at := range p {
-		if was, had := former[source]; !had || was != at {
-			out[source] = at
+		was, had := former[source]
+		if !had {
+			return p, nil
+		}
+		changed = changed || was != at
+	}
+	if !changed {
+		return nil, nil
+	}
+	for i, source := range p.sources() {
+		if at := p[source]; at != former[source] {
+			moved = append(moved, uint64(i), at)
 		}
 	}
-	return out
+	return nil, moved
 }
 
-// merge is a position brought forward by what since left.
-func (p Position) merge(changes Position) Position {
-	out := maps.Clone(p)
-	if out == nil {
-		out = make(Position, len(changes))
+// move is a position brought forward by what since told of moves.
+func (p Position) move(moved []uint64) (Position, error) {
+	if len(moved)%2 != 0 {
+		return nil, fmt.Errorf("moves of the position are no pairs: there are %d numbers", len(moved))
 	}
-	maps.Copy(out, changes)
-	return out
+	out, sources := maps.Clone(p), p.sources()
+	for ; len(moved) > 0; moved = moved[2:] {
+		if moved[0] >= uint64(len(sources)) {
+			return nil, fmt.Errorf("source %d of the position moved, of %d", moved[0], len(sources))
+		}
+		out[sources[moved[0]]] = moved[1]
+	}
+	return out, nil
 }
+
+func (p Position) sources() []string { return slices.Sorted(maps.Keys(p)) }
 
 // latest is the position, and where another is further in a source that both
 // read, that.

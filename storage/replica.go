@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -95,8 +97,11 @@ func (r *Replica) arrive(frame *policyv1.Cut) {
 	r.revision = frame.GetRevision()
 	if frame.GetEpoch() != "" {
 		r.epoch, r.position = frame.GetEpoch(), frame.GetPosition()
-	} else if changes := frame.GetPosition().GetSources(); len(changes) > 0 {
-		r.position = &policyv1.Position{Sources: Position(r.position.GetSources()).merge(changes)}
+	} else if frame.GetPosition() != nil {
+		r.position = frame.GetPosition()
+	} else if len(frame.GetMoved()) > 0 {
+		moved, _ := Position(r.position.GetSources()).move(frame.GetMoved()) // Checked.
+		r.position = &policyv1.Position{Sources: moved}
 	}
 }
 
@@ -113,6 +118,11 @@ func (r *Replica) check(frame *policyv1.Cut) error {
 		if first.GetRevision() != frame.GetRevision() || first.GetEpoch() != frame.GetEpoch() || first.GetSnapshot() != frame.GetSnapshot() {
 			return fmt.Errorf("frame of revision %d of epoch %q among the frames of revision %d of epoch %q",
 				frame.GetRevision(), frame.GetEpoch(), first.GetRevision(), first.GetEpoch())
+		}
+	}
+	if len(frame.GetMoved()) > 0 {
+		if _, err := Position(r.position.GetSources()).move(frame.GetMoved()); err != nil || frame.GetEpoch() != "" {
+			return fmt.Errorf("cut %d: %w", frame.GetRevision(), cmp.Or(err, errors.New("moves of a position on a new stream")))
 		}
 	}
 	if !frame.GetMore() {

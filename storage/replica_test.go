@@ -48,19 +48,69 @@ func TestReplicaRefusesMalformedFrames(t *testing.T) {
 
 func TestReplicaWantsAnEpochFirst(t *testing.T) {
 	r := &Replica{}
-	cut := func(epoch string, sources Position) *policyv1.Cut {
-		return &policyv1.Cut{Epoch: epoch, Revision: 1, Digest: make([]byte, 16), Position: &policyv1.Position{Sources: sources}}
+	cut := func(epoch string, whole Position, moved ...uint64) *policyv1.Cut {
+		c := &policyv1.Cut{Epoch: epoch, Revision: 1, Digest: make([]byte, 16), Moved: moved}
+		if whole != nil {
+			c.Position = &policyv1.Position{Sources: whole}
+		}
+		return c
 	}
 	if _, _, err := r.Apply(cut("", nil)); err == nil {
 		t.Error("a first cut without an epoch is taken")
 	}
-	for _, c := range []*policyv1.Cut{cut("e", Position{"pods": 1, "nodes": 1}), cut("", Position{"pods": 2}), cut("", nil)} {
-		if _, _, err := r.Apply(c); err != nil {
+	for _, step := range []struct {
+		cut  *policyv1.Cut
+		want Position
+	}{
+		{cut("e", Position{"pods": 1, "nodes": 1}), Position{"pods": 1, "nodes": 1}},
+		{cut("", nil, 1, 2), Position{"pods": 2, "nodes": 1}},
+		{cut("", nil), Position{"pods": 2, "nodes": 1}},
+		{cut("", nil, 0, 7, 1, 1), Position{"pods": 1, "nodes": 7}},
+		{cut("", Position{"pods": 3}), Position{"pods": 3}},
+		{cut("", nil, 0, 4), Position{"pods": 4}},
+	} {
+		if _, _, err := r.Apply(step.cut); err != nil {
 			t.Fatal(err)
 		}
+		if got := Position(r.Position().GetSources()); r.Epoch() != "e" || !maps.Equal(got, step.want) {
+			t.Errorf("epoch %q, position %v, want %v", r.Epoch(), got, step.want)
+		}
 	}
-	if p := Position(r.Position().GetSources()); r.Epoch() != "e" || p["pods"] != 2 || p["nodes"] != 1 {
-		t.Errorf("epoch %q, position %v", r.Epoch(), p)
+	for _, bad := range []*policyv1.Cut{cut("", nil, 1, 1), cut("", nil, 0), cut("e", nil, 0, 1)} {
+		if _, _, err := r.Apply(bad); err == nil {
+			t.Errorf("moves %v of epoch %q are taken", bad.Moved, bad.Epoch)
+		}
+	}
+}
+
+// What is told of a position brings who knows the former to it.
+func TestPositionsAreToldInShort(t *testing.T) {
+	for _, tc := range []struct {
+		former, now Position
+		short       bool
+	}{
+		{nil, Position{"a": 1}, false},
+		{Position{"a": 1}, Position{"a": 1}, true},
+		{Position{"a": 1, "b": 2, "c": 3}, Position{"a": 1, "b": 5, "c": 4}, true},
+		{Position{"a": 9}, Position{"a": 2}, true},
+		{Position{"a": 1}, Position{"b": 1}, false},
+		{Position{"a": 1}, Position{"a": 1, "b": 0}, false},
+		{Position{"a": 1, "b": 0}, Position{"a": 1}, false},
+	} {
+		whole, moved := tc.now.since(tc.former)
+		if (whole == nil) != tc.short {
+			t.Errorf("%v after %v: whole is %v", tc.now, tc.former, whole)
+		}
+		got := whole
+		if whole == nil {
+			var err error
+			if got, err = tc.former.move(moved); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !maps.Equal(got, tc.now) {
+			t.Errorf("%v after %v comes out as %v", tc.now, tc.former, got)
+		}
 	}
 }
 

@@ -182,7 +182,9 @@ func (sub *Subscriber) cutLocked() *Cut {
 	if !sub.begun {
 		return &Cut{Epoch: s.epoch, Revision: s.revision, Position: s.position}
 	}
-	return &Cut{Revision: s.revision, Position: s.position.since(sub.position)}
+	cut := &Cut{Revision: s.revision}
+	cut.Position, cut.Moved = s.position.since(sub.position)
+	return cut
 }
 
 // changeLocked is what changed in a dirty scope since the last cut, nil for

@@ -410,7 +410,7 @@ func (c *Client) apply(ctx context.Context, revision uint64, h Handler, log hclo
 		return nack(revision, held, fmt.Sprintf("%d items are not realised: %s", len(problems), problems[0].GetError()), problems)
 	}
 	c.synced.Store(true)
-	ack := &policyv1.Ack{Revision: revision, ApplyMicros: uint64(time.Since(start).Microseconds()), Digest: held.Bytes()}
+	ack := &policyv1.Ack{Revision: revision, ApplyMicros: uint64(time.Since(start).Microseconds())} // With the cut's digest, which was compared.
 	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: ack}}
 }
 

@@ -410,7 +410,7 @@ func TestBadMessagesEndTheirOwnStreamOnly(t *testing.T) {
 		"hello without node":    {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{}}}}, codes.InvalidArgument},
 		"hello of short digest": {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{Node: "n", Digest: []byte{1}}}}}, codes.InvalidArgument},
 		"second hello":          {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}}, codes.InvalidArgument},
-		"ack of short digest":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1, nil)}, codes.InvalidArgument},
+		"ack of short digest":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1, []byte{1})}, codes.InvalidArgument},
 		"ack of the future":     {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, ack(1<<60, make([]byte, 16))}, codes.InvalidArgument},
 		"unasked inventories":   {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Inventory{}}, {Message: &policyv1.SubscribeRequest_Inventory{}}}, codes.InvalidArgument},
 		"nack without error":    {[]*policyv1.SubscribeRequest{{Message: &policyv1.SubscribeRequest_Hello{Hello: hello("n")}}, {Message: &policyv1.SubscribeRequest_Nack{Nack: &policyv1.Nack{Revision: 1}}}}, codes.InvalidArgument},

@@ -138,9 +138,9 @@ func (se *session) told(st *stream, revision uint64, digest storage.Digest) {
 	st.outstanding = append(st.outstanding, sentCut{revision, digest})
 }
 
-// answered takes an ack (err empty) or a nack. Known is false for a revision
+// answered takes an ack (err empty) or a nack; held nil is the cut's digest. Known is false for a revision
 // that is not outstanding; differs says that the node's digest is not the cut's.
-func (se *session) answered(st *stream, revision uint64, digest storage.Digest, err string, micros uint64) (known, differs bool) {
+func (se *session) answered(st *stream, revision uint64, held *storage.Digest, err string, micros uint64) (known, differs bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	i := slices.IndexFunc(st.outstanding, func(c sentCut) bool { return c.revision == revision })
@@ -148,18 +148,24 @@ func (se *session) answered(st *stream, revision uint64, digest storage.Digest, 
 		// A cut from before a repair, which took it off the books, or one
 		// that was refused and is in force at last.
 		if known = revision <= se.sent; known && err == "" && revision >= se.acked {
-			se.acked, se.apply, se.digest, se.lastErr = revision, micros, digest, ""
+			se.acked, se.apply, se.lastErr = revision, micros, ""
+			if held != nil {
+				se.digest = *held
+			}
 		}
 		return known, false
 	}
 	want, full := st.outstanding[i].digest, len(st.outstanding) >= window
 	st.outstanding = slices.Delete(st.outstanding, 0, i+1)
-	se.digest = digest
+	if held == nil {
+		held = &want
+	}
+	se.digest = *held
 	se.lastErr = err
 	if err == "" {
 		se.acked, se.apply = revision, micros
 	}
-	if differs = want != digest; differs {
+	if differs = want != *held; differs {
 		st.differs = true
 	}
 	if full || differs { // Otherwise the sender need not be woken.

@@ -343,11 +343,15 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 
 // answer takes an ack, or a nack with its message.
 func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte, msg string, micros uint64, inForce bool, log hclog.Logger) error {
-	d, ok := storage.DigestFromBytes(digest)
-	if !ok {
-		return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", revision, len(digest))
+	var held *storage.Digest // Nil: the cut's.
+	if len(digest) > 0 {
+		d, ok := storage.DigestFromBytes(digest)
+		if !ok {
+			return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", revision, len(digest))
+		}
+		held = &d
 	}
-	known, differs := se.answered(st, revision, d, msg, micros)
+	known, differs := se.answered(st, revision, held, msg, micros)
 	if !known {
 		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", revision)
 	}

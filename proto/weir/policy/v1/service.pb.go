@@ -651,7 +651,7 @@ type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`                          // Of the cut.
 	ApplyMicros   uint64                 `protobuf:"varint,2,opt,name=apply_micros,json=applyMicros,proto3" json:"apply_micros,omitempty"` // Microseconds from the cut's last frame to its flows being in force.
-	Digest        []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`                               // 16 bytes: digest of the state now held.
+	Digest        []byte                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`                               // 16 bytes: digest of the state now held. Empty: the cut's.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

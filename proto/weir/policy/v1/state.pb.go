@@ -1588,7 +1588,7 @@ type Cut struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Epoch    string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`        // One life of a policy-service process. Empty: that of the message before on the stream.
 	Revision uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // Ascending within an epoch, not dense. Never zero.
-	Position *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame, without the sources that are where they were in the message before.
+	Position *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`  // In the last frame. Whole; absent where it is as in the message before, or moved says how not.
 	Digest   []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: the node's whole state once the cut is applied. In the last frame.
 	Snapshot bool                   `protobuf:"varint,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // The cut begins from nothing: forget every scope that it does not bring. The same in all frames.
 	More     bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`         // Another frame of this cut follows.
@@ -1597,7 +1597,10 @@ type Cut struct {
 	// already with the same addresses, until a Release names them: other nodes
 	// have not all applied their addresses. In the last frame. A shim does not
 	// wait for ever.
-	Held          []string `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	Held []string `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	// In the last frame, where position is absent: pairs of a source of the
+	// message before, as its place in the order of their names, and where it is now.
+	Moved         []uint64 `protobuf:"varint,9,rep,packed,name=moved,proto3" json:"moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1684,6 +1687,13 @@ func (x *Cut) GetScopes() []*ScopeDelta {
 func (x *Cut) GetHeld() []string {
 	if x != nil {
 		return x.Held
+	}
+	return nil
+}
+
+func (x *Cut) GetMoved() []uint64 {
+	if x != nil {
+		return x.Moved
 	}
 	return nil
 }
@@ -1801,7 +1811,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\aupserts\x18\x05 \x03(\v2\x14.weir.policy.v1.ItemR\aupserts\x12\x1a\n" +
 	"\bremovals\x18\x06 \x03(\tR\bremovals\x12\x18\n" +
 	"\abuckets\x18\a \x01(\rR\abuckets\x12#\n" +
-	"\rreset_buckets\x18\b \x03(\rR\fresetBuckets\"\xfd\x01\n" +
+	"\rreset_buckets\x18\b \x03(\rR\fresetBuckets\"\x93\x02\n" +
 	"\x03Cut\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
@@ -1810,7 +1820,8 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\bsnapshot\x18\x05 \x01(\bR\bsnapshot\x12\x12\n" +
 	"\x04more\x18\x06 \x01(\bR\x04more\x122\n" +
 	"\x06scopes\x18\a \x03(\v2\x1a.weir.policy.v1.ScopeDeltaR\x06scopes\x12\x12\n" +
-	"\x04held\x18\b \x03(\tR\x04held*S\n" +
+	"\x04held\x18\b \x03(\tR\x04held\x12\x14\n" +
+	"\x05moved\x18\t \x03(\x04R\x05moved*S\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DIRECTION_INGRESS\x10\x01\x12\x14\n" +
