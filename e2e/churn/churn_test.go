@@ -20,9 +20,10 @@ var (
 //	go test ./e2e/churn -run Churn -v -timeout 0 -churn.for=30m -churn.shims=1000 -churn.rate=200
 func TestChurn(t *testing.T) {
 	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 400, Logf: t.Logf, Dir: t.TempDir(),
-		Disturbances: 20, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
+		Disturbances: 30, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
 		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond}
 	if *duration > 0 {
+		cfg.Disturbances = 20
 		cfg.Changes = int(duration.Seconds()) * *rate
 		cfg.Hold, cfg.Stall = 5*time.Second, 2500*time.Millisecond
 		cfg.ShimLife, cfg.ReplicaLife = time.Second, 30*time.Second

@@ -113,7 +113,8 @@ func (r *run) verify(ctx context.Context) (flows int, err error) {
 	}
 	defer fresh.stop()
 	err = fresh.connect(ctx, func(conn *grpc.ClientConn) error {
-		for _, i := range rand.Perm(len(r.nodes))[:min(r.cfg.Sample, len(r.nodes))] {
+		sample := rand.New(rand.NewPCG(r.cfg.Seed, 0x73616d706c65)).Perm(len(r.nodes))
+		for _, i := range sample[:min(r.cfg.Sample, len(r.nodes))] {
 			n := r.nodes[i]
 			compared, err := n.compare(ctx, conn)
 			if err != nil {
