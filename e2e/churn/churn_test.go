@@ -2,6 +2,8 @@ package churn
 
 import (
 	"flag"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,8 +37,8 @@ func TestChurn(t *testing.T) {
 	t.Logf("%d changes in %s, %d connections (%+v), %d shims and %d replicas started anew, %d flows compared",
 		report.Changes, report.Took.Round(time.Millisecond), report.Connections, report.Disturbances, report.ShimStarts, report.ReplicaLives, report.Flows)
 	t.Logf("at the first quarter %+v, at the end %+v", report.Quarter, report.End)
-	for name, n := range report.Counters.nonzero() {
-		if strings.HasPrefix(name, "weir_") || strings.HasPrefix(name, calls+"/") {
+	for _, name := range slices.Sorted(maps.Keys(report.Counters)) {
+		if n := report.Counters[name]; n != 0 && (strings.HasPrefix(name, "weir_") || strings.HasPrefix(name, calls+"/")) {
 			t.Logf("%s %.0f", name, n)
 		}
 	}

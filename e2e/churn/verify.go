@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"time"
@@ -238,11 +237,4 @@ func snapshot(ctx context.Context, conn *grpc.ClientConn, name string) (*storage
 			return state, nil
 		}
 	}
-}
-
-// nonzero are the counters that stand above zero, for reports.
-func (c counts) nonzero() counts {
-	out := maps.Clone(c)
-	maps.DeleteFunc(out, func(_ string, v float64) bool { return v == 0 })
-	return out
 }
