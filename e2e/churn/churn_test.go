@@ -2,6 +2,8 @@ package churn
 
 import (
 	"flag"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,9 +22,10 @@ var (
 //	go test ./e2e/churn -run Churn -v -timeout 0 -churn.for=30m -churn.shims=1000 -churn.rate=200
 func TestChurn(t *testing.T) {
 	cfg := Config{Seed: *seed, Shims: *shims, Rate: *rate, Changes: 400, Logf: t.Logf, Dir: t.TempDir(),
-		Disturbances: 20, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
+		Disturbances: 30, Sample: 50, Hold: 200 * time.Millisecond, Stall: 200 * time.Millisecond,
 		ShimLife: 200 * time.Millisecond, ReplicaLife: 500 * time.Millisecond}
 	if *duration > 0 {
+		cfg.Disturbances = 20
 		cfg.Changes = int(duration.Seconds()) * *rate
 		cfg.Hold, cfg.Stall = 5*time.Second, 2500*time.Millisecond
 		cfg.ShimLife, cfg.ReplicaLife = time.Second, 30*time.Second
@@ -34,8 +37,8 @@ func TestChurn(t *testing.T) {
 	t.Logf("%d changes in %s, %d connections (%+v), %d shims and %d replicas started anew, %d flows compared",
 		report.Changes, report.Took.Round(time.Millisecond), report.Connections, report.Disturbances, report.ShimStarts, report.ReplicaLives, report.Flows)
 	t.Logf("at the first quarter %+v, at the end %+v", report.Quarter, report.End)
-	for name, n := range report.Counters.nonzero() {
-		if strings.HasPrefix(name, "weir_") || strings.HasPrefix(name, calls+"/") {
+	for _, name := range slices.Sorted(maps.Keys(report.Counters)) {
+		if n := report.Counters[name]; n != 0 && (strings.HasPrefix(name, "weir_") || strings.HasPrefix(name, calls+"/")) {
 			t.Logf("%s %.0f", name, n)
 		}
 	}

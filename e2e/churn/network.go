@@ -30,6 +30,8 @@ type Disturbances struct {
 	Held      uint64 // Not read from for a while.
 }
 
+func (d *Disturbances) total() uint64 { return d.Cut + d.Truncated + d.Held }
+
 func newNetwork(seed uint64, hold time.Duration) *network {
 	return &network{hold: hold, rand: rand.New(rand.NewPCG(seed, 0x6e6574)), places: map[string]string{}}
 }
@@ -95,7 +97,19 @@ func (n *network) forget(l *link) {
 	n.links = n.links[:last]
 }
 
-// disturb does something to some connection.
+// disturbances are what is done in turn.
+var disturbances = [...]disturbance{cut, truncateReads, hold, truncateWrites, hold, cut, hold, cut, hold, hold}
+
+type disturbance int
+
+const (
+	cut disturbance = iota
+	truncateReads
+	truncateWrites
+	hold
+)
+
+// disturb does the next thing to some connection.
 func (n *network) disturb() {
 	n.mu.Lock()
 	if len(n.links) == 0 {
@@ -103,28 +117,28 @@ func (n *network) disturb() {
 		return
 	}
 	l := n.links[n.rand.IntN(len(n.links))]
-	what, size := n.rand.IntN(10), n.rand.Int64N(2000)
-	length := time.Duration(n.rand.Int64N(int64(n.hold) + 1))
+	size, length := n.rand.Int64N(2000), time.Duration(n.rand.Int64N(int64(n.hold)+1))
 	if n.rand.IntN(20) == 0 {
 		length *= 4 // Long enough, where holds last seconds, for keepalive to end the connection.
 	}
-	switch {
-	case what < 3:
+	what := disturbances[n.counts.total()%uint64(len(disturbances))]
+	switch what {
+	case cut:
 		n.counts.Cut++
-	case what < 5:
+	case truncateReads, truncateWrites:
 		n.counts.Truncated++
-	default:
+	case hold:
 		n.counts.Held++
 	}
 	n.mu.Unlock()
-	switch {
-	case what < 3:
+	switch what {
+	case cut:
 		l.Close()
-	case what == 3:
+	case truncateReads:
 		l.limit(&l.reads, size)
-	case what == 4:
+	case truncateWrites:
 		l.limit(&l.writes, size)
-	default:
+	case hold:
 		l.hold(length)
 	}
 }

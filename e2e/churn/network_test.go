@@ -73,7 +73,7 @@ func TestAHeldReadGoesOnOnceHealed(t *testing.T) {
 	select {
 	case s := <-got:
 		t.Errorf("read %q through a hold", s)
-	case <-time.After(20 * time.Millisecond): // Longer shows no more.
+	case <-time.After(20 * time.Millisecond): // What passes comes at once; to wait for longer proves no more.
 	}
 	n.heal()
 	if s := <-got; s != "hello" {

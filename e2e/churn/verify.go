@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"time"
@@ -113,7 +112,8 @@ func (r *run) verify(ctx context.Context) (flows int, err error) {
 	}
 	defer fresh.stop()
 	err = fresh.connect(ctx, func(conn *grpc.ClientConn) error {
-		for _, i := range rand.Perm(len(r.nodes))[:min(r.cfg.Sample, len(r.nodes))] {
+		sample := rand.New(rand.NewPCG(r.cfg.Seed, 0x73616d706c65)).Perm(len(r.nodes))
+		for _, i := range sample[:min(r.cfg.Sample, len(r.nodes))] {
 			n := r.nodes[i]
 			compared, err := n.compare(ctx, conn)
 			if err != nil {
@@ -237,11 +237,4 @@ func snapshot(ctx context.Context, conn *grpc.ClientConn, name string) (*storage
 			return state, nil
 		}
 	}
-}
-
-// nonzero are the counters that stand above zero, for reports.
-func (c counts) nonzero() counts {
-	out := maps.Clone(c)
-	maps.DeleteFunc(out, func(_ string, v float64) bool { return v == 0 })
-	return out
 }
