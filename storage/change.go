@@ -69,8 +69,11 @@ const (
 // There is always at least one frame.
 func (c *Cut) Frames(limit int) [][]byte {
 	var frames [][]byte
+	room := c.room(limit)
+	var scratch [512]byte // Most scopes of most cuts are a few items.
+	body := scratch[:0]
 	begin := func() []byte {
-		var b []byte
+		b := make([]byte, 0, room)
 		if c.Epoch != "" {
 			b = appendString(b, cutEpoch, c.Epoch)
 		}
@@ -81,12 +84,12 @@ func (c *Cut) Frames(limit int) [][]byte {
 	frame := begin()
 	for i := range c.Scopes {
 		s := &c.Scopes[i]
-		body := s.begin(true)
+		body = s.begin(body[:0], true)
 		for _, item := range s.Upserts {
 			if len(frame)+len(body)+len(item) > limit && len(frame)+len(body) > 64 {
 				frame = appendBytes(frame, cutScopes, body)
 				frames = append(frames, appendTrue(frame, cutMore, true))
-				frame, body = begin(), s.begin(false)
+				frame, body = begin(), s.begin(body[:0], false)
 			}
 			body = appendString(body, scopeUpserts, item)
 		}
@@ -94,7 +97,7 @@ func (c *Cut) Frames(limit int) [][]byte {
 			if len(frame)+len(body)+len(key) > limit && len(frame)+len(body) > 64 {
 				frame = appendBytes(frame, cutScopes, body)
 				frames = append(frames, appendTrue(frame, cutMore, true))
-				frame, body = begin(), s.begin(false)
+				frame, body = begin(), s.begin(body[:0], false)
 			}
 			body = appendString(body, scopeRemovals, key)
 		}
@@ -112,22 +115,42 @@ func (c *Cut) Frames(limit int) [][]byte {
 		frame = appendBytes(frame, cutPosition, position)
 	}
 	if len(c.Moved) > 0 {
-		var packed []byte
+		body = body[:0]
 		for _, n := range c.Moved {
-			packed = protowire.AppendVarint(packed, n)
+			body = protowire.AppendVarint(body, n)
 		}
-		frame = appendBytes(frame, cutMoved, packed)
+		frame = appendBytes(frame, cutMoved, body)
 	}
-	frame = appendBytes(frame, cutDigest, c.Digest.Bytes())
+	digest := c.Digest.array()
+	frame = appendBytes(frame, cutDigest, digest[:])
 	for _, key := range c.Held {
 		frame = appendString(frame, cutHeld, key)
 	}
 	return append(frames, frame)
 }
 
+// room is a guess at the bytes of a frame.
+func (c *Cut) room(limit int) int {
+	n := 64
+	for i := range c.Scopes {
+		s := &c.Scopes[i]
+		n += 32
+		for _, item := range s.Upserts {
+			n += 4 + len(item)
+		}
+		for _, key := range s.Removals {
+			n += 4 + len(key)
+		}
+		if n > limit {
+			return limit
+		}
+	}
+	return n
+}
+
 // begin is the head of a scope's message; the first says what is to be forgotten.
-func (s *ScopeChange) begin(first bool) []byte {
-	b := appendBytes(nil, scopeIDField, s.ID[:])
+func (s *ScopeChange) begin(b []byte, first bool) []byte {
+	b = appendBytes(b, scopeIDField, s.ID[:])
 	if s.Gone {
 		return appendTrue(b, scopeGone, true)
 	}

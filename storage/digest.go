@@ -33,9 +33,14 @@ func (d Digest) Minus(o Digest) Digest {
 
 // Bytes is the digest in 16 bytes, big endian.
 func (d Digest) Bytes() []byte {
-	b := make([]byte, 0, 16)
-	b = binary.BigEndian.AppendUint64(b, d.hi)
-	return binary.BigEndian.AppendUint64(b, d.lo)
+	b := d.array()
+	return b[:]
+}
+
+func (d Digest) array() (b [16]byte) {
+	binary.BigEndian.PutUint64(b[:8], d.hi)
+	binary.BigEndian.PutUint64(b[8:], d.lo)
+	return b
 }
 
 // String is the digest in hexadecimal.

@@ -29,7 +29,10 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if len(f) > copyBytes {
 		return mem.BufferSlice{mem.SliceBuffer(appendHead(nil, f)), mem.SliceBuffer(f)}, nil
 	}
-	return mem.BufferSlice{mem.SliceBuffer(append(appendHead(make([]byte, 0, headBytes+len(f)), f), f...))}, nil
+	pool := mem.DefaultBufferPool() // gRPC gives it back once it is written.
+	buf := pool.Get(headBytes + len(f))
+	*buf = append(appendHead((*buf)[:0], f), f...)
+	return mem.BufferSlice{mem.NewBuffer(buf, pool)}, nil
 }
 
 // Frames of up to copyBytes are copied behind their head, of at most headBytes:
