@@ -23,8 +23,8 @@ func BenchmarkFanout(b *testing.B) {
 			for b.Loop() {
 				took := l.commit(l.wideChange(), nodes)
 				all, each = append(all, slices.Max(took)), append(each, took...)
-				b.StopTimer() // The rest after a wave is for load; this is about one change.
-				time.Sleep(slices.Max(took) + longestWave)
+				b.StopTimer() // This is about one change: the server is let come to rest after each.
+				time.Sleep(slices.Max(took) + 4*longestWave)
 				b.StartTimer()
 			}
 			spent := cpu() - began

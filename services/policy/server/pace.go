@@ -69,13 +69,15 @@ func (s *Server) Run(ctx context.Context) error {
 	defer timer.Stop()
 	var began time.Time // Of the wave under way; zero for none.
 	resting := false    // The wave has passed, and the timer ends its rest.
+	idle := false       // No wave is under way, and the timer tells when that has lasted.
+	garbage := newCollector()
 	wave := func() {
 		before, start := s.pace.cuts.Load(), time.Now()
 		marks, _ := s.cfg.Store.Dispatch(1 << 30)
 		if marks <= narrow {
 			return
 		}
-		began, resting = start, false
+		began, resting, idle = start, false, false
 		s.pace.begin(before, marks)
 		timer.Reset(longestWave)
 	}
@@ -98,13 +100,19 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 			switch {
+			case idle:
+				idle = false
+				garbage.rest()
 			case began.IsZero():
 			case !resting:
 				resting = true
 				timer.Reset(longestWave)
 			default:
 				began = time.Time{}
-				wave()
+				if wave(); began.IsZero() {
+					idle = true
+					timer.Reset(2 * longestWave) // The last of the wave may still be on their way.
+				}
 			}
 		}
 	}
