@@ -60,12 +60,9 @@ type ScopeID [16]byte
 // NewScopeID derives an id from what the scope stands for. The hash is
 // collision resistant, since users choose what goes into it.
 func NewScopeID(kind ScopeKind, content string) ScopeID {
-	h := sha256.New()
-	h.Write([]byte{byte(kind)})
-	h.Write([]byte(content))
-	var id ScopeID
-	copy(id[:], h.Sum(nil))
-	return id
+	var room [256]byte
+	sum := sha256.Sum256(append(append(room[:0], byte(kind)), content...))
+	return ScopeID(sum[:len(ScopeID{})])
 }
 
 // String is the id in hexadecimal.

@@ -13,6 +13,7 @@ type Engine struct {
 	seed maphash.Seed // Of hashes that no output depends on.
 
 	namespaces list[*namespace]
+	found      *namespace // By the last findNamespace that found one.
 	nodes      nodes
 	sets       list[*targetSet]
 	classes    int // Of all Namespaces.
@@ -30,6 +31,7 @@ type Engine struct {
 	moves      moves
 	normaliser normaliser
 	draft      draft
+	targets    []*group // Scratch.
 	encoder    encoder
 }
 

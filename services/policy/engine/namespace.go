@@ -39,7 +39,17 @@ func (ns *namespace) label(key string) (value string, has bool) {
 // logs says whether the Namespace's policies are recorded.
 func (ns *namespace) logs() bool { return ns.obj != nil && ns.obj.LogPolicies }
 
+// findNamespace remembers the last answer: what is done to one object asks
+// several times, and objects of one Namespace often follow each other.
 func (e *Engine) findNamespace(name string) *namespace {
+	if e.found == nil || e.found.name != name {
+		e.found = e.lookupNamespace(name)
+	}
+	return e.found
+}
+
+// lookupNamespace changes nothing: inspection may use it.
+func (e *Engine) lookupNamespace(name string) *namespace {
 	ns, _ := e.namespaces.find(hashString(e.seed, name), func(ns *namespace) bool { return ns.name == name })
 	return ns
 }
@@ -50,6 +60,7 @@ func (e *Engine) namespace(name string) *namespace {
 	if ns == nil {
 		ns = &namespace{name: name, hash: hashString(e.seed, name)}
 		e.namespaces.add(ns)
+		e.found = ns
 	}
 	return ns
 }
@@ -57,6 +68,7 @@ func (e *Engine) namespace(name string) *namespace {
 func (e *Engine) releaseNamespace(ns *namespace) {
 	if ns.obj == nil && ns.pods.len() == 0 && ns.classes.len() == 0 && ns.groups.len() == 0 && ns.policies.len() == 0 {
 		e.namespaces.remove(ns)
+		e.found = nil
 	}
 }
 

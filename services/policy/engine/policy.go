@@ -68,7 +68,7 @@ func (e *Engine) attach(p *policy) {
 	d := &e.draft
 	compile(p.obj, d)
 	p.groups = make([]*group, 0, d.selections())
-	targets := make([]*group, 0, 8)
+	targets := e.targets[:0]
 	add := func(selections []selection) []*group {
 		for _, s := range selections {
 			p.groups = append(p.groups, e.group(s))
@@ -82,6 +82,7 @@ func (e *Engine) attach(p *policy) {
 		targets = append(targets, add(r.appliedTo)...)
 		add(r.named)
 	}
+	e.targets = targets
 	p.set = e.targetSet(targets)
 	p.set.policies++
 	p.eachPeer(d, func(g *group, a policyv1.Action) {
@@ -126,7 +127,7 @@ func (p *policy) eachPeer(d *draft, fn func(*group, policyv1.Action)) {
 func (e *Engine) encodePolicy(p *policy, d *draft, enc *encoder) []byte {
 	compile(p.obj, d)
 	if d.logsAsNamespace {
-		ns := e.findNamespace(d.namespace)
+		ns := e.lookupNamespace(d.namespace)
 		d.logIsolation = ns != nil && ns.logs()
 		for i := range d.rules {
 			d.rules[i].log = d.logIsolation
