@@ -264,11 +264,27 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 	if err := n.Shim.Start(); err != nil {
 		return err
 	}
-	err = Eventually(ctx, 20*time.Second, func() error { return n.NS.IP(ctx, "link set "+Bridge+" up") })
-	if err != nil {
-		return fmt.Errorf("the shim made no bridge: %w", err)
+	if err := Eventually(ctx, 20*time.Second, func() error { return n.bridgeMade(ctx) }); err != nil {
+		return fmt.Errorf("the shim made no bridge: %w\n%s", err, n.Shim.Tail())
 	}
-	return n.NS.IP(ctx, "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+	return n.NS.IP(ctx, "link set "+Bridge+" up", "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+}
+
+// bridgeMade fails until the bridge's own port has the address that it is to
+// keep: to set it, the switch takes the port down for a moment, and its routes go.
+func (n *Node) bridgeMade(ctx context.Context) error {
+	has, err := n.BridgeMAC()
+	if err != nil {
+		return err
+	}
+	out, err := n.OVS.Vsctl(ctx, "get", "bridge", Bridge, "other_config:hwaddr")
+	if err != nil {
+		return err
+	}
+	if want := strings.Trim(strings.TrimSpace(string(out)), `"`); has != want {
+		return fmt.Errorf("%s has the address %s, and is to have %s", Bridge, has, want)
+	}
+	return nil
 }
 
 // BridgeMAC is the address by which Pods reach their gateway.
