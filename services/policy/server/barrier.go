@@ -26,8 +26,8 @@ import (
 //	the other replicas: done at ours ┴► its node's stream gets a Release
 //
 // Nodes that are not connected are not waited for, and nothing is waited for
-// longer than barrierAge: the shim has given up long before. So what is kept is
-// bounded by the moves of that time.
+// longer than barrierAge: a shim gives up before. So what is kept is bounded by
+// the moves of that time.
 type barriers struct {
 	store    *storage.Store
 	sessions *sessions
@@ -45,7 +45,7 @@ type barriers struct {
 }
 
 // barrierAge is how long a move is remembered.
-const barrierAge = 10 * time.Second
+const barrierAge = time.Minute
 
 // barrier waits for nodes.
 type barrier struct {
@@ -70,7 +70,7 @@ func newBarriers(store *storage.Store, sessions *sessions) *barriers {
 		settled: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_policy_peer_barrier_seconds",
 			Help: "Time until the nodes concerned had applied a new endpoint's address.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_peer_barriers_expired_total",
-			Help: "New endpoints whose address some connected node concerned had not applied within 10 s."}),
+			Help: "New endpoints whose address some connected node concerned had not applied within a minute."}),
 	}
 }
 
@@ -219,6 +219,11 @@ func (b *barriers) settle(a *arrival) {
 	}
 	b.drop(a)
 	b.settled.Observe(time.Since(a.born).Seconds())
+	b.release(a)
+}
+
+// release has an arrival's node told, where it was told to hold it.
+func (b *barriers) release(a *arrival) {
 	if a.told {
 		b.sessions.get(a.Node).release(a.Key)
 	}
@@ -291,6 +296,7 @@ func (b *barriers) expire(now time.Time) {
 			if now.Sub(a.born) > barrierAge {
 				b.drop(a)
 				b.expired.Inc()
+				b.release(a)
 			}
 		}
 	}

@@ -154,10 +154,12 @@ func TestARefusedCutReleasesNothing(t *testing.T) {
 func TestBarriersExpire(t *testing.T) {
 	f := newFixture(t)
 	f.nodes("node-1", "node-2")
-	peer := f.subscribe(hello("node-2"))
+	own, peer := f.subscribe(hello("node-1")), f.subscribe(hello("node-2"))
+	own.settle(f, "node-1")
 	peer.settle(f, "node-2")
 	f.depart()
 	f.arrive(groupID)
+	own.settle(f, "node-1")
 	f.server.barriers.expire(time.Now().Add(barrierAge / 2))
 	if f.server.barriers.empty() {
 		t.Error("given up too early")
@@ -165,6 +167,9 @@ func TestBarriersExpire(t *testing.T) {
 	f.server.barriers.expire(time.Now().Add(2 * barrierAge))
 	if !f.server.barriers.empty() {
 		t.Error("kept for ever")
+	}
+	if got := own.released(); !slices.Equal(got, []string{pod.key}) {
+		t.Errorf("released: %v", got)
 	}
 }
 
