@@ -25,6 +25,10 @@ import (
 //	ack, ack, ack … of these nodes ─┐
 //	the other replicas: done at ours ┴► its node's stream gets a Release
 //
+// What moves in one commit and in one scope waits for the same nodes, once: so
+// a commit costs what it moves and the spans of the scopes that it touches, and
+// not their product.
+//
 // Nodes that are not connected are not waited for, and nothing is waited for
 // longer than barrierAge: a shim gives up before. So what is kept is bounded by
 // the moves of that time.
@@ -37,36 +41,50 @@ type barriers struct {
 
 	waiting atomic.Int32 // Nodes in waits; an ack looks no further where there are none.
 
-	mu       sync.Mutex                       // Taken before Store's and sessions' own.
-	arrivals map[string]map[string]*arrival   // Unsettled, by node and endpoint key.
-	vacated  map[netip.Addr]*barrier          // Addresses that their owner gave up.
-	waits    map[string]map[*barrier]struct{} // By node, what waits for it.
-	changed  chan struct{}                    // Closed when an arrival is there or settled; nil while nobody watches.
+	mu       sync.Mutex                     // Taken before Store's and sessions' own.
+	arrivals map[string]map[string]*arrival // Unsettled, by node and endpoint key.
+	vacated  map[netip.Addr]*departure      // Addresses that their owner gave up.
+	waits    map[string]map[*wait]struct{}  // By node, what waits for it.
+	changed  chan struct{}                  // Closed when an arrival is there or settled; nil while nobody watches.
 }
 
 // barrierAge is how long a move is remembered.
 const barrierAge = time.Minute
 
-// barrier waits for nodes.
-type barrier struct {
-	born    time.Time
-	waiting map[string]uint64 // The revision that each has to apply.
-	of      *arrival          // Nil: addresses that were given up.
-	vacated []netip.Addr
+// wait is the nodes of a scope that have to apply a revision.
+type wait struct {
+	born     time.Time
+	revision uint64
+	nodes    map[string]struct{} // That have not.
+	arrivals map[*arrival]struct{}
+}
+
+// over says that nobody but the given node is waited for: what a node is sent of
+// its own endpoint and of a group comes in one cut, or in their order.
+func (w *wait) over(but string) bool {
+	_, own := w.nodes[but]
+	return len(w.nodes) == 0 || own && len(w.nodes) == 1
+}
+
+// departure is an address that was given up.
+type departure struct {
+	born  time.Time
+	waits []*wait
 }
 
 type arrival struct {
-	barrier
 	engine.Arrival
-	remote int  // Replicas that have not said that it is settled with them.
-	told   bool // Its node was told to hold it.
+	born   time.Time
+	waits  map[*wait]struct{} // That are not over.
+	remote int                // Replicas that have not said that it is settled with them.
+	told   bool               // Its node was told to hold it.
 }
 
 func newBarriers(store *storage.Store, sessions *sessions) *barriers {
 	return &barriers{
 		store: store, sessions: sessions,
-		arrivals: make(map[string]map[string]*arrival), vacated: make(map[netip.Addr]*barrier),
-		waits: make(map[string]map[*barrier]struct{}),
+		arrivals: make(map[string]map[string]*arrival), vacated: make(map[netip.Addr]*departure),
+		waits: make(map[string]map[*wait]struct{}),
 		settled: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_policy_peer_barrier_seconds",
 			Help: "Time until the nodes concerned had applied a new endpoint's address.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_peer_barriers_expired_total",
@@ -88,36 +106,35 @@ func (b *barriers) commit(changes []storage.Change, position storage.Position, m
 	defer b.waiting.Add(-1)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	holders := make([][]string, len(moves.Departures)) // The commit may end the scopes.
-	for i, d := range moves.Departures {
-		holders[i] = b.store.Followed(d.Scopes)
+	left := make(map[storage.ScopeID]*wait) // Of the nodes before the commit, which may end the scopes.
+	for _, d := range moves.Departures {
+		for _, id := range d.Scopes {
+			if left[id] == nil {
+				left[id] = b.begin(id, now)
+			}
+		}
 	}
 	revision = b.store.Commit(changes, position)
-	for i, d := range moves.Departures {
-		gone := &barrier{born: now, waiting: make(map[string]uint64), vacated: d.Addresses}
-		for _, node := range holders[i] {
-			b.wait(gone, node, revision)
-		}
-		for _, a := range d.Addresses {
-			if former := b.vacated[a]; former != nil {
-				for node, rev := range former.waiting {
-					b.wait(gone, node, rev)
-				}
-			}
-			if len(gone.waiting) > 0 || b.replicas != nil {
-				b.vacated[a] = gone
-			}
-		}
+	for _, w := range left {
+		w.revision = revision
+	}
+	for _, d := range moves.Departures {
+		b.depart(d, left, now)
 	}
 	var others map[string]*grpc.ClientConn
 	if b.replicas != nil {
 		others = b.replicas.others()
 	}
 	var ask []*arrival
-	for i := range moves.Arrivals {
-		a := &arrival{Arrival: moves.Arrivals[i]}
-		a.barrier = barrier{born: now, waiting: make(map[string]uint64), of: a}
-		if b.begin(a, revision, len(others)) {
+	awaited := make(map[storage.ScopeID]*wait)
+	for _, moved := range moves.Arrivals {
+		for _, id := range moved.Awaited {
+			if awaited[id] == nil {
+				awaited[id] = b.begin(id, now)
+				awaited[id].revision = revision
+			}
+		}
+		if a := b.arrive(moved, awaited, len(others), now); a != nil && a.remote > 0 {
 			ask = append(ask, a)
 		}
 	}
@@ -128,59 +145,83 @@ func (b *barriers) commit(changes []storage.Change, position storage.Position, m
 	return revision
 }
 
-// begin registers an arrival where anyone has to be waited for; ask says that
-// the other replicas are among them.
-func (b *barriers) begin(a *arrival, revision uint64, others int) (ask bool) {
+// begin waits for the nodes that follow a scope.
+func (b *barriers) begin(id storage.ScopeID, now time.Time) *wait {
+	w := &wait{born: now, nodes: make(map[string]struct{}), arrivals: make(map[*arrival]struct{})}
+	for _, node := range b.store.Followed([]storage.ScopeID{id}) {
+		w.nodes[node] = struct{}{}
+		if b.waits[node] == nil {
+			b.waits[node] = make(map[*wait]struct{})
+			b.waiting.Add(1)
+		}
+		b.waits[node][w] = struct{}{}
+	}
+	return w
+}
+
+// depart remembers who has to forget addresses.
+func (b *barriers) depart(d engine.Departure, left map[storage.ScopeID]*wait, now time.Time) {
+	var waits []*wait
+	add := func(w *wait) {
+		if len(w.nodes) > 0 && !slices.Contains(waits, w) {
+			waits = append(waits, w)
+		}
+	}
+	for _, id := range d.Scopes {
+		add(left[id])
+	}
+	for _, a := range d.Addresses {
+		if former := b.vacated[a]; former != nil {
+			for _, w := range former.waits {
+				add(w)
+			}
+		}
+	}
+	if len(waits) == 0 && b.replicas == nil {
+		return
+	}
+	for _, a := range d.Addresses {
+		b.vacated[a] = &departure{born: now, waits: waits}
+	}
+}
+
+// arrive registers an arrival where anyone has to be waited for; nil where nobody.
+func (b *barriers) arrive(moved engine.Arrival, awaited map[storage.ScopeID]*wait, others int, now time.Time) *arrival {
+	a := &arrival{Arrival: moved, born: now, waits: make(map[*wait]struct{})}
+	add := func(w *wait) {
+		if !w.over(a.Node) {
+			a.waits[w], w.arrivals[a] = struct{}{}, struct{}{}
+		}
+	}
 	concerned := len(a.Awaited) > 0
-	for _, node := range b.store.Followed(a.Awaited) {
-		b.wait(&a.barrier, node, revision)
+	for _, id := range a.Awaited {
+		add(awaited[id])
 	}
 	for _, address := range a.Addresses {
 		if gone := b.vacated[address]; gone != nil {
 			concerned = true
-			for node, rev := range gone.waiting {
-				b.wait(&a.barrier, node, rev)
+			for _, w := range gone.waits {
+				add(w)
 			}
 		}
 	}
-	b.forget(&a.barrier, a.Node) // What it is sent of both comes in one cut, or in their order.
 	if concerned {
 		a.remote = others
 	}
-	if len(a.waiting) == 0 && a.remote == 0 {
-		return false
+	if len(a.waits) == 0 && a.remote == 0 {
+		return nil
 	}
 	if b.arrivals[a.Node] == nil {
 		b.arrivals[a.Node] = make(map[string]*arrival)
 	}
 	if former := b.arrivals[a.Node][a.Key]; former != nil {
-		b.drop(former)
 		a.told = former.told // Whoever holds the former, holds this one.
+		for w := range former.waits {
+			delete(w.arrivals, former)
+		}
 	}
 	b.arrivals[a.Node][a.Key] = a
-	return a.remote > 0
-}
-
-func (b *barriers) wait(on *barrier, node string, revision uint64) {
-	on.waiting[node] = max(on.waiting[node], revision)
-	if b.waits[node] == nil {
-		b.waits[node] = make(map[*barrier]struct{})
-		b.waiting.Add(1)
-	}
-	b.waits[node][on] = struct{}{}
-}
-
-// forget waits for a node no more.
-func (b *barriers) forget(on *barrier, node string) {
-	if _, waits := on.waiting[node]; !waits {
-		return
-	}
-	delete(on.waiting, node)
-	delete(b.waits[node], on)
-	if len(b.waits[node]) == 0 {
-		delete(b.waits, node)
-		b.waiting.Add(-1)
-	}
+	return a
 }
 
 // applied says that a node has a revision in force.
@@ -195,22 +236,36 @@ func (b *barriers) pass(node string, revision uint64) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for on := range b.waits[node] {
-		if on.waiting[node] > revision {
-			continue
+	for w := range b.waits[node] {
+		if w.revision <= revision {
+			b.forget(w, node)
 		}
-		b.forget(on, node)
-		if on.of != nil {
-			b.settle(on.of)
-		} else if len(on.waiting) == 0 && b.replicas == nil {
-			b.recall(on)
+	}
+}
+
+// forget waits for a node no more.
+func (b *barriers) forget(w *wait, node string) {
+	delete(w.nodes, node)
+	delete(b.waits[node], w)
+	if len(b.waits[node]) == 0 {
+		delete(b.waits, node)
+		b.waiting.Add(-1)
+	}
+	if len(w.nodes) > 1 {
+		return
+	}
+	for a := range w.arrivals {
+		if w.over(a.Node) {
+			delete(w.arrivals, a)
+			delete(a.waits, w)
+			b.settle(a)
 		}
 	}
 }
 
 // settle lets an arrival go where nothing holds it any more.
 func (b *barriers) settle(a *arrival) {
-	if len(a.waiting) > 0 || b.arrivals[a.Node][a.Key] != a {
+	if len(a.waits) > 0 || b.arrivals[a.Node][a.Key] != a {
 		return
 	}
 	b.announce() // It is settled here, whatever the others say.
@@ -231,24 +286,12 @@ func (b *barriers) release(a *arrival) {
 
 // drop forgets an arrival.
 func (b *barriers) drop(a *arrival) {
-	for node := range a.waiting {
-		b.forget(&a.barrier, node)
+	for w := range a.waits {
+		delete(w.arrivals, a)
 	}
 	delete(b.arrivals[a.Node], a.Key)
 	if len(b.arrivals[a.Node]) == 0 {
 		delete(b.arrivals, a.Node)
-	}
-}
-
-// recall forgets addresses that were given up.
-func (b *barriers) recall(gone *barrier) {
-	for node := range gone.waiting {
-		b.forget(gone, node)
-	}
-	for _, a := range gone.vacated {
-		if b.vacated[a] == gone {
-			delete(b.vacated, a)
-		}
 	}
 }
 
@@ -275,29 +318,32 @@ func (b *barriers) held(node string) (keys []string) {
 	return keys
 }
 
-// expire gives up what is too old.
+// expire gives up what is too old, and forgets addresses for which nobody is
+// waited any more.
 func (b *barriers) expire(now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, gone := range b.vacated {
-		if now.Sub(gone.born) > barrierAge {
-			b.recall(gone)
-		}
-	}
-	for _, waits := range b.waits { // Also for those whose addresses were given up again since.
-		for on := range waits {
-			if on.of == nil && now.Sub(on.born) > barrierAge {
-				b.recall(on)
-			}
-		}
-	}
+	old := func(born time.Time) bool { return now.Sub(born) > barrierAge }
 	for _, ofNode := range b.arrivals {
 		for _, a := range ofNode {
-			if now.Sub(a.born) > barrierAge {
+			if old(a.born) {
 				b.drop(a)
 				b.expired.Inc()
 				b.release(a)
 			}
+		}
+	}
+	for node, waits := range b.waits {
+		for w := range waits {
+			if old(w.born) {
+				b.forget(w, node)
+			}
+		}
+	}
+	for address, d := range b.vacated {
+		d.waits = slices.DeleteFunc(slices.Clone(d.waits), func(w *wait) bool { return len(w.nodes) == 0 })
+		if old(d.born) || len(d.waits) == 0 && b.replicas == nil {
+			delete(b.vacated, address)
 		}
 	}
 }
@@ -324,7 +370,7 @@ func (b *barriers) announce() {
 func (b *barriers) here(a *policyv1.Arrival) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if own := b.arrivals[a.GetNode()][a.GetKey()]; own != nil && len(own.waiting) > 0 {
+	if own := b.arrivals[a.GetNode()][a.GetKey()]; own != nil && len(own.waits) > 0 {
 		return false
 	}
 	body, ok := b.store.Item(storage.NewScopeID(storage.ScopeNode, a.GetNode()), a.GetKey())

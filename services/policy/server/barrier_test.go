@@ -265,3 +265,48 @@ func (se *session) err() string {
 	defer se.mu.Unlock()
 	return se.lastErr
 }
+
+// What moves in one commit waits for the nodes of a scope once, and not each for
+// itself: a Namespace that goes must not cost its Pods times the cluster's nodes.
+func TestMovesOfACommitWaitTogether(t *testing.T) {
+	store := storage.New("epoch")
+	var changes []storage.Change
+	for i := range 100 {
+		node := fmt.Sprint("node-", i)
+		changes = append(changes, storage.Change{Op: storage.OpJoin, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: node})
+		store.Subscribe(node)
+	}
+	store.Commit(changes, nil)
+	b := newBarriers(store, &sessions{byNode: make(map[string]*session)})
+	var moves engine.Moves
+	for i := range 1000 {
+		address := []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}
+		moves.Departures = append(moves.Departures, engine.Departure{Addresses: address, Scopes: []storage.ScopeID{groupID}})
+		moves.Arrivals = append(moves.Arrivals, engine.Arrival{Node: "elsewhere", Key: fmt.Sprint(i), Addresses: address, Awaited: []storage.ScopeID{groupID}})
+	}
+	revision := b.commit([]storage.Change{{Op: storage.OpUpsert, Scope: groupID, Kind: storage.ScopeAddressGroup, Item: storage.Encode(
+		&policyv1.Item{Body: &policyv1.Item_Member{Member: &policyv1.Member{Subject: &policyv1.Member_Pod{Pod: &policyv1.PodRef{Namespace: "ns", Name: "new"}}}}})}}, nil, moves, time.Now())
+	waits := 0
+	for _, of := range b.waits {
+		waits += len(of)
+	}
+	if waits != 2*100 { // Who has to forget, and who awaits.
+		t.Errorf("%d waits of 100 nodes", waits)
+	}
+	if held := len(b.held("elsewhere")); held != 1000 {
+		t.Errorf("%d of 1000 are held", held)
+	}
+	for i := range 100 {
+		if i == 99 && len(b.held("elsewhere")) != 1000 {
+			t.Error("some are released before the last node has answered")
+		}
+		b.applied(fmt.Sprint("node-", i), revision)
+	}
+	if held := len(b.held("elsewhere")); held != 0 {
+		t.Errorf("%d of 1000 are held in the end", held)
+	}
+	b.expire(time.Now())
+	if !b.empty() {
+		t.Error("something is left")
+	}
+}

@@ -15,8 +15,9 @@
 // in the store, where they coalesce, and not in a queue.
 //
 // A shim whose acknowledged digest is not the one that the cut carried is asked
-// what it holds, and gets what differs. A malformed or unexpected message ends its own stream and nothing
-// else. gRPC status codes are made here and nowhere else in the policy service.
+// what it holds, and gets what differs. A malformed or unexpected message ends
+// its own stream and nothing else. gRPC status codes are made here and nowhere
+// else in the policy service.
 //
 // Read server_test.go first.
 package server
