@@ -53,17 +53,8 @@ type NamespacedPods struct {
 type AdminRule struct {
 	Name   string
 	Action Action
-	Ports  []AdminPort
+	Ports  []NetworkPolicyPort // A name without protocol stands here once for each protocol.
 	Peers  []AdminPeer
-}
-
-// AdminPort is one entry of a rule's ports. A port name stands for a port of
-// any protocol.
-type AdminPort struct {
-	Protocol Protocol
-	Port     uint16
-	EndPort  uint16 // Zero: Port alone.
-	PortName string // Empty: the others count.
 }
 
 // AdminPeer is one peer: Pods, or a block of addresses.
@@ -168,7 +159,7 @@ func adminRules(rules []adminRule) ([]AdminRule, error) {
 		rule := AdminRule{Name: r.name, Action: action}
 		if r.ports != nil {
 			for _, port := range *r.ports {
-				rule.Ports = append(rule.Ports, adminPort(port))
+				rule.Ports = append(rule.Ports, adminPorts(port)...)
 			}
 		}
 		for j, peer := range r.peers {
@@ -185,14 +176,18 @@ func adminRules(rules []adminRule) ([]AdminRule, error) {
 
 var adminActions = map[string]Action{"Allow": ActionAllow, "Deny": ActionDrop, "Pass": ActionPass}
 
-func adminPort(p anpv1alpha1.AdminNetworkPolicyPort) AdminPort {
+func adminPorts(p anpv1alpha1.AdminNetworkPolicyPort) []NetworkPolicyPort {
 	switch {
 	case p.PortNumber != nil:
-		return AdminPort{Protocol: protocol(p.PortNumber.Protocol), Port: uint16(p.PortNumber.Port)}
+		return []NetworkPolicyPort{{Protocol: protocol(p.PortNumber.Protocol), Port: uint16(p.PortNumber.Port)}}
 	case p.PortRange != nil:
-		return AdminPort{Protocol: protocol(p.PortRange.Protocol), Port: uint16(p.PortRange.Start), EndPort: uint16(p.PortRange.End)}
+		return []NetworkPolicyPort{{Protocol: protocol(p.PortRange.Protocol), Port: uint16(p.PortRange.Start), EndPort: uint16(p.PortRange.End)}}
 	}
-	return AdminPort{PortName: intern(orElse(p.NamedPort, ""))}
+	var named []NetworkPolicyPort
+	for _, protocol := range []Protocol{ProtocolTCP, ProtocolUDP, ProtocolSCTP} {
+		named = append(named, NetworkPolicyPort{Protocol: protocol, PortName: intern(orElse(p.NamedPort, ""))})
+	}
+	return named
 }
 
 func adminPeers(p anpv1alpha1.AdminNetworkPolicyEgressPeer) (peers []AdminPeer, err error) {

@@ -28,7 +28,8 @@ func TestDecodeAdminPolicies(t *testing.T) {
 	want := []*AdminPolicy{
 		{Kind: KindAdminNetworkPolicy, Name: "a", Log: true, Priority: 7, Subject: NamespacedPods{Pods: &web},
 			Ingress: []AdminRule{{Name: "dns", Action: ActionDrop, Peers: []AdminPeer{{Pods: &NamespacedPods{Namespaces: selector("team", "x")}}},
-				Ports: []AdminPort{{Protocol: ProtocolUDP, Port: 53}, {Protocol: ProtocolTCP, Port: 80, EndPort: 90}, {PortName: "http"}}}},
+				Ports: []NetworkPolicyPort{{Protocol: ProtocolUDP, Port: 53}, {Protocol: ProtocolTCP, Port: 80, EndPort: 90},
+					{Protocol: ProtocolTCP, PortName: "http"}, {Protocol: ProtocolUDP, PortName: "http"}, {Protocol: ProtocolSCTP, PortName: "http"}}}},
 			Egress: []AdminRule{{Action: ActionPass, Peers: []AdminPeer{{IPBlock: block("10.0.0.0/8")}, {IPBlock: block("fd00::/8")}, {Pods: &NamespacedPods{Pods: &all}}}}}},
 		{Kind: KindBaselineAdminNetworkPolicy, Name: "default", Log: true,
 			Egress: []AdminRule{{Action: ActionDrop, Peers: []AdminPeer{{IPBlock: block("10.1.0.0/16")}}}}},

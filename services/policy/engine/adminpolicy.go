@@ -40,17 +40,7 @@ func compileAdminRules(d *draft, dir policyv1.Direction, rules []api.AdminRule, 
 		r, from := d.rule(), &rules[i]
 		r.direction, r.action, r.index, r.name, r.log = dir, wireActions[from.Action], uint32(i), from.Name, log
 		r.anything = len(from.Ports) == 0
-		named := false
-		for _, p := range from.Ports {
-			if p.PortName == "" {
-				r.services = append(r.services, service{protocol: wireProtocol(p.Protocol), port: uint32(p.Port), endPort: uint32(p.EndPort)})
-				continue
-			}
-			named = true
-			for _, protocol := range []api.Protocol{api.ProtocolTCP, api.ProtocolUDP, api.ProtocolSCTP} {
-				r.services = append(r.services, service{protocol: wireProtocol(protocol), portName: p.PortName})
-			}
-		}
+		named := r.offer(from.Ports)
 		for j := range from.Peers {
 			if block := from.Peers[j].IPBlock; block != nil {
 				r.blocks = append(r.blocks, block)

@@ -124,12 +124,7 @@ func (c *choices) adminPolicy() *api.AdminPolicy {
 				r.Action = api.ActionDrop
 			}
 			for range c.below(3) {
-				from := c.port()
-				if from.PortName != "" {
-					r.Ports = append(r.Ports, api.AdminPort{PortName: from.PortName})
-				} else {
-					r.Ports = append(r.Ports, api.AdminPort{Protocol: from.Protocol, Port: max(from.Port, 7), EndPort: from.EndPort})
-				}
+				r.Ports = append(r.Ports, c.port())
 			}
 			for range 1 + c.below(2) {
 				if c.below(4) == 0 {

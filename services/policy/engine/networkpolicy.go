@@ -42,12 +42,7 @@ func compileAllowRules(d *draft, dir policyv1.Direction, rules []api.NetworkPoli
 		r := d.rule()
 		r.direction, r.action, r.index = dir, policyv1.Action_ACTION_ALLOW, uint32(i)
 		r.anything, r.anyone = len(rules[i].Ports) == 0, len(rules[i].Peers) == 0
-		named := false
-		for _, p := range rules[i].Ports {
-			r.services = append(r.services, service{
-				protocol: wireProtocol(p.Protocol), port: uint32(p.Port), endPort: uint32(p.EndPort), portName: p.PortName})
-			named = named || p.PortName != ""
-		}
+		named := r.offer(rules[i].Ports)
 		for _, peer := range rules[i].Peers {
 			if peer.IPBlock != nil {
 				r.blocks = append(r.blocks, peer.IPBlock)
@@ -59,4 +54,14 @@ func compileAllowRules(d *draft, dir policyv1.Direction, rules []api.NetworkPoli
 			r.named = append(r.named, selection{namespaces: &api.Selector{}})
 		}
 	}
+}
+
+// offer takes over the ports of a rule, and says whether any goes by a name.
+func (r *draftRule) offer(ports []api.NetworkPolicyPort) (named bool) {
+	for _, p := range ports {
+		r.services = append(r.services, service{
+			protocol: wireProtocol(p.Protocol), port: uint32(p.Port), endPort: uint32(p.EndPort), portName: p.PortName})
+		named = named || p.PortName != ""
+	}
+	return named
 }

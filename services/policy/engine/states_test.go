@@ -46,9 +46,9 @@ func ingressFrom(ns, name string, target *api.Selector, peers ...api.NetworkPoli
 
 func adminPolicy(kind api.Kind, name string, action api.Action, subject, peer *api.Selector) *api.AdminPolicy {
 	return &api.AdminPolicy{Kind: kind, Name: name, Priority: 5, Subject: api.NamespacedPods{Pods: subject},
-		Ingress: []api.AdminRule{{Name: "in", Action: action, Ports: []api.AdminPort{{PortName: "sql"}, {Protocol: api.ProtocolUDP, Port: 5, EndPort: 9}},
+		Ingress: []api.AdminRule{{Name: "in", Action: action, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, PortName: "sql"}, {Protocol: api.ProtocolUDP, Port: 5, EndPort: 9}},
 			Peers: []api.AdminPeer{{Pods: &api.NamespacedPods{Namespaces: *matching("team", "b"), Pods: peer}}}}},
-		Egress: []api.AdminRule{{Action: action, Ports: []api.AdminPort{{PortName: "sql"}},
+		Egress: []api.AdminRule{{Action: action, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, PortName: "sql"}},
 			Peers: []api.AdminPeer{{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}, {Pods: &api.NamespacedPods{Pods: peer}}}}}}
 }
 

@@ -67,7 +67,7 @@ func (s *State) ordered(kind api.Kind, f *flow, d Direction) *Decision {
 	}
 	slices.SortFunc(rules, before)
 	for _, r := range rules {
-		if !s.adminPeersMatch(r.rule.Peers, peer) || !adminPortsMatch(r.rule.Ports, f, d) {
+		if !s.adminPeersMatch(r.rule.Peers, peer) || !portsMatch(r.rule.Ports, f, d) {
 			continue
 		}
 		ref, name := r.policy.Ref(), r.name(d)
@@ -100,24 +100,6 @@ func (s *State) adminPeersMatch(peers []api.AdminPeer, peer party) bool {
 			if s.chooses(*entry.Pods, pod) {
 				return true
 			}
-		}
-	}
-	return false
-}
-
-func adminPortsMatch(ports []api.AdminPort, f *flow, d Direction) bool {
-	if len(ports) == 0 {
-		return true
-	}
-	for _, p := range ports {
-		switch {
-		case p.PortName != "":
-			if namesPort(f, d, api.NetworkPolicyPort{Protocol: f.protocol, PortName: p.PortName}) {
-				return true
-			}
-		case p.Protocol != f.protocol:
-		case f.port == p.Port, p.Port <= f.port && f.port <= p.EndPort:
-			return true
 		}
 	}
 	return false
