@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -165,7 +166,7 @@ func TestANewPodIsDroppedElsewhereFromItsFirstPacket(t *testing.T) {
 	objects := smallObjects(false) + `---
 apiVersion: policy.networking.k8s.io/v1alpha1
 kind: AdminNetworkPolicy
-metadata: {name: no-blasters}
+metadata: {name: no-blasters, annotations: {weir.dev/enable-logging: "true"}}
 spec:
   priority: 1
   subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: remote}}}}
@@ -193,6 +194,14 @@ spec:
 	if n := far.heard("blaster"); n != 0 {
 		t.Errorf("%d packets of the new Pod came through where they are dropped", n)
 	}
+	eventually(t, func() error { // And the drops are on record.
+		for _, r := range records(t, c) {
+			if p := r.Packet; p.Action == "drop" && p.SourceIP == "10.9.1.3" && slices.Equal(p.Policies, []string{"AdminNetworkPolicy:no-blasters"}) {
+				return nil
+			}
+		}
+		return errors.New("no record names the policy that drops")
+	})
 	noTimeouts(t, c)
 }
 
