@@ -43,31 +43,29 @@ func (l *listener) take(m openflow.Message) {
 	if !openflow.IsPacketIn(m) {
 		return
 	}
-	l.received.Add(1)
 	p, err := openflow.DecodePacketIn(m.Body)
 	if err != nil {
 		l.bad.Add(1)
+		l.received.Add(1)
 		return
 	}
-	l.enqueue(p)
+	l.put(p)
 }
 
-func (l *listener) enqueue(p openflow.PacketIn) {
+// put queues a packet-in. It is counted as received when what became of it
+// stands in the other counters, so that these are never behind.
+func (l *listener) put(p openflow.PacketIn) {
 	select {
 	case l.packets <- p:
 	default:
 		l.dropped.Add(1)
 	}
-}
-
-// put is a packet-in that needs no reading.
-func (l *listener) put(p openflow.PacketIn) {
 	l.received.Add(1)
-	l.enqueue(p)
 }
 
 func (l *listener) stats() PacketInStats {
-	return PacketInStats{l.received.Load(), l.dropped.Load(), l.bad.Load()}
+	received := l.received.Load() // First: the others are at least as new.
+	return PacketInStats{received, l.dropped.Load(), l.bad.Load()}
 }
 
 // PacketIns are the packets that flows sent to a controller id of the Config;
