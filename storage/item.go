@@ -61,7 +61,7 @@ func KeyOf(item *policyv1.Item) (string, error) {
 		if ref.GetName() == "" || ref.GetKind() == 0 {
 			return "", errors.New("policy without a reference")
 		}
-		return PolicyKey(ref), nil
+		return PolicyKey(body.Policy), nil
 	case *policyv1.Item_Member:
 		return memberKey(body.Member)
 	}
@@ -75,9 +75,14 @@ const nodeKey = "node"
 // member item in every group.
 func PodKey(namespace, name string) string { return "pod/" + namespace + "/" + name }
 
-// PolicyKey is the key of a policy item.
-func PolicyKey(ref *policyv1.PolicyRef) string {
-	return "policy/" + strconv.Itoa(int(ref.GetKind())) + "/" + ref.GetNamespace() + "/" + ref.GetName()
+// PolicyKey is the key of a policy item, by its reference and its part.
+func PolicyKey(p *policyv1.Policy) string {
+	ref := p.GetRef()
+	key := "policy/" + strconv.Itoa(int(ref.GetKind())) + "/" + ref.GetNamespace() + "/" + ref.GetName()
+	if p.GetPart() != "" {
+		key += "/" + p.GetPart()
+	}
+	return key
 }
 
 func memberKey(m *policyv1.Member) (string, error) {

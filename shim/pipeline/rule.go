@@ -173,6 +173,9 @@ func newPart(r *rule, named bool) *part {
 	ref := r.policy.wire.GetRef()
 	pt := &part{rule: r, named: named, target: none, peer: none, service: none, any: none, table: r.table()}
 	pt.key = fmt.Sprintf("%d/%s/%s/%s/%d", ref.GetKind(), ref.GetNamespace(), ref.GetName(), directionName(r.wire.GetDirection()), r.wire.GetIndex())
+	if part := r.policy.wire.GetPart(); part != "" {
+		pt.key += "/" + part
+	}
 	if r.at.Rank != rankK8s { // An id means one thing; and a lane is one of its level.
 		pt.key += "/" + r.at.String()
 	}

@@ -164,7 +164,7 @@ func TestLimitOfBaseline(t *testing.T) {
 
 	w.add(baseline(1000, allow))
 	w.bring(c)
-	if p := c.Problems(); len(p) != 1 || p[0].Key != storage.PolicyKey(w.policies["baseline-1000"].GetRef()) || !strings.Contains(p[0].Err.Error(), "room for 150") {
+	if p := c.Problems(); len(p) != 1 || p[0].Key != storage.PolicyKey(w.policies["baseline-1000"]) || !strings.Contains(p[0].Err.Error(), "room for 150") {
 		t.Fatalf("problems %v", p)
 	}
 	if got := text(c.Desired()); got != full {

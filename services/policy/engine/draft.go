@@ -13,7 +13,7 @@ import (
 // that is used again.
 type draft struct {
 	kind                            policyv1.PolicyKind
-	namespace, name, uid            string
+	namespace, name, uid, part      string
 	generation, created             int64
 	rank                            uint32
 	priority                        float64
@@ -100,5 +100,8 @@ func (d *draft) key() string {
 	b = strconv.AppendInt(append(b, "policy/"...), int64(d.kind), 10)
 	b = append(append(b, '/'), d.namespace...)
 	b = append(append(b, '/'), d.name...)
+	if d.part != "" {
+		b = append(append(b, '/'), d.part...)
+	}
 	return string(b)
 }

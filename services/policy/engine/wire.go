@@ -88,6 +88,7 @@ func (enc *encoder) policy(d *draft, groups []*group) []byte {
 	b = appendBool(b, 10, d.logIsolation)
 	b = appendBool(b, 11, d.staged)
 	b = appendUint(b, 12, uint64(d.rank))
+	b = appendString(b, 13, d.part)
 	enc.buf = shut(b, start)
 	return enc.buf
 }

@@ -158,11 +158,12 @@ func (c *choices) policy(enc *encoder) message {
 		kind: policyv1.PolicyKind(c.below(7)), namespace: c.text(), name: c.text(), uid: c.text(), generation: int64(c.uint32()), created: -int64(c.uint32()),
 		rank: c.uint32(), priority: []float64{0, 1, -2.5, math.Inf(1), math.Copysign(0, -1)}[c.below(5)],
 		isolatesIngress: c.bool(), isolatesEgress: c.bool(), staged: c.bool(), logIsolation: c.bool(), appliedTo: make([]selection, c.below(3)),
+		part: c.text(),
 	}
 	p := &policyv1.Policy{
 		Ref: &policyv1.PolicyRef{Kind: d.kind, Namespace: d.namespace, Name: d.name}, Uid: d.uid, Generation: d.generation, Created: d.created,
 		Rank: d.rank, Priority: d.priority, IsolatesIngress: d.isolatesIngress, IsolatesEgress: d.isolatesEgress, Staged: d.staged,
-		LogIsolation: d.logIsolation, AppliedTo: ids(len(d.appliedTo)),
+		LogIsolation: d.logIsolation, AppliedTo: ids(len(d.appliedTo)), Part: d.part,
 	}
 	c.some(func() {
 		r := draftRule{direction: policyv1.Direction(c.below(3)), action: policyv1.Action(c.below(5)), index: c.uint32(), name: c.text(), logLabel: c.text(),
@@ -284,8 +285,10 @@ func FuzzEncoding(f *testing.F) {
 
 // Keys that are put together here are those that the store derives.
 func TestPolicyKeysAreTheStores(t *testing.T) {
-	d := draft{kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, namespace: "x", name: "web"}
-	if want := storage.PolicyKey(&policyv1.PolicyRef{Kind: d.kind, Namespace: "x", Name: "web"}); d.key() != want {
-		t.Errorf("%q, want %q", d.key(), want)
+	for _, part := range []string{"", "env=prod,org=a"} {
+		d := draft{kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, namespace: "x", name: "web", part: part}
+		if want := storage.PolicyKey(&policyv1.Policy{Ref: &policyv1.PolicyRef{Kind: d.kind, Namespace: "x", Name: "web"}, Part: part}); d.key() != want {
+			t.Errorf("%q, want %q", d.key(), want)
+		}
 	}
 }

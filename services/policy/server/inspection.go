@@ -49,7 +49,7 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 // realization counts the nodes of a policy's span, and those that have
 // acknowledged everything they must hold or at least the policy's present item.
 func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
-	item := s.cfg.Store.ItemRevision(p.Scope, storage.PolicyKey(p.Wire.Ref))
+	item := s.cfg.Store.ItemRevision(p.Scope, storage.PolicyKey(p.Wire))
 	for node, joined := range s.cfg.Store.Span(p.Scope) {
 		nodes++
 		se := s.sessions.find(node)

@@ -468,7 +468,7 @@ type Item_Endpoint struct {
 }
 
 type Item_Policy struct {
-	Policy *Policy `protobuf:"bytes,3,opt,name=policy,proto3,oneof"` // Key "policy/KIND/NAMESPACE/NAME", KIND as its enum's number.
+	Policy *Policy `protobuf:"bytes,3,opt,name=policy,proto3,oneof"` // Key "policy/KIND/NAMESPACE/NAME", KIND as its enum's number; "/PART" behind it where part is set.
 }
 
 type Item_Member struct {
@@ -957,8 +957,8 @@ func (x *Prefix) GetLength() uint32 {
 	return 0
 }
 
-// Policy is one policy object, compiled. It reaches the nodes that hold a
-// member of one of its applied-to groups.
+// Policy is one policy object, or a part of one, compiled. It reaches the nodes
+// that hold a member of one of its applied-to groups.
 type Policy struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Ref        *PolicyRef             `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`                // Required.
@@ -978,8 +978,12 @@ type Policy struct {
 	AppliedTo       [][]byte `protobuf:"bytes,9,rep,name=applied_to,json=appliedTo,proto3" json:"applied_to,omitempty"`            // Group ids, 16 bytes. Empty: each rule has its own.
 	LogIsolation    bool     `protobuf:"varint,10,opt,name=log_isolation,json=logIsolation,proto3" json:"log_isolation,omitempty"` // Packets dropped for the isolation are recorded.
 	Staged          bool     `protobuf:"varint,11,opt,name=staged,proto3" json:"staged,omitempty"`                                 // Recorded, not enforced.
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Namespaces that this part of the policy is for, as values of labels:
+	// "env=prod,org=a". A policy whose rules depend on the guarded Pod's
+	// Namespace has a part for each. Empty: the policy, but for its parts.
+	Part          string `protobuf:"bytes,13,opt,name=part,proto3" json:"part,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
@@ -1094,6 +1098,13 @@ func (x *Policy) GetStaged() bool {
 		return x.Staged
 	}
 	return false
+}
+
+func (x *Policy) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
 }
 
 // Rule of a policy.
@@ -1742,7 +1753,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x06except\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\x06except\":\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\rR\x06length\"\x8d\x03\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\"\xa1\x03\n" +
 	"\x06Policy\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1759,7 +1770,8 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"applied_to\x18\t \x03(\fR\tappliedTo\x12#\n" +
 	"\rlog_isolation\x18\n" +
 	" \x01(\bR\flogIsolation\x12\x16\n" +
-	"\x06staged\x18\v \x01(\bR\x06staged\"\xf4\x02\n" +
+	"\x06staged\x18\v \x01(\bR\x06staged\x12\x12\n" +
+	"\x04part\x18\r \x01(\tR\x04part\"\xf4\x02\n" +
 	"\x04Rule\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12.\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x12\x14\n" +
