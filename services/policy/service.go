@@ -194,3 +194,10 @@ func (s *Service) Groups(members bool) []engine.GroupInfo {
 	defer s.mu.RUnlock()
 	return s.engine.Groups(members)
 }
+
+// Definitions implements server.Model.
+func (s *Service) Definitions() []engine.GroupDefinition {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.engine.Definitions()
+}

@@ -135,8 +135,9 @@ func put(s *storage.Store, id storage.ScopeID, name string) {
 
 type noModel struct{}
 
-func (noModel) Policies() []engine.PolicyInfo  { return nil }
-func (noModel) Groups(bool) []engine.GroupInfo { return nil }
+func (noModel) Policies() []engine.PolicyInfo         { return nil }
+func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
+func (noModel) Definitions() []engine.GroupDefinition { return nil }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }

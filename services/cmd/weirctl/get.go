@@ -69,11 +69,15 @@ func newGetPolicies(streams Streams) *cobra.Command {
 			return c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{Namespace: namespace, ByEffectivePriority: sortBy == "effectivePriority"})
 		},
 		func(m proto.Message) ([]string, [][]string) {
+			policies := m.(*policyv1.ListPoliciesResponse).GetPolicies()
+			if sortBy == "effectivePriority" {
+				return inOrder(policies)
+			}
 			var rows [][]string
-			for _, p := range m.(*policyv1.ListPoliciesResponse).GetPolicies() {
+			for _, p := range policies {
 				rows = append(rows, []string{policyName(p.GetRef()), p.GetTier(), fmt.Sprint(p.GetRank()), fmt.Sprint(p.GetPriority()),
 					fmt.Sprint(p.GetIngressRules()), fmt.Sprint(p.GetEgressRules()), fmt.Sprint(p.GetEndpoints()),
-					fmt.Sprintf("%d/%d", p.GetNodesRealized(), p.GetNodes()), strings.Join(p.GetWarnings(), "; ")})
+					fmt.Sprintf("%d/%d", p.GetNodesRealized(), p.GetNodes()), strings.Join(remarks(p), "; ")})
 			}
 			return []string{"POLICY", "TIER", "RANK", "PRIORITY", "INGRESS", "EGRESS", "PODS", "REALISED", "WARNINGS"}, rows
 		})
@@ -86,6 +90,45 @@ func newGetPolicies(streams Streams) *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// remarks are what is to be said of a policy: why it is not realised as
+// written, and its warnings.
+func remarks(p *policyv1.PolicySummary) []string {
+	var out []string
+	if p.GetStaged() {
+		out = append(out, "staged")
+	}
+	for _, c := range p.GetConditions() {
+		if !c.GetStatus() && c.GetMessage() != "" {
+			out = append(out, c.GetMessage())
+		}
+	}
+	return append(out, p.GetWarnings()...)
+}
+
+// inOrder shows policies in the order of evaluation, with the columns that
+// antctl get netpol --sort-by=effectivePriority has.
+func inOrder(policies []*policyv1.PolicySummary) ([]string, [][]string) {
+	const none = "<NONE>"
+	var rows [][]string
+	for _, p := range policies {
+		name, appliedTo, tier, priority := p.GetUid(), none, none, none
+		if name == "" {
+			name = none
+		}
+		if groups := p.GetAppliedTo(); len(groups) > 0 {
+			appliedTo = groups[0]
+			if len(groups) > 1 {
+				appliedTo += fmt.Sprintf(" + %d more", len(groups)-1)
+			}
+		}
+		if p.GetRef().GetKind() != policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY {
+			tier, priority = fmt.Sprint(p.GetRank()), fmt.Sprint(p.GetPriority())
+		}
+		rows = append(rows, []string{name, appliedTo, fmt.Sprint(p.GetIngressRules() + p.GetEgressRules()), policyName(p.GetRef()), tier, priority})
+	}
+	return []string{"NAME", "APPLIED-TO", "RULES", "SOURCE", "TIER-PRIORITY", "PRIORITY"}, rows
 }
 
 func newGetGroups(streams Streams) *cobra.Command {

@@ -93,15 +93,22 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// printTable writes rows in aligned columns.
+// printTable writes rows in aligned columns, and a dash for what is empty.
 func printTable(w io.Writer, header []string, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	for _, row := range append([][]string{header}, rows...) {
+	for _, row := range rows {
 		for i, cell := range row {
 			if cell == "" {
 				row[i] = "-"
 			}
 		}
+	}
+	return printSparse(w, header, rows)
+}
+
+// printSparse writes rows in aligned columns.
+func printSparse(w io.Writer, header []string, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	for _, row := range append([][]string{header}, rows...) {
 		fmt.Fprintln(tw, strings.Join(row, "\t"))
 	}
 	return tw.Flush()

@@ -4,163 +4,159 @@ import (
 	"fmt"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
+
+	"github.com/weirnet/weir/services/policy/api/adminv1alpha2"
 )
 
 // AnnotationEnableLogging on an upstream admin policy is "true" where it is
 // recorded: its API has no field for that.
 const AnnotationEnableLogging = "weir.dev/enable-logging"
 
-// Action is what a rule does with what it matches.
-type Action uint8
-
-// The actions. What upstream admin policies call Deny is ActionDrop.
-const (
-	ActionAllow Action = iota + 1
-	ActionDrop
-	ActionPass
-)
-
-// AdminPolicy mirrors AdminNetworkPolicy and BaselineAdminNetworkPolicy of
-// policy.networking.k8s.io/v1alpha1.
-type AdminPolicy struct {
-	Kind       Kind // KindAdminNetworkPolicy or KindBaselineAdminNetworkPolicy.
-	Name       string
-	UID        string
-	Generation int64
-	Created    int64 // Unix seconds; zero where unknown.
-	Staged     bool
-	Log        bool
-
-	Priority int32 // Of an AdminNetworkPolicy, 0 to 1000; the lower is judged first.
-	Subject  NamespacedPods
-	Ingress  []AdminRule
-	Egress   []AdminRule
+// The three upstream kinds say the same in somewhat different words. An
+// adminPolicy is what they have in common, in the words of v1alpha1.
+type adminPolicy struct {
+	meta            metav1.Object
+	subject         anpv1alpha1.AdminNetworkPolicySubject
+	ingress, egress []adminRule
 }
 
-// Ref implements Object.
-func (p *AdminPolicy) Ref() Ref { return Ref{Kind: p.Kind, Name: p.Name} }
-
-// NamespacedPods are the Pods that a selector chooses in the Namespaces that
-// another chooses. Pods nil means all of them.
-type NamespacedPods struct {
-	Namespaces Selector
-	Pods       *Selector
+// adminRule is what the rules of all kinds and directions have in common.
+type adminRule struct {
+	name, action string
+	ports        *[]anpv1alpha1.AdminNetworkPolicyPort // Of v1alpha1.
+	protocols    []adminv1alpha2.Protocol              // Of v1alpha2.
+	peers        []adminPeer
 }
 
-// AdminRule is one rule of an AdminPolicy. No ports means any traffic; it has
-// at least one peer.
-type AdminRule struct {
-	Name   string
-	Action Action
-	Ports  []NetworkPolicyPort // A name without protocol stands here once for each protocol.
-	Peers  []AdminPeer
-}
-
-// AdminPeer is one peer: Pods, or a block of addresses.
-type AdminPeer struct {
-	Pods    *NamespacedPods
-	IPBlock *IPBlock
-}
+type adminPeer = anpv1alpha1.AdminNetworkPolicyEgressPeer
 
 // FromAdminNetworkPolicy converts an AdminNetworkPolicy. It fails on what
 // cannot be represented; such a policy cannot be enforced.
-func FromAdminNetworkPolicy(o *anpv1alpha1.AdminNetworkPolicy) (*AdminPolicy, error) {
-	p := &AdminPolicy{Kind: KindAdminNetworkPolicy, Name: o.Name, UID: string(o.UID), Generation: o.Generation, Priority: o.Spec.Priority}
-	if !o.CreationTimestamp.IsZero() {
-		p.Created = o.CreationTimestamp.Unix()
-	}
-	ingress, egress := adminRulesOf(o)
-	return p, p.complete(o.Annotations, o.Spec.Subject, ingress, egress)
+func FromAdminNetworkPolicy(o *anpv1alpha1.AdminNetworkPolicy) (*OrderedPolicy, error) {
+	p := newOrderedPolicy(KindAdminNetworkPolicy, o)
+	p.Priority = float64(o.Spec.Priority)
+	return p, p.complete(adminPolicyOf(o))
 }
 
 // FromBaselineAdminNetworkPolicy is FromAdminNetworkPolicy for the baseline.
-func FromBaselineAdminNetworkPolicy(o *anpv1alpha1.BaselineAdminNetworkPolicy) (*AdminPolicy, error) {
-	p := &AdminPolicy{Kind: KindBaselineAdminNetworkPolicy, Name: o.Name, UID: string(o.UID), Generation: o.Generation}
-	if !o.CreationTimestamp.IsZero() {
-		p.Created = o.CreationTimestamp.Unix()
-	}
-	ingress, egress := baselineRulesOf(o)
-	return p, p.complete(o.Annotations, o.Spec.Subject, ingress, egress)
+func FromBaselineAdminNetworkPolicy(o *anpv1alpha1.BaselineAdminNetworkPolicy) (*OrderedPolicy, error) {
+	p := newOrderedPolicy(KindBaselineAdminNetworkPolicy, o)
+	p.Baseline = true
+	return p, p.complete(baselineOf(o))
 }
 
-// adminRule is what the rules of both kinds and directions have in common.
-type adminRule struct {
-	name, action string
-	ports        *[]anpv1alpha1.AdminNetworkPolicyPort
-	peers        []anpv1alpha1.AdminNetworkPolicyEgressPeer
+// FromClusterNetworkPolicy is FromAdminNetworkPolicy for the upstream
+// ClusterNetworkPolicy.
+func FromClusterNetworkPolicy(o *adminv1alpha2.ClusterNetworkPolicy) (*OrderedPolicy, error) {
+	p := newOrderedPolicy(KindClusterNetworkPolicy, o)
+	p.Priority = float64(orElse(o.Spec.Priority, 0))
+	p.Baseline = o.Spec.Tier == "Baseline"
+	return p, p.complete(clusterPolicyOf(o))
 }
 
-func adminRulesOf(o *anpv1alpha1.AdminNetworkPolicy) (ingress, egress []adminRule) {
+func adminPolicyOf(o *anpv1alpha1.AdminNetworkPolicy) adminPolicy {
+	a := adminPolicy{meta: o, subject: o.Spec.Subject}
 	for _, r := range o.Spec.Ingress {
-		ingress = append(ingress, adminRule{r.Name, string(r.Action), r.Ports, ingressPeers(r.From)})
+		a.ingress = append(a.ingress, adminRule{r.Name, string(r.Action), r.Ports, nil, ingressPeers(r.From)})
 	}
 	for _, r := range o.Spec.Egress {
-		egress = append(egress, adminRule{r.Name, string(r.Action), r.Ports, r.To})
+		a.egress = append(a.egress, adminRule{r.Name, string(r.Action), r.Ports, nil, r.To})
 	}
-	return ingress, egress
+	return a
 }
 
-func baselineRulesOf(o *anpv1alpha1.BaselineAdminNetworkPolicy) (ingress, egress []adminRule) {
+func baselineOf(o *anpv1alpha1.BaselineAdminNetworkPolicy) adminPolicy {
+	a := adminPolicy{meta: o, subject: o.Spec.Subject}
 	for _, r := range o.Spec.Ingress {
-		ingress = append(ingress, adminRule{r.Name, string(r.Action), r.Ports, ingressPeers(r.From)})
+		a.ingress = append(a.ingress, adminRule{r.Name, string(r.Action), r.Ports, nil, ingressPeers(r.From)})
 	}
 	for _, r := range o.Spec.Egress {
-		peers := make([]anpv1alpha1.AdminNetworkPolicyEgressPeer, len(r.To))
+		peers := make([]adminPeer, len(r.To))
 		for i, p := range r.To {
-			peers[i] = anpv1alpha1.AdminNetworkPolicyEgressPeer{Namespaces: p.Namespaces, Pods: p.Pods, Nodes: p.Nodes, Networks: p.Networks}
+			peers[i] = adminPeer{Namespaces: p.Namespaces, Pods: p.Pods, Nodes: p.Nodes, Networks: p.Networks}
 		}
-		egress = append(egress, adminRule{r.Name, string(r.Action), r.Ports, peers})
+		a.egress = append(a.egress, adminRule{r.Name, string(r.Action), r.Ports, nil, peers})
 	}
-	return ingress, egress
+	return a
 }
 
-func ingressPeers(from []anpv1alpha1.AdminNetworkPolicyIngressPeer) []anpv1alpha1.AdminNetworkPolicyEgressPeer {
-	peers := make([]anpv1alpha1.AdminNetworkPolicyEgressPeer, len(from))
+func ingressPeers(from []anpv1alpha1.AdminNetworkPolicyIngressPeer) []adminPeer {
+	peers := make([]adminPeer, len(from))
 	for i, p := range from {
-		peers[i] = anpv1alpha1.AdminNetworkPolicyEgressPeer{Namespaces: p.Namespaces, Pods: p.Pods}
+		peers[i] = adminPeer{Namespaces: p.Namespaces, Pods: p.Pods}
 	}
 	return peers
 }
 
-func (p *AdminPolicy) complete(annotations map[string]string, s anpv1alpha1.AdminNetworkPolicySubject, ingress, egress []adminRule) error {
-	p.Staged = annotations[AnnotationEnforcement] == "staged"
-	p.Log = strings.EqualFold(annotations[AnnotationEnableLogging], "true")
-	switch {
+func clusterPolicyOf(o *adminv1alpha2.ClusterNetworkPolicy) adminPolicy {
+	pods := func(p *adminv1alpha2.NamespacedPod) *anpv1alpha1.NamespacedPod {
+		return (*anpv1alpha1.NamespacedPod)(p)
+	}
+	peers := func(list []adminv1alpha2.Peer) []adminPeer {
+		out := make([]adminPeer, len(list))
+		for i, p := range list {
+			out[i] = adminPeer{Namespaces: p.Namespaces, Pods: pods(p.Pods), Nodes: p.Nodes}
+			for _, n := range p.Networks {
+				out[i].Networks = append(out[i].Networks, anpv1alpha1.CIDR(n))
+			}
+			for _, n := range p.DomainNames {
+				out[i].DomainNames = append(out[i].DomainNames, anpv1alpha1.DomainName(n))
+			}
+		}
+		return out
+	}
+	a := adminPolicy{meta: o, subject: anpv1alpha1.AdminNetworkPolicySubject{Namespaces: o.Spec.Subject.Namespaces, Pods: pods(o.Spec.Subject.Pods)}}
+	for _, r := range o.Spec.Ingress {
+		a.ingress = append(a.ingress, adminRule{r.Name, r.Action, nil, r.Protocols, peers(r.From)})
+	}
+	for _, r := range o.Spec.Egress {
+		a.egress = append(a.egress, adminRule{r.Name, r.Action, nil, r.Protocols, peers(r.To)})
+	}
+	return a
+}
+
+func (p *OrderedPolicy) complete(from adminPolicy) error {
+	switch s := from.subject; {
 	case s.Namespaces != nil:
-		p.Subject = NamespacedPods{Namespaces: selector(*s.Namespaces)}
+		p.AppliedTo = []Target{{NamespaceSelector: optional(s.Namespaces)}}
 	case s.Pods != nil:
-		p.Subject = *namespacedPods(s.Pods)
+		p.AppliedTo = []Target{{NamespaceSelector: optional(&s.Pods.NamespaceSelector), PodSelector: optional(&s.Pods.PodSelector)}}
 	default:
 		return fmt.Errorf("%s: spec.subject is empty", p.Ref())
 	}
+	log := strings.EqualFold(from.meta.GetAnnotations()[AnnotationEnableLogging], "true")
 	var err error
-	if p.Ingress, err = adminRules(ingress); err != nil {
+	if p.Ingress, err = adminRules(from.ingress, log); err != nil {
 		return fmt.Errorf("%s: spec.ingress%w", p.Ref(), err)
 	}
-	if p.Egress, err = adminRules(egress); err != nil {
+	if p.Egress, err = adminRules(from.egress, log); err != nil {
 		return fmt.Errorf("%s: spec.egress%w", p.Ref(), err)
 	}
 	return nil
 }
 
-func namespacedPods(p *anpv1alpha1.NamespacedPod) *NamespacedPods {
-	pods := selector(p.PodSelector)
-	return &NamespacedPods{Namespaces: selector(p.NamespaceSelector), Pods: &pods}
-}
+var adminActions = map[string]Action{"Allow": ActionAllow, "Accept": ActionAllow, "Deny": ActionDrop, "Pass": ActionPass}
 
-func adminRules(rules []adminRule) ([]AdminRule, error) {
-	var out []AdminRule
+func adminRules(rules []adminRule, log bool) ([]OrderedRule, error) {
+	var out []OrderedRule
 	for i, r := range rules {
-		action, ok := adminActions[r.action]
-		if !ok {
+		rule := OrderedRule{Name: intern(r.name), Action: adminActions[r.action], Log: log}
+		if rule.Action == 0 {
 			return nil, fmt.Errorf("[%d].action: unknown action %q", i, r.action)
 		}
-		rule := AdminRule{Name: r.name, Action: action}
 		if r.ports != nil {
 			for _, port := range *r.ports {
-				rule.Ports = append(rule.Ports, adminPorts(port)...)
+				rule.Traffic = append(rule.Traffic, adminPort(port)...)
 			}
+		}
+		for j, protocol := range r.protocols {
+			traffic, err := adminProtocol(protocol)
+			if err != nil {
+				return nil, fmt.Errorf("[%d].protocols[%d]: %w", i, j, err)
+			}
+			rule.Traffic = append(rule.Traffic, traffic...)
 		}
 		for j, peer := range r.peers {
 			peers, err := adminPeers(peer)
@@ -169,42 +165,78 @@ func adminRules(rules []adminRule) ([]AdminRule, error) {
 			}
 			rule.Peers = append(rule.Peers, peers...)
 		}
+		if rule.AnyPeer() {
+			return nil, fmt.Errorf("[%d]: names no peer", i)
+		}
 		out = append(out, rule)
 	}
 	return out, nil
 }
 
-var adminActions = map[string]Action{"Allow": ActionAllow, "Deny": ActionDrop, "Pass": ActionPass}
-
-func adminPorts(p anpv1alpha1.AdminNetworkPolicyPort) []NetworkPolicyPort {
+func adminPort(p anpv1alpha1.AdminNetworkPolicyPort) []Traffic {
 	switch {
 	case p.PortNumber != nil:
-		return []NetworkPolicyPort{{Protocol: protocol(p.PortNumber.Protocol), Port: uint16(p.PortNumber.Port)}}
+		return []Traffic{{Protocol: protocol(p.PortNumber.Protocol), Port: uint16(p.PortNumber.Port)}}
 	case p.PortRange != nil:
-		return []NetworkPolicyPort{{Protocol: protocol(p.PortRange.Protocol), Port: uint16(p.PortRange.Start), EndPort: uint16(p.PortRange.End)}}
+		return []Traffic{{Protocol: protocol(p.PortRange.Protocol), Port: uint16(p.PortRange.Start), EndPort: uint16(p.PortRange.End)}}
 	}
-	var named []NetworkPolicyPort
+	return portOfAnyProtocol(orElse(p.NamedPort, ""))
+}
+
+// portOfAnyProtocol is a name without protocol: it stands once for each.
+func portOfAnyProtocol(name string) []Traffic {
+	var named []Traffic
 	for _, protocol := range []Protocol{ProtocolTCP, ProtocolUDP, ProtocolSCTP} {
-		named = append(named, NetworkPolicyPort{Protocol: protocol, PortName: intern(orElse(p.NamedPort, ""))})
+		named = append(named, Traffic{Protocol: protocol, PortName: intern(name)})
 	}
 	return named
 }
 
-func adminPeers(p anpv1alpha1.AdminNetworkPolicyEgressPeer) (peers []AdminPeer, err error) {
+func adminProtocol(p adminv1alpha2.Protocol) ([]Traffic, error) {
+	if p.DestinationNamedPort != "" {
+		return portOfAnyProtocol(p.DestinationNamedPort), nil
+	}
+	for _, of := range []struct {
+		protocol  Protocol
+		transport *adminv1alpha2.Transport
+	}{{ProtocolTCP, p.TCP}, {ProtocolUDP, p.UDP}, {ProtocolSCTP, p.SCTP}} {
+		if of.transport == nil {
+			continue
+		}
+		t := Traffic{Protocol: of.protocol}
+		switch port := of.transport.DestinationPort; {
+		case port == nil:
+		case port.Range != nil:
+			t.Port, t.EndPort = uint16(port.Range.Start), uint16(port.Range.End)
+		default:
+			t.Port = uint16(port.Number)
+		}
+		return []Traffic{t}, nil
+	}
+	return nil, fmt.Errorf("names no protocol")
+}
+
+func adminPeers(p adminPeer) (peers []Peer, err error) {
 	switch {
 	case p.Namespaces != nil:
-		return []AdminPeer{{Pods: &NamespacedPods{Namespaces: selector(*p.Namespaces)}}}, nil
+		return []Peer{{NamespaceSelector: optional(p.Namespaces)}}, nil
 	case p.Pods != nil:
-		return []AdminPeer{{Pods: namespacedPods(p.Pods)}}, nil
-	case len(p.Networks) > 0:
-		for i, n := range p.Networks {
-			prefix, err := parsePrefix(string(n))
-			if err != nil {
-				return nil, fmt.Errorf("networks[%d]: %w", i, err)
-			}
-			peers = append(peers, AdminPeer{IPBlock: &IPBlock{CIDR: prefix}})
-		}
-		return peers, nil
+		return []Peer{{NamespaceSelector: optional(&p.Pods.NamespaceSelector), PodSelector: optional(&p.Pods.PodSelector)}}, nil
+	case p.Nodes != nil:
+		return []Peer{{NodeSelector: optional(p.Nodes)}}, nil
 	}
-	return nil, fmt.Errorf("names no peer that is supported")
+	for i, n := range p.Networks {
+		prefix, err := parsePrefix(string(n))
+		if err != nil {
+			return nil, fmt.Errorf("networks[%d]: %w", i, err)
+		}
+		peers = append(peers, Peer{IPBlock: &IPBlock{CIDR: prefix}})
+	}
+	for _, n := range p.DomainNames {
+		peers = append(peers, Peer{FQDN: intern(strings.TrimSuffix(strings.ToLower(string(n)), "."))})
+	}
+	if len(peers) == 0 {
+		return nil, fmt.Errorf("names no peer")
+	}
+	return peers, nil
 }

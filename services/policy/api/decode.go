@@ -12,7 +12,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
-	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
+
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 )
 
 // Manifest is what a YAML text says.
@@ -43,7 +44,7 @@ func Decode(text []byte) (Manifest, error) {
 		if err != nil {
 			d.complain(typeMeta{}, "", "not valid YAML: %s", yamlError(err, doc.line))
 		} else {
-			d.decode(raw, "")
+			d.decode(raw, typeMeta{})
 		}
 		for _, o := range d.objects {
 			ref := o.Ref()
@@ -84,19 +85,20 @@ func (d *decoder) complain(t typeMeta, field, format string, args ...any) {
 	d.violations = append(d.violations, v)
 }
 
-// decode reads one object, or the items of a list.
-func (d *decoder) decode(raw []byte, defaultKind string) {
+// decode reads one object, or the items of a list. An entry of a list of one
+// kind may leave out what kind it is.
+func (d *decoder) decode(raw []byte, entry typeMeta) {
 	t := peek(raw)
-	if defaultKind != "" && t.Kind == "" && t.APIVersion == "" {
-		t.Kind, t.APIVersion = defaultKind, readKinds[defaultKind]
+	if t.Kind == "" && t.APIVersion == "" {
+		t.Kind, t.APIVersion = entry.Kind, entry.APIVersion
 	}
 	switch {
 	case len(raw) == 0 || raw[0] != '{':
 		d.complain(t, "", "not an object; write apiVersion, kind, metadata and spec")
 	case t.Kind == "List" && t.APIVersion == "v1":
-		d.decodeList(raw, t, "")
+		d.decodeList(raw, t, typeMeta{})
 	case strings.HasSuffix(t.Kind, "List") && Reads(t.APIVersion, strings.TrimSuffix(t.Kind, "List")):
-		d.decodeList(raw, t, strings.TrimSuffix(t.Kind, "List"))
+		d.decodeList(raw, t, typeMeta{APIVersion: t.APIVersion, Kind: strings.TrimSuffix(t.Kind, "List")})
 	case Reads(t.APIVersion, t.Kind):
 		d.decodeObject(raw, t)
 	case Skips(t.APIVersion, t.Kind):
@@ -107,7 +109,7 @@ func (d *decoder) decode(raw []byte, defaultKind string) {
 	}
 }
 
-func (d *decoder) decodeList(raw []byte, t typeMeta, kind string) {
+func (d *decoder) decodeList(raw []byte, t, entry typeMeta) {
 	var list struct {
 		metav1.TypeMeta `json:",inline"`
 		Metadata        metav1.ListMeta   `json:"metadata"`
@@ -117,11 +119,12 @@ func (d *decoder) decodeList(raw []byte, t typeMeta, kind string) {
 		return
 	}
 	for _, item := range list.Items {
-		d.decode(item, kind)
+		d.decode(item, entry)
 	}
 }
 
 func (d *decoder) decodeObject(raw []byte, t typeMeta) {
+	antrea := t.APIVersion == antreav1beta1.APIVersion
 	switch t.Kind {
 	case "Namespace":
 		decodeAs(d, raw, t, infallible(FromNamespace))
@@ -136,11 +139,27 @@ func (d *decoder) decodeObject(raw []byte, t typeMeta) {
 	case "EndpointSlice":
 		decodeAs(d, raw, t, infallible(FromEndpointSlice))
 	case "NetworkPolicy":
-		decodeAs(d, raw, t, FromNetworkPolicy)
+		if antrea {
+			decodeAs(d, raw, t, FromAntreaNetworkPolicy)
+		} else {
+			decodeAs(d, raw, t, FromNetworkPolicy)
+		}
+	case "ClusterNetworkPolicy":
+		if antrea {
+			decodeAs(d, raw, t, FromAntreaClusterNetworkPolicy)
+		} else {
+			decodeAs(d, raw, t, FromClusterNetworkPolicy)
+		}
 	case "AdminNetworkPolicy":
 		decodeAs(d, raw, t, FromAdminNetworkPolicy)
 	case "BaselineAdminNetworkPolicy":
 		decodeAs(d, raw, t, FromBaselineAdminNetworkPolicy)
+	case "Tier":
+		decodeAs(d, raw, t, FromTier)
+	case "ClusterGroup":
+		decodeAs(d, raw, t, FromClusterGroup)
+	case "Group":
+		decodeAs(d, raw, t, FromGroup)
 	default:
 		panic("api: no decoder for " + t.Kind + ", which is in readKinds")
 	}
@@ -175,11 +194,10 @@ func decodeAs[T any, O Object](d *decoder, raw []byte, t typeMeta, convert func(
 
 // inDefaultNamespace puts namespaced objects that name no Namespace into "default".
 func inDefaultNamespace(typed any) {
-	switch o := typed.(type) {
-	case *corev1.Namespace, *corev1.Node, *anpv1alpha1.AdminNetworkPolicy, *anpv1alpha1.BaselineAdminNetworkPolicy:
-		return
-	case *corev1.Pod, *corev1.Service, *corev1.ServiceAccount, *discoveryv1.EndpointSlice, *networkingv1.NetworkPolicy:
-		m := o.(metav1.Object)
+	switch typed.(type) {
+	case *corev1.Pod, *corev1.Service, *corev1.ServiceAccount, *discoveryv1.EndpointSlice, *networkingv1.NetworkPolicy,
+		*antreav1beta1.NetworkPolicy, *antreav1beta1.Group:
+		m := typed.(metav1.Object)
 		if m.GetNamespace() == "" {
 			m.SetNamespace(metav1.NamespaceDefault)
 		}

@@ -19,6 +19,12 @@ const (
 	KindNetworkPolicy                   // networking.k8s.io/v1 NetworkPolicy
 	KindAdminNetworkPolicy              // policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy
 	KindBaselineAdminNetworkPolicy      // policy.networking.k8s.io/v1alpha1 BaselineAdminNetworkPolicy
+	KindClusterNetworkPolicy            // policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy
+	KindTier                            // crd.antrea.io/v1beta1 Tier
+	KindAntreaClusterNetworkPolicy      // crd.antrea.io/v1beta1 ClusterNetworkPolicy
+	KindAntreaNetworkPolicy             // crd.antrea.io/v1beta1 NetworkPolicy
+	KindClusterGroup                    // crd.antrea.io/v1beta1 ClusterGroup
+	KindGroup                           // crd.antrea.io/v1beta1 Group
 )
 
 var kindNames = [...]string{
@@ -32,9 +38,16 @@ var kindNames = [...]string{
 	KindNetworkPolicy:              "NetworkPolicy",
 	KindAdminNetworkPolicy:         "AdminNetworkPolicy",
 	KindBaselineAdminNetworkPolicy: "BaselineAdminNetworkPolicy",
+	KindClusterNetworkPolicy:       "ClusterNetworkPolicy",
+	KindTier:                       "Tier",
+	KindAntreaClusterNetworkPolicy: "AntreaClusterNetworkPolicy",
+	KindAntreaNetworkPolicy:        "AntreaNetworkPolicy",
+	KindClusterGroup:               "ClusterGroup",
+	KindGroup:                      "Group",
 }
 
-// String is the kind's name as manifests write it.
+// String is the kind's name as manifests write it, with "Antrea" before it
+// where there is another kind of that name.
 func (k Kind) String() string {
 	if int(k) < len(kindNames) {
 		return kindNames[k]
@@ -115,6 +128,7 @@ type Protocol uint8
 const (
 	ProtocolAny  Protocol = 0
 	ProtocolICMP Protocol = 1
+	ProtocolIGMP Protocol = 2
 	ProtocolTCP  Protocol = 6
 	ProtocolUDP  Protocol = 17
 	ProtocolSCTP Protocol = 132
@@ -125,6 +139,8 @@ func (p Protocol) String() string {
 	switch p {
 	case ProtocolICMP:
 		return "ICMP"
+	case ProtocolIGMP:
+		return "IGMP"
 	case ProtocolTCP:
 		return "TCP"
 	case ProtocolUDP:

@@ -13,6 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	netutils "k8s.io/utils/net"
 	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
+
+	"github.com/weirnet/weir/services/policy/api/adminv1alpha2"
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 )
 
 // Validate checks one typed Kubernetes object of a kind that is read (a
@@ -61,6 +64,30 @@ func Validate(object any) (violations, warnings []Violation) {
 		f.object = Ref{Kind: KindBaselineAdminNetworkPolicy, Name: o.Name}
 		f.meta(o, validation.IsDNS1123Subdomain, false)
 		f.baselineAdminNetworkPolicy(o)
+	case *adminv1alpha2.ClusterNetworkPolicy:
+		f.object = Ref{Kind: KindClusterNetworkPolicy, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.clusterNetworkPolicy(o)
+	case *antreav1beta1.Tier:
+		f.object = Ref{Kind: KindTier, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.tier(o)
+	case *antreav1beta1.ClusterNetworkPolicy:
+		f.object = Ref{Kind: KindAntreaClusterNetworkPolicy, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.antreaPolicy(o.Annotations, &o.Spec)
+	case *antreav1beta1.NetworkPolicy:
+		f.object = Ref{Kind: KindAntreaNetworkPolicy, Namespace: o.Namespace, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, true)
+		f.antreaPolicy(o.Annotations, &o.Spec)
+	case *antreav1beta1.ClusterGroup:
+		f.object = Ref{Kind: KindClusterGroup, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, false)
+		f.antreaGroup(&o.Spec)
+	case *antreav1beta1.Group:
+		f.object = Ref{Kind: KindGroup, Namespace: o.Namespace, Name: o.Name}
+		f.meta(o, validation.IsDNS1123Subdomain, true)
+		f.antreaGroup(&o.Spec)
 	default:
 		panic(fmt.Sprintf("api: validation of %T, which is not read", object))
 	}

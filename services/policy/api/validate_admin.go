@@ -3,55 +3,84 @@ package api
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
+
+	"github.com/weirnet/weir/services/policy/api/adminv1alpha2"
 )
 
 func (f *findings) adminNetworkPolicy(o *anpv1alpha1.AdminNetworkPolicy) {
-	if o.Spec.Priority < 0 || o.Spec.Priority > 1000 {
-		f.refuse("spec.priority", "%d is no priority; write a number from 0 to 1000", o.Spec.Priority)
-	}
-	ingress, egress := adminRulesOf(o)
-	f.adminPolicy(o.Annotations, o.Spec.Subject, ingress, egress)
+	f.adminPriority(&o.Spec.Priority)
+	f.adminPolicy(adminPolicyOf(o), "Allow", 100)
 }
 
 func (f *findings) baselineAdminNetworkPolicy(o *anpv1alpha1.BaselineAdminNetworkPolicy) {
 	if o.Name != "default" {
 		f.refuse("metadata.name", "%q; a cluster has one baseline, write default", o.Name)
 	}
-	ingress, egress := baselineRulesOf(o)
-	f.adminPolicy(o.Annotations, o.Spec.Subject, ingress, egress)
+	f.adminPolicy(baselineOf(o), "Allow", 100)
 }
 
-// adminPolicy checks what both kinds have in common.
-func (f *findings) adminPolicy(annotations map[string]string, s anpv1alpha1.AdminNetworkPolicySubject, ingress, egress []adminRule) {
-	if v, ok := annotations[AnnotationEnforcement]; ok && v != "staged" && v != "enforced" {
-		f.refuse("metadata.annotations."+AnnotationEnforcement, "%q is unknown; write staged or enforced", v)
+func (f *findings) clusterNetworkPolicy(o *adminv1alpha2.ClusterNetworkPolicy) {
+	if t := o.Spec.Tier; t != "Admin" && t != "Baseline" {
+		f.refuse("spec.tier", "%q is unknown; write Admin or Baseline", t)
 	}
+	f.adminPriority(o.Spec.Priority)
+	for i, r := range o.Spec.Ingress {
+		for j, p := range r.From {
+			if p.Nodes != nil || p.Networks != nil || p.DomainNames != nil {
+				f.refuse(fmt.Sprintf("spec.ingress[%d].from[%d]", i, j), "an ingress peer is one of namespaces and pods; remove the rest")
+			}
+		}
+	}
+	f.adminPolicy(clusterPolicyOf(o), "Accept", 25)
+}
+
+func (f *findings) adminPriority(p *int32) {
+	switch {
+	case p == nil:
+		f.refuse("spec.priority", "missing; write a number from 0 to 1000")
+	case *p < 0 || *p > 1000:
+		f.refuse("spec.priority", "%d is no priority; write a number from 0 to 1000", *p)
+	}
+}
+
+// adminPolicy checks what the upstream kinds have in common: they differ in
+// what they call to let through, and in how long their lists may be.
+func (f *findings) adminPolicy(p adminPolicy, allow string, most int) {
+	f.enforcement(p.meta.GetAnnotations())
+	s := p.subject
 	f.exactlyOne("spec.subject", map[string]bool{"namespaces": s.Namespaces != nil, "pods": s.Pods != nil})
 	if s.Namespaces != nil {
 		f.selector("spec.subject.namespaces", s.Namespaces)
 	}
 	f.namespacedPod("spec.subject.pods", s.Pods)
-	for list, rules := range map[string][]adminRule{"ingress": ingress, "egress": egress} {
+	for list, rules := range map[string][]adminRule{"ingress": p.ingress, "egress": p.egress} {
 		f.atMost("spec."+list, len(rules), 100)
 		for i, r := range rules {
-			f.adminRule(fmt.Sprintf("spec.%s[%d]", list, i), list, r)
+			f.adminRule(fmt.Sprintf("spec.%s[%d]", list, i), list, r, allow, most)
 		}
 	}
 }
 
-func (f *findings) adminRule(at, list string, r adminRule) {
+// enforcement checks the annotation that stages a policy.
+func (f *findings) enforcement(annotations map[string]string) {
+	if v, ok := annotations[AnnotationEnforcement]; ok && v != "staged" && v != "enforced" {
+		f.refuse("metadata.annotations."+AnnotationEnforcement, "%q is unknown; write staged or enforced", v)
+	}
+}
+
+func (f *findings) adminRule(at, list string, r adminRule, allow string, most int) {
 	if len(r.name) > 100 {
 		f.refuse(at+".name", "%d characters; write at most 100", len(r.name))
 	}
-	_, known := adminActions[r.action]
 	switch {
-	case !known:
-		f.refuse(at+".action", "%q is unknown; write Allow, Deny or Pass", r.action)
+	case r.action != allow && r.action != "Deny" && r.action != "Pass":
+		f.refuse(at+".action", "%q is unknown; write %s, Deny or Pass", r.action, allow)
 	case r.action == "Pass" && f.object.Kind == KindBaselineAdminNetworkPolicy:
 		f.refuse(at+".action", "a baseline has nothing to pass to; write Allow or Deny")
 	}
@@ -59,20 +88,34 @@ func (f *findings) adminRule(at, list string, r adminRule) {
 	if len(r.peers) == 0 {
 		f.refuse(peers, "missing; write at least one peer, namespaces: {} for all Pods")
 	}
-	f.atMost(peers, len(r.peers), 100)
+	f.atMost(peers, len(r.peers), most)
+	numbered := false // A peer that has no port names.
 	for i, p := range r.peers {
-		f.adminPeer(fmt.Sprintf("%s[%d]", peers, i), p)
+		at := fmt.Sprintf("%s[%d]", peers, i)
+		f.adminPeer(at, p)
+		numbered = numbered || p.Nodes != nil || p.Networks != nil || p.DomainNames != nil
+		if p.DomainNames != nil && r.action != allow {
+			f.warn(at+".domainNames", "stands in a rule that does not allow: an address that was not yet, or is no longer, known for the name gets past it; write %s rules, and one that denies the rest", allow)
+		}
 	}
-	if r.ports == nil {
-		return
+	named := slices.ContainsFunc(r.protocols, func(p adminv1alpha2.Protocol) bool { return p.DestinationNamedPort != "" })
+	if r.ports != nil {
+		f.atMost(at+".ports", len(*r.ports), 100)
+		for i, p := range *r.ports {
+			f.adminPort(fmt.Sprintf("%s.ports[%d]", at, i), p)
+			named = named || p.NamedPort != nil
+		}
 	}
-	f.atMost(at+".ports", len(*r.ports), 100)
-	for i, p := range *r.ports {
-		f.adminPort(fmt.Sprintf("%s.ports[%d]", at, i), p)
+	f.atMost(at+".protocols", len(r.protocols), 25)
+	for i, p := range r.protocols {
+		f.adminProtocol(fmt.Sprintf("%s.protocols[%d]", at, i), p)
+	}
+	if named && numbered {
+		f.refuse(at, "names a port, which nodes, networks and domainNames do not have; write its number, or rules of their own")
 	}
 }
 
-func (f *findings) adminPeer(at string, p anpv1alpha1.AdminNetworkPolicyEgressPeer) {
+func (f *findings) adminPeer(at string, p adminPeer) {
 	f.exactlyOne(at, map[string]bool{"namespaces": p.Namespaces != nil, "pods": p.Pods != nil, "nodes": p.Nodes != nil,
 		"networks": p.Networks != nil, "domainNames": p.DomainNames != nil})
 	if p.Namespaces != nil {
@@ -80,17 +123,44 @@ func (f *findings) adminPeer(at string, p anpv1alpha1.AdminNetworkPolicyEgressPe
 	}
 	f.namespacedPod(at+".pods", p.Pods)
 	if p.Nodes != nil {
-		f.refuse(at+".nodes", "is not supported yet; remove the peer until it is")
+		f.selector(at+".nodes", p.Nodes)
 	}
-	if p.DomainNames != nil {
-		f.refuse(at+".domainNames", "is not supported yet; remove the peer until it is")
+	for list, n := range map[string]int{"networks": len(p.Networks), "domainNames": len(p.DomainNames)} {
+		if n == 0 && (list == "networks" && p.Networks != nil || list == "domainNames" && p.DomainNames != nil) {
+			f.refuse(at+"."+list, "empty; write at least one entry")
+		}
+		f.atMost(at+"."+list, n, 25)
 	}
-	if p.Networks != nil && len(p.Networks) == 0 {
-		f.refuse(at+".networks", "empty; write at least one prefix")
-	}
-	f.atMost(at+".networks", len(p.Networks), 25)
 	for i, n := range p.Networks {
 		f.cidr(fmt.Sprintf("%s.networks[%d]", at, i), string(n))
+	}
+	for i, n := range p.DomainNames {
+		if !domainName.MatchString(string(n)) {
+			f.refuse(fmt.Sprintf("%s.domainNames[%d]", at, i), "%q is no domain name; write one such as kubernetes.io or *.kubernetes.io", n)
+		}
+	}
+}
+
+// domainName is the pattern of DomainName in policy.networking.k8s.io, v1alpha1 and v1alpha2.
+var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
+
+func (f *findings) adminProtocol(at string, p adminv1alpha2.Protocol) {
+	f.exactlyOne(at, map[string]bool{"tcp": p.TCP != nil, "udp": p.UDP != nil, "sctp": p.SCTP != nil, "destinationNamedPort": p.DestinationNamedPort != ""})
+	if p.DestinationNamedPort != "" {
+		f.portName(at+".destinationNamedPort", p.DestinationNamedPort)
+	}
+	for name, t := range map[string]*adminv1alpha2.Transport{"tcp": p.TCP, "udp": p.UDP, "sctp": p.SCTP} {
+		if t == nil || t.DestinationPort == nil {
+			continue
+		}
+		port, at := t.DestinationPort, at+"."+name+".destinationPort"
+		f.exactlyOne(at, map[string]bool{"number": port.Number != 0, "range": port.Range != nil})
+		if port.Number != 0 {
+			f.port(at+".number", port.Number)
+		}
+		if r := port.Range; r != nil && f.port(at+".range.start", r.Start) && f.port(at+".range.end", r.End) && r.End <= r.Start {
+			f.refuse(at+".range.end", "%d is not above start %d", r.End, r.Start)
+		}
 	}
 }
 

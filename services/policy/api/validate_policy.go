@@ -9,9 +9,7 @@ import (
 
 // networkPolicy checks the spec of a NetworkPolicy.
 func (f *findings) networkPolicy(o *networkingv1.NetworkPolicy) {
-	if v, ok := o.Annotations[AnnotationEnforcement]; ok && v != "staged" && v != "enforced" {
-		f.refuse("metadata.annotations."+AnnotationEnforcement, "%q is unknown; write staged or enforced", v)
-	}
+	f.enforcement(o.Annotations)
 	f.selector("spec.podSelector", &o.Spec.PodSelector)
 
 	ingress, egress := false, false

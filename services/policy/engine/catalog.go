@@ -21,11 +21,30 @@ type shape struct {
 	labels  api.Labels
 	account string
 	hash    uint32
-	uses    []*labelUse // Of labels, in their order.
+	uses    []*labelUse // Of labels, in their order, and of the account.
 	classes list[*class]
 }
 
 func (s *shape) sum() uint32 { return s.hash }
+
+// accountKey is the key under which a selector asks for the service account: no
+// label can have it.
+const accountKey = "(service account)"
+
+func (s *shape) label(key string) (value string, has bool) {
+	if key == accountKey {
+		return s.account, true
+	}
+	return s.labels.Get(key)
+}
+
+// each calls fn for all that a selector may ask a shape for.
+func (s *shape) each(fn func(i int, l api.Label)) {
+	for i, l := range s.labels {
+		fn(i, l)
+	}
+	fn(len(s.labels), api.Label{Key: accountKey, Value: s.account})
+}
 
 // selector is a normalised label selector. It is there as long as a group has it.
 type selector struct {
@@ -68,11 +87,11 @@ func (e *Engine) shape(obj *api.Pod) *shape {
 	if !ok {
 		s = &shape{labels: obj.Labels, account: obj.ServiceAccount, hash: h}
 		e.shapes.add(s)
-		for _, l := range s.labels {
-			u := e.labelUse(l)
-			u.shapes.add(s)
-			s.uses = append(s.uses, u)
-		}
+		s.uses = make([]*labelUse, len(s.labels)+1)
+		s.each(func(i int, l api.Label) {
+			s.uses[i] = e.labelUse(l)
+			s.uses[i].shapes.add(s)
+		})
 	}
 	return s
 }
@@ -85,10 +104,10 @@ func (e *Engine) releaseShape(s *shape) {
 	if s.classes.len() > 0 {
 		return
 	}
-	for i, l := range s.labels {
+	s.each(func(i int, l api.Label) {
 		s.uses[i].shapes.remove(s)
 		e.releaseLabel(l, s.uses[i])
-	}
+	})
 	e.shapes.remove(s)
 }
 

@@ -34,6 +34,7 @@ func (e *Engine) class(ns *namespace, obj *api.Pod) *class {
 		e.classes++
 		e.ownGroups(c, func(g *group) { e.linkClass(g, c) })
 		e.wideGroups(c, func(g *group) { e.linkClass(g, c) })
+		e.relate(ns) // What begins here links the class itself.
 	}
 	return c
 }
@@ -49,6 +50,7 @@ func (e *Engine) releaseClass(c *class) {
 	c.shape.classes.remove(c)
 	e.classes--
 	e.releaseShape(c.shape)
+	e.relate(c.ns)
 	e.releaseNamespace(c.ns)
 }
 
@@ -60,7 +62,7 @@ func (e *Engine) ownGroups(c *class, fn func(*group)) {
 	}
 	if c.ns.groups.len() <= bySelector {
 		for _, g := range c.ns.groups.items {
-			if g.pods.match(c.shape.labels) {
+			if g.pods.matchShape(c.shape) {
 				fn(g)
 			}
 		}
@@ -68,7 +70,7 @@ func (e *Engine) ownGroups(c *class, fn func(*group)) {
 	}
 	try := func(selectors []*selector) {
 		for _, s := range selectors {
-			if g := c.ns.findGroup(s); g != nil && s.match(c.shape.labels) {
+			if g := c.ns.findGroup(s); g != nil && s.matchShape(c.shape) {
 				fn(g)
 			}
 		}

@@ -7,10 +7,11 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// draft is a policy object, compiled but for its groups. What is the same for
-// all kinds of policies begins here; compileNetworkPolicy and its like end
-// here. A draft is made again from the object whenever it is needed, in memory
-// that is used again.
+// draft is a policy item, compiled but for its groups. What is the same for all
+// kinds of policies begins here; compileNetworkPolicy and plan end here. That of
+// a Kubernetes NetworkPolicy, of which there are many, is made again from the
+// object whenever it is needed, in memory that is used again. That of an ordered
+// policy is kept: what it was made of may have changed since.
 type draft struct {
 	kind                            policyv1.PolicyKind
 	namespace, name, uid, part      string
@@ -69,20 +70,6 @@ func (d *draft) rule() *draftRule {
 	r := &d.rules[len(d.rules)-1]
 	*r = draftRule{services: r.services[:0], peers: r.peers[:0], blocks: r.blocks[:0], appliedTo: r.appliedTo[:0], named: r.named[:0]}
 	return r
-}
-
-// compile makes a draft of an object. Kinds of policies differ here and
-// nowhere else.
-func compile(obj api.Object, d *draft) {
-	d.reset()
-	switch obj := obj.(type) {
-	case *api.NetworkPolicy:
-		compileNetworkPolicy(obj, d)
-	case *api.AdminPolicy:
-		compileAdminPolicy(obj, d)
-	default:
-		panic("engine: " + obj.Ref().String() + " is no policy")
-	}
 }
 
 // selections is how many selections there are in a draft.

@@ -27,6 +27,12 @@ type Engine struct {
 	wideByLabel   map[api.Label]*list[*group]     // Groups without an anchor on Pods, by that on Namespaces.
 	wideLoose     list[*group]                    // Those without either.
 
+	hostGroups map[*selector]*group // Of Nodes.
+
+	ordered   map[api.Ref]*ordered
+	related   map[*ordered]struct{} // Those that have parts.
+	referents map[api.Ref]*referent
+
 	pending    pending
 	moves      moves
 	normaliser normaliser
@@ -42,6 +48,10 @@ func New() *Engine {
 		labels:        make(map[api.Label]*labelUse),
 		spacesByLabel: make(map[api.Label]*list[*namespace]),
 		wideByLabel:   make(map[api.Label]*list[*group]),
+		hostGroups:    make(map[*selector]*group),
+		ordered:       make(map[api.Ref]*ordered),
+		related:       make(map[*ordered]struct{}),
+		referents:     make(map[api.Ref]*referent),
 	}
 }
 
@@ -57,12 +67,15 @@ func (e *Engine) Apply(ev api.Event) {
 	case api.KindPod:
 		obj, _ := ev.Object.(*api.Pod)
 		e.applyPod(ev.Ref, obj)
-	case api.KindNetworkPolicy, api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy:
-		if ev.Object == nil {
-			e.removePolicy(ev.Ref)
-		} else {
-			e.applyPolicy(ev.Ref, ev.Object)
-		}
+	case api.KindNetworkPolicy:
+		obj, _ := ev.Object.(*api.NetworkPolicy)
+		e.applyPolicy(ev.Ref, obj)
+	case api.KindTier, api.KindClusterGroup, api.KindGroup, api.KindService:
+		e.applyReferent(ev.Ref, ev.Object)
+	case api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy, api.KindClusterNetworkPolicy,
+		api.KindAntreaClusterNetworkPolicy, api.KindAntreaNetworkPolicy:
+		obj, _ := ev.Object.(*api.OrderedPolicy)
+		e.applyOrdered(ev.Ref, obj)
 	}
 }
 

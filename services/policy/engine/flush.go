@@ -49,7 +49,7 @@ func (e *Engine) flush() []storage.Change {
 // that grows on the way costs more than the changes themselves.
 func (e *Engine) countChanges() int {
 	p := &e.pending
-	n := 2*len(p.nodes) + len(p.left) + len(p.members) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
+	n := 2*len(p.nodes) + len(p.left) + len(p.members) + len(p.hosts) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
 	for _, t := range p.sets {
 		n++
 		if !t.told && t.policies > 0 {
@@ -59,7 +59,7 @@ func (e *Engine) countChanges() int {
 	for _, g := range p.groups {
 		n++
 		if !g.told && g.users > 0 {
-			n += len(g.span)
+			n += len(g.span) + len(g.hosts)
 			for _, c := range g.classes.items {
 				n += c.pods.len()
 			}
@@ -158,6 +158,15 @@ func (e *Engine) flushGroups(out *changes) {
 			out.remove(g.id, storage.ScopeAddressGroup, m.pod.key)
 		}
 	}
+	for _, h := range e.pending.hosts {
+		switch g := h.group; {
+		case !g.told || g.users == 0:
+		case g.has(h.node):
+			out.upsert(g.id, storage.ScopeAddressGroup, e.host(h.node))
+		default:
+			out.remove(g.id, storage.ScopeAddressGroup, hostKey(h.node))
+		}
+	}
 	for _, s := range e.pending.spans {
 		if g := s.group; g.told && g.users > 0 {
 			out.node(g.id, storage.ScopeAddressGroup, s.node.name, g.span.has(s.node.number))
@@ -177,6 +186,9 @@ func (e *Engine) flushGroups(out *changes) {
 					out.upsert(g.id, storage.ScopeAddressGroup, e.member(p))
 				}
 			}
+			for n := range g.hosts {
+				out.upsert(g.id, storage.ScopeAddressGroup, e.host(n))
+			}
 			for _, c := range g.span {
 				out.node(g.id, storage.ScopeAddressGroup, e.nodes.name(c.node), true)
 			}
@@ -189,19 +201,27 @@ func (e *Engine) flushPolicies(out *changes) {
 	for _, p := range e.pending.policies {
 		p.touched = false
 		if p.told != nil && p.told != p.set && p.told.told {
-			compile(p.obj, &e.draft)
-			out.remove(p.told.id, storage.ScopePolicies, e.draft.key())
+			out.remove(p.told.id, storage.ScopePolicies, p.draftOf(&e.draft).key())
 		}
 		p.told = p.set
 		if p.set == nil {
-			ns := e.findNamespace(p.obj.Ref().Namespace)
-			ns.policies.remove(p)
-			e.releaseNamespace(ns)
+			e.endPolicy(p)
 			continue
 		}
-		body := e.encodePolicy(p, &e.draft, &e.encoder)
-		out.upsert(p.set.id, storage.ScopePolicies, storage.Encoded{Key: e.draft.key(), Body: string(body)})
+		d, body := e.encodePolicy(p, &e.draft, &e.encoder)
+		out.upsert(p.set.id, storage.ScopePolicies, storage.Encoded{Key: d.key(), Body: string(body)})
 	}
+}
+
+// endPolicy forgets a policy that has been taken out.
+func (e *Engine) endPolicy(p *policy) {
+	if p.ordered != nil {
+		p.ordered.end(e, p)
+		return
+	}
+	ns := e.findNamespace(p.obj.Namespace)
+	ns.policies.remove(p)
+	e.releaseNamespace(ns)
 }
 
 func (e *Engine) flushPods(out *changes) {

@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/storage"
 )
@@ -16,6 +19,9 @@ var (
 	someNodes      = []string{"node-1", "node-2"}
 	someApps       = []string{"web", "client", "db"}
 	someTeams      = []string{"a", "b"}
+	someGroups     = []string{"g-0", "g-1", "g-2"}
+	someRoles      = []string{"edge", "core"}
+	someAccounts   = []string{"default", "robot"}
 )
 
 func pick(c *choices, from []string) string { return from[c.below(len(from))] }
@@ -55,6 +61,8 @@ func (c *choices) pod() *api.Pod {
 		p.IPs = nil
 	case 3:
 		p.Labels = nil
+	case 6:
+		p.ServiceAccount = "robot"
 	case 4, 5:
 		p.Ports = []api.ContainerPort{{Name: "sql", Protocol: api.ProtocolTCP, Port: []uint16{80, 5432}[c.below(2)]}}
 	}
@@ -104,57 +112,169 @@ func (c *choices) networkPolicy() *api.NetworkPolicy {
 	return p
 }
 
-func (c *choices) adminPolicy() *api.AdminPolicy {
-	p := &api.AdminPolicy{Kind: api.KindAdminNetworkPolicy, Name: fmt.Sprint("admin-", c.below(3)), Priority: int32(c.below(3)), Staged: c.below(8) == 0}
-	if c.below(3) == 0 {
-		p.Kind, p.Name, p.Priority = api.KindBaselineAdminNetworkPolicy, "default", 0
+// ordered is a policy of any kind that has an order.
+func (c *choices) ordered() *api.OrderedPolicy {
+	p := &api.OrderedPolicy{Name: fmt.Sprint("policy-", c.below(3)), Priority: float64(c.below(3)), Staged: c.below(8) == 0}
+	switch c.below(6) {
+	case 0:
+		p.Kind = api.KindAdminNetworkPolicy
+	case 1:
+		p.Kind, p.Baseline, p.Name, p.Priority = api.KindBaselineAdminNetworkPolicy, true, "default", 0
+	case 2:
+		p.Kind, p.Baseline = api.KindClusterNetworkPolicy, c.bool()
+	case 3:
+		p.Kind, p.Namespace = api.KindAntreaNetworkPolicy, pick(c, someNamespaces)
+	default:
+		p.Kind = api.KindAntreaClusterNetworkPolicy
 	}
-	pods := func() api.NamespacedPods {
-		n := api.NamespacedPods{Namespaces: *c.selector("team", someTeams)}
+	if antrea := p.Kind == api.KindAntreaClusterNetworkPolicy || p.Kind == api.KindAntreaNetworkPolicy; antrea {
+		p.Tier = pick(c, []string{"application", "emergency", "baseline", "mine"})
 		if c.bool() {
-			n.Pods = c.selector("app", someApps)
+			p.AppliedTo = c.targets(p)
 		}
-		return n
+	} else {
+		p.AppliedTo = []api.Target{{NamespaceSelector: c.selector("team", someTeams), PodSelector: c.selector("app", someApps)}}
 	}
-	p.Subject = pods()
-	rules := func() (rules []api.AdminRule) {
-		for range c.below(3) {
-			r := api.AdminRule{Action: []api.Action{api.ActionAllow, api.ActionDrop, api.ActionPass}[c.below(3)]}
-			if p.Kind == api.KindBaselineAdminNetworkPolicy && r.Action == api.ActionPass {
-				r.Action = api.ActionDrop
-			}
-			for range c.below(3) {
-				r.Ports = append(r.Ports, c.port())
-			}
-			for range 1 + c.below(2) {
-				if c.below(4) == 0 {
-					r.Peers = append(r.Peers, api.AdminPeer{IPBlock: &api.IPBlock{CIDR: c.block().CIDR}})
-				} else {
-					n := pods()
-					r.Peers = append(r.Peers, api.AdminPeer{Pods: &n})
-				}
-			}
-			rules = append(rules, r)
-		}
-		return rules
-	}
-	p.Ingress, p.Egress = rules(), rules()
+	p.Ingress, p.Egress = c.rules(p, false), c.rules(p, true)
 	return p
 }
 
-func (c *choices) object() api.Object {
-	switch c.below(8) {
+func (c *choices) targets(p *api.OrderedPolicy) (list []api.Target) {
+	for range 1 + c.below(2) {
+		var t api.Target
+		switch c.below(5) {
+		case 0:
+			t.Group = pick(c, someGroups)
+		case 1:
+			t.ServiceAccount = &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: pick(c, someAccounts)}
+		case 2:
+			t.PodSelector = c.selector("app", someApps)
+		default:
+			if p.Namespace != "" {
+				t.PodSelector = c.selector("app", someApps)
+			} else {
+				t.NamespaceSelector, t.PodSelector = c.selector("team", someTeams), nil
+			}
+		}
+		list = append(list, t)
+	}
+	return list
+}
+
+func (c *choices) rules(p *api.OrderedPolicy, egress bool) (rules []api.OrderedRule) {
+	for range c.below(3) {
+		r := api.OrderedRule{Action: []api.Action{api.ActionAllow, api.ActionDrop, api.ActionPass, api.ActionReject}[c.below(4)], Layer7: c.below(12) == 0}
+		if r.Action == api.ActionPass && (p.Baseline || p.Tier == "baseline") {
+			r.Action = api.ActionDrop
+		}
+		if len(p.AppliedTo) == 0 {
+			r.AppliedTo = c.targets(p)
+		}
+		for range c.below(3) {
+			r.Traffic = append(r.Traffic, c.traffic())
+		}
+		for range c.below(3) {
+			r.Peers = append(r.Peers, c.peer(p, egress))
+		}
+		if p.Tier == "" && len(r.Peers) == 0 {
+			r.Peers = []api.Peer{{NamespaceSelector: &api.Selector{}}}
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+func (c *choices) traffic() api.Traffic {
+	eight := uint8(8)
+	switch c.below(6) {
 	case 0:
+		return api.Traffic{Protocol: api.ProtocolICMP}
+	case 1:
+		return api.Traffic{Protocol: api.ProtocolICMP, ICMPType: &eight}
+	case 2:
+		return api.Traffic{Protocol: api.ProtocolTCP, SourcePort: 3000, SourceEndPort: 5000}
+	}
+	p := c.port()
+	return api.Traffic{Protocol: p.Protocol, Port: p.Port, EndPort: p.EndPort, PortName: p.PortName}
+}
+
+func (c *choices) peer(p *api.OrderedPolicy, egress bool) api.Peer {
+	pods := func() *api.Selector {
 		if c.bool() {
+			return nil
+		}
+		return c.selector("app", someApps)
+	}
+	switch n := c.below(9); {
+	case n == 0:
+		return api.Peer{IPBlock: c.block()}
+	case n == 1:
+		return api.Peer{NodeSelector: c.selector("role", someRoles)}
+	case n == 2 && p.Tier != "":
+		return api.Peer{Group: pick(c, someGroups)}
+	case n == 3 && p.Tier != "":
+		return api.Peer{ServiceAccount: &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: pick(c, someAccounts)}}
+	case n == 4 && p.Kind == api.KindAntreaClusterNetworkPolicy:
+		return api.Peer{SameLabels: []string{api.LabelNamespaceName}, PodSelector: pods()}
+	case n == 5 && p.Kind == api.KindAntreaClusterNetworkPolicy:
+		return api.Peer{SameLabels: []string{"team"}, PodSelector: pods()}
+	case n == 6 && p.Kind == api.KindAntreaClusterNetworkPolicy:
+		return api.Peer{SameLabels: []string{"env", "team"}, PodSelector: pods()}
+	case n == 7 && p.Tier != "":
+		return api.Peer{PodSelector: c.selector("app", someApps)}
+	}
+	return api.Peer{NamespaceSelector: c.selector("team", someTeams), PodSelector: pods()}
+}
+
+func (c *choices) group() *api.Group {
+	g := &api.Group{Kind: api.KindClusterGroup, Name: pick(c, someGroups)}
+	if c.bool() {
+		g.Kind, g.Namespace = api.KindGroup, pick(c, someNamespaces)
+	}
+	switch c.below(6) {
+	case 0:
+		g.IPBlocks = []api.IPBlock{*c.block()}
+	case 1:
+		g.Service = &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"}
+	case 2:
+		g.Children = someGroups[:1+c.below(3)]
+	case 3:
+		g.NamespaceSelector = c.selector("team", someTeams)
+	default:
+		g.PodSelector = c.selector("app", someApps)
+	}
+	return g
+}
+
+func (c *choices) object() api.Object {
+	switch c.below(12) {
+	case 0:
+		switch c.below(3) {
+		case 0:
 			return newNamespace(pick(c, someNamespaces))
+		case 1:
+			return newNamespace(pick(c, someNamespaces), "env", pick(c, someTeams), "team", pick(c, someTeams))
 		}
 		return newNamespace(pick(c, someNamespaces), "team", pick(c, someTeams))
 	case 1:
-		return &api.Node{Name: pick(c, someNodes)}
+		n := &api.Node{Name: pick(c, someNodes), Labels: labels("role", pick(c, someRoles))}
+		n.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n.Name[len(n.Name)-1]})}
+		return n
 	case 2, 3:
 		return c.networkPolicy()
-	case 4, 5:
-		return c.adminPolicy()
+	case 4, 5, 6:
+		return c.ordered()
+	case 7:
+		return c.group()
+	case 8:
+		if c.bool() {
+			return &api.Tier{Name: "mine", Priority: []uint8{7, 60}[c.below(2)]}
+		}
+		s := &api.Service{Namespace: pick(c, someNamespaces), Name: "service"}
+		if c.below(4) > 0 {
+			s.Selector = labels("app", pick(c, someApps))
+		}
+		return s
 	}
 	return c.pod()
 }
@@ -196,6 +316,9 @@ func follow(t testing.TB, c *choices) {
 		}
 	}
 	agree(t, store, list)
+	if diff := cmp.Diff(fresh.Policies(), e.Policies(), protocmp.Transform()); diff != "" {
+		t.Fatalf("the engine tells of other policies than from the objects alone (-want +got):\n%s", diff)
+	}
 	for ref := range objects {
 		e.Apply(api.Event{Ref: ref})
 	}

@@ -14,7 +14,8 @@ type group struct {
 	ns      *namespace // The one whose Pods it selects; nil where namespaces says which.
 	spaces  *selector  // On Namespace labels; nil where ns counts.
 	pods    *selector
-	classes list[*class] // That it selects.
+	classes list[*class]       // That it selects.
+	hosts   map[*node]struct{} // Nodes that it selects; nil where it selects Pods.
 
 	// As an applied-to group: the target sets that it is part of, and, as long
 	// as there are any, its endpoints by node.
@@ -29,7 +30,10 @@ type group struct {
 }
 
 func (g *group) sum() uint32 {
-	if g.ns != nil {
+	switch {
+	case g.hosts != nil:
+		return g.pods.hash
+	case g.ns != nil:
 		return mix(g.ns.hash, g.pods.hash)
 	}
 	return mix(g.spaces.hash, g.pods.hash) + 1
@@ -41,6 +45,7 @@ type selection struct {
 	namespace  string
 	namespaces *api.Selector
 	pods       *api.Selector
+	hosts      bool // It selects Nodes, by their labels, and pods says which.
 }
 
 // findGroup is the group of the Namespace's Pods that a selector selects.
@@ -52,8 +57,15 @@ func (ns *namespace) findGroup(s *selector) *group {
 // group returns the group of a selection, and begins it where there was none.
 func (e *Engine) group(s selection) *group {
 	pods := e.selector(s.pods)
-	if s.namespaces == nil {
-		ns := e.namespace(s.namespace)
+	if s.hosts {
+		return e.hostGroup(pods)
+	}
+	name, one := s.namespace, s.namespaces == nil
+	if !one {
+		name, one = e.normaliser.normalise(s.namespaces).namespace()
+	}
+	if one {
+		ns := e.namespace(name)
 		if g := ns.findGroup(pods); g != nil {
 			return g
 		}
@@ -70,6 +82,10 @@ func (e *Engine) group(s selection) *group {
 func (e *Engine) beginGroup(g *group) *group {
 	g.id = storage.NewScopeID(storage.ScopeAddressGroup, g.text())
 	g.pods.groups++
+	if g.hosts != nil {
+		e.beginHosts(g)
+		return g
+	}
 	if g.ns != nil {
 		g.ns.groups.add(g)
 		e.ownClasses(g.ns, g, func(c *class) { e.linkClass(g, c) })
@@ -96,6 +112,11 @@ func (e *Engine) endGroup(g *group) {
 		c.groups.remove(g)
 	}
 	g.pods.groups--
+	if g.hosts != nil {
+		delete(e.hostGroups, g.pods)
+		e.releaseSelector(g.pods)
+		return
+	}
 	if g.ns != nil {
 		g.ns.groups.remove(g)
 		e.releaseNamespace(g.ns)
@@ -123,9 +144,12 @@ func (e *Engine) endGroup(g *group) {
 // the same.
 func (g *group) text() string {
 	b := make([]byte, 0, 128)
-	if g.ns != nil {
+	switch {
+	case g.hosts != nil:
+		return string(g.pods.appendText(append(b, "nodes "...)))
+	case g.ns != nil:
 		b = append(append(b, "namespace "...), g.ns.name...)
-	} else {
+	default:
 		b = g.spaces.appendText(append(b, "namespaces "...))
 	}
 	return string(g.pods.appendText(append(b, ", pods "...)))
@@ -133,9 +157,9 @@ func (g *group) text() string {
 
 func (g *group) selects(c *class) bool {
 	if g.ns != nil {
-		return c.ns == g.ns && g.pods.match(c.shape.labels)
+		return c.ns == g.ns && g.pods.matchShape(c.shape)
 	}
-	return g.spaces.matchNamespace(c.ns) && g.pods.match(c.shape.labels)
+	return g.spaces.matchNamespace(c.ns) && g.pods.matchShape(c.shape)
 }
 
 // ownClasses calls fn for every class of a Namespace that a group selects.

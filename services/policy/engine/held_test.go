@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -44,24 +43,24 @@ type packet struct {
 	peer     netip.Addr
 	protocol policyv1.Protocol
 	port     uint32
+
+	sourcePort uint32
 }
 
 // verdict judges a packet of an endpoint of the node.
 func (h held) verdict(ep *policyv1.Endpoint, p packet) policyv1.Action {
 	var policies []*policyv1.Policy
 	h.Items(storage.ScopePolicies, func(_ storage.ScopeID, item *policyv1.Item) {
-		if pol := item.GetPolicy(); !pol.Staged && slices.ContainsFunc(pol.AppliedTo, func(g []byte) bool {
-			return slices.ContainsFunc(ep.Groups, func(own []byte) bool { return string(g) == string(own) })
-		}) {
+		if pol := item.GetPolicy(); !pol.Staged {
 			policies = append(policies, pol)
 		}
 	})
-	if a := h.ordered(policies, rankAdmin, ep, p); a == policyv1.Action_ACTION_ALLOW || a == policyv1.Action_ACTION_DROP {
+	if a := h.ordered(policies, 0, api.RankAdmin, ep, p); a != 0 && a != policyv1.Action_ACTION_PASS {
 		return a
 	}
 	isolated := false
 	for _, pol := range policies {
-		if pol.Rank != rankK8s {
+		if pol.Rank != api.RankK8s || !in(ep, pol.AppliedTo) {
 			continue
 		}
 		isolated = isolated || pol.IsolatesIngress && p.dir == policyv1.Direction_DIRECTION_INGRESS || pol.IsolatesEgress && p.dir == policyv1.Direction_DIRECTION_EGRESS
@@ -74,14 +73,20 @@ func (h held) verdict(ep *policyv1.Endpoint, p packet) policyv1.Action {
 	if isolated {
 		return policyv1.Action_ACTION_DROP
 	}
-	if a := h.ordered(policies, rankBaseline, ep, p); a != 0 {
+	if a := h.ordered(policies, api.RankK8s+1, api.RankUpstreamBaseline, ep, p); a != 0 {
 		return a
 	}
 	return policyv1.Action_ACTION_ALLOW
 }
 
-// ordered is the action of the first rule of a rank that matches; zero for none.
-func (h held) ordered(policies []*policyv1.Policy, rank uint32, ep *policyv1.Endpoint, p packet) policyv1.Action {
+func in(ep *policyv1.Endpoint, groups [][]byte) bool {
+	return slices.ContainsFunc(groups, func(g []byte) bool {
+		return slices.ContainsFunc(ep.Groups, func(own []byte) bool { return string(g) == string(own) })
+	})
+}
+
+// ordered is the action of the first rule of some ranks that matches; zero for none.
+func (h held) ordered(policies []*policyv1.Policy, from, to uint32, ep *policyv1.Endpoint, p packet) policyv1.Action {
 	type candidate struct {
 		policy *policyv1.Policy
 		rule   *policyv1.Rule
@@ -89,7 +94,11 @@ func (h held) ordered(policies []*policyv1.Policy, rank uint32, ep *policyv1.End
 	var matching []candidate
 	for _, pol := range policies {
 		for _, r := range pol.Rules {
-			if pol.Rank == rank && h.matches(r, ep, p) {
+			targets := pol.AppliedTo
+			if len(r.AppliedTo) > 0 {
+				targets = r.AppliedTo
+			}
+			if from <= pol.Rank && pol.Rank <= to && in(ep, targets) && h.matches(r, ep, p) {
 				matching = append(matching, candidate{pol, r})
 			}
 		}
@@ -97,10 +106,14 @@ func (h held) ordered(policies []*policyv1.Policy, rank uint32, ep *policyv1.End
 	if len(matching) == 0 {
 		return 0
 	}
-	strict := map[policyv1.Action]int{policyv1.Action_ACTION_DROP: 0, policyv1.Action_ACTION_PASS: 1, policyv1.Action_ACTION_ALLOW: 2}
+	strict := map[policyv1.Action]int{policyv1.Action_ACTION_DROP: 0, policyv1.Action_ACTION_REJECT: 1, policyv1.Action_ACTION_PASS: 2, policyv1.Action_ACTION_ALLOW: 3}
 	first := slices.MinFunc(matching, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.policy.Priority, b.policy.Priority), cmp.Compare(a.rule.Index, b.rule.Index),
-			cmp.Compare(strict[a.rule.Action], strict[b.rule.Action]), strings.Compare(a.policy.Ref.Name, b.policy.Ref.Name))
+		kind := 0
+		if a.policy.Rank == api.RankAdmin || a.policy.Rank == api.RankUpstreamBaseline {
+			kind = cmp.Compare(a.policy.Ref.Kind, b.policy.Ref.Kind)
+		}
+		return cmp.Or(cmp.Compare(a.policy.Rank, b.policy.Rank), cmp.Compare(a.policy.Priority, b.policy.Priority), kind,
+			cmp.Compare(a.rule.Index, b.rule.Index), cmp.Compare(strict[a.rule.Action], strict[b.rule.Action]))
 	})
 	return first.rule.Action
 }
@@ -124,8 +137,10 @@ func (h held) matches(r *policyv1.Rule, ep *policyv1.Endpoint, p packet) bool {
 	}
 	return slices.ContainsFunc(r.Services.Services, func(s *policyv1.Service) bool {
 		switch {
-		case s.Protocol != p.protocol:
+		case s.Protocol != p.protocol, s.SourcePort != 0 && (p.sourcePort < s.SourcePort || p.sourcePort > max(s.SourcePort, s.SourceEndPort)):
 			return false
+		case s.Protocol == policyv1.Protocol_PROTOCOL_ICMP:
+			return (s.IcmpType == nil || *s.IcmpType == 8) && (s.IcmpCode == nil || *s.IcmpCode == 0)
 		case s.PortName != "":
 			return slices.ContainsFunc(slices.Concat(destinations...), func(n *policyv1.NamedPort) bool {
 				return n.Name == s.PortName && n.Protocol == p.protocol && n.Port == p.port
@@ -158,62 +173,114 @@ func inBlock(b *policyv1.IPBlock, a netip.Addr) bool {
 
 // probes are what is tried between every two endpoints.
 var probes = []struct {
-	protocol api.Protocol
-	port     uint16
-}{{api.ProtocolTCP, 80}, {api.ProtocolTCP, 5432}, {api.ProtocolUDP, 7}}
+	protocol         api.Protocol
+	port, sourcePort uint16
+}{{api.ProtocolTCP, 80, 0}, {api.ProtocolTCP, 5432, 4000}, {api.ProtocolUDP, 7, 0}, {api.ProtocolICMP, 0, 0}}
 
 // agree compares what the nodes hold with the evaluator, for every connection
-// between endpoints, on both of its ends.
+// between endpoints, on both of its ends, and between endpoints and hosts.
 func agree(t testing.TB, store *storage.Store, objects []api.Object) {
 	t.Helper()
-	state := evaluate.New(objects...)
-	nodes, endpoints := make(map[string]held), make(map[string]*policyv1.Endpoint)
+	a := agreement{TB: t, state: evaluate.New(objects...), nodes: make(map[string]held), claims: make(map[netip.Addr]int)}
 	var pods []*api.Pod
+	var hosts []*api.Node
 	for _, o := range objects {
-		p, ok := o.(*api.Pod)
-		if !ok || !isEndpoint(p) {
-			continue
-		}
-		if _, ok := nodes[p.Node]; !ok {
-			nodes[p.Node] = heldBy(t, store, p.Node)
-		}
-		ep := nodes[p.Node].Item(storage.NewScopeID(storage.ScopeNode, p.Node), storage.PodKey(p.Namespace, p.Name)).GetEndpoint()
-		if ep == nil {
-			t.Fatalf("node %s does not hold its Pod %s", p.Node, p.Ref())
-		}
-		pods, endpoints[p.Ref().String()] = append(pods, p), ep
-	}
-	claims := make(map[netip.Addr]int) // An address that two claim is on its way from one to the other.
-	for _, p := range pods {
-		for _, a := range p.IPs {
-			claims[a]++
-		}
-	}
-	actions := map[evaluate.Verdict]policyv1.Action{evaluate.Allow: policyv1.Action_ACTION_ALLOW, evaluate.Drop: policyv1.Action_ACTION_DROP}
-	for _, from := range pods {
-		for _, to := range pods {
-			if from == to || claims[from.IPs[0]] > 1 || claims[to.IPs[0]] > 1 {
+		switch o := o.(type) {
+		case *api.Pod:
+			if !isEndpoint(o) {
 				continue
 			}
-			for _, probe := range probes {
-				r, err := state.Evaluate(evaluate.Connection{From: evaluate.Endpoint{Namespace: from.Namespace, Pod: from.Name},
-					To: evaluate.Endpoint{Namespace: to.Namespace, Pod: to.Name}, Protocol: probe.protocol, Port: probe.port})
-				if err != nil {
-					t.Fatal(err)
-				}
-				p := packet{protocol: wireProtocol(probe.protocol), port: uint32(probe.port)}
-				p.dir, p.peer = policyv1.Direction_DIRECTION_EGRESS, to.IPs[0]
-				egress := nodes[from.Node].verdict(endpoints[from.Ref().String()], p)
-				p.dir, p.peer = policyv1.Direction_DIRECTION_INGRESS, from.IPs[0]
-				ingress := nodes[to.Node].verdict(endpoints[to.Ref().String()], p)
-				what := fmt.Sprintf("%s to %s, %s/%d", from.Ref(), to.Ref(), probe.protocol, probe.port)
-				if want := actions[r.Egress.Action]; egress != want {
-					t.Fatalf("%s: %s on egress, want %s: %s", what, egress, want, r.Egress.Reason)
-				}
-				if want := actions[r.Ingress.Action]; ingress != want {
-					t.Fatalf("%s: %s on ingress, want %s: %s", what, ingress, want, r.Ingress.Reason)
-				}
+			if _, ok := a.nodes[o.Node]; !ok {
+				a.nodes[o.Node] = heldBy(t, store, o.Node)
+			}
+			pods = append(pods, o)
+			for _, addr := range o.IPs {
+				a.claims[addr]++
+			}
+		case *api.Node:
+			if len(o.Addresses) > 0 {
+				hosts = append(hosts, o)
 			}
 		}
+	}
+	for _, from := range pods {
+		for _, to := range pods {
+			if from != to {
+				a.both(from, to)
+			}
+		}
+		for _, host := range hosts {
+			a.withHost(from, host)
+		}
+	}
+}
+
+// agreement is what agree compares.
+type agreement struct {
+	testing.TB
+	state  *evaluate.State
+	nodes  map[string]held
+	claims map[netip.Addr]int // An address that two claim is on its way from one to the other.
+}
+
+var wireVerdicts = map[evaluate.Verdict]policyv1.Action{evaluate.Allow: policyv1.Action_ACTION_ALLOW, evaluate.Drop: policyv1.Action_ACTION_DROP, evaluate.Reject: policyv1.Action_ACTION_REJECT}
+
+func endpointOf(p *api.Pod) evaluate.Endpoint {
+	return evaluate.Endpoint{Namespace: p.Namespace, Pod: p.Name}
+}
+
+// both compares both ends of the connections between two Pods.
+func (a *agreement) both(from, to *api.Pod) {
+	a.Helper()
+	if a.claims[from.IPs[0]] > 1 || a.claims[to.IPs[0]] > 1 {
+		return
+	}
+	for _, probe := range probes {
+		r, err := a.state.Evaluate(evaluate.Connection{From: endpointOf(from), To: endpointOf(to), Protocol: probe.protocol, Port: probe.port, SourcePort: probe.sourcePort})
+		if err != nil {
+			a.Fatal(err)
+		}
+		what := fmt.Sprintf("%s to %s, %s/%d", from.Ref(), to.Ref(), probe.protocol, probe.port)
+		p := packet{protocol: wireProtocol(probe.protocol), port: uint32(probe.port), sourcePort: uint32(probe.sourcePort)}
+		p.dir, p.peer = policyv1.Direction_DIRECTION_EGRESS, to.IPs[0]
+		a.check(what, from, p, r.Egress)
+		p.dir, p.peer = policyv1.Direction_DIRECTION_INGRESS, from.IPs[0]
+		a.check(what, to, p, r.Ingress)
+	}
+}
+
+// withHost compares connections between a Pod and a host, on the Pod's end.
+func (a *agreement) withHost(pod *api.Pod, host *api.Node) {
+	a.Helper()
+	if a.claims[pod.IPs[0]] > 1 {
+		return
+	}
+	probe, node := probes[0], evaluate.Endpoint{Node: host.Name}
+	out, err := a.state.Evaluate(evaluate.Connection{From: endpointOf(pod), To: node, Protocol: probe.protocol, Port: probe.port})
+	if err != nil {
+		a.Fatal(err)
+	}
+	p := packet{protocol: wireProtocol(probe.protocol), port: uint32(probe.port), dir: policyv1.Direction_DIRECTION_EGRESS, peer: host.Addresses[0]}
+	a.check(fmt.Sprintf("%s to %s", pod.Ref(), host.Ref()), pod, p, out.Egress)
+	if host.Name == pod.Node {
+		return // Its own host's traffic is let in before any item counts.
+	}
+	back, err := a.state.Evaluate(evaluate.Connection{From: node, To: endpointOf(pod), Protocol: probe.protocol, Port: probe.port})
+	if err != nil {
+		a.Fatal(err)
+	}
+	p.dir = policyv1.Direction_DIRECTION_INGRESS
+	a.check(fmt.Sprintf("%s to %s", host.Ref(), pod.Ref()), pod, p, back.Ingress)
+}
+
+func (a *agreement) check(what string, pod *api.Pod, p packet, want evaluate.Decision) {
+	a.Helper()
+	node := a.nodes[pod.Node]
+	ep := node.Item(storage.NewScopeID(storage.ScopeNode, pod.Node), storage.PodKey(pod.Namespace, pod.Name)).GetEndpoint()
+	if ep == nil {
+		a.Fatalf("node %s does not hold its Pod %s", pod.Node, pod.Ref())
+	}
+	if got := node.verdict(ep, p); got != wireVerdicts[want.Action] {
+		a.Fatalf("%s: %s on %s, want %s: %s", what, got, p.dir, want.Action, want.Reason)
 	}
 }

@@ -2,12 +2,13 @@ package engine
 
 import (
 	"cmp"
+	"maps"
+	"math"
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -16,50 +17,95 @@ import (
 
 // PolicyInfo is one policy as the engine understands it.
 type PolicyInfo struct {
-	Wire      *policyv1.Policy
-	Scope     storage.ScopeID
-	Ingress   int // Rules.
+	Wire      *policyv1.Policy  // Without rules.
+	Tier      string            // Empty: the kind has none.
+	Items     []ItemPlace       // Of the policy and its parts. Empty: it has no effect.
+	AppliedTo []storage.ScopeID // Groups that it guards, in ascending order.
+	Ingress   int               // Rules.
 	Egress    int
 	Endpoints int // That it applies to.
+	Faults    []Fault
 	Warnings  []string
+}
+
+// ItemPlace is where the store has an item.
+type ItemPlace struct {
+	Scope storage.ScopeID
+	Key   string
 }
 
 // Policies lists all policies by kind, Namespace and name.
 func (e *Engine) Policies() []PolicyInfo {
 	var out []PolicyInfo
-	var d draft
-	var enc encoder
+	var scratch draft
 	for _, ns := range e.namespaces.items {
 		for _, p := range ns.policies.items {
-			if p.set != nil {
-				out = append(out, e.inspect(p, &d, &enc))
+			if p.set == nil {
+				continue
 			}
+			d := p.draftOf(&scratch)
+			info := PolicyInfo{Wire: d.wire(), Ingress: len(p.obj.Ingress), Egress: len(p.obj.Egress)}
+			if !d.isolatesIngress {
+				info.Ingress = 0
+			}
+			if !d.isolatesEgress {
+				info.Egress = 0
+			}
+			out = append(out, info.complete([]*policy{p}, d))
+		}
+	}
+	for _, o := range e.ordered {
+		if o.obj != nil {
+			out = append(out, o.inspect())
 		}
 	}
 	slices.SortFunc(out, func(a, b PolicyInfo) int { return comparePolicyRefs(a.Wire.Ref, b.Wire.Ref) })
 	return out
 }
 
-func (e *Engine) inspect(p *policy, d *draft, enc *encoder) PolicyInfo {
-	item := &policyv1.Item{}
-	if err := proto.Unmarshal(e.encodePolicy(p, d, enc), item); err != nil {
-		panic("engine: policy item cannot be read: " + err.Error())
-	}
-	info := PolicyInfo{Wire: item.GetPolicy(), Scope: p.set.id}
-	for _, r := range info.Wire.Rules {
-		if r.Direction == policyv1.Direction_DIRECTION_INGRESS {
-			info.Ingress++
-		} else {
-			info.Egress++
+// wire is what the draft says of the policy as a whole.
+func (d *draft) wire() *policyv1.Policy {
+	return &policyv1.Policy{Ref: &policyv1.PolicyRef{Kind: d.kind, Namespace: d.namespace, Name: d.name}, Uid: d.uid, Generation: d.generation,
+		Rank: d.rank, Priority: d.priority, Created: d.created, Staged: d.staged, IsolatesIngress: d.isolatesIngress, IsolatesEgress: d.isolatesEgress}
+}
+
+func (o *ordered) inspect() PolicyInfo {
+	pl := o.plan
+	header := (&plan{policy: o.obj, rank: pl.rank}).header()
+	info := PolicyInfo{Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: pl.faults}
+	var items []*policy
+	for _, part := range slices.Sorted(maps.Keys(o.items)) {
+		if o.items[part].set != nil {
+			items = append(items, o.items[part])
 		}
 	}
-	for i, g := range p.set.groups {
+	return info.complete(items, nil)
+}
+
+// complete adds what the items tell. The draft is that of the items, or nil
+// where they have their own.
+func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
+	var groups []*group
+	for _, p := range items {
+		of := d
+		if of == nil {
+			of = p.draft
+		}
+		info.Items = append(info.Items, ItemPlace{p.set.id, of.key()})
+		groups = append(groups, p.set.groups...)
+	}
+	seen := make(map[*class]struct{})
+	for _, g := range groups {
+		info.AppliedTo = append(info.AppliedTo, g.id)
 		for _, c := range g.classes.items {
-			if !slices.ContainsFunc(p.set.groups[:i], func(former *group) bool { return former.classes.has(c) }) {
+			if _, twice := seen[c]; !twice {
+				seen[c] = struct{}{}
 				info.Endpoints += c.pods.len()
 			}
 		}
 	}
+	slices.SortFunc(info.AppliedTo, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
+	info.AppliedTo = slices.Compact(info.AppliedTo)
 	if info.Endpoints == 0 {
 		info.Warnings = append(info.Warnings, "applies to no Pod now")
 	}
@@ -71,14 +117,27 @@ func comparePolicyRefs(a, b *policyv1.PolicyRef) int {
 }
 
 // ByEffectivePriority orders policies as they take effect: by rank, priority,
-// age where both are known, kind, Namespace and name.
+// among upstream kinds by kind, then age, of which an unknown one counts as the
+// youngest, kind, Namespace and name. Those that have no effect come last.
 func ByEffectivePriority(a, b PolicyInfo) int {
-	age := 0
-	if a.Wire.Created != 0 && b.Wire.Created != 0 {
-		age = cmp.Compare(a.Wire.Created, b.Wire.Created)
+	born := func(p PolicyInfo) int64 {
+		if p.Wire.Created == 0 {
+			return math.MaxInt64
+		}
+		return p.Wire.Created
 	}
-	return cmp.Or(cmp.Compare(a.Wire.Rank, b.Wire.Rank), cmp.Compare(a.Wire.Priority, b.Wire.Priority), age,
-		comparePolicyRefs(a.Wire.Ref, b.Wire.Ref))
+	held := func(p PolicyInfo) int {
+		if slices.ContainsFunc(p.Faults, func(f Fault) bool { return f.Reason == ReasonTierNotFound }) {
+			return 1
+		}
+		return 0
+	}
+	upstream := 0
+	if a.Wire.Rank == api.RankAdmin || a.Wire.Rank == api.RankUpstreamBaseline {
+		upstream = cmp.Compare(a.Wire.Ref.Kind, b.Wire.Ref.Kind)
+	}
+	return cmp.Or(cmp.Compare(held(a), held(b)), cmp.Compare(a.Wire.Rank, b.Wire.Rank), cmp.Compare(a.Wire.Priority, b.Wire.Priority), upstream,
+		cmp.Compare(born(a), born(b)), comparePolicyRefs(a.Wire.Ref, b.Wire.Ref))
 }
 
 // GroupInfo is one group.
@@ -89,7 +148,7 @@ type GroupInfo struct {
 	AppliedTo bool   // Rules guard it.
 	Members   int
 	Nodes     int      // As an address group: of its span; else those that hold a member.
-	Names     []string // "NAMESPACE/NAME", sorted; only where asked for.
+	Names     []string // "NAMESPACE/NAME" or "node:NAME", sorted; only where asked for.
 }
 
 // Groups lists all groups by their selector.
@@ -99,6 +158,9 @@ func (e *Engine) Groups(names bool) []GroupInfo {
 		for _, g := range ns.groups.items {
 			out = append(out, g.inspect(names))
 		}
+	}
+	for _, g := range e.hostGroups {
+		out = append(out, g.inspect(names))
 	}
 	for _, s := range e.selectors.items {
 		for _, g := range s.wide.items {
@@ -113,6 +175,12 @@ func (g *group) inspect(names bool) GroupInfo {
 	info := GroupInfo{ID: g.id, Selector: g.text(), Address: g.users > 0, AppliedTo: g.guards.len() > 0, Nodes: len(g.nodes)}
 	if info.Address {
 		info.Nodes = len(g.span)
+	}
+	info.Members = len(g.hosts)
+	if names {
+		for n := range g.hosts {
+			info.Names = append(info.Names, "node:"+n.name)
+		}
 	}
 	for _, c := range g.classes.items {
 		info.Members += c.pods.len()

@@ -70,6 +70,13 @@ func chains() [][]state {
 		{base, base.but("a policy goes", nil, policy("web")), base.but("and another", nil, policy("web"), policy("all-of-b")), base},
 		{base, base.but("a policy guards others", these(variant[5])), base.but("and names others", these(variant[6])), base.but("and isolates another way", these(variant[7])), base},
 		{base, base.but("an admin policy passes", these(variant[8])), base.but("an admin policy goes", nil, policy("admin")), base.but("the baseline drops", these(variant[9])), base},
+		{base, base.but("a tier goes", nil, &api.Tier{Name: "mine"}), base.but("and comes with another priority", these(variant[10])), base},
+		{base, base.but("a group gets other members", these(variant[11])), base.but("and goes", nil, variant[11]), base},
+		{base, base.but("a child goes", nil, &api.Group{Kind: api.KindClusterGroup, Name: "blocks"}), base.but("and the parent", nil, &api.Group{Kind: api.KindClusterGroup, Name: "parent"}), base},
+		{base, base.but("a Service serves others", these(variant[12])), base.but("and goes", nil, variant[12]), base},
+		{base, base.but("a Namespace becomes another's like", these(newNamespace("y", "team", "a"))), base.but("and has no labels", these(newNamespace("y"))), base},
+		{base, base.but("a relation of labels becomes one of names", these(variant[13])), base.but("and a Namespace comes", these(variant[13], newNamespace("z", "team", "a"))), base},
+		{base, base.but("a Node has another address", these(&api.Node{Name: "node-2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.9")}})), base.but("and goes", nil, &api.Node{Name: "node-2"}), base},
 		{base, base.but("everything at once", variant), empty, base},
 	}
 }
@@ -94,8 +101,6 @@ func delta(from, to state) (events []api.Event) {
 	}
 	return events
 }
-
-func compareRefs(a, b api.Ref) int { return slices.Compare([]byte(a.String()), []byte(b.String())) }
 
 func each(events []api.Event) (flushes [][]api.Event) {
 	for _, ev := range events {

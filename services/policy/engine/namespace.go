@@ -97,6 +97,7 @@ func (e *Engine) applyNamespace(name string, obj *api.Namespace) {
 			e.touchPolicy(p)
 		}
 	}
+	e.relate(ns)
 	e.releaseNamespace(ns)
 }
 
@@ -115,3 +116,6 @@ func (e *Engine) relabelNamespace(ns *namespace, before, after api.Labels) {
 		e.rematch(c)
 	}
 }
+
+// present says whether there is a Namespace, or at least an endpoint in it.
+func (ns *namespace) present() bool { return ns.obj != nil || ns.classes.len() > 0 }

@@ -7,15 +7,12 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// Ranks of the evaluation order beside the tiers' own priorities.
-const rankK8s = 252
-
 // compileNetworkPolicy compiles a Kubernetes NetworkPolicy: rules that allow,
 // and the isolation of its Pods in the directions of its types.
 func compileNetworkPolicy(p *api.NetworkPolicy, d *draft) {
 	d.kind = policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY
 	d.namespace, d.name, d.uid = p.Namespace, p.Name, p.UID
-	d.generation, d.created, d.rank, d.staged = p.Generation, p.Created, rankK8s, p.Staged
+	d.generation, d.created, d.rank, d.staged = p.Generation, p.Created, api.RankK8s, p.Staged
 	d.logsAsNamespace = true
 	d.appliedTo = append(d.appliedTo, selection{namespace: p.Namespace, pods: &p.PodSelector})
 	d.isolatesIngress, d.isolatesEgress = policyTypes(p)

@@ -80,6 +80,8 @@ func (e *Engine) applyNode(name string, obj *api.Node) {
 		}
 		n = e.node(name)
 	}
+	before := n.obj
 	n.obj, n.changed = obj, true
+	e.rehost(n, before)
 	e.touchNode(n)
 }

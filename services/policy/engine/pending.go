@@ -18,6 +18,7 @@ type pending struct {
 
 	left    []podAt       // Nodes whose endpoint items are to go.
 	members []groupMember // Of groups that were told.
+	hosts   []groupHost   // Of groups that were told.
 	reaches []setNode     // Of sets that were told.
 	spans   []groupNode   // Of groups that were told.
 }
@@ -30,6 +31,10 @@ type (
 	groupMember struct {
 		group *group
 		pod   *pod
+	}
+	groupHost struct {
+		group *group
+		node  *node
 	}
 	setNode struct {
 		set  *targetSet
@@ -45,7 +50,7 @@ type (
 func (p *pending) reset() {
 	*p = pending{
 		nodes: emptied(p.nodes), sets: emptied(p.sets), groups: emptied(p.groups), policies: emptied(p.policies),
-		classes: emptied(p.classes), pods: emptied(p.pods), left: emptied(p.left), members: emptied(p.members),
+		classes: emptied(p.classes), pods: emptied(p.pods), left: emptied(p.left), members: emptied(p.members), hosts: emptied(p.hosts),
 		reaches: emptied(p.reaches), spans: emptied(p.spans),
 	}
 }

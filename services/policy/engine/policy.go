@@ -5,39 +5,50 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// policy is a policy object, or was one when Flush ran last.
+// policy is a policy item, or was one when Flush ran last: a Kubernetes
+// NetworkPolicy, or an ordered policy or a part of one.
 type policy struct {
-	obj     api.Object
-	set     *targetSet // Nil: it is gone.
-	told    *targetSet // In whose scope the store has its item. Nil: in none.
-	groups  []*group   // One for each selection of its draft: appliedTo, and of each rule peers, appliedTo, named.
+	obj     *api.NetworkPolicy // Nil: of an ordered policy.
+	ordered *ordered           // Nil: a NetworkPolicy.
+	draft   *draft             // Of an ordered policy.
+	set     *targetSet         // Nil: it is gone.
+	told    *targetSet         // In whose scope the store has its item. Nil: in none.
+	groups  []*group           // One for each selection of its draft: appliedTo, and of each rule peers, appliedTo, named.
 	hash    uint32
 	touched bool
 }
 
 func (p *policy) sum() uint32 { return p.hash }
 
-func (e *Engine) findPolicy(ns *namespace, ref api.Ref) *policy {
-	p, _ := ns.policies.find(e.policyHash(ref), func(p *policy) bool { return p.obj.Ref() == ref })
+func (e *Engine) findPolicy(ns *namespace, name string) *policy {
+	p, _ := ns.policies.find(hashString(e.seed, name), func(p *policy) bool { return p.obj.Name == name })
 	return p
 }
 
-func (e *Engine) policyHash(ref api.Ref) uint32 {
-	return hashString(e.seed, ref.Name) + uint32(ref.Kind)
-}
-
-// applyPolicy puts an object in the place of the policy's former one. The new
-// one is in before the old goes, so that nothing that both use is counted out
-// and in again.
-func (e *Engine) applyPolicy(ref api.Ref, obj api.Object) {
+// applyPolicy puts a NetworkPolicy in the place of the former one.
+func (e *Engine) applyPolicy(ref api.Ref, obj *api.NetworkPolicy) {
+	if obj == nil {
+		if ns := e.findNamespace(ref.Namespace); ns != nil {
+			if p := e.findPolicy(ns, ref.Name); p != nil {
+				e.withdraw(p)
+			}
+		}
+		return
+	}
 	ns := e.namespace(ref.Namespace)
-	p := e.findPolicy(ns, ref)
+	p := e.findPolicy(ns, ref.Name)
 	if p == nil {
-		p = &policy{obj: obj, hash: e.policyHash(ref)}
+		p = &policy{obj: obj, hash: hashString(e.seed, ref.Name)}
 		ns.policies.add(p)
 	}
 	former := *p
 	p.obj = obj
+	e.replace(p, former)
+}
+
+// replace takes over what a policy is now. The new one is in before the former
+// goes, so that nothing that both use is counted out and in again.
+func (e *Engine) replace(p *policy, former policy) {
 	e.attach(p)
 	if former.set != nil {
 		e.detach(&former)
@@ -45,16 +56,23 @@ func (e *Engine) applyPolicy(ref api.Ref, obj api.Object) {
 	e.touchPolicy(p)
 }
 
-func (e *Engine) removePolicy(ref api.Ref) {
-	ns := e.findNamespace(ref.Namespace)
-	if ns == nil {
-		return
-	}
-	if p := e.findPolicy(ns, ref); p != nil && p.set != nil {
+// withdraw takes a policy out, if it is in.
+func (e *Engine) withdraw(p *policy) {
+	if p.set != nil {
 		e.detach(p)
 		p.set, p.groups = nil, nil
 		e.touchPolicy(p)
 	}
+}
+
+// draftOf is a policy's draft; scratch may be used for it.
+func (p *policy) draftOf(scratch *draft) *draft {
+	if p.draft != nil {
+		return p.draft
+	}
+	scratch.reset()
+	compileNetworkPolicy(p.obj, scratch)
+	return scratch
 }
 
 func (e *Engine) touchPolicy(p *policy) {
@@ -65,8 +83,7 @@ func (e *Engine) touchPolicy(p *policy) {
 }
 
 func (e *Engine) attach(p *policy) {
-	d := &e.draft
-	compile(p.obj, d)
+	d := p.draftOf(&e.draft)
 	p.groups = make([]*group, 0, d.selections())
 	targets := e.targets[:0]
 	add := func(selections []selection) []*group {
@@ -95,8 +112,7 @@ func (e *Engine) attach(p *policy) {
 
 // detach undoes attach.
 func (e *Engine) detach(p *policy) {
-	compile(p.obj, &e.draft)
-	p.eachPeer(&e.draft, func(g *group, a policyv1.Action) {
+	p.eachPeer(p.draftOf(&e.draft), func(g *group, a policyv1.Action) {
 		e.dropPeer(p.set, g)
 		if a != policyv1.Action_ACTION_ALLOW {
 			g.awaited--
@@ -122,10 +138,10 @@ func (p *policy) eachPeer(d *draft, fn func(*group, policyv1.Action)) {
 	}
 }
 
-// encodePolicy makes a policy's item, and the draft from which it is made. It
-// changes nothing but the draft and the encoder that it is given.
-func (e *Engine) encodePolicy(p *policy, d *draft, enc *encoder) []byte {
-	compile(p.obj, d)
+// encodePolicy makes a policy's item, and returns the draft from which it is
+// made. It changes nothing but the scratch and the encoder that it is given.
+func (e *Engine) encodePolicy(p *policy, scratch *draft, enc *encoder) (*draft, []byte) {
+	d := p.draftOf(scratch)
 	if d.logsAsNamespace {
 		ns := e.lookupNamespace(d.namespace)
 		d.logIsolation = ns != nil && ns.logs()
@@ -133,5 +149,5 @@ func (e *Engine) encodePolicy(p *policy, d *draft, enc *encoder) []byte {
 			d.rules[i].log = d.logIsolation
 		}
 	}
-	return enc.policy(d, p.groups)
+	return d, enc.policy(d, p.groups)
 }

@@ -108,6 +108,24 @@ func (rs requirements) match(labels api.Labels) bool {
 	return true
 }
 
+func (rs requirements) matchShape(s *shape) bool {
+	for i := range rs {
+		if value, has := s.label(rs[i].key); !rs[i].matches(value, has) {
+			return false
+		}
+	}
+	return true
+}
+
+// namespace is the one Namespace that a selector on Namespaces names and asks
+// nothing more of.
+func (rs requirements) namespace() (name string, one bool) {
+	if len(rs) != 1 || rs[0].op != api.OpIn || len(rs[0].values) != 1 || !namesItself(rs[0].key) {
+		return "", false
+	}
+	return rs[0].values[0], true
+}
+
 func (rs requirements) matchNamespace(ns *namespace) bool {
 	for i := range rs {
 		if value, has := ns.label(rs[i].key); !rs[i].matches(value, has) {

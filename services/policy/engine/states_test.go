@@ -44,12 +44,23 @@ func ingressFrom(ns, name string, target *api.Selector, peers ...api.NetworkPoli
 		Ingress: []api.NetworkPolicyRule{{Peers: peers, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, Port: 80}}}}}
 }
 
-func adminPolicy(kind api.Kind, name string, action api.Action, subject, peer *api.Selector) *api.AdminPolicy {
-	return &api.AdminPolicy{Kind: kind, Name: name, Priority: 5, Subject: api.NamespacedPods{Pods: subject},
-		Ingress: []api.AdminRule{{Name: "in", Action: action, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, PortName: "sql"}, {Protocol: api.ProtocolUDP, Port: 5, EndPort: 9}},
-			Peers: []api.AdminPeer{{Pods: &api.NamespacedPods{Namespaces: *matching("team", "b"), Pods: peer}}}}},
-		Egress: []api.AdminRule{{Action: action, Ports: []api.NetworkPolicyPort{{Protocol: api.ProtocolTCP, PortName: "sql"}},
-			Peers: []api.AdminPeer{{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}, {Pods: &api.NamespacedPods{Pods: peer}}}}}}
+func adminPolicy(kind api.Kind, name string, action api.Action, subject, peer *api.Selector) *api.OrderedPolicy {
+	all := &api.Selector{}
+	return &api.OrderedPolicy{Kind: kind, Name: name, Priority: 5, Baseline: kind == api.KindBaselineAdminNetworkPolicy,
+		AppliedTo: []api.Target{{NamespaceSelector: all, PodSelector: subject}},
+		Ingress: []api.OrderedRule{{Name: "in", Action: action, Traffic: []api.Traffic{{Protocol: api.ProtocolTCP, PortName: "sql"}, {Protocol: api.ProtocolUDP, Port: 5, EndPort: 9}},
+			Peers: []api.Peer{{NamespaceSelector: matching("team", "b"), PodSelector: peer}}}},
+		Egress: []api.OrderedRule{{Action: action, Traffic: []api.Traffic{{Protocol: api.ProtocolTCP, PortName: "sql"}},
+			Peers: []api.Peer{{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}, {NamespaceSelector: all, PodSelector: peer}}}}}
+}
+
+// antreaPolicy guards the Pods of every Namespace, with one rule for each peer.
+func antreaPolicy(name, tier string, action api.Action, peers ...api.Peer) *api.OrderedPolicy {
+	p := &api.OrderedPolicy{Kind: api.KindAntreaClusterNetworkPolicy, Name: name, Tier: tier, Priority: 5, AppliedTo: []api.Target{{NamespaceSelector: &api.Selector{}}}}
+	for _, peer := range peers {
+		p.Ingress = append(p.Ingress, api.OrderedRule{Name: "r", Action: action, Peers: []api.Peer{peer}})
+	}
+	return p
 }
 
 // The base state: two nodes, three Namespaces, and a policy of each shape.
@@ -78,6 +89,14 @@ func baseState() []api.Object {
 		&api.NetworkPolicy{Namespace: "y", Name: "deny", PolicyTypes: []api.PolicyType{api.PolicyTypeEgress}},
 		adminPolicy(api.KindAdminNetworkPolicy, "admin", api.ActionDrop, matching("app", "web"), matching("app", "client")),
 		adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionAllow, matching("app", "db"), nil),
+		&api.Tier{Name: "mine", Priority: 7},
+		&api.Group{Kind: api.KindClusterGroup, Name: "clients", PodSelector: matching("app", "client")},
+		&api.Group{Kind: api.KindClusterGroup, Name: "parent", Children: []string{"clients", "served", "blocks", "none"}},
+		&api.Group{Kind: api.KindClusterGroup, Name: "served", Service: &api.NamespacedName{Namespace: "y", Name: "db"}},
+		&api.Group{Kind: api.KindClusterGroup, Name: "blocks", IPBlocks: []api.IPBlock{{CIDR: netip.MustParsePrefix("10.0.1.0/29")}}},
+		&api.Service{Namespace: "y", Name: "db", Selector: labels("app", "db")},
+		antreaPolicy("grouped", "mine", api.ActionReject, api.Peer{Group: "parent"}),
+		antreaPolicy("related", "application", api.ActionDrop, api.Peer{SameLabels: []string{"team"}}, api.Peer{NodeSelector: &api.Selector{}}),
 	}
 }
 
@@ -95,6 +114,10 @@ func variants() []api.Object {
 		&api.NetworkPolicy{Namespace: "y", Name: "deny", PodSelector: *matching("app", "db"), PolicyTypes: []api.PolicyType{api.PolicyTypeIngress}},
 		adminPolicy(api.KindAdminNetworkPolicy, "admin", api.ActionPass, matching("app", "client"), matching("app", "db")),
 		adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionDrop, matching("app", "web"), matching("app", "db")),
+		&api.Tier{Name: "mine", Priority: 251 - 2},
+		&api.Group{Kind: api.KindClusterGroup, Name: "clients", PodSelector: matching("app", "web")},
+		&api.Service{Namespace: "y", Name: "db", Selector: labels("app", "web")},
+		antreaPolicy("related", "baseline", api.ActionAllow, api.Peer{SameLabels: []string{api.LabelNamespaceName}, PodSelector: matching("app", "client")}),
 	}
 }
 
@@ -133,8 +156,8 @@ func TestOutputIsAFunctionOfTheObjects(t *testing.T) {
 	refStore := storage.New("e")
 	refStore.Commit(reference.Flush(), nil)
 	want := dump(t, refStore)
-	if n := refStore.Node("node-1").Items[storage.ScopePolicies]; n != 3 {
-		t.Fatalf("node-1 holds %d policies, want 3", n)
+	if n := refStore.Node("node-1").Items[storage.ScopePolicies]; n != 6 {
+		t.Fatalf("node-1 holds %d policies, want 6", n)
 	}
 
 	for seed := range uint64(400) {
@@ -253,6 +276,7 @@ func leftovers(e *Engine) string {
 	for name, n := range map[string]int{
 		"namespaces": e.namespaces.len(), "nodes": e.nodes.len(), "sets": e.sets.len(), "classes": e.classes, "shapes": e.shapes.len(),
 		"selectors": e.selectors.len(), "loose": e.loose.len(), "labels": len(e.labels), "spacesByLabel": len(e.spacesByLabel),
+		"hostGroups": len(e.hostGroups), "ordered": len(e.ordered), "related": len(e.related), "referents": len(e.referents),
 		"wideByLabel": len(e.wideByLabel), "wideLoose": e.wideLoose.len(), "node numbers": len(e.nodes.numbered) - len(e.nodes.unused),
 	} {
 		if n > 0 {

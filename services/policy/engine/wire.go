@@ -26,12 +26,26 @@ const nodeKey = "node"
 // node is the item of a Node: its own addresses, wherever they were found,
 // each once and sorted, and its gateways as written.
 func (enc *encoder) node(n *api.Node) []byte {
-	all := slices.Concat(n.Addresses, n.Gateways, n.Transport)
-	slices.SortFunc(all, netip.Addr.Compare)
 	b, start := open(enc.buf[:0], itemNode)
 	b = appendString(b, 1, n.Name)
-	b = appendAddrs(b, 2, slices.Compact(all))
+	b = appendAddrs(b, 2, hostAddresses(n))
 	b = appendAddrs(b, 3, n.Gateways)
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// hostAddresses are all that a Node's host may speak from, each once and sorted.
+func hostAddresses(n *api.Node) []netip.Addr {
+	all := slices.Concat(n.Addresses, n.Gateways, n.Transport)
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// host is the item of a Node in an address group.
+func (enc *encoder) host(n *api.Node) []byte {
+	b, start := open(enc.buf[:0], itemMember)
+	b = appendAddrs(b, 4, hostAddresses(n))
+	b = appendString(b, 2, n.Name)
 	enc.buf = shut(b, start)
 	return enc.buf
 }

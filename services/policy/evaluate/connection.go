@@ -9,27 +9,42 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// Endpoint is one end of a connection: a Pod, a Node's host, or an address.
+// Endpoint is one end of a connection: a Pod, a Node's host, or an address; of
+// a destination, also a Service or a domain name.
 type Endpoint struct {
-	Namespace string // Of the Pod.
+	Namespace string // Of the Pod or Service.
 	Pod       string // Empty: not a Pod by name.
 	Node      string // Empty: not a Node by name.
+	Service   string // Empty: not a Service by name.
+	Domain    string // Empty: not a domain name.
 	// Addr is the address. Of a Pod or Node it chooses one of its addresses;
 	// the zero Addr leaves the choice to the evaluation, which takes the first
-	// address of a family that both ends have.
+	// address of a family that both ends have. Of a domain name it is what the
+	// name resolved to; a name without one has an address that no policy names.
 	Addr netip.Addr
 }
 
-// ParseEndpoint reads "NAMESPACE/POD" or an address.
+// ParseEndpoint reads "NAMESPACE/POD", an address, "node:NAME",
+// "service:NAMESPACE/NAME" or "fqdn:NAME".
 func ParseEndpoint(s string) (Endpoint, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		return Endpoint{Addr: addr.Unmap()}, nil
 	}
-	namespace, pod, found := strings.Cut(s, "/")
-	if !found || namespace == "" || pod == "" || strings.Contains(pod, "/") {
-		return Endpoint{}, fmt.Errorf("%q is neither NAMESPACE/POD nor an address", s)
+	if name, is := strings.CutPrefix(s, "node:"); is && name != "" {
+		return Endpoint{Node: name}, nil
 	}
-	return Endpoint{Namespace: namespace, Pod: pod}, nil
+	if name, is := strings.CutPrefix(s, "fqdn:"); is && name != "" {
+		return Endpoint{Domain: name}, nil
+	}
+	rest, isService := strings.CutPrefix(s, "service:")
+	namespace, name, found := strings.Cut(rest, "/")
+	switch {
+	case !found || namespace == "" || name == "" || strings.Contains(name, "/"):
+		return Endpoint{}, fmt.Errorf("%q is none of NAMESPACE/POD, an address, node:NAME, service:NAMESPACE/NAME and fqdn:NAME", s)
+	case isService:
+		return Endpoint{Namespace: namespace, Service: name}, nil
+	}
+	return Endpoint{Namespace: namespace, Pod: name}, nil
 }
 
 // Connection is the first packet of a connection.
@@ -38,6 +53,9 @@ type Connection struct {
 	Protocol   api.Protocol
 	Port       uint16 // Destination port. Zero for protocols without ports.
 	SourcePort uint16 // Zero: one that no rule names.
+	// ICMPType and ICMPCode are those of ICMP and, the former, of IGMP. Nil: an
+	// echo request of the family, and of IGMP a membership query.
+	ICMPType, ICMPCode *uint8
 }
 
 // party is an end of a flow, resolved. A Pod is there only where it is in the
@@ -46,6 +64,7 @@ type party struct {
 	pod  *api.Pod // Nil: no Pod.
 	at   []*api.Pod
 	node string // Name of the Node whose host it is. Empty: no host.
+	name string // Domain name by which it was resolved. Empty: by none that policies see.
 	addr netip.Addr
 }
 
@@ -56,56 +75,105 @@ func (p party) String() string {
 		return p.pod.Namespace + "/" + p.pod.Name
 	case p.node != "":
 		return "node " + p.node + " (" + p.addr.String() + ")"
+	case p.name != "":
+		return p.name
 	}
 	return p.addr.String()
 }
 
 // flow is a connection with both ends resolved.
 type flow struct {
-	from, to   party
-	protocol   api.Protocol
-	port       uint16
-	sourcePort uint16
+	from, to           party
+	protocol           api.Protocol
+	port               uint16
+	sourcePort         uint16
+	icmpType, icmpCode uint8        // The type of IGMP too.
+	via                *api.Service // Whose ClusterIP it is for. Nil: it is for the endpoint itself.
+	nodePort           *api.Service // Whose port on a node it is for.
 }
 
 // service names protocol and port in reasons.
 func (f *flow) service() string {
-	if f.protocol == api.ProtocolICMP {
-		return "ICMP"
+	switch f.protocol {
+	case api.ProtocolICMP:
+		return fmt.Sprintf("ICMP type %d code %d", f.icmpType, f.icmpCode)
+	case api.ProtocolIGMP:
+		return fmt.Sprintf("IGMP type %#x", f.icmpType)
 	}
 	return fmt.Sprintf("%s/%d", f.protocol, f.port)
 }
 
 // resolve finds out who the ends of a connection are, and which addresses it
-// is between.
-func (s *State) resolve(c Connection) (*flow, error) {
-	switch c.Protocol {
-	case api.ProtocolTCP, api.ProtocolUDP, api.ProtocolSCTP:
-		if c.Port == 0 {
-			return nil, fmt.Errorf("a %s connection needs a destination port", c.Protocol)
-		}
-	case api.ProtocolICMP:
-	default:
-		return nil, fmt.Errorf("protocol %d is not one of TCP, UDP, SCTP, ICMP", c.Protocol)
+// is between. A connection to a Service has a flow for each of its endpoints.
+func (s *State) resolve(c Connection) ([]*flow, error) {
+	if err := c.check(); err != nil {
+		return nil, err
 	}
 	from, fromAddrs, err := s.party(c.From)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
+	base := &flow{from: from, protocol: c.Protocol, port: c.Port, sourcePort: c.SourcePort}
+	svc, name, err := s.serviceOf(c.To)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("destination: %w", err)
+	case svc != nil:
+		return s.toService(base, fromAddrs, svc, name, c)
+	}
 	to, toAddrs, err := s.party(c.To)
 	if err != nil {
 		return nil, fmt.Errorf("destination: %w", err)
 	}
-	var ok bool
-	if from.addr, to.addr, ok = pair(fromAddrs, toAddrs); !ok {
+	base.to = to
+	if to.node != "" {
+		base.nodePort = s.serviceAtNodePort(c.Protocol, c.Port)
+	}
+	f, err := s.between(base, fromAddrs, toAddrs, c)
+	if err != nil {
+		return nil, err
+	}
+	return []*flow{f}, nil
+}
+
+// check refuses what is no connection.
+func (c *Connection) check() error {
+	switch c.Protocol {
+	case api.ProtocolTCP, api.ProtocolUDP, api.ProtocolSCTP:
+		if c.Port == 0 {
+			return fmt.Errorf("a %s connection needs a destination port", c.Protocol)
+		}
+	case api.ProtocolICMP, api.ProtocolIGMP:
+	default:
+		return fmt.Errorf("protocol %d is not one of TCP, UDP, SCTP, ICMP, IGMP", c.Protocol)
+	}
+	return nil
+}
+
+// between completes a flow: the addresses that it is between, and who they are.
+func (s *State) between(base *flow, from, to []netip.Addr, c Connection) (*flow, error) {
+	f, ok := *base, false
+	if len(to) == 0 { // A name of which no address is known.
+		f.from.addr = from[0]
+	} else if f.from.addr, f.to.addr, ok = pair(from, to); !ok {
 		return nil, fmt.Errorf("%s and %s have no address of one family", describe(c.From), describe(c.To))
 	}
-	for _, p := range []*party{&from, &to} {
-		if err := s.identify(p); err != nil {
-			return nil, err
-		}
+	s.identify(&f.from)
+	s.identify(&f.to)
+	f.icmpType = 8 // Echo request (RFC 792).
+	switch {
+	case c.Protocol == api.ProtocolIGMP:
+		f.icmpType = 0x11 // Membership query (RFC 2236).
+	case f.from.addr.Is6():
+		f.icmpType = 128 // Echo request (RFC 4443).
 	}
-	return &flow{from: from, to: to, protocol: c.Protocol, port: c.Port, sourcePort: c.SourcePort}, nil
+	if c.ICMPType != nil {
+		f.icmpType = *c.ICMPType
+	}
+	if c.ICMPCode != nil {
+		f.icmpCode = *c.ICMPCode
+	}
+	return &f, nil
 }
 
 // party looks an endpoint up, and lists the addresses that it may use.
@@ -137,6 +205,12 @@ func (s *State) party(e Endpoint) (party, []netip.Addr, error) {
 		}
 		p.node = node.Name
 		addrs = hostAddresses(node)
+	case e.Domain != "":
+		p.name = e.Domain
+		if e.Addr.IsValid() {
+			addrs = []netip.Addr{e.Addr.Unmap()}
+		}
+		return p, addrs, nil
 	case e.Addr.IsValid():
 		return p, []netip.Addr{e.Addr.Unmap()}, nil
 	default:
@@ -155,7 +229,7 @@ func (s *State) party(e Endpoint) (party, []netip.Addr, error) {
 }
 
 // identify finds the Pods or the host behind a party's address.
-func (s *State) identify(p *party) error {
+func (s *State) identify(p *party) {
 	if p.node == "" {
 		p.at = s.podsAt(p.addr)
 	}
@@ -165,17 +239,6 @@ func (s *State) identify(p *party) error {
 	if p.pod == nil && p.node == "" {
 		p.node = s.nodeAt(p.addr)
 	}
-	if p.pod != nil || p.node != "" {
-		return nil
-	}
-	for _, svc := range s.services {
-		for _, ip := range svc.ClusterIPs {
-			if ip == p.addr {
-				return fmt.Errorf("%s is the ClusterIP of %s: policies see the Pod behind it, name that", ip, svc.Ref())
-			}
-		}
-	}
-	return nil
 }
 
 // pair chooses the first destination address for which there is a source
@@ -197,6 +260,10 @@ func describe(e Endpoint) string {
 		return e.Namespace + "/" + e.Pod
 	case e.Node != "":
 		return "node " + e.Node
+	case e.Service != "":
+		return "Service " + e.Namespace + "/" + e.Service
+	case e.Domain != "":
+		return e.Domain
 	}
 	return e.Addr.String()
 }

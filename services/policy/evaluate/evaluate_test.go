@@ -47,6 +47,7 @@ items:
 - {apiVersion: v1, kind: Pod, metadata: {name: reused, namespace: shop, labels: {app: client}}, spec: {nodeName: n2}, status: {phase: Failed, podIPs: [{ip: 10.2.0.12}]}}
 - {apiVersion: v1, kind: Pod, metadata: {name: pending, namespace: shop, labels: {app: web}}, status: {phase: Pending}}
 - {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80}]}}
+- {apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: shop}, spec: {clusterIP: 10.96.0.2, selector: {app: nobody}, ports: [{port: 80}]}}
 `
 
 func load(t *testing.T, texts ...string) *State {
@@ -78,10 +79,6 @@ func connect(t *testing.T, text string) Connection {
 	}
 	var c Connection
 	for s, e := range map[string]*Endpoint{from: &c.From, to: &c.To} {
-		if node, ok := strings.CutPrefix(s, "node:"); ok {
-			*e = Endpoint{Node: node}
-			continue
-		}
 		var err error
 		if *e, err = ParseEndpoint(s); err != nil {
 			t.Fatal(err)
@@ -91,7 +88,7 @@ func connect(t *testing.T, text string) Connection {
 		c.From = c.To
 	}
 	protocol, port, _ := strings.Cut(service, "/")
-	c.Protocol = map[string]api.Protocol{"TCP": api.ProtocolTCP, "UDP": api.ProtocolUDP, "SCTP": api.ProtocolSCTP, "ICMP": api.ProtocolICMP}[protocol]
+	c.Protocol = map[string]api.Protocol{"TCP": api.ProtocolTCP, "UDP": api.ProtocolUDP, "SCTP": api.ProtocolSCTP, "ICMP": api.ProtocolICMP, "IGMP": api.ProtocolIGMP}[protocol]
 	if port != "" {
 		if _, err := fmt.Sscan(port, &c.Port); err != nil {
 			t.Fatal(err)
@@ -214,11 +211,11 @@ func TestReasons(t *testing.T) {
 				Reason: "isolated by shop/a-web, shop/b-deny, shop/c-web; no rule allows TCP/443 from 203.0.113.1"},
 		}},
 		{"nothing isolates", "ops/scraper elsewhere/stray ICMP", Result{Verdict: Allow,
-			Egress:  Decision{Action: Allow, Reason: "no policy isolates ops/scraper for egress"},
-			Ingress: Decision{Action: Allow, Reason: "no policy isolates elsewhere/stray for ingress"},
+			Egress:  Decision{Action: Allow, Reason: "no rule decides on egress of ops/scraper, and no policy isolates it"},
+			Ingress: Decision{Action: Allow, Reason: "no rule decides on ingress of elsewhere/stray, and no policy isolates it"},
 		}},
 		{"the host of the Pod", "node:n1 shop/web TCP/443", Result{Verdict: Allow,
-			Egress:  Decision{Action: Allow, Reason: "node n1 (192.0.2.1) is a host, so that no policy of Pods applies to it"},
+			Egress:  Decision{Action: Allow, Reason: "no policy of Nodes decides on egress of node n1 (192.0.2.1)"},
 			Ingress: Decision{Action: Allow, Reason: "node n1 (192.0.2.1) is the node of shop/web, and a node's host always reaches its own Pods"},
 		}},
 	} {
@@ -241,9 +238,11 @@ func TestEvaluateRefuses(t *testing.T) {
 		"shop/web node:n9 TCP/80":          "destination: there is no Node n9",
 		"shop/web shop/pending TCP/80":     "destination: the Pod shop/pending has no address yet",
 		"shop/six shop/web2 TCP/80":        "shop/six and shop/web2 have no address of one family",
-		"shop/web 10.96.0.1 TCP/80":        "10.96.0.1 is the ClusterIP of Service shop/web",
+		"shop/client 10.96.0.1 TCP/81":     "Service shop/web has no port 81 of TCP",
+		"node:n2 10.96.0.2 TCP/80":         "Service shop/nobody has no endpoint that the source could reach",
+		"shop/web service:shop/x TCP/80":   "destination: there is no Service shop/x",
 		"shop/web shop/client TCP":         "a TCP connection needs a destination port",
-		"shop/web shop/client ESP":         "protocol 0 is not one of",
+		"shop/web shop/client ESP":         "protocol 0 is not one of TCP, UDP, SCTP, ICMP, IGMP",
 		"203.0.113.1 fd00:1::10 UDP/53":    "203.0.113.1 and fd00:1::10 have no address of one family",
 		"shop/client shop/client2 SCTP/80": "there is no Pod shop/client2",
 	} {

@@ -103,6 +103,9 @@ func (s *State) peerSelects(namespace string, entry api.NetworkPolicyPeer, pod *
 // inBlock reports whether an address is in a block. Addresses of Pods count as
 // any other.
 func inBlock(b *api.IPBlock, peer party) bool {
+	if !peer.addr.IsValid() { // A name whose address is not given: it may be any.
+		return b.CIDR.Bits() == 0
+	}
 	if !b.CIDR.Contains(peer.addr) {
 		return false
 	}
@@ -121,21 +124,7 @@ func portsMatch(ports []api.NetworkPolicyPort, f *flow, d Direction) bool {
 		return true
 	}
 	for _, p := range ports {
-		if p.Protocol != f.protocol {
-			continue
-		}
-		switch {
-		case p.PortName != "":
-			if namesPort(f, d, p) {
-				return true
-			}
-		case p.Port == 0:
-			return true
-		case p.EndPort == 0:
-			if f.port == p.Port {
-				return true
-			}
-		case p.Port <= f.port && f.port <= p.EndPort:
+		if isTraffic(api.Traffic{Protocol: p.Protocol, Port: p.Port, EndPort: p.EndPort, PortName: p.PortName}, f, d) {
 			return true
 		}
 	}
@@ -145,14 +134,14 @@ func portsMatch(ports []api.NetworkPolicyPort, f *flow, d Direction) bool {
 // namesPort reports whether a port name stands for the flow's port at its
 // destination, which in both directions is where the port is. The Pod that a
 // policy guards is known; for a peer, any Pod will do that the address may be.
-func namesPort(f *flow, d Direction, p api.NetworkPolicyPort) bool {
+func namesPort(f *flow, d Direction, name string, protocol api.Protocol) bool {
 	pods := f.to.pods()
-	if d == Ingress {
+	if d == Ingress && f.to.pod != nil {
 		pods = []*api.Pod{f.to.pod}
 	}
 	for _, pod := range pods {
 		for _, c := range pod.Ports {
-			if c.Name == p.PortName && c.Protocol == p.Protocol && c.Port == f.port {
+			if c.Name == name && c.Protocol == protocol && c.Port == f.port {
 				return true
 			}
 		}

@@ -5,11 +5,11 @@ import "github.com/weirnet/weir/services/policy/api"
 // Verdict is what happens to a connection.
 type Verdict uint8
 
-// The verdicts.
+// The verdicts, from the one that lets most through.
 const (
 	Allow Verdict = iota + 1
-	Drop
 	Reject
+	Drop
 )
 
 // String is "allow", "drop" or "reject".
@@ -56,6 +56,23 @@ type Decision struct {
 	Reason     string    // A sentence without full stop. Never empty.
 	IsolatedBy []api.Ref // Policies that isolate the Pod in this direction, by name.
 	AllowedBy  []RuleRef // Every policy that allows, with its first rule that does, by name.
+	Steps      []Step    // What was considered, in order; where asked for.
+}
+
+// Step is one step of the evaluation order that was gone through: a tier, the
+// upstream admin policies, the Kubernetes NetworkPolicies, a baseline.
+type Step struct {
+	Name    string
+	Rules   []Considered // Of the policies that apply to the guarded Pod or Node, as far as they were looked at, in order.
+	Others  []api.Ref    // Policies that apply to others, in order.
+	Outcome string       // What came of it: a sentence without full stop. Never empty.
+}
+
+// Considered is one rule that was looked at, or a policy without rules.
+type Considered struct {
+	RuleRef
+	Decides bool
+	Why     string // A sentence without full stop. Never empty.
 }
 
 // Result is what happens to a connection, and why. The destination judges
@@ -64,4 +81,19 @@ type Result struct {
 	Verdict Verdict
 	Egress  Decision // Of the source.
 	Ingress Decision // Of the destination.
+	// Staged is what would happen if the staged policies were enforced. Nil:
+	// the same. Where only one direction differs, the other is repeated.
+	Staged *Result
 }
+
+// deciding is the direction that settles the verdict.
+func (r *Result) deciding() *Decision {
+	if r.Egress.Action != Allow {
+		return &r.Egress
+	}
+	return &r.Ingress
+}
+
+// Deciding is the decision that settles the verdict: that of the source, where
+// it does not let the connection go, or else that of the destination.
+func (r *Result) Deciding() Decision { return *r.deciding() }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/weirnet/weir/services/policy/api"
 )
@@ -17,7 +18,14 @@ type State struct {
 	pods       map[api.Ref]*api.Pod
 	services   map[api.Ref]*api.Service
 	policies   map[api.Ref]*api.NetworkPolicy
-	admin      map[api.Ref]*api.AdminPolicy
+	ordered    map[api.Ref]*api.OrderedPolicy
+	tiers      map[string]*api.Tier
+	groups     map[api.Ref]*api.Group
+
+	staged int // Policies that are.
+	// The rules of ordered, in order; nil until somebody asks. Several may ask
+	// at once, and find the same.
+	rules atomic.Pointer[map[Direction][]*orderedRule]
 }
 
 // New returns a State of some objects.
@@ -28,7 +36,9 @@ func New(objects ...api.Object) *State {
 		pods:       map[api.Ref]*api.Pod{},
 		services:   map[api.Ref]*api.Service{},
 		policies:   map[api.Ref]*api.NetworkPolicy{},
-		admin:      map[api.Ref]*api.AdminPolicy{},
+		ordered:    map[api.Ref]*api.OrderedPolicy{},
+		tiers:      map[string]*api.Tier{},
+		groups:     map[api.Ref]*api.Group{},
 	}
 	for _, o := range objects {
 		s.Set(o)
@@ -39,6 +49,7 @@ func New(objects ...api.Object) *State {
 // Set adds an object, or replaces the one of the same Ref. Kinds that do not
 // bear on verdicts are left out.
 func (s *State) Set(o api.Object) {
+	s.Remove(o.Ref())
 	switch o := o.(type) {
 	case *api.Namespace:
 		s.namespaces[o.Name] = o
@@ -50,8 +61,30 @@ func (s *State) Set(o api.Object) {
 		s.services[o.Ref()] = o
 	case *api.NetworkPolicy:
 		s.policies[o.Ref()] = o
-	case *api.AdminPolicy:
-		s.admin[o.Ref()] = o
+	case *api.OrderedPolicy:
+		s.ordered[o.Ref()] = o
+	case *api.Tier:
+		s.tiers[o.Name] = o
+	case *api.Group:
+		s.groups[o.Ref()] = o
+	}
+	s.count(o, 1)
+}
+
+// count keeps what is worked out of policies and tiers.
+func (s *State) count(o api.Object, n int) {
+	switch o := o.(type) {
+	case *api.NetworkPolicy:
+		if o != nil && o.Staged {
+			s.staged += n
+		}
+	case *api.OrderedPolicy:
+		if o != nil && o.Staged {
+			s.staged += n
+		}
+		s.rules.Store(nil)
+	case *api.Tier:
+		s.rules.Store(nil)
 	}
 }
 
@@ -67,9 +100,18 @@ func (s *State) Remove(ref api.Ref) {
 	case api.KindService:
 		delete(s.services, ref)
 	case api.KindNetworkPolicy:
+		s.count(s.policies[ref], -1)
 		delete(s.policies, ref)
-	case api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy:
-		delete(s.admin, ref)
+	case api.KindTier:
+		s.count(s.tiers[ref.Name], -1)
+		delete(s.tiers, ref.Name)
+	case api.KindClusterGroup, api.KindGroup:
+		delete(s.groups, ref)
+	default:
+		if p := s.ordered[ref]; p != nil {
+			s.count(p, -1)
+			delete(s.ordered, ref)
+		}
 	}
 }
 
@@ -136,11 +178,11 @@ func hostAddresses(n *api.Node) []netip.Addr {
 	return slices.Concat(n.Addresses, n.Gateways, n.Transport)
 }
 
-// policiesIn are the enforced policies of a Namespace, by name.
+// policiesIn are the NetworkPolicies of a Namespace, by name.
 func (s *State) policiesIn(namespace string) []*api.NetworkPolicy {
 	var found []*api.NetworkPolicy
 	for _, p := range s.policies {
-		if p.Namespace == namespace && !p.Staged {
+		if p.Namespace == namespace {
 			found = append(found, p)
 		}
 	}

@@ -7,78 +7,111 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// step judges a flow in one direction. Nil leaves it to the next step.
-type step func(*State, *flow, Direction) *Decision
+// judge decides a question, or leaves it to the next step with nil.
+type judge func(*question) *Decision
 
 // steps are the steps of a direction in the order in which they decide.
-func steps(d Direction) []step {
-	if d == Ingress {
-		return []step{notPod, toItself, fromOwnNode, adminPolicies, networkPolicies, baselinePolicies}
+func steps(q *question) []judge {
+	if q.subject.pod == nil {
+		return []judge{notGuarded, toItself, tiers, baselineTier}
 	}
-	return []step{notPod, toItself, adminPolicies, networkPolicies, baselinePolicies}
+	rules := []judge{tiers, adminPolicies, networkPolicies, baselineTier, upstreamBaseline}
+	if q.direction == Ingress {
+		return append([]judge{toItself, fromOwnNode}, rules...)
+	}
+	return append([]judge{toItself}, rules...)
 }
 
-// notPod allows what has no Pod to guard.
-func notPod(_ *State, f *flow, d Direction) *Decision {
-	subject, _ := sides(f, d)
-	if subject.pod != nil {
+// notGuarded allows what no policy can guard: neither a Pod nor a Node's host.
+func notGuarded(q *question) *Decision {
+	if q.subject.node != "" {
 		return nil
 	}
-	why := subject.String() + " is no Pod"
-	if subject.node != "" {
-		why = subject.String() + " is a host"
-	}
-	return &Decision{Action: Allow, Reason: why + ", so that no policy of Pods applies to it"}
+	return &Decision{Action: Allow, Reason: q.subject.String() + " is no Pod, so that no policy of Pods applies to it"}
 }
 
-// toItself allows a Pod to reach itself.
-func toItself(_ *State, f *flow, _ Direction) *Decision {
-	if f.from.pod == nil || f.from.pod != f.to.pod {
-		return nil
+// toItself allows a Pod to reach itself, and a host. A Pod that calls a Service
+// which it serves itself sends to the Service: its egress is judged.
+func toItself(q *question) *Decision {
+	switch {
+	case q.via != nil && q.direction == Egress:
+	case q.via != nil && q.from.pod != nil && q.from.pod == q.to.pod:
+		return &Decision{Action: Allow, Reason: q.from.String() + " reaches itself through " + q.via.Ref().String() + ", and that is always let in"}
+	case q.from.pod != nil && q.from.pod == q.to.pod:
+		return &Decision{Action: Allow, Reason: q.from.String() + " reaches itself, and that traffic never leaves the Pod"}
+	case q.from.node != "" && q.from.node == q.to.node:
+		return &Decision{Action: Allow, Reason: q.from.String() + " reaches itself, and that traffic never leaves the host"}
 	}
-	return &Decision{Action: Allow, Reason: f.from.String() + " reaches itself, and that traffic never leaves the Pod"}
+	return nil
 }
 
 // fromOwnNode allows a Pod to be reached from its own node's host.
-func fromOwnNode(_ *State, f *flow, _ Direction) *Decision {
-	if f.from.node == "" || f.from.node != f.to.pod.Node {
+func fromOwnNode(q *question) *Decision {
+	if q.from.node == "" || q.from.node != q.to.pod.Node {
 		return nil
 	}
-	return &Decision{Action: Allow, Reason: fmt.Sprintf("%s is the node of %s, and a node's host always reaches its own Pods", f.from, f.to)}
+	return &Decision{Action: Allow, Reason: fmt.Sprintf("%s is the node of %s, and a node's host always reaches its own Pods", q.from, q.to)}
 }
 
 // networkPolicies are the Kubernetes NetworkPolicies: a Pod that at least one
 // of them isolates is let through what at least one of those allows.
-func networkPolicies(s *State, f *flow, d Direction) *Decision {
-	subject, peer := sides(f, d)
+func networkPolicies(q *question) *Decision {
+	step := q.enter("Kubernetes NetworkPolicies")
 	var isolated []api.Ref
 	var allowed []RuleRef
-	for _, p := range s.policiesIn(subject.pod.Namespace) {
-		if !isolates(p, d) || !selects(p.PodSelector, labelsOf(subject.pod.Labels)) {
+	for _, p := range q.policiesIn(q.subject.pod.Namespace) {
+		if !q.counts(p.Staged) {
+			continue
+		}
+		if !isolates(p, q.direction) || !selects(p.PodSelector, labelsOf(q.subject.pod.Labels)) {
+			step.other(p.Ref())
 			continue
 		}
 		isolated = append(isolated, p.Ref())
-		for i, rule := range rulesOf(p, d) {
-			if s.peersMatch(p, rule.Peers, peer) && portsMatch(rule.Ports, f, d) {
-				allowed = append(allowed, RuleRef{Policy: p.Ref(), Rule: fmt.Sprintf("%s[%d]", d, i)})
-				break
-			}
+		if rule, ok := q.allowedBy(p, step); ok {
+			allowed = append(allowed, rule)
 		}
 	}
 	if len(isolated) == 0 {
+		step.end("no policy isolates " + q.subject.String() + " for " + q.direction.String())
 		return nil
 	}
 	if len(allowed) == 0 {
 		way := "from"
-		if d == Egress {
+		if q.direction == Egress {
 			way = "to"
 		}
-		return &Decision{Action: Drop, IsolatedBy: isolated,
-			Reason: fmt.Sprintf("isolated by %s; no rule allows %s %s %s", names(isolated), f.service(), way, peer)}
+		d := &Decision{Action: Drop, IsolatedBy: isolated,
+			Reason: fmt.Sprintf("isolated by %s; no rule allows %s %s %s", names(isolated), q.service(), way, q.peer)}
+		step.end(d.Reason)
+		return d
 	}
 	first := allowed[0]
-	return &Decision{Action: Allow, Policy: &first.Policy, Rule: first.Rule, IsolatedBy: isolated, AllowedBy: allowed,
+	d := &Decision{Action: Allow, Policy: &first.Policy, Rule: first.Rule, IsolatedBy: isolated, AllowedBy: allowed,
 		Reason: fmt.Sprintf("isolated by %s; %s of %s allows it", names(isolated), first.Rule, names([]api.Ref{first.Policy}))}
+	step.end(d.Reason)
+	return d
+}
+
+// allowedBy is the first rule of a NetworkPolicy that allows the flow.
+func (q *question) allowedBy(p *api.NetworkPolicy, step *Step) (RuleRef, bool) {
+	rules := rulesOf(p, q.direction)
+	if len(rules) == 0 {
+		step.consider(p.Ref(), "", false, "isolates, and has no rule that could allow anything")
+	}
+	for i, rule := range rules {
+		name := fmt.Sprintf("%s[%d]", q.direction, i)
+		switch {
+		case !q.peersMatch(p, rule.Peers, q.peer):
+			step.consider(p.Ref(), name, false, q.peer.String()+" is none of its peers")
+		case !portsMatch(rule.Ports, q.flow, q.direction):
+			step.consider(p.Ref(), name, false, q.service()+" is none of its ports")
+		default:
+			step.consider(p.Ref(), name, true, "allows it")
+			return RuleRef{Policy: p.Ref(), Rule: name}, true
+		}
+	}
+	return RuleRef{}, false
 }
 
 func names(refs []api.Ref) string {

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"encoding/hex"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,27 +39,52 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 			continue
 		}
 		nodes, realized := s.realization(p)
-		resp.Policies = append(resp.Policies, &policyv1.PolicySummary{
-			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
-			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints),
-			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings,
-		})
+		summary := &policyv1.PolicySummary{
+			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Tier: p.Tier, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
+			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints), Staged: p.Wire.Staged,
+			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings, Conditions: []*policyv1.Condition{realizable(p.Faults)},
+		}
+		for _, id := range p.AppliedTo {
+			summary.AppliedTo = append(summary.AppliedTo, hex.EncodeToString(id[:]))
+		}
+		resp.Policies = append(resp.Policies, summary)
 	}
 	return resp, nil
 }
 
+// realizable is the condition that a policy can be enforced as it is written.
+// The reason is that of the first fault by which more gets through, if any.
+func realizable(faults []engine.Fault) *policyv1.Condition {
+	c := &policyv1.Condition{Type: "Realizable", Status: len(faults) == 0}
+	var messages []string
+	for _, f := range faults {
+		messages = append(messages, f.Message)
+	}
+	c.Message = strings.Join(messages, "; ")
+	if i := slices.IndexFunc(faults, func(f engine.Fault) bool { return f.Widens }); len(faults) > 0 {
+		c.Reason = faults[max(i, 0)].Reason
+	}
+	return c
+}
+
 // realization counts the nodes of a policy's span, and those that have
-// acknowledged everything they must hold or at least the policy's present item.
+// acknowledged everything they must hold or at least the policy's present items.
 func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
-	item := s.cfg.Store.ItemRevision(p.Scope, storage.PolicyKey(p.Wire))
-	for node, joined := range s.cfg.Store.Span(p.Scope) {
+	need := make(map[string]uint64) // By node: the revision as of which it holds all items that reach it.
+	for _, item := range p.Items {
+		revision := s.cfg.Store.ItemRevision(item.Scope, item.Key)
+		for node, joined := range s.cfg.Store.Span(item.Scope) {
+			need[node] = max(need[node], revision, joined)
+		}
+	}
+	for node, revision := range need {
 		nodes++
 		se := s.sessions.find(node)
 		if se == nil {
 			continue
 		}
 		se.mu.Lock()
-		if se.stream != nil && se.lastErr == "" && se.acked >= max(item, joined) {
+		if se.stream != nil && se.lastErr == "" && se.acked >= revision {
 			realized++
 		}
 		se.mu.Unlock()
@@ -80,6 +107,13 @@ func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest
 			resp.Groups = append(resp.Groups, &policyv1.GroupSummary{
 				Id: g.ID[:], Use: use, Selector: g.Selector, Members: uint32(g.Members), Nodes: uint32(g.Nodes), MemberNames: g.Names})
 		}
+	}
+	for _, d := range s.cfg.Model.Definitions() {
+		resp.Definitions = append(resp.Definitions, &policyv1.GroupDefinition{
+			Namespace: d.Object.Namespace, Name: d.Object.Name, Uid: d.Object.UID, Generation: d.Object.Generation,
+			Members: uint32(d.Members), Blocks: uint32(d.Blocks), Policies: uint32(d.Policies),
+			Conditions: []*policyv1.Condition{{Type: "GroupMembersComputed", Status: true, Message: strings.Join(d.Warnings, "; ")}},
+		})
 	}
 	return resp, nil
 }

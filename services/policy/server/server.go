@@ -19,6 +19,7 @@ import (
 type Model interface {
 	Policies() []engine.PolicyInfo
 	Groups(members bool) []engine.GroupInfo
+	Definitions() []engine.GroupDefinition
 	// Explain returns an error that names the field which it cannot read.
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }

@@ -235,6 +235,9 @@ type PolicySummary struct {
 	Nodes         uint32                 `protobuf:"varint,10,opt,name=nodes,proto3" json:"nodes,omitempty"`                                      // Nodes of its span.
 	NodesRealized uint32                 `protobuf:"varint,11,opt,name=nodes_realized,json=nodesRealized,proto3" json:"nodes_realized,omitempty"` // Of these, connected and with the policy's present content acknowledged.
 	Warnings      []string               `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`                                 // Empty: none.
+	Conditions    []*Condition           `protobuf:"bytes,13,rep,name=conditions,proto3" json:"conditions,omitempty"`                             // By type; those that a status has.
+	AppliedTo     []string               `protobuf:"bytes,14,rep,name=applied_to,json=appliedTo,proto3" json:"applied_to,omitempty"`              // Ids of the groups that it guards, in hexadecimal. Empty: none.
+	Staged        bool                   `protobuf:"varint,15,opt,name=staged,proto3" json:"staged,omitempty"`                                    // Recorded, not enforced.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +356,96 @@ func (x *PolicySummary) GetWarnings() []string {
 	return nil
 }
 
+func (x *PolicySummary) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+func (x *PolicySummary) GetAppliedTo() []string {
+	if x != nil {
+		return x.AppliedTo
+	}
+	return nil
+}
+
+func (x *PolicySummary) GetStaged() bool {
+	if x != nil {
+		return x.Staged
+	}
+	return false
+}
+
+// Condition is as those of a status: it says of an object whether something holds.
+type Condition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"` // Such as "Realizable".
+	Status        bool                   `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`   // One word in camel case. Empty: none is needed.
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"` // Empty: none is needed.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Condition) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Condition) GetStatus() bool {
+	if x != nil {
+		return x.Status
+	}
+	return false
+}
+
+func (x *Condition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Condition) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type ListGroupsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Members       bool                   `protobuf:"varint,1,opt,name=members,proto3" json:"members,omitempty"` // Lists the members too.
@@ -362,7 +455,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +467,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +480,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListGroupsRequest) GetMembers() bool {
@@ -400,13 +493,14 @@ func (x *ListGroupsRequest) GetMembers() bool {
 type ListGroupsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        []*GroupSummary        `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	Definitions   []*GroupDefinition     `protobuf:"bytes,2,rep,name=definitions,proto3" json:"definitions,omitempty"` // Group objects, by kind, Namespace and name.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -418,7 +512,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -431,12 +525,120 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*GroupSummary {
 	if x != nil {
 		return x.Groups
+	}
+	return nil
+}
+
+func (x *ListGroupsResponse) GetDefinitions() []*GroupDefinition {
+	if x != nil {
+		return x.Definitions
+	}
+	return nil
+}
+
+// GroupDefinition is a ClusterGroup or Group object.
+type GroupDefinition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // Empty: a ClusterGroup.
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Uid           string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`                // Empty: the source has none.
+	Generation    int64                  `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"` // Zero: the source has none.
+	Members       uint32                 `protobuf:"varint,5,opt,name=members,proto3" json:"members,omitempty"`       // Pods.
+	Blocks        uint32                 `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`         // Blocks of addresses.
+	Policies      uint32                 `protobuf:"varint,7,opt,name=policies,proto3" json:"policies,omitempty"`     // That name it, themselves or by a parent.
+	Conditions    []*Condition           `protobuf:"bytes,8,rep,name=conditions,proto3" json:"conditions,omitempty"`  // By type; those that a status has.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupDefinition) Reset() {
+	*x = GroupDefinition{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupDefinition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupDefinition) ProtoMessage() {}
+
+func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupDefinition.ProtoReflect.Descriptor instead.
+func (*GroupDefinition) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GroupDefinition) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *GroupDefinition) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GroupDefinition) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *GroupDefinition) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *GroupDefinition) GetMembers() uint32 {
+	if x != nil {
+		return x.Members
+	}
+	return 0
+}
+
+func (x *GroupDefinition) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *GroupDefinition) GetPolicies() uint32 {
+	if x != nil {
+		return x.Policies
+	}
+	return 0
+}
+
+func (x *GroupDefinition) GetConditions() []*Condition {
+	if x != nil {
+		return x.Conditions
 	}
 	return nil
 }
@@ -455,7 +657,7 @@ type GroupSummary struct {
 
 func (x *GroupSummary) Reset() {
 	*x = GroupSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +669,7 @@ func (x *GroupSummary) String() string {
 func (*GroupSummary) ProtoMessage() {}
 
 func (x *GroupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +682,7 @@ func (x *GroupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSummary.ProtoReflect.Descriptor instead.
 func (*GroupSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GroupSummary) GetId() []byte {
@@ -533,7 +735,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +747,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +760,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 type ListNodesResponse struct {
@@ -573,7 +775,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +787,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +800,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListNodesResponse) GetEpoch() string {
@@ -649,7 +851,7 @@ type NodeSummary struct {
 
 func (x *NodeSummary) Reset() {
 	*x = NodeSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +863,7 @@ func (x *NodeSummary) String() string {
 func (*NodeSummary) ProtoMessage() {}
 
 func (x *NodeSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +876,7 @@ func (x *NodeSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSummary.ProtoReflect.Descriptor instead.
 func (*NodeSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeSummary) GetName() string {
@@ -764,18 +966,20 @@ func (x *NodeSummary) GetVersion() string {
 // ExplainRequest is one connection's first packet.
 type ExplainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`                                       // "NAMESPACE/POD" or an address.
-	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`                                           // "NAMESPACE/POD" or an address.
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`                                       // "NAMESPACE/POD", "node:NAME" or an address.
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`                                           // As from; also "service:NAMESPACE/NAME" or "fqdn:NAME".
 	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=weir.policy.v1.Protocol" json:"protocol,omitempty"` // Zero: TCP.
 	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`                                      // Destination port; zero for protocols without ports.
 	SourcePort    uint32                 `protobuf:"varint,5,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`        // Zero: one that no rule names.
+	IcmpType      *uint32                `protobuf:"varint,6,opt,name=icmp_type,json=icmpType,proto3,oneof" json:"icmp_type,omitempty"`        // Of ICMP, and of IGMP. Absent: an echo request; of IGMP, a membership query.
+	IcmpCode      *uint32                `protobuf:"varint,7,opt,name=icmp_code,json=icmpCode,proto3,oneof" json:"icmp_code,omitempty"`        // Absent: zero.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +991,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1004,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -838,18 +1042,33 @@ func (x *ExplainRequest) GetSourcePort() uint32 {
 	return 0
 }
 
+func (x *ExplainRequest) GetIcmpType() uint32 {
+	if x != nil && x.IcmpType != nil {
+		return *x.IcmpType
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetIcmpCode() uint32 {
+	if x != nil && x.IcmpCode != nil {
+		return *x.IcmpCode
+	}
+	return 0
+}
+
 type ExplainResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=weir.policy.v1.Verdict" json:"verdict,omitempty"`
 	Egress        *DirectionExplanation  `protobuf:"bytes,2,opt,name=egress,proto3" json:"egress,omitempty"`   // Of the source.
 	Ingress       *DirectionExplanation  `protobuf:"bytes,3,opt,name=ingress,proto3" json:"ingress,omitempty"` // Of the destination.
+	Staged        *ExplainResponse       `protobuf:"bytes,4,opt,name=staged,proto3" json:"staged,omitempty"`   // If staged policies were enforced. Absent: no action would be another.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +1080,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +1093,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainResponse) GetVerdict() Verdict {
@@ -898,6 +1117,13 @@ func (x *ExplainResponse) GetIngress() *DirectionExplanation {
 	return nil
 }
 
+func (x *ExplainResponse) GetStaged() *ExplainResponse {
+	if x != nil {
+		return x.Staged
+	}
+	return nil
+}
+
 // DirectionExplanation is how one direction was decided.
 type DirectionExplanation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -906,13 +1132,14 @@ type DirectionExplanation struct {
 	Rule          string                 `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`                               // Name or position of the deciding rule. Empty: no rule decided.
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`                           // A sentence. Never empty.
 	IsolatedBy    []*PolicyRef           `protobuf:"bytes,5,rep,name=isolated_by,json=isolatedBy,proto3" json:"isolated_by,omitempty"` // Policies that isolate the Pod in this direction. Empty: none.
+	Steps         []*EvaluationStep      `protobuf:"bytes,6,rep,name=steps,proto3" json:"steps,omitempty"`                             // Those that were gone through, in order, to the one that decided.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DirectionExplanation) Reset() {
 	*x = DirectionExplanation{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1151,7 @@ func (x *DirectionExplanation) String() string {
 func (*DirectionExplanation) ProtoMessage() {}
 
 func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1164,7 @@ func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectionExplanation.ProtoReflect.Descriptor instead.
 func (*DirectionExplanation) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DirectionExplanation) GetAction() Action {
@@ -975,6 +1202,152 @@ func (x *DirectionExplanation) GetIsolatedBy() []*PolicyRef {
 	return nil
 }
 
+func (x *DirectionExplanation) GetSteps() []*EvaluationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// EvaluationStep is one step of the evaluation order: a tier, the upstream
+// admin policies, the Kubernetes NetworkPolicies, a baseline.
+type EvaluationStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // Such as "tier securityops (100)".
+	Rules         []*ConsideredRule      `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`     // Of the policies that apply here, as far as they were looked at, in order.
+	Others        []*PolicyRef           `protobuf:"bytes,3,rep,name=others,proto3" json:"others,omitempty"`   // Policies that apply to others.
+	Outcome       string                 `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"` // A sentence. Never empty.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvaluationStep) Reset() {
+	*x = EvaluationStep{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvaluationStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvaluationStep) ProtoMessage() {}
+
+func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvaluationStep.ProtoReflect.Descriptor instead.
+func (*EvaluationStep) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EvaluationStep) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EvaluationStep) GetRules() []*ConsideredRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *EvaluationStep) GetOthers() []*PolicyRef {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+func (x *EvaluationStep) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+// ConsideredRule is a rule that was looked at.
+type ConsideredRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *PolicyRef             `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"` // Name or position. Empty: the policy has no rule in this direction.
+	Decides       bool                   `protobuf:"varint,3,opt,name=decides,proto3" json:"decides,omitempty"`
+	Why           string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"` // A sentence. Never empty.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsideredRule) Reset() {
+	*x = ConsideredRule{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsideredRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsideredRule) ProtoMessage() {}
+
+func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsideredRule.ProtoReflect.Descriptor instead.
+func (*ConsideredRule) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ConsideredRule) GetPolicy() *PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *ConsideredRule) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *ConsideredRule) GetDecides() bool {
+	if x != nil {
+		return x.Decides
+	}
+	return false
+}
+
+func (x *ConsideredRule) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 var File_weir_policy_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_inspection_proto_rawDesc = "" +
@@ -984,7 +1357,7 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x122\n" +
 	"\x15by_effective_priority\x18\x02 \x01(\bR\x13byEffectivePriority\"Q\n" +
 	"\x14ListPoliciesResponse\x129\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\xf1\x02\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\xe3\x03\n" +
 	"\rPolicySummary\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1000,11 +1373,36 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x05nodes\x18\n" +
 	" \x01(\rR\x05nodes\x12%\n" +
 	"\x0enodes_realized\x18\v \x01(\rR\rnodesRealized\x12\x1a\n" +
-	"\bwarnings\x18\f \x03(\tR\bwarnings\"-\n" +
+	"\bwarnings\x18\f \x03(\tR\bwarnings\x129\n" +
+	"\n" +
+	"conditions\x18\r \x03(\v2\x19.weir.policy.v1.ConditionR\n" +
+	"conditions\x12\x1d\n" +
+	"\n" +
+	"applied_to\x18\x0e \x03(\tR\tappliedTo\x12\x16\n" +
+	"\x06staged\x18\x0f \x01(\bR\x06staged\"i\n" +
+	"\tCondition\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"-\n" +
 	"\x11ListGroupsRequest\x12\x18\n" +
-	"\amembers\x18\x01 \x01(\bR\amembers\"J\n" +
+	"\amembers\x18\x01 \x01(\bR\amembers\"\x8d\x01\n" +
 	"\x12ListGroupsResponse\x124\n" +
-	"\x06groups\x18\x01 \x03(\v2\x1c.weir.policy.v1.GroupSummaryR\x06groups\"\xb9\x01\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1c.weir.policy.v1.GroupSummaryR\x06groups\x12A\n" +
+	"\vdefinitions\x18\x02 \x03(\v2\x1f.weir.policy.v1.GroupDefinitionR\vdefinitions\"\xfe\x01\n" +
+	"\x0fGroupDefinition\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\amembers\x18\x05 \x01(\rR\amembers\x12\x16\n" +
+	"\x06blocks\x18\x06 \x01(\rR\x06blocks\x12\x1a\n" +
+	"\bpolicies\x18\a \x01(\rR\bpolicies\x129\n" +
+	"\n" +
+	"conditions\x18\b \x03(\v2\x19.weir.policy.v1.ConditionR\n" +
+	"conditions\"\xb9\x01\n" +
 	"\fGroupSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12*\n" +
 	"\x03use\x18\x02 \x01(\x0e2\x18.weir.policy.v1.GroupUseR\x03use\x12\x1a\n" +
@@ -1032,25 +1430,43 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\bpolicies\x18\n" +
 	" \x01(\rR\bpolicies\x12!\n" +
 	"\fapply_micros\x18\v \x01(\x04R\vapplyMicros\x12\x18\n" +
-	"\aversion\x18\f \x01(\tR\aversion\"\x9f\x01\n" +
+	"\aversion\x18\f \x01(\tR\aversion\"\xff\x01\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
 	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1f\n" +
 	"\vsource_port\x18\x05 \x01(\rR\n" +
-	"sourcePort\"\xc2\x01\n" +
+	"sourcePort\x12 \n" +
+	"\ticmp_type\x18\x06 \x01(\rH\x00R\bicmpType\x88\x01\x01\x12 \n" +
+	"\ticmp_code\x18\a \x01(\rH\x01R\bicmpCode\x88\x01\x01B\f\n" +
+	"\n" +
+	"_icmp_typeB\f\n" +
+	"\n" +
+	"_icmp_code\"\xfb\x01\n" +
 	"\x0fExplainResponse\x121\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x17.weir.policy.v1.VerdictR\averdict\x12<\n" +
 	"\x06egress\x18\x02 \x01(\v2$.weir.policy.v1.DirectionExplanationR\x06egress\x12>\n" +
-	"\aingress\x18\x03 \x01(\v2$.weir.policy.v1.DirectionExplanationR\aingress\"\xe1\x01\n" +
+	"\aingress\x18\x03 \x01(\v2$.weir.policy.v1.DirectionExplanationR\aingress\x127\n" +
+	"\x06staged\x18\x04 \x01(\v2\x1f.weir.policy.v1.ExplainResponseR\x06staged\"\x97\x02\n" +
 	"\x14DirectionExplanation\x12.\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x121\n" +
 	"\x06policy\x18\x02 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04rule\x18\x03 \x01(\tR\x04rule\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12:\n" +
 	"\visolated_by\x18\x05 \x03(\v2\x19.weir.policy.v1.PolicyRefR\n" +
-	"isolatedBy*V\n" +
+	"isolatedBy\x124\n" +
+	"\x05steps\x18\x06 \x03(\v2\x1e.weir.policy.v1.EvaluationStepR\x05steps\"\xa7\x01\n" +
+	"\x0eEvaluationStep\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
+	"\x05rules\x18\x02 \x03(\v2\x1e.weir.policy.v1.ConsideredRuleR\x05rules\x121\n" +
+	"\x06others\x18\x03 \x03(\v2\x19.weir.policy.v1.PolicyRefR\x06others\x12\x18\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome\"\x83\x01\n" +
+	"\x0eConsideredRule\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x18\n" +
+	"\adecides\x18\x03 \x01(\bR\adecides\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why*V\n" +
 	"\bGroupUse\x12\x19\n" +
 	"\x15GROUP_USE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11GROUP_USE_ADDRESS\x10\x01\x12\x18\n" +
@@ -1080,54 +1496,66 @@ func file_weir_policy_v1_inspection_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_inspection_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_weir_policy_v1_inspection_proto_goTypes = []any{
 	(GroupUse)(0),                // 0: weir.policy.v1.GroupUse
 	(Verdict)(0),                 // 1: weir.policy.v1.Verdict
 	(*ListPoliciesRequest)(nil),  // 2: weir.policy.v1.ListPoliciesRequest
 	(*ListPoliciesResponse)(nil), // 3: weir.policy.v1.ListPoliciesResponse
 	(*PolicySummary)(nil),        // 4: weir.policy.v1.PolicySummary
-	(*ListGroupsRequest)(nil),    // 5: weir.policy.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),   // 6: weir.policy.v1.ListGroupsResponse
-	(*GroupSummary)(nil),         // 7: weir.policy.v1.GroupSummary
-	(*ListNodesRequest)(nil),     // 8: weir.policy.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 9: weir.policy.v1.ListNodesResponse
-	(*NodeSummary)(nil),          // 10: weir.policy.v1.NodeSummary
-	(*ExplainRequest)(nil),       // 11: weir.policy.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 12: weir.policy.v1.ExplainResponse
-	(*DirectionExplanation)(nil), // 13: weir.policy.v1.DirectionExplanation
-	(*PolicyRef)(nil),            // 14: weir.policy.v1.PolicyRef
-	(*Position)(nil),             // 15: weir.policy.v1.Position
-	(Protocol)(0),                // 16: weir.policy.v1.Protocol
-	(Action)(0),                  // 17: weir.policy.v1.Action
+	(*Condition)(nil),            // 5: weir.policy.v1.Condition
+	(*ListGroupsRequest)(nil),    // 6: weir.policy.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),   // 7: weir.policy.v1.ListGroupsResponse
+	(*GroupDefinition)(nil),      // 8: weir.policy.v1.GroupDefinition
+	(*GroupSummary)(nil),         // 9: weir.policy.v1.GroupSummary
+	(*ListNodesRequest)(nil),     // 10: weir.policy.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),    // 11: weir.policy.v1.ListNodesResponse
+	(*NodeSummary)(nil),          // 12: weir.policy.v1.NodeSummary
+	(*ExplainRequest)(nil),       // 13: weir.policy.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 14: weir.policy.v1.ExplainResponse
+	(*DirectionExplanation)(nil), // 15: weir.policy.v1.DirectionExplanation
+	(*EvaluationStep)(nil),       // 16: weir.policy.v1.EvaluationStep
+	(*ConsideredRule)(nil),       // 17: weir.policy.v1.ConsideredRule
+	(*PolicyRef)(nil),            // 18: weir.policy.v1.PolicyRef
+	(*Position)(nil),             // 19: weir.policy.v1.Position
+	(Protocol)(0),                // 20: weir.policy.v1.Protocol
+	(Action)(0),                  // 21: weir.policy.v1.Action
 }
 var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
 	4,  // 0: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
-	14, // 1: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
-	7,  // 2: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
-	0,  // 3: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
-	15, // 4: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
-	10, // 5: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
-	16, // 6: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 7: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
-	13, // 8: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
-	13, // 9: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
-	17, // 10: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
-	14, // 11: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
-	14, // 12: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
-	2,  // 13: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	5,  // 14: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
-	8,  // 15: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
-	11, // 16: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
-	3,  // 17: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	6,  // 18: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
-	9,  // 19: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
-	12, // 20: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
-	17, // [17:21] is the sub-list for method output_type
-	13, // [13:17] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	18, // 1: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
+	5,  // 2: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
+	9,  // 3: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
+	8,  // 4: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
+	5,  // 5: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
+	0,  // 6: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
+	19, // 7: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
+	12, // 8: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
+	20, // 9: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 10: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
+	15, // 11: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
+	15, // 12: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
+	14, // 13: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
+	21, // 14: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
+	18, // 15: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
+	18, // 16: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
+	16, // 17: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
+	17, // 18: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
+	18, // 19: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
+	18, // 20: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
+	2,  // 21: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	6,  // 22: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
+	10, // 23: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
+	13, // 24: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
+	3,  // 25: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	7,  // 26: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
+	11, // 27: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
+	14, // 28: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
+	25, // [25:29] is the sub-list for method output_type
+	21, // [21:25] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_inspection_proto_init() }
@@ -1136,13 +1564,14 @@ func file_weir_policy_v1_inspection_proto_init() {
 		return
 	}
 	file_weir_policy_v1_state_proto_init()
+	file_weir_policy_v1_inspection_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_inspection_proto_rawDesc), len(file_weir_policy_v1_inspection_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -123,7 +123,7 @@ func TestReportCountsWhatWentWrong(t *testing.T) {
 	}
 	want := `{"failures":[` +
 		`{"case":"c","expected":"allow","from":"y/a","got":"deny","port":80,"protocol":"TCP","step":"step-1","suite":"s","to":"n/b","why":"isolated by n/p; no rule allows TCP/80 from y/a"},` +
-		`{"case":"c","expected":"reject","from":"n/b","got":"allow","port":80,"protocol":"TCP","step":"step-1","suite":"s","to":"y/a","why":"no policy isolates y/a for ingress"}],` +
+		`{"case":"c","expected":"reject","from":"n/b","got":"allow","port":80,"protocol":"TCP","step":"step-1","suite":"s","to":"y/a","why":"no rule decides on ingress of y/a, and no policy isolates it"}],` +
 		`"mode":"evaluate","skips":[],"suites":{"s":{"cases":1,"passed":0}},"totals":{"cases":1,"passed":0,"skipped":0,"verdicts":2,"wrong":2}}`
 	canonical, err := json.Marshal(got)
 	if err != nil {
@@ -138,18 +138,35 @@ func TestReportCountsWhatWentWrong(t *testing.T) {
 }
 
 func TestSkipsAreNoPasses(t *testing.T) {
-	for _, test := range []struct{ name, old, new, want string }{
-		{"a kind to come", "apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: n}", "apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: p}", "ClusterNetworkPolicy of crd.antrea.io/v1beta1 is not supported yet"},
-		{"a Service", "  tables:", "  probes: [{from: y/a, toService: n/s, port: 80, expected: allow}]\n  tables:", "toService is not supported yet"},
-		{"evaluations", "  tables:", "  evaluations: [{from: y/a, to: n/b, policy: p, action: Drop}]\n  tables:", "evaluations are not supported yet"},
+	c := parse(t, small)
+	r := NewReport(ModeEvaluate)
+	of := r.Begin(&c)
+	of.Skip("for a reason")
+	of.Skip("and another")
+	if of.End() || r.Totals.Passed != 0 || r.Totals.Skipped != 1 || len(r.Skips) != 2 {
+		t.Errorf("got %+v and %+v", r.Totals, r.Skips)
+	}
+	if r.Failed(false) || !r.Failed(true) {
+		t.Error("skips must fail the strict run alone")
+	}
+}
+
+func TestEvaluations(t *testing.T) {
+	for _, tc := range []struct{ name, evaluation, want string }{
+		{"isolation", "{from: y/a, to: n/b, policy: p, action: Isolate}", ""},
+		{"nobody", "{from: n/b, to: y/a, policy: <NONE>, action: <NONE>}", ""},
+		{"nobody, in another word", "{from: n/b, to: y/a, policy: None}", ""},
+		{"another policy", "{from: y/a, to: n/b, policy: q, action: Isolate}", `expected Isolate by q, got Isolate by "p"`},
+		{"another action", "{from: y/a, to: n/b, policy: p, action: Allow}", `expected Allow by p, got Isolate by "p"`},
+		{"a Pod that is not there", "{from: y/x, to: n/b, policy: p, action: Drop}", "there is no Pod y/x"},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			r := report(t, strings.Replace(small, test.old, test.new, 1))
-			if r.Totals.Passed != 0 || r.Totals.Skipped != 1 || r.Totals.Verdicts != 0 || r.Skips[0].Why != test.want {
-				t.Errorf("got %+v and %+v", r.Totals, r.Skips)
+		t.Run(tc.name, func(t *testing.T) {
+			r := report(t, strings.Replace(small, "  tables:", "  evaluations: ["+tc.evaluation+"]\n  tables:", 1))
+			if r.Totals.Verdicts != 3 || (tc.want == "") != (r.Totals.Passed == 1) {
+				t.Errorf("%+v, %+v", r.Totals, r.Failures)
 			}
-			if r.Failed(false) || !r.Failed(true) {
-				t.Error("skips must fail the strict run alone")
+			if tc.want != "" && (len(r.Failures) != 1 || !strings.Contains(r.Failures[0].Why, tc.want)) {
+				t.Errorf("%+v, want %s", r.Failures, tc.want)
 			}
 		})
 	}

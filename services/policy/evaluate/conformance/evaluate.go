@@ -1,9 +1,9 @@
 package conformance
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
@@ -31,45 +31,11 @@ func Evaluate(cases []Case) *Report {
 // Unsupported says why a case cannot be judged yet. Empty: it can.
 func (c *Case) Unsupported() string {
 	for _, op := range c.Operations {
-		if why := UnsupportedKind(op.Object); why != "" {
-			return why
-		}
 		if len(op.ExpectMutated) > 0 {
 			return "expectMutated is not supported yet"
 		}
 	}
-	for i := range c.Steps {
-		s := &c.Steps[i]
-		for _, p := range s.Policies {
-			if why := UnsupportedKind(p); why != "" {
-				return why
-			}
-		}
-		if len(s.Evaluations) > 0 {
-			return "evaluations are not supported yet"
-		}
-		for _, p := range s.Probes {
-			switch {
-			case p.ToService != "":
-				return "toService is not supported yet"
-			case p.ToFQDN != "":
-				return "toFQDN is not supported yet"
-			}
-		}
-	}
 	return ""
-}
-
-// UnsupportedKind says why a policy object cannot be read yet. Empty: it can.
-func UnsupportedKind(raw json.RawMessage) string {
-	var t struct{ APIVersion, Kind string }
-	if err := json.Unmarshal(raw, &t); err != nil {
-		return "" // Decoding says it better.
-	}
-	if api.Reads(t.APIVersion, t.Kind) {
-		return ""
-	}
-	return fmt.Sprintf("%s of %s is not supported yet", t.Kind, t.APIVersion)
 }
 
 // evaluate judges every step.
@@ -95,7 +61,59 @@ func (c *Case) evaluate(r *CaseReport) {
 			got, why := judge(state, p)
 			r.Verdict(s, p, got, why)
 		}
+		for _, e := range s.Evaluations {
+			if why := named(state, s, e); why != "" {
+				r.Fail(s, why)
+			}
+			r.report.Totals.Verdicts++
+		}
 	}
+}
+
+// named asks which policy decides, and says how the answer is another than the
+// expected one. The question has no port: it is that of the first flow that
+// the step's tables state, and TCP port 80 where there are none.
+func named(state *evaluate.State, s *Step, e Evaluation) string {
+	p := Probe{From: e.From, To: e.To, Port: 80, Protocol: "TCP"}
+	for _, t := range s.Tables {
+		if len(t.Flows) > 0 {
+			p.Port, p.Protocol = t.Flows[0].Port, t.Flows[0].Protocol
+			break
+		}
+	}
+	conn, err := p.Connection()
+	if err != nil {
+		return err.Error()
+	}
+	result, err := state.Evaluate(conn)
+	if err != nil {
+		return err.Error()
+	}
+	policy, action := Named(result)
+	nobody := func(s string) bool { return s == "" || s == "None" || s == "<NONE>" }
+	if nobody(e.Policy) && policy == "" || policy == e.Policy && (nobody(e.Action) || strings.EqualFold(action, e.Action)) {
+		return ""
+	}
+	return fmt.Sprintf("evaluation of %s -> %s: expected %s by %s, got %s by %q: %s", e.From, e.To, e.Action, e.Policy, action, policy, result.Deciding().Reason)
+}
+
+// Named is the policy that decides a connection, by its name, and with which
+// action: that of a rule, or Isolate. Where both directions allow, it is the
+// ingress policy, or else the egress policy. It is empty where none decides.
+func Named(r evaluate.Result) (policy, action string) {
+	decisions := []evaluate.Decision{r.Deciding()}
+	if r.Verdict == evaluate.Allow {
+		decisions = []evaluate.Decision{r.Ingress, r.Egress}
+	}
+	for _, d := range decisions {
+		switch {
+		case d.Policy != nil:
+			return d.Policy.Name, d.Action.String()
+		case d.Action != evaluate.Allow && len(d.IsolatedBy) > 0:
+			return d.IsolatedBy[0].Name, "Isolate"
+		}
+	}
+	return "", ""
 }
 
 // judge asks the evaluator for the verdict of one probe.
@@ -108,22 +126,19 @@ func judge(state *evaluate.State, p Probe) (got, why string) {
 	if err != nil {
 		return "error", err.Error()
 	}
-	decision := result.Ingress
-	if result.Egress.Action != evaluate.Allow {
-		decision = result.Egress
-	}
-	switch result.Verdict {
-	case evaluate.Allow:
-		return Allow, decision.Reason
-	case evaluate.Reject:
-		return Reject, decision.Reason
-	}
-	return Deny, decision.Reason
+	return map[evaluate.Verdict]string{evaluate.Allow: Allow, evaluate.Drop: Deny, evaluate.Reject: Reject}[result.Verdict], result.Deciding().Reason
 }
+
+// A source port such as the kernel chooses where a probe names none: of Linux'
+// range, 32768 to 60999.
+const ephemeralPort = 45000
 
 // Connection is the probe as the evaluator takes it.
 func (p Probe) Connection() (evaluate.Connection, error) {
 	c := evaluate.Connection{Protocol: ProtocolOf(p.Protocol), Port: p.Port, SourcePort: p.SourcePort}
+	if c.SourcePort == 0 && p.Port != 0 {
+		c.SourcePort = ephemeralPort
+	}
 	var err error
 	switch {
 	case p.From != "":
@@ -141,6 +156,10 @@ func (p Probe) Connection() (evaluate.Connection, error) {
 		c.To, err = evaluate.ParseEndpoint(p.To)
 	case p.ToNode != "" && p.ToIP == "":
 		c.To = evaluate.Endpoint{Node: p.ToNode}
+	case p.ToFQDN != "":
+		c.To = evaluate.Endpoint{Domain: p.ToFQDN}
+	case p.ToService != "" && p.ToNode == "":
+		c.To, err = evaluate.ParseEndpoint("service:" + p.ToService)
 	default:
 		c.To, err = evaluate.ParseEndpoint(p.ToIP)
 	}
@@ -161,6 +180,8 @@ func ProtocolOf(s string) api.Protocol {
 		return api.ProtocolSCTP
 	case "ICMP":
 		return api.ProtocolICMP
+	case "IGMP":
+		return api.ProtocolIGMP
 	}
 	return api.ProtocolAny
 }

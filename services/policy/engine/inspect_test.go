@@ -1,0 +1,126 @@
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// ordering is the example of the reference: three policies, of which the last
+// is in an earlier tier, with two Kubernetes policies and a baseline beside them.
+func ordering() []api.Object {
+	policy := func(kind api.Kind, ns, name, tier string, priority float64) *api.OrderedPolicy {
+		p := antreaPolicy(name, tier, api.ActionAllow, api.Peer{}, api.Peer{})
+		p.Kind, p.Namespace, p.Priority = kind, ns, priority
+		return p
+	}
+	const cluster, own = api.KindAntreaClusterNetworkPolicy, api.KindAntreaNetworkPolicy
+	return []api.Object{
+		policy(cluster, "", "acnp1", "application", 10), policy(own, "x", "annp1", "application", 15), policy(cluster, "", "acnp3", "emergency", 20),
+		policy(cluster, "", "deep", "baseline", 1), policy(cluster, "", "lost", "nowhere", 1), policy(cluster, "", "fraction", "application", 14.5),
+		ingressFrom("x", "b", matching()), ingressFrom("x", "a", matching()),
+		adminPolicy(api.KindAdminNetworkPolicy, "admin", api.ActionDrop, nil, nil), adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionDrop, nil, nil),
+	}
+}
+
+func TestByEffectivePriority(t *testing.T) {
+	e := New()
+	for _, o := range ordering() {
+		e.Apply(upsert(o))
+	}
+	e.Flush()
+	list := e.Policies()
+	slices.SortStableFunc(list, ByEffectivePriority)
+	var got []string
+	for _, p := range list {
+		got = append(got, fmt.Sprint(p.Wire.Rank, " ", p.Wire.Ref.Name))
+	}
+	if want := "50 acnp3, 250 acnp1, 250 fraction, 250 annp1, 251 admin, 252 a, 252 b, 253 deep, 254 default, 0 lost"; strings.Join(got, ", ") != want {
+		t.Errorf("%s\nwant %s", strings.Join(got, ", "), want)
+	}
+}
+
+func TestFaults(t *testing.T) {
+	blocks := &api.Group{Kind: api.KindClusterGroup, Name: "blocks", IPBlocks: []api.IPBlock{{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}
+	everywhere := &api.Group{Kind: api.KindGroup, Namespace: "x", Name: "everywhere", NamespaceSelector: matching()}
+	rule := func(action api.Action, peer api.Peer) *api.OrderedPolicy {
+		return antreaPolicy("p", "application", action, peer)
+	}
+	appliedTo := func(targets ...api.Target) *api.OrderedPolicy {
+		p := antreaPolicy("p", "application", api.ActionDrop)
+		p.AppliedTo, p.Ingress = targets, []api.OrderedRule{{Name: "r", Action: api.ActionDrop}}
+		return p
+	}
+	own := appliedTo(api.Target{Group: "everywhere"})
+	own.Kind, own.Namespace = api.KindAntreaNetworkPolicy, "x"
+	toService, layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
+	toService.Egress, toService.Ingress = []api.OrderedRule{{Name: "r", Action: api.ActionDrop, ToServices: []api.NamespacedName{{Namespace: "x", Name: "s"}}}}, nil
+	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
+	igmp.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolIGMP}}
+	for _, tc := range []struct {
+		name    string
+		policy  *api.OrderedPolicy
+		reason  string
+		message string
+		widens  bool
+		items   int
+	}{
+		{"nothing is wrong", rule(api.ActionDrop, api.Peer{PodSelector: matching()}), "", "", false, 1},
+		{"no tier", antreaPolicy("p", "nowhere", api.ActionDrop), ReasonTierNotFound, "tier nowhere is not there; the policy is held back until it is", true, 0},
+		{"no group to let in", rule(api.ActionAllow, api.Peer{Group: "g"}), ReasonGroupNotFound, "ingress[0] (r): group g is not there; it matches nothing", false, 0},
+		{"no group to drop", rule(api.ActionDrop, api.Peer{Group: "g"}), ReasonGroupNotFound, "ingress[0] (r): group g is not there; it matches nothing", true, 0},
+		{"applied to a group of blocks", appliedTo(api.Target{Group: "blocks"}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 0},
+		{"and to others", appliedTo(api.Target{Group: "blocks"}, api.Target{PodSelector: matching()}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 1},
+		{"applied to a Group of other Namespaces", own, ReasonUnsupportedGroup, "appliedTo: group everywhere has a namespaceSelector, and adds no Pod", true, 0},
+		{"a domain name", rule(api.ActionAllow, api.Peer{FQDN: "*.example.com"}), ReasonNotEnforced, "ingress[0] (r): nodes do not enforce domain names yet; *.example.com matches nothing", false, 0},
+		{"toServices", toService, ReasonNotEnforced, "egress[0] (r): nodes do not enforce toServices yet; the rule matches nothing", true, 0},
+		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
+		{"IGMP", igmp, ReasonNotEnforced, "ingress[0] (r): nodes do not enforce rules for IGMP yet; they let no multicast through", true, 0},
+		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for themselves yet", true, 0},
+		{"a NodePort Service", appliedTo(api.Target{Service: &api.NamespacedName{Namespace: "x", Name: "s"}}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for NodePort Services yet", true, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := New()
+			for _, o := range []api.Object{blocks, everywhere, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
+				e.Apply(upsert(o))
+			}
+			e.Flush()
+			p := e.Policies()[0]
+			var got Fault
+			if len(p.Faults) > 0 {
+				got = p.Faults[0]
+			}
+			if len(p.Faults) > 1 || got != (Fault{tc.reason, tc.message, tc.widens}) || len(p.Items) != tc.items {
+				t.Errorf("%d items, %+v", len(p.Items), p.Faults)
+			}
+		})
+	}
+}
+
+func TestDefinitions(t *testing.T) {
+	e := New()
+	for _, o := range append(baseState(), &api.Group{Kind: api.KindGroup, Namespace: "x", Name: "own", PodSelector: matching("app", "web")},
+		&api.Group{Kind: api.KindClusterGroup, Name: "wide", NamespaceSelector: matching("team", "a")},
+		&api.Group{Kind: api.KindClusterGroup, Name: "loose", Service: &api.NamespacedName{Namespace: "y", Name: "loose"}}, &api.Service{Namespace: "y", Name: "loose"}) {
+		e.Apply(upsert(o))
+	}
+	e.Flush()
+	var got []string
+	for _, d := range e.Definitions() {
+		got = append(got, fmt.Sprint(d.Object.Ref(), " ", d.Members, " Pods, ", d.Blocks, " blocks, ", d.Policies, " policies ", d.Warnings))
+	}
+	want := `ClusterGroup blocks 0 Pods, 1 blocks, 1 policies []
+ClusterGroup clients 2 Pods, 0 blocks, 1 policies []
+ClusterGroup loose 0 Pods, 0 blocks, 0 policies [Service y/loose has no selector, and adds nothing]
+ClusterGroup parent 3 Pods, 1 blocks, 1 policies [ClusterGroup none is not there, and adds nothing]
+ClusterGroup served 1 Pods, 0 blocks, 1 policies []
+ClusterGroup wide 3 Pods, 0 blocks, 0 policies []
+Group x/own 2 Pods, 0 blocks, 0 policies []`
+	if strings.Join(got, "\n") != want {
+		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), want)
+	}
+}

@@ -1,0 +1,183 @@
+package evaluate
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// targets says whether an entry of a policy's appliedTo is a Pod.
+func (s *State) targets(policy api.Ref, t api.Target, pod *api.Pod) bool {
+	switch {
+	case t.Group != "":
+		ref := api.GroupRef(policy, t.Group)
+		for _, g := range s.members(ref) {
+			// A policy of a Namespace guards no other's Pods.
+			if (g.Kind != api.KindGroup || g.NamespaceSelector == nil) && s.groupHas(g, pod) {
+				return true
+			}
+		}
+		return false
+	case t.ServiceAccount != nil:
+		return has(pod, *t.ServiceAccount)
+	case policy.Kind == api.KindAntreaNetworkPolicy:
+		return t.PodSelector != nil && t.NamespaceSelector == nil && pod.Namespace == policy.Namespace && selects(*t.PodSelector, labelsOf(pod.Labels))
+	}
+	return s.selectsPod("", t.NamespaceSelector, t.PodSelector, pod)
+}
+
+func has(pod *api.Pod, account api.NamespacedName) bool {
+	return pod.Namespace == account.Namespace && pod.ServiceAccount == account.Name
+}
+
+// selectsPod is a pair of selectors as peers, targets and groups have them.
+// Without one on Namespaces, the Pods of a given Namespace are meant, or of
+// every one where none is given; without any it selects nothing.
+func (s *State) selectsPod(namespace string, spaces, pods *api.Selector, pod *api.Pod) bool {
+	switch {
+	case spaces == nil && pods == nil:
+		return false
+	case spaces != nil && !selects(*spaces, s.namespaceLabels(pod.Namespace)):
+		return false
+	case spaces == nil && namespace != "" && pod.Namespace != namespace:
+		return false
+	}
+	return pods == nil || selects(*pods, labelsOf(pod.Labels))
+}
+
+// members are the groups that a group is the union of: itself, or its
+// children. A group that is not there has none; neither has a child's child.
+func (s *State) members(ref api.Ref) []*api.Group {
+	g := s.groups[ref]
+	if g == nil {
+		return nil
+	}
+	if len(g.Children) == 0 {
+		return []*api.Group{g}
+	}
+	var list []*api.Group
+	for _, name := range g.Children {
+		if child := s.groups[api.Ref{Kind: ref.Kind, Namespace: ref.Namespace, Name: name}]; child != nil && len(child.Children) == 0 {
+			list = append(list, child)
+		}
+	}
+	return list
+}
+
+// groupHas says whether a group without children has a Pod as a member.
+func (s *State) groupHas(g *api.Group, pod *api.Pod) bool {
+	if g.Service != nil {
+		svc := s.services[api.Ref{Kind: api.KindService, Namespace: g.Service.Namespace, Name: g.Service.Name}]
+		return svc != nil && backs(pod, svc)
+	}
+	return s.selectsPod(g.Namespace, g.NamespaceSelector, g.PodSelector, pod)
+}
+
+// backs says whether a Service's selector selects a Pod.
+func backs(pod *api.Pod, svc *api.Service) bool {
+	return pod.Namespace == svc.Namespace && len(svc.Selector) > 0 && selects(api.Selector{MatchLabels: svc.Selector}, labelsOf(pod.Labels))
+}
+
+// matches says whether an entry of from or to is the question's peer.
+func (q *question) matches(policy *api.OrderedPolicy, p api.Peer) bool {
+	switch {
+	case p.IPBlock != nil:
+		return inBlock(p.IPBlock, q.peer)
+	case p.FQDN != "":
+		return q.peer.name != "" && matchesName(p.FQDN, q.peer.name)
+	case p.NodeSelector != nil:
+		return q.peer.node != "" && q.nodeSelects(*p.NodeSelector, q.peer.node)
+	case p.Group != "":
+		for _, g := range q.members(api.GroupRef(policy.Ref(), p.Group)) {
+			if slices.ContainsFunc(g.IPBlocks, func(b api.IPBlock) bool { return inBlock(&b, q.peer) }) ||
+				slices.ContainsFunc(q.peer.pods(), func(pod *api.Pod) bool { return q.groupHas(g, pod) }) {
+				return true
+			}
+		}
+		return false
+	}
+	return slices.ContainsFunc(q.peer.pods(), func(pod *api.Pod) bool { return q.peerIs(policy, p, pod) })
+}
+
+func (q *question) peerIs(policy *api.OrderedPolicy, p api.Peer, pod *api.Pod) bool {
+	switch {
+	case p.ServiceAccount != nil:
+		return has(pod, *p.ServiceAccount)
+	case len(p.SameLabels) > 0:
+		// A policy with such a peer guards Pods alone.
+		if q.subject.pod == nil || !sameValues(p.SameLabels, q.namespaceLabels(q.subject.pod.Namespace), q.namespaceLabels(pod.Namespace)) {
+			return false
+		}
+		return p.PodSelector == nil || selects(*p.PodSelector, labelsOf(pod.Labels))
+	}
+	return q.selectsPod(policy.Namespace, p.NamespaceSelector, p.PodSelector, pod)
+}
+
+// sameValues says whether two sets of labels have all of some keys, with the
+// same values.
+func sameValues(keys []string, a, b map[string]string) bool {
+	for _, key := range keys {
+		x, inA := a[key]
+		y, inB := b[key]
+		if !inA || !inB || x != y {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *State) nodeSelects(selector api.Selector, name string) bool {
+	node := s.nodes[name]
+	return node != nil && selects(selector, labelsOf(node.Labels))
+}
+
+// matchesName says whether a pattern, in which * stands for any run of
+// characters, is a domain name. Case does not count (RFC 4343), nor a full stop
+// at the end.
+func matchesName(pattern, name string) bool {
+	clean := func(s string) string { return strings.TrimSuffix(strings.ToLower(s), ".") }
+	pattern, name = clean(pattern), clean(name)
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return pattern == name
+	}
+	rest, found := strings.CutPrefix(name, parts[0])
+	if !found {
+		return false
+	}
+	for _, part := range parts[1 : len(parts)-1] {
+		_, after, found := strings.Cut(rest, part)
+		if !found {
+			return false
+		}
+		rest = after
+	}
+	return strings.HasSuffix(rest, parts[len(parts)-1])
+}
+
+// isTraffic says whether an entry of ports or protocols is the flow's.
+func isTraffic(t api.Traffic, f *flow, d Direction) bool {
+	if t.Protocol != api.ProtocolAny && t.Protocol != f.protocol {
+		return false
+	}
+	switch t.Protocol {
+	case api.ProtocolICMP:
+		return (t.ICMPType == nil || *t.ICMPType == f.icmpType) && (t.ICMPCode == nil || *t.ICMPCode == f.icmpCode)
+	case api.ProtocolIGMP:
+		return (t.IGMPType == nil || *t.IGMPType == f.icmpType) && (!t.Multicast.IsValid() || t.Multicast == f.to.addr)
+	}
+	if t.SourcePort != 0 && !inRange(t.SourcePort, t.SourceEndPort, f.sourcePort) {
+		return false
+	}
+	switch {
+	case t.PortName != "":
+		return namesPort(f, d, t.PortName, t.Protocol)
+	case t.Port == 0:
+		return true
+	}
+	return inRange(t.Port, t.EndPort, f.port)
+}
+
+// inRange says whether a port is in a range, of which the end may be left out.
+func inRange(first, last, port uint16) bool { return first <= port && port <= max(first, last) }
