@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/services/policy/evaluate/conformance"
 )
 
@@ -80,12 +83,44 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// unsupportedOnDatapath says why a case cannot be run here yet.
+// unsupportedOnDatapath says why a case cannot be run here yet: what the
+// engine says of its policies that nodes do not enforce, and what probes ask for.
 func unsupportedOnDatapath(c *conformance.Case) string {
 	if c.Schema == conformance.SchemaAdmission {
 		return "admission cases run against the validation package, in evaluate mode"
 	}
-	return c.Unsupported()
+	world, err := conformance.NewWorld(c)
+	if err != nil {
+		return "" // Running the case says it better.
+	}
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		for _, p := range s.Checks() {
+			switch {
+			case p.ToService != "":
+				return "toService: nodes do not balance Services yet"
+			case p.ToFQDN != "":
+				return "toFQDN: nodes do not enforce domain names yet"
+			case !c.Meets(p.Expected, conformance.Deny) && !c.Meets(p.Expected, conformance.Allow):
+				return "reject: nodes do not answer what they reject yet"
+			}
+		}
+		if _, err := world.Enter(s); err != nil {
+			return ""
+		}
+		e := engine.New()
+		for _, o := range world.Objects() {
+			e.Apply(api.Event{Ref: o.Ref(), Object: o})
+		}
+		for _, p := range e.Policies() {
+			for _, f := range p.Faults {
+				if f.Reason == engine.ReasonNotEnforced {
+					return f.Message
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // runGroup runs cases that have their nodes in common.
@@ -179,7 +214,24 @@ func runStep(ctx context.Context, cluster *harness.Cluster, c *conformance.Case,
 		}
 		r.Verdict(s, p, got, why)
 	}
+	for _, e := range s.Evaluations {
+		if why := run.named(s, e); why != "" {
+			r.Fail(s, why)
+		}
+	}
 	return run.auditLogs(s)
+}
+
+// named asks the policy service which policy decides, and says how the answer
+// is another than the expected one.
+func (run *stepRun) named(s *conformance.Step, e conformance.Evaluation) string {
+	q := e.Question(s)
+	resp, err := run.cluster.Inspection().Explain(run.ctx, &policyv1.ExplainRequest{From: q.From, To: q.To, Port: uint32(q.Port),
+		Protocol: policyv1.Protocol(policyv1.Protocol_value["PROTOCOL_"+q.Protocol])})
+	if err != nil {
+		return fmt.Sprintf("evaluation of %s -> %s: %v", e.From, e.To, err)
+	}
+	return e.Differs(resp)
 }
 
 // stepRun maps the names of a step onto the cluster.

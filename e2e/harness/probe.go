@@ -49,8 +49,9 @@ const (
 // lately, so that none is taken for the continuation of an earlier one.
 var serials atomic.Uint32
 
-// ephemeral is the source port of a probe that asks for none.
-func ephemeral(serial int) uint16 { return uint16(20000 + serial%40000) }
+// ephemeral is the source port of a probe that asks for none, of the range from
+// which Linux chooses them (32768 to 60999): rules may name it.
+func ephemeral(serial int) uint16 { return uint16(32768 + serial%28000) }
 
 // Run tries all probes, many at a time, and returns their outcomes in order.
 func Run(ctx context.Context, probes []Probe) ([]string, error) {

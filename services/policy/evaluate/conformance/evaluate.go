@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 )
@@ -62,18 +63,23 @@ func (c *Case) evaluate(r *CaseReport) {
 			r.Verdict(s, p, got, why)
 		}
 		for _, e := range s.Evaluations {
-			if why := named(state, s, e); why != "" {
+			r.report.Totals.Verdicts++
+			q := e.Question(s)
+			resp, err := state.Answer(&policyv1.ExplainRequest{From: q.From, To: q.To, Port: uint32(q.Port),
+				Protocol: policyv1.Protocol(policyv1.Protocol_value["PROTOCOL_"+q.Protocol])})
+			if err != nil {
+				r.Fail(s, fmt.Sprintf("evaluation of %s -> %s: %v", e.From, e.To, err))
+			} else if why := e.Differs(resp); why != "" {
 				r.Fail(s, why)
 			}
-			r.report.Totals.Verdicts++
 		}
 	}
 }
 
-// named asks which policy decides, and says how the answer is another than the
-// expected one. The question has no port: it is that of the first flow that
-// the step's tables state, and TCP port 80 where there are none.
-func named(state *evaluate.State, s *Step, e Evaluation) string {
+// Question is the connection that an evaluation asks about. It names no port:
+// it is that of the first flow that the step's tables state, and TCP port 80
+// where there are none.
+func (e Evaluation) Question(s *Step) Probe {
 	p := Probe{From: e.From, To: e.To, Port: 80, Protocol: "TCP"}
 	for _, t := range s.Tables {
 		if len(t.Flows) > 0 {
@@ -81,39 +87,35 @@ func named(state *evaluate.State, s *Step, e Evaluation) string {
 			break
 		}
 	}
-	conn, err := p.Connection()
-	if err != nil {
-		return err.Error()
+	return p
+}
+
+// Differs says how an answer to the Question is another than the expected one;
+// empty: it is not. What decides is the direction that does not allow; where
+// both do, it is the ingress policy, or else the egress policy.
+func (e Evaluation) Differs(resp *policyv1.ExplainResponse) string {
+	deciding := []*policyv1.DirectionExplanation{resp.GetIngress(), resp.GetEgress()}
+	if resp.GetEgress().GetAction() != policyv1.Action_ACTION_ALLOW {
+		deciding = deciding[1:]
 	}
-	result, err := state.Evaluate(conn)
-	if err != nil {
-		return err.Error()
+	policy, action, reason := "", "", ""
+	for _, d := range deciding {
+		reason = d.GetReason()
+		switch {
+		case d.GetPolicy() != nil:
+			policy, action = d.GetPolicy().GetName(), strings.TrimPrefix(d.GetAction().String(), "ACTION_")
+		case d.GetAction() != policyv1.Action_ACTION_ALLOW && len(d.GetIsolatedBy()) > 0:
+			policy, action = d.GetIsolatedBy()[0].GetName(), "Isolate"
+		}
+		if policy != "" {
+			break
+		}
 	}
-	policy, action := Named(result)
 	nobody := func(s string) bool { return s == "" || s == "None" || s == "<NONE>" }
 	if nobody(e.Policy) && policy == "" || policy == e.Policy && (nobody(e.Action) || strings.EqualFold(action, e.Action)) {
 		return ""
 	}
-	return fmt.Sprintf("evaluation of %s -> %s: expected %s by %s, got %s by %q: %s", e.From, e.To, e.Action, e.Policy, action, policy, result.Deciding().Reason)
-}
-
-// Named is the policy that decides a connection, by its name, and with which
-// action: that of a rule, or Isolate. Where both directions allow, it is the
-// ingress policy, or else the egress policy. It is empty where none decides.
-func Named(r evaluate.Result) (policy, action string) {
-	decisions := []evaluate.Decision{r.Deciding()}
-	if r.Verdict == evaluate.Allow {
-		decisions = []evaluate.Decision{r.Ingress, r.Egress}
-	}
-	for _, d := range decisions {
-		switch {
-		case d.Policy != nil:
-			return d.Policy.Name, d.Action.String()
-		case d.Action != evaluate.Allow && len(d.IsolatedBy) > 0:
-			return d.IsolatedBy[0].Name, "Isolate"
-		}
-	}
-	return "", ""
+	return fmt.Sprintf("evaluation of %s -> %s: expected %s by %s, got %s by %q: %s", e.From, e.To, e.Action, e.Policy, action, policy, reason)
 }
 
 // judge asks the evaluator for the verdict of one probe.
