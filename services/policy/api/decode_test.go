@@ -291,12 +291,26 @@ func TestExamples(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(policy(`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 80, endPort: 90}]}]}`)))
 	f.Add([]byte("--- {kind: Pod}\n...\n%YAML 1.1\n---\n- a"))
+	f.Add([]byte(aTier("mine", 10)))
+	f.Add([]byte(clusterGroup("ipBlocks: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}, {cidr: 'ff02::/16'}]") + "---\n" + ownGroup("childGroups: [a, b/c], nodeSelector: {}")))
+	f.Add([]byte(allowOut("to: [{namespaces: {sameLabels: [a]}}, {ipBlock: {cidr: 225.0.0.0/8}}, {fqdn: '*.a.b'}, {nodeSelector: {}}, {serviceAccount: {name: a, namespace: b}}], ports: [{port: web}, {port: 1, endPort: 2, sourcePort: 3, sourceEndPort: 4}], l7Protocols: [{http: {method: GET}}, {tls: {}}]")))
+	f.Add([]byte(in("protocols: [{igmp: {igmpType: 0x11, groupAddress: 224.0.0.1}}, {icmp: {icmpType: 8, icmpCode: 0}}], appliedTo: [{service: {name: a, namespace: b}}]")))
+	f.Add([]byte(annp("tier: Baseline, egress: [{action: Deny, toServices: [{name: a, namespace: b}], logLabel: x}]")))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		m, err := Decode(text)
 		if err != nil {
 			var inv *Invalid
 			if !errors.As(err, &inv) || len(inv.Violations) == 0 {
 				t.Fatalf("error without violations: %v", err)
+			}
+		}
+		var inv *Invalid
+		if errors.As(err, &inv) {
+			for _, v := range inv.Violations {
+				// What passes validation can be converted: conversion says so without a field.
+				if v.Field == "" && strings.Contains(v.Message, ": spec") {
+					t.Fatalf("valid, and cannot be converted: %s", v)
+				}
 			}
 		}
 		for _, d := range m.Objects {

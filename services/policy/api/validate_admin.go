@@ -59,7 +59,8 @@ func (f *findings) adminPolicy(p adminPolicy, allow string, most int) {
 		f.selector("spec.subject.namespaces", s.Namespaces)
 	}
 	f.namespacedPod("spec.subject.pods", s.Pods)
-	for list, rules := range map[string][]adminRule{"ingress": p.ingress, "egress": p.egress} {
+	for d, rules := range [][]adminRule{p.ingress, p.egress} {
+		list := directions[d]
 		f.atMost("spec."+list, len(rules), 100)
 		for i, r := range rules {
 			f.adminRule(fmt.Sprintf("spec.%s[%d]", list, i), list, r, allow, most)
@@ -125,11 +126,15 @@ func (f *findings) adminPeer(at string, p adminPeer) {
 	if p.Nodes != nil {
 		f.selector(at+".nodes", p.Nodes)
 	}
-	for list, n := range map[string]int{"networks": len(p.Networks), "domainNames": len(p.DomainNames)} {
-		if n == 0 && (list == "networks" && p.Networks != nil || list == "domainNames" && p.DomainNames != nil) {
-			f.refuse(at+"."+list, "empty; write at least one entry")
+	for _, list := range []struct {
+		name    string
+		entries int
+		empty   bool
+	}{{"networks", len(p.Networks), p.Networks != nil && len(p.Networks) == 0}, {"domainNames", len(p.DomainNames), p.DomainNames != nil && len(p.DomainNames) == 0}} {
+		if list.empty {
+			f.refuse(at+"."+list.name, "empty; write at least one entry")
 		}
-		f.atMost(at+"."+list, n, 25)
+		f.atMost(at+"."+list.name, list.entries, 25)
 	}
 	for i, n := range p.Networks {
 		f.cidr(fmt.Sprintf("%s.networks[%d]", at, i), string(n))
@@ -149,11 +154,11 @@ func (f *findings) adminProtocol(at string, p adminv1alpha2.Protocol) {
 	if p.DestinationNamedPort != "" {
 		f.portName(at+".destinationNamedPort", p.DestinationNamedPort)
 	}
-	for name, t := range map[string]*adminv1alpha2.Transport{"tcp": p.TCP, "udp": p.UDP, "sctp": p.SCTP} {
+	for i, t := range []*adminv1alpha2.Transport{p.TCP, p.UDP, p.SCTP} {
 		if t == nil || t.DestinationPort == nil {
 			continue
 		}
-		port, at := t.DestinationPort, at+"."+name+".destinationPort"
+		port, at := t.DestinationPort, at+"."+[]string{"tcp", "udp", "sctp"}[i]+".destinationPort"
 		f.exactlyOne(at, map[string]bool{"number": port.Number != 0, "range": port.Range != nil})
 		if port.Number != 0 {
 			f.port(at+".number", port.Number)
