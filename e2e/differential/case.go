@@ -11,9 +11,12 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	anpv1alpha1 "sigs.k8s.io/network-policy-api/apis/v1alpha1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/adminv1alpha2"
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 	"github.com/weirnet/weir/services/policy/evaluate"
 )
 
@@ -42,12 +45,9 @@ type Event struct {
 	Object Object
 }
 
-// Object is a typed Kubernetes object of a kind that the generator makes:
-// Namespace, Node, Pod or NetworkPolicy.
-type Object interface {
-	metav1.Object
-	runtime.Object
-}
+// Object is a typed object of a kind that the generator makes, by pointer: see
+// kindOf.
+type Object = metav1.Object
 
 // Pod names a Pod.
 type Pod struct{ Namespace, Name string }
@@ -58,22 +58,43 @@ type Port struct {
 	Number uint32
 }
 
+// kindOf is an object's kind, and the object as the policy service reads it.
+func kindOf(o Object) (kind api.Kind, convert func() (api.Object, error)) {
+	switch o := o.(type) {
+	case *corev1.Namespace:
+		return api.KindNamespace, func() (api.Object, error) { return api.FromNamespace(o), nil }
+	case *corev1.Node:
+		return api.KindNode, func() (api.Object, error) { return api.FromNode(o), nil }
+	case *corev1.Pod:
+		return api.KindPod, func() (api.Object, error) { return api.FromPod(o), nil }
+	case *corev1.Service:
+		return api.KindService, func() (api.Object, error) { return api.FromService(o), nil }
+	case *networkingv1.NetworkPolicy:
+		return api.KindNetworkPolicy, func() (api.Object, error) { return api.FromNetworkPolicy(o) }
+	case *anpv1alpha1.AdminNetworkPolicy:
+		return api.KindAdminNetworkPolicy, func() (api.Object, error) { return api.FromAdminNetworkPolicy(o) }
+	case *anpv1alpha1.BaselineAdminNetworkPolicy:
+		return api.KindBaselineAdminNetworkPolicy, func() (api.Object, error) { return api.FromBaselineAdminNetworkPolicy(o) }
+	case *adminv1alpha2.ClusterNetworkPolicy:
+		return api.KindClusterNetworkPolicy, func() (api.Object, error) { return api.FromClusterNetworkPolicy(o) }
+	case *antreav1beta1.Tier:
+		return api.KindTier, func() (api.Object, error) { return api.FromTier(o) }
+	case *antreav1beta1.ClusterGroup:
+		return api.KindClusterGroup, func() (api.Object, error) { return api.FromClusterGroup(o) }
+	case *antreav1beta1.Group:
+		return api.KindGroup, func() (api.Object, error) { return api.FromGroup(o) }
+	case *antreav1beta1.ClusterNetworkPolicy:
+		return api.KindAntreaClusterNetworkPolicy, func() (api.Object, error) { return api.FromAntreaClusterNetworkPolicy(o) }
+	case *antreav1beta1.NetworkPolicy:
+		return api.KindAntreaNetworkPolicy, func() (api.Object, error) { return api.FromAntreaNetworkPolicy(o) }
+	}
+	panic(fmt.Sprintf("differential: an object of type %T", o))
+}
+
 // refOf names an object.
 func refOf(o Object) api.Ref {
-	ref := api.Ref{Namespace: o.GetNamespace(), Name: o.GetName()}
-	switch o.(type) {
-	case *corev1.Namespace:
-		ref.Kind = api.KindNamespace
-	case *corev1.Node:
-		ref.Kind = api.KindNode
-	case *corev1.Pod:
-		ref.Kind = api.KindPod
-	case *networkingv1.NetworkPolicy:
-		ref.Kind = api.KindNetworkPolicy
-	default:
-		panic(fmt.Sprintf("differential: an object of type %T", o))
-	}
-	return ref
+	kind, _ := kindOf(o)
+	return api.Ref{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
 func set(o Object) Event { return Event{Ref: refOf(o), Object: o} }
@@ -84,17 +105,8 @@ func Convert(o Object) (api.Object, error) {
 	if violations, _ := api.Validate(o); len(violations) > 0 {
 		return nil, fmt.Errorf("%s: %s", refOf(o), violations[0])
 	}
-	switch o := o.(type) {
-	case *corev1.Namespace:
-		return api.FromNamespace(o), nil
-	case *corev1.Node:
-		return api.FromNode(o), nil
-	case *corev1.Pod:
-		return api.FromPod(o), nil
-	case *networkingv1.NetworkPolicy:
-		return api.FromNetworkPolicy(o)
-	}
-	panic(fmt.Sprintf("differential: an object of type %T", o))
+	_, convert := kindOf(o)
+	return convert()
 }
 
 // nodes are the names of all nodes that the Case mentions, sorted.

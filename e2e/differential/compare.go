@@ -252,14 +252,19 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 // against those that the evaluator names.
 func (r *run) attributed(h *hop, w bridge.Walk, dir policyv1.Direction, want *evaluate.Decision) string {
 	var names []string
+	name := func(r *policyv1.PolicyRef) string {
+		return r.GetKind().String() + " " + r.GetNamespace() + "/" + r.GetName()
+	}
 	switch {
+	case want.Action != evaluate.Allow && want.Policy != nil:
+		names = append(names, name(api.WireRef(*want.Policy)))
 	case want.Action != evaluate.Allow:
 		for _, ref := range want.IsolatedBy {
-			names = append(names, ref.Namespace+"/"+ref.Name)
+			names = append(names, name(api.WireRef(ref)))
 		}
 	default:
 		for _, ref := range want.AllowedBy {
-			names = append(names, ref.Policy.Namespace+"/"+ref.Policy.Name)
+			names = append(names, name(api.WireRef(ref.Policy)))
 		}
 	}
 	var got []string
@@ -276,8 +281,11 @@ func (r *run) attributed(h *hop, w bridge.Walk, dir policyv1.Direction, want *ev
 		if !ok {
 			return "the flow that was hit is attributed to nothing: " + hit.Flow.String()
 		}
+		if a.Action == policyv1.Action_ACTION_PASS {
+			continue // Another rule decides, or none.
+		}
 		for _, ref := range a.Policies {
-			got = append(got, ref.GetNamespace()+"/"+ref.GetName())
+			got = append(got, name(ref))
 		}
 	}
 	slices.Sort(names)

@@ -139,6 +139,13 @@ func (g *generator) begin() []Event {
 	for i := range g.IntN(7) {
 		events = append(events, g.apply(set(g.policy(one(g, g.namespaces...), fmt.Sprint("np", i)))))
 	}
+	for range g.IntN(6) {
+		events = append(events, g.apply(set(g.orderedPolicy())))
+	}
+	for range g.IntN(6) {
+		events = append(events, g.apply(set(g.referent())))
+	}
+	events = latest(events)
 	if g.chance(50) { // Policies first, or Pods before their Namespaces.
 		for i := len(events) - 1; i > 0; i-- {
 			j := g.IntN(i + 1)
@@ -151,6 +158,28 @@ func (g *generator) begin() []Event {
 		}
 	}
 	return events
+}
+
+// referent is something that policies name.
+func (g *generator) referent() Object {
+	switch g.IntN(6) {
+	case 0:
+		return g.tier()
+	case 1:
+		return g.serviceObject()
+	}
+	return g.groupObject()
+}
+
+// latest are the last events of each object.
+func latest(events []Event) []Event {
+	var out []Event
+	for i, e := range events {
+		if !slices.ContainsFunc(events[i+1:], func(later Event) bool { return later.Ref == e.Ref }) {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // refs are those of a kind that are there, sorted.

@@ -22,11 +22,29 @@ func (g *generator) change() []Event {
 	return events
 }
 
+// refsAfter are the objects of the kinds that came after one, and Services:
+// ordered policies and what they name.
+func (g *generator) refsAfter(kind api.Kind) []api.Ref {
+	refs := g.refs(api.KindService)
+	for k := kind + 1; k <= api.KindGroup; k++ {
+		refs = append(refs, g.refs(k)...)
+	}
+	return refs
+}
+
 // changeOne is one thing that happens, if anything.
 func (g *generator) changeOne(pods []*corev1.Pod) (events []Event) {
 	do := func(e Event) { events = append(events, g.apply(e)) }
 	pod := func() *corev1.Pod { return one(g, pods...) }
-	switch g.IntN(20) {
+	switch g.IntN(26) {
+	case 20, 21:
+		do(set(g.orderedPolicy()))
+	case 22, 23:
+		do(set(g.referent()))
+	case 24, 25:
+		if refs := g.refsAfter(api.KindNetworkPolicy); len(refs) > 0 {
+			do(Event{Ref: one(g, refs...)})
+		}
 	case 0, 1, 2:
 		do(set(g.policy(one(g, g.namespaces...), fmt.Sprint("np", g.IntN(6)))))
 	case 3:
@@ -61,6 +79,7 @@ func (g *generator) changeOne(pods []*corev1.Pod) (events []Event) {
 		}
 	case 13, 14, 15: // Something has one thing less.
 		refs := append(g.refs(api.KindNetworkPolicy), g.refs(api.KindPod)...)
+		refs = append(refs, g.refsAfter(api.KindNetworkPolicy)...)
 		less := slices.Collect(reduce(g.objects[one(g, refs...)]))
 		if len(less) == 0 {
 			return nil

@@ -28,7 +28,7 @@ func (g *generator) namespace(name string) *corev1.Namespace {
 
 func (g *generator) node(i int) *corev1.Node {
 	o := &corev1.Node{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}}
-	o.Name = g.nodes[i]
+	o.Name, o.Labels = g.nodes[i], g.labels()
 	four, six := fmt.Sprintf("192.0.2.%d", i+1), fmt.Sprintf("fd00:ff::%d", i+1)
 	for _, a := range one(g, []string{four, six}, []string{four}, []string{six}, []string{}) {
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
@@ -47,6 +47,9 @@ func (g *generator) pod(namespace, name string) *corev1.Pod {
 	o.Namespace, o.Name, o.Labels = namespace, name, g.labels()
 	i := g.IntN(len(g.nodes))
 	o.Spec.NodeName = g.nodes[i]
+	if g.chance(25) {
+		o.Spec.ServiceAccountName = one(g, accountNames...)
+	}
 	g.containers(o)
 	o.Status.Phase = corev1.PodRunning
 	mine := g.IntN(24)

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 	"github.com/weirnet/weir/services/policy/evaluate"
 )
 
@@ -164,6 +165,13 @@ func (g *generator) services() []service {
 			}
 		}
 	}
+	antrea := func(spec antreav1beta1.PolicySpec) {
+		for _, r := range slices.Concat(spec.Ingress, spec.Egress) {
+			for _, p := range r.Ports {
+				rule([]networkingv1.NetworkPolicyPort{{Protocol: p.Protocol, Port: p.Port, EndPort: p.EndPort}})
+			}
+		}
+	}
 	for _, o := range g.sorted() {
 		switch o := o.(type) {
 		case *corev1.Pod:
@@ -172,6 +180,10 @@ func (g *generator) services() []service {
 					add(p.Protocol, p.ContainerPort)
 				}
 			}
+		case *antreav1beta1.NetworkPolicy:
+			antrea(o.Spec)
+		case *antreav1beta1.ClusterNetworkPolicy:
+			antrea(o.Spec)
 		case *networkingv1.NetworkPolicy:
 			for _, r := range o.Spec.Ingress {
 				rule(r.Ports)

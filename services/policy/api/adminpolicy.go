@@ -53,7 +53,16 @@ func FromClusterNetworkPolicy(o *adminv1alpha2.ClusterNetworkPolicy) (*OrderedPo
 	p := newOrderedPolicy(KindClusterNetworkPolicy, o)
 	p.Priority = float64(orElse(o.Spec.Priority, 0))
 	p.Baseline = o.Spec.Tier == "Baseline"
-	return p, p.complete(clusterPolicyOf(o))
+	err := p.complete(clusterPolicyOf(o))
+	for _, rules := range [][]OrderedRule{p.Ingress, p.Egress} {
+		for i := range rules {
+			// After the baseline comes the default, which is to allow.
+			if p.Baseline && rules[i].Action == ActionPass {
+				rules[i].Action = ActionAllow
+			}
+		}
+	}
+	return p, err
 }
 
 func adminPolicyOf(o *anpv1alpha1.AdminNetworkPolicy) adminPolicy {

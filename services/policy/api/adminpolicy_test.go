@@ -20,7 +20,7 @@ func TestDecodeAdminPolicies(t *testing.T) {
   egress: [{action: Pass, to: [{networks: [10.0.0.0/8, "fd00::/8"]}, {pods: {namespaceSelector: {}, podSelector: {}}}, {nodes: {}}]}, {action: Allow, to: [{domainNames: ["*.Example.com."]}]}]}`) + "---\n" +
 		admin("BaselineAdminNetworkPolicy", "default", `{subject: {namespaces: {}}, egress: [{action: Deny, to: [{networks: [10.1.0.0/16]}]}]}`) + "---\n" +
 		"apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: c}\nspec: {tier: Baseline, priority: 3, subject: {namespaces: {}}, " +
-		"egress: [{name: r, action: Accept, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 80}}}, {udp: {destinationPort: {range: {start: 5, end: 6}}}}, {sctp: {}}]}]}\n"))
+		"ingress: [{action: Pass, from: [{namespaces: {}}]}], egress: [{name: r, action: Accept, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 80}}}, {udp: {destinationPort: {range: {start: 5, end: 6}}}}, {sctp: {}}]}]}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +38,7 @@ func TestDecodeAdminPolicies(t *testing.T) {
 		{Kind: KindBaselineAdminNetworkPolicy, Name: "default", Baseline: true, AppliedTo: []Target{{NamespaceSelector: &all}},
 			Egress: []OrderedRule{{Action: ActionDrop, Log: true, Peers: []Peer{{IPBlock: block("10.1.0.0/16")}}}}},
 		{Kind: KindClusterNetworkPolicy, Name: "c", Priority: 3, Baseline: true, AppliedTo: []Target{{NamespaceSelector: &all}},
+			Ingress: []OrderedRule{{Action: ActionAllow, Peers: []Peer{{NamespaceSelector: &all}}}}, // It passes to the default.
 			Egress: []OrderedRule{{Name: "r", Action: ActionAllow, Peers: []Peer{{NodeSelector: &all}}, Traffic: []Traffic{
 				{Protocol: ProtocolTCP, Port: 80}, {Protocol: ProtocolUDP, Port: 5, EndPort: 6}, {Protocol: ProtocolSCTP}}}}},
 	}

@@ -1,6 +1,7 @@
 package evaluate
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -87,7 +88,7 @@ func (q *question) matches(policy *api.OrderedPolicy, p api.Peer) bool {
 	case p.FQDN != "":
 		return q.peer.name != "" && matchesName(p.FQDN, q.peer.name)
 	case p.NodeSelector != nil:
-		return q.peer.node != "" && q.nodeSelects(*p.NodeSelector, q.peer.node)
+		return q.hostOf(q.peer.addr, *p.NodeSelector)
 	case p.Group != "":
 		for _, g := range q.members(api.GroupRef(policy.Ref(), p.Group)) {
 			if slices.ContainsFunc(g.IPBlocks, func(b api.IPBlock) bool { return inBlock(&b, q.peer) }) ||
@@ -130,6 +131,17 @@ func sameValues(keys []string, a, b map[string]string) bool {
 func (s *State) nodeSelects(selector api.Selector, name string) bool {
 	node := s.nodes[name]
 	return node != nil && selects(selector, labelsOf(node.Labels))
+}
+
+// hostOf says whether an address is one that a selected Node's host has. What
+// else its host may speak from is not the Node's for a policy.
+func (s *State) hostOf(a netip.Addr, selector api.Selector) bool {
+	for name, node := range s.nodes {
+		if slices.Contains(hostAddresses(node), a) && s.nodeSelects(selector, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // matchesName says whether a pattern, in which * stands for any run of
