@@ -49,6 +49,7 @@ func New(streams Streams) *cobra.Command {
 		newValidate(streams),
 		newEvaluate(streams),
 		newExplain(streams),
+		newDiff(streams),
 		newGet(streams),
 		newAudit(streams),
 		newPKI(streams),

@@ -170,6 +170,39 @@ func TestExplainOffline(t *testing.T) {
 	}
 }
 
+func TestDiff(t *testing.T) {
+	old := write(t, "old.yaml", cluster)
+	next := write(t, "new.yaml", cluster+`---
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: shut}
+spec: {tier: securityops, priority: 1, appliedTo: [{podSelector: {matchLabels: {app: web}}}], ingress: [{name: no-http, action: Drop, from: [{namespaceSelector: {}}], ports: [{port: 80, endPort: 90}]}]}
+`)
+	log := write(t, "audit.json", `{"cursor":1,"node":"n","packet":{"action":"allow","sourceIP":"10.0.0.2","sourcePort":4000,"destinationIP":"10.0.0.1","destinationPort":80,"protocol":"TCP"}}
+{"cursor":2,"node":"n","packet":{"action":"allow","sourceIP":"10.0.0.2","sourcePort":4000,"destinationIP":"10.0.0.1","destinationPort":80,"protocol":"TCP"}}
+{"cursor":3,"node":"n","packet":{"action":"allow","sourceIP":"10.0.0.2","sourcePort":4001,"destinationIP":"10.0.0.1","destinationPort":8080,"protocol":"TCP"}}
+{"cursor":4,"node":"n","loss":{"count":3}}
+{"cursor":5,"node":"n","packet":{"action":"drop","overflow":true}}
+`)
+	out, errs, code := run(t, "diff", "-f", old, "-f", next, "--against-log", log)
+	want := `FROM        TO         TRAFFIC   OLD     NEW    WHY
+shop/cart   shop/web   TCP/80    allow   drop   no-http of AntreaClusterNetworkPolicy shut drops it
+
+1 of 2 recorded connections would have got another verdict; 1 more cannot be judged by these manifests
+`
+	if code != 0 || out != want {
+		t.Errorf("status %d %s\n%s", code, errs, out)
+	}
+	var got difference
+	if out, _, _ := run(t, "diff", "-f", next, "-f", old, "-o", "json"); json.Unmarshal([]byte(out), &got) != nil || len(got.Changes) != 1 || got.Log != nil ||
+		got.Changes[0].Old.Verdict != "drop" || got.Changes[0].New.Verdict != "allow" || got.Changes[0].Traffic != "TCP/80" {
+		t.Errorf("%+v", got)
+	}
+	if out, _, _ := run(t, "diff", "-f", old, "-f", old); out != "no connection gets another verdict\n" {
+		t.Errorf("%s", out)
+	}
+}
+
 func TestCommandsRefuse(t *testing.T) {
 	good := write(t, "c.yaml", cluster)
 	bad := write(t, "bad.yaml", cluster+"---\nkind: Oops\n")
@@ -184,6 +217,9 @@ func TestCommandsRefuse(t *testing.T) {
 		{[]string{"explain", "-f", good, "--from", "shop/cart", "--to", "shop/web", "--protocol", "GRE"}, `--protocol "GRE": write TCP`},
 		{[]string{"explain", "-f", good, "--from", "shop/cart"}, `required flag(s) "to"`},
 		{[]string{"explain", "-f", "/nowhere", "--from", "shop/cart", "--to", "shop/web", "--port", "80"}, "no such file"},
+		{[]string{"diff", "-f", good}, "-f: write it twice"},
+		{[]string{"diff", "-f", good, "-f", bad}, "the manifests are not valid"},
+		{[]string{"diff", "-f", good, "-f", good, "--against-log", good}, "--against-log: line 1 is no record of a JSON audit log"},
 		{[]string{"validate", "-f", t.TempDir()}, "holds no manifest"},
 		{[]string{"validate", "-f", good, "-o", "xml"}, "write table or json"},
 		{[]string{"evaluate", "-f", "/nowhere"}, "no such file"},
