@@ -174,6 +174,10 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
+		var refused *pipeline.Refused
+		if errors.As(err, &refused) {
+			return applyResult{err: err, problems: itemErrors(refused.Problems)}
+		}
 		return applyResult{err: err}
 	}
 	if !l.complete {
@@ -183,7 +187,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		return applyResult{err: err}
 	}
 	l.unsaved = true
-	return applyResult{problems: l.itemErrors()}
+	return applyResult{problems: itemErrors(l.compiler.Problems())}
 }
 
 // tell brings a change to the bridge.
@@ -451,9 +455,9 @@ func hostMAC(local [6]byte) [6]byte {
 	return local
 }
 
-func (l *loop) itemErrors() []*policyv1.ItemError {
+func itemErrors(problems []pipeline.Problem) []*policyv1.ItemError {
 	var out []*policyv1.ItemError
-	for _, p := range l.compiler.Problems() {
+	for _, p := range problems {
 		out = append(out, &policyv1.ItemError{Scope: p.Scope[:], Key: p.Key, Error: p.Err.Error()})
 	}
 	return out

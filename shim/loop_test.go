@@ -249,8 +249,9 @@ func apply(t testing.TB, s *Shim, w *world, touched storage.Touched) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	problems, err := s.Apply(ctx, w.replica, touched)
-	if len(problems) > 0 {
-		t.Errorf("problems: %v", problems)
+	var refused *pipeline.Refused
+	if errors.As(err, &refused) != (len(problems) > 0) {
+		t.Errorf("problems: %v, beside %v", problems, err)
 	}
 	return err
 }

@@ -45,7 +45,8 @@ import (
 type Handler interface {
 	// Apply puts what was touched in force and returns when it is, or why it
 	// is not. The replica may be read until it returns. Problems are items
-	// that could not be realised although the rest is in force.
+	// that could not be realised although the rest is in force; beside an
+	// error, items for which nothing is.
 	Apply(ctx context.Context, state *storage.Replica, touched storage.Touched) (problems []*policyv1.ItemError, err error)
 	// Hold names endpoints, by key, of which the next Apply brings new addresses
 	// and whose ports are to stay closed until Release names them, but not for ever.
@@ -404,7 +405,9 @@ func (c *Client) apply(ctx context.Context, revision uint64, h Handler, log hclo
 	switch {
 	case err != nil:
 		log.Error("cut is not in force", "revision", revision, "err", err)
-		return nack(revision, held, err.Error(), problems)
+		refused := nack(revision, held, err.Error(), nil)
+		refused.GetNack().Causes = problems
+		return refused
 	case len(problems) > 0:
 		c.synced.Store(true)
 		return nack(revision, held, fmt.Sprintf("%d items are not realised: %s", len(problems), problems[0].GetError()), problems)

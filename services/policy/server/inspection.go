@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -42,7 +44,7 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		summary := &policyv1.PolicySummary{
 			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Tier: p.Tier, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
 			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints), Staged: p.Wire.Staged,
-			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings, Conditions: []*policyv1.Condition{realizable(p.Faults)},
+			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings, Conditions: []*policyv1.Condition{realizable(append(s.failures(p), p.Faults...))},
 		}
 		for _, id := range p.AppliedTo {
 			summary.AppliedTo = append(summary.AppliedTo, hex.EncodeToString(id[:]))
@@ -70,26 +72,55 @@ func realizable(faults []engine.Fault) *policyv1.Condition {
 // realization counts the nodes of a policy's span, and those that have
 // acknowledged everything they must hold or at least the policy's present items.
 func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
-	need := make(map[string]uint64) // By node: the revision as of which it holds all items that reach it.
-	for _, item := range p.Items {
-		revision := s.cfg.Store.ItemRevision(item.Scope, item.Key)
-		for node, joined := range s.cfg.Store.Span(item.Scope) {
-			need[node] = max(need[node], revision, joined)
-		}
-	}
-	for node, revision := range need {
+	for node, need := range s.span(p) {
 		nodes++
 		se := s.sessions.find(node)
 		if se == nil {
 			continue
 		}
 		se.mu.Lock()
-		if se.stream != nil && se.lastErr == "" && se.acked >= revision {
+		failed := slices.ContainsFunc(p.Items, func(i engine.ItemPlace) bool { return se.failed[i] != "" })
+		if se.stream != nil && !failed && se.acked >= need {
 			realized++
 		}
 		se.mu.Unlock()
 	}
 	return nodes, realized
+}
+
+// span are the nodes of a policy's items, each with the revision as of which it
+// holds all that reach it.
+func (s *Server) span(p engine.PolicyInfo) map[string]uint64 {
+	need := make(map[string]uint64)
+	for _, item := range p.Items {
+		revision := s.cfg.Store.ItemRevision(item.Scope, item.Key)
+		for node, joined := range s.cfg.Store.Span(item.Scope) {
+			need[node] = max(need[node], revision, joined)
+		}
+	}
+	return need
+}
+
+// failures are what nodes say of a policy's items that they do not enforce.
+func (s *Server) failures(p engine.PolicyInfo) []engine.Fault {
+	var out []engine.Fault
+	for _, node := range slices.Sorted(maps.Keys(s.span(p))) {
+		se := s.sessions.find(node)
+		if se == nil {
+			continue
+		}
+		se.mu.Lock()
+		for _, item := range p.Items {
+			if why := se.failed[item]; why != "" {
+				out = append(out, engine.Fault{Reason: "RefusedByNode", Message: "node " + node + ": " + why, Widens: true})
+			}
+		}
+		se.mu.Unlock()
+	}
+	if most := 4; len(out) > most {
+		out = append(out[:most-1], engine.Fault{Reason: "RefusedByNode", Message: fmt.Sprintf("and %d nodes more", len(out)-most+1)})
+	}
+	return out
 }
 
 // ListGroups implements InspectionService.
@@ -150,7 +181,7 @@ func (s *Server) nodeSummary(name string) *policyv1.NodeSummary {
 	defer se.mu.Unlock()
 	out.Connected = se.stream != nil
 	out.AckedRevision, out.SentRevision = se.acked, se.sent
-	out.InSync = out.Connected && se.acked > 0 && se.digest == want.Digest
+	out.InSync = out.Connected && se.acked > 0 && se.digest == want.Digest && se.lastErr == ""
 	out.LastError, out.ApplyMicros = se.lastErr, se.apply
 	if out.Connected {
 		out.Version = se.version

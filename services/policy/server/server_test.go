@@ -480,6 +480,50 @@ func TestListNodesTellsLagAndErrors(t *testing.T) {
 	waitFor(t, func() bool { n := node(); return n.GetLastError() == "" && n.GetInSync() && n.GetLag() == 0 })
 }
 
+// A policy says on which nodes an item of it is not enforced, and why; others
+// of the same cut are realised, where the rest of it is in force.
+func TestPoliciesSayWhatNodesRefuse(t *testing.T) {
+	for name, tc := range map[string]struct {
+		nack     func(*policyv1.ItemError) *policyv1.Nack
+		realized uint32 // Of the policy that nothing is wrong with.
+	}{
+		"an item fails by itself":      {func(e *policyv1.ItemError) *policyv1.Nack { return &policyv1.Nack{Items: []*policyv1.ItemError{e}} }, 1},
+		"the cut fails because of one": {func(e *policyv1.ItemError) *policyv1.Nack { return &policyv1.Nack{Causes: []*policyv1.ItemError{e}} }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			scope := storage.NewScopeID(storage.ScopePolicies, "policies")
+			f.store.Commit([]storage.Change{{Op: storage.OpJoin, Scope: scope, Kind: storage.ScopePolicies, Node: "node-1"}}, nil)
+			policy := func(name string) engine.PolicyInfo {
+				item := storage.Encode(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{
+					Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: name}}}})
+				f.store.Commit([]storage.Change{{Op: storage.OpUpsert, Scope: scope, Kind: storage.ScopePolicies, Item: item}}, nil)
+				return engine.PolicyInfo{Items: []engine.ItemPlace{{Scope: scope, Key: item.Key}}}
+			}
+			bad, good := policy("bad"), policy("good")
+			c := f.subscribe(hello("node-1"))
+			cut := c.cut()
+			nack := tc.nack(&policyv1.ItemError{Scope: scope[:], Key: bad.Items[0].Key, Error: "no room"})
+			nack.Revision, nack.Error, nack.Digest = cut.GetRevision(), "not all of it", cut.GetDigest()
+			c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Nack{Nack: nack}})
+			waitFor(t, func() bool { return len(f.server.failures(bad)) == 1 })
+			if got := f.server.failures(bad)[0]; got != (engine.Fault{Reason: "RefusedByNode", Message: "node node-1: no room", Widens: true}) {
+				t.Errorf("%+v", got)
+			}
+			if nodes, realized := f.server.realization(bad); nodes != 1 || realized != 0 {
+				t.Errorf("realised on %d of %d nodes", realized, nodes)
+			}
+			if _, realized := f.server.realization(good); realized != tc.realized || len(f.server.failures(good)) != 0 {
+				t.Errorf("the other is realised on %d nodes, %v", realized, f.server.failures(good))
+			}
+			f.member("a") // Another cut, which succeeds.
+			cut = c.cut()
+			c.ack(cut.GetRevision(), cut.GetDigest())
+			waitFor(t, func() bool { return len(f.server.failures(bad)) == 0 })
+		})
+	}
+}
+
 // waitFor asks until the answer is yes; each question goes over the wire.
 func waitFor(t *testing.T, yes func() bool) {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -20,7 +21,8 @@ type session struct {
 	acked   uint64 // Newest revision acknowledged; zero for none in this epoch.
 	digest  storage.Digest
 	lastErr string
-	apply   uint64 // Microseconds of the last ack.
+	failed  map[engine.ItemPlace]string // Items that the node says it does not enforce, with its reasons, as of its last answer.
+	apply   uint64                      // Microseconds of the last ack.
 	stats   *policyv1.NodeStats
 	calls   int // Subscribe calls that have not returned.
 }
@@ -104,7 +106,7 @@ func (se *session) begin(st *stream, version string) (replaced bool) {
 		close(se.stream.replaced)
 		replaced = true
 	}
-	se.stream, se.version, se.sent, se.acked, se.lastErr = st, version, 0, 0, ""
+	se.stream, se.version, se.sent, se.acked, se.lastErr, se.failed = st, version, 0, 0, "", nil
 	return replaced
 }
 
@@ -138,34 +140,44 @@ func (se *session) told(st *stream, revision uint64, digest storage.Digest) {
 	st.outstanding = append(st.outstanding, sentCut{revision, digest})
 }
 
-// answered takes an ack (err empty) or a nack; held nil is the cut's digest. Known is false for a revision
-// that is not outstanding; differs says that the node's digest is not the cut's.
-func (se *session) answered(st *stream, revision uint64, held *storage.Digest, err string, micros uint64) (known, differs bool) {
+// nodeAnswer is an ack (err empty) or a nack.
+type nodeAnswer struct {
+	revision uint64
+	held     *storage.Digest // Nil: the cut's.
+	err      string
+	micros   uint64
+	failed   map[engine.ItemPlace]string
+	inForce  bool // But for what failed.
+}
+
+// answered takes an answer. Known is false for a revision that is not outstanding;
+// differs says that the node's digest is not the cut's.
+func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
-	i := slices.IndexFunc(st.outstanding, func(c sentCut) bool { return c.revision == revision })
+	i := slices.IndexFunc(st.outstanding, func(c sentCut) bool { return c.revision == a.revision })
 	if i < 0 {
 		// A cut from before a repair, which took it off the books, or one
 		// that was refused and is in force at last.
-		if known = revision <= se.sent; known && err == "" && revision >= se.acked {
-			se.acked, se.apply, se.lastErr = revision, micros, ""
-			if held != nil {
-				se.digest = *held
+		if known = a.revision <= se.sent; known && a.err == "" && a.revision >= se.acked {
+			se.acked, se.apply, se.lastErr, se.failed = a.revision, a.micros, "", nil
+			if a.held != nil {
+				se.digest = *a.held
 			}
 		}
 		return known, false
 	}
 	want, full := st.outstanding[i].digest, len(st.outstanding) >= window
 	st.outstanding = slices.Delete(st.outstanding, 0, i+1)
-	if held == nil {
-		held = &want
+	if a.held == nil {
+		a.held = &want
 	}
-	se.digest = *held
-	se.lastErr = err
-	if err == "" {
-		se.acked, se.apply = revision, micros
+	se.digest = *a.held
+	se.lastErr, se.failed = a.err, a.failed
+	if a.inForce {
+		se.acked, se.apply = a.revision, a.micros
 	}
-	if differs = want != *held; differs {
+	if differs = want != *a.held; differs {
 		st.differs = true
 	}
 	if full || differs { // Otherwise the sender need not be woken.

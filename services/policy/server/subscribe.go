@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -313,15 +314,18 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 		switch m := req.GetMessage().(type) {
 		case *policyv1.SubscribeRequest_Ack:
 			s.applySec.Observe(float64(m.Ack.GetApplyMicros()) / 1e6)
-			err = s.answer(se, st, m.Ack.GetRevision(), m.Ack.GetDigest(), "", m.Ack.GetApplyMicros(), true, log)
+			err = s.answer(se, st, nodeAnswer{revision: m.Ack.GetRevision(), micros: m.Ack.GetApplyMicros(), inForce: true}, m.Ack.GetDigest(), log)
 		case *policyv1.SubscribeRequest_Nack:
 			msg := m.Nack.GetError()
 			if msg == "" {
 				return status.Error(codes.InvalidArgument, "nack.error is empty")
 			}
 			log.Warn("node could not apply a cut", "revision", m.Nack.GetRevision(), "err", msg, "items", len(m.Nack.GetItems()))
-			rest := len(m.Nack.GetItems()) > 0 // But for these items, it is in force.
-			err = s.answer(se, st, m.Nack.GetRevision(), m.Nack.GetDigest(), msg, 0, rest, log)
+			items, inForce := m.Nack.GetItems(), len(m.Nack.GetItems()) > 0
+			if !inForce {
+				items = m.Nack.GetCauses()
+			}
+			err = s.answer(se, st, nodeAnswer{revision: m.Nack.GetRevision(), err: msg, failed: places(items), inForce: inForce}, m.Nack.GetDigest(), log)
 		case *policyv1.SubscribeRequest_Stats:
 			se.setStats(m.Stats)
 		case *policyv1.SubscribeRequest_Inventory:
@@ -341,26 +345,37 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 	}
 }
 
-// answer takes an ack, or a nack with its message.
-func (s *Server) answer(se *session, st *stream, revision uint64, digest []byte, msg string, micros uint64, inForce bool, log hclog.Logger) error {
-	var held *storage.Digest // Nil: the cut's.
+// answer takes an ack or a nack, with the digest that it brings, if any.
+func (s *Server) answer(se *session, st *stream, a nodeAnswer, digest []byte, log hclog.Logger) error {
 	if len(digest) > 0 {
 		d, ok := storage.DigestFromBytes(digest)
 		if !ok {
-			return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", revision, len(digest))
+			return status.Errorf(codes.InvalidArgument, "digest of revision %d has %d bytes, not 16", a.revision, len(digest))
 		}
-		held = &d
+		a.held = &d
 	}
-	known, differs := se.answered(st, revision, held, msg, micros)
+	known, differs := se.answered(st, a)
 	if !known {
-		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", revision)
+		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", a.revision)
 	}
 	switch {
 	case differs:
 		s.repairs.Inc()
-		log.Warn("the node's state differs from what it was sent: repairing it", "revision", revision)
-	case inForce:
-		s.barriers.applied(se.node, revision)
+		log.Warn("the node's state differs from what it was sent: repairing it", "revision", a.revision)
+	case a.inForce:
+		s.barriers.applied(se.node, a.revision)
 	}
 	return nil
+}
+
+// places are items with what a node says of them. One that names no scope is
+// left out: the nack's message has to do.
+func places(items []*policyv1.ItemError) map[engine.ItemPlace]string {
+	out := make(map[engine.ItemPlace]string, len(items))
+	for _, i := range items {
+		if scope, ok := storage.ScopeIDFromBytes(i.GetScope()); ok {
+			out[engine.ItemPlace{Scope: scope, Key: i.GetKey()}] = i.GetError()
+		}
+	}
+	return out
 }

@@ -714,6 +714,7 @@ type Nack struct {
 	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`        // What failed. Never empty.
 	Items         []*ItemError           `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`        // Items that failed by themselves. Empty: the cut failed as a whole.
 	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`      // 16 bytes: digest of the state now held.
+	Causes        []*ItemError           `protobuf:"bytes,5,rep,name=causes,proto3" json:"causes,omitempty"`      // Items for which the cut failed as a whole; items is empty then. Empty: other causes.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -772,6 +773,13 @@ func (x *Nack) GetItems() []*ItemError {
 func (x *Nack) GetDigest() []byte {
 	if x != nil {
 		return x.Digest
+	}
+	return nil
+}
+
+func (x *Nack) GetCauses() []*ItemError {
+	if x != nil {
+		return x.Causes
 	}
 	return nil
 }
@@ -1095,12 +1103,13 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x03Ack\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12!\n" +
 	"\fapply_micros\x18\x02 \x01(\x04R\vapplyMicros\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\fR\x06digest\"\x81\x01\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"\xb4\x01\n" +
 	"\x04Nack\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
 	"\x05items\x18\x03 \x03(\v2\x19.weir.policy.v1.ItemErrorR\x05items\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\fR\x06digest\"I\n" +
+	"\x06digest\x18\x04 \x01(\fR\x06digest\x121\n" +
+	"\x06causes\x18\x05 \x03(\v2\x19.weir.policy.v1.ItemErrorR\x06causes\"I\n" +
 	"\tItemError\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\fR\x05scope\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
@@ -1173,17 +1182,18 @@ var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	16, // 11: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
 	16, // 12: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
 	11, // 13: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
-	13, // 14: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	14, // 15: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	17, // 16: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	18, // 17: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	0,  // 18: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	1,  // 19: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	19, // [19:20] is the sub-list for method output_type
-	18, // [18:19] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	11, // 14: weir.policy.v1.Nack.causes:type_name -> weir.policy.v1.ItemError
+	13, // 15: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	14, // 16: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	17, // 17: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	18, // 18: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	0,  // 19: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	1,  // 20: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
