@@ -880,7 +880,7 @@ type RecordFilter struct {
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`                                // Of the applied-to Pod or the peer.
 	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`                                            // "NAMESPACE/NAME" of the applied-to Pod or the peer.
-	Policy        string                 `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`                                      // "NAMESPACE/NAME" or "NAME" of a policy of the record.
+	Policy        string                 `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`                                      // "NAMESPACE/NAME" or "NAME" of a policy of the record, or of its staged outcome.
 	Action        v1.Action              `protobuf:"varint,5,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`          // Zero: any.
 	Direction     v1.Direction           `protobuf:"varint,6,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"` // Zero: any.
 	Prefix        string                 `protobuf:"bytes,7,opt,name=prefix,proto3" json:"prefix,omitempty"`                                      // CIDR or address that holds source or destination.
