@@ -29,11 +29,12 @@ var (
 func macOf(port uint32) [6]byte { return [6]byte{2, 0, 0, 1, byte(port >> 8), byte(port)} }
 
 // cluster is a Case's cluster as it stands, three times: as objects, as the
-// evaluator has it, and as each node enforces it.
+// evaluator has it (with the staged policies, too), and as each node enforces it.
 type cluster struct {
 	objects   map[api.Ref]api.Object
 	ports     map[Pod]Port
 	evaluator *evaluate.State
+	staged    *evaluate.State // Where staged policies are enforced.
 
 	engine *engine.Engine
 	store  *storage.Store
@@ -54,6 +55,7 @@ func newCluster(c *Case) (*cluster, error) {
 	cl := &cluster{
 		objects:   make(map[api.Ref]api.Object),
 		evaluator: evaluate.New(),
+		staged:    evaluate.New(),
 		engine:    engine.New(),
 		store:     storage.New("differential"),
 		nodes:     make(map[string]*node),
@@ -95,6 +97,7 @@ func (cl *cluster) enter(c *Case, s *Step, tamper func(*pipeline.Change)) (map[s
 			cl.objects[e.Ref], event.Object = o, o
 		}
 		cl.evaluator.Apply(event)
+		cl.staged.Apply(unstaged(event))
 		cl.engine.Apply(event)
 	}
 	cl.ports = s.Ports
