@@ -441,9 +441,7 @@ func (l *loop) nextFree(ctx context.Context) (uint32, error) {
 	}
 	next := uint32(1)
 	for _, f := range actual.Flows {
-		if kind, id, ok := pipeline.ParseCookie(f.Cookie); ok && kind == pipeline.KindRule {
-			next = max(next, id+1)
-		}
+		next = max(next, pipeline.CarriedID(f.Cookie)+1)
 	}
 	return next, nil
 }
@@ -470,13 +468,16 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 		l.shim.metrics.unparsed.Inc()
 		return
 	}
-	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1)}
+	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
+		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Unlogged: pipeline.Reported(p.UserData)}
 	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
 			return packetlog.Meaning{}, false
 		}
 		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
-			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode})
+			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
+			Mark: mark, Reported: key.Unlogged})
 		return packetlog.Meaning(a), ok
 	})
 }

@@ -26,6 +26,7 @@ type Comparer struct {
 // Stats count what a Comparer looked at.
 type Stats struct {
 	Clusters, Steps, Connections, Denied, Packets, Traces int
+	Staged                                                int // Directions in which staged policies would decide otherwise.
 }
 
 // Add adds another's counts.
@@ -36,6 +37,7 @@ func (s *Stats) Add(o Stats) {
 	s.Denied += o.Denied
 	s.Packets += o.Packets
 	s.Traces += o.Traces
+	s.Staged += o.Staged
 }
 
 // Compare runs a Case and returns the first difference; nil where there is
@@ -87,6 +89,7 @@ type run struct {
 	walks       []Walked // Of the connection being judged.
 	connection  *evaluate.Connection
 	result      *evaluate.Result
+	staged      *evaluate.Result // With the staged policies.
 }
 
 // connection is one that was allowed.
@@ -160,7 +163,10 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 		d.Invalid = true
 		return d, nil
 	}
-	r.result = &result
+	r.result, r.staged = &result, &result
+	if result.Staged != nil {
+		r.staged = result.Staged
+	}
 	r.stats.Connections++
 	if result.Verdict != evaluate.Allow {
 		r.stats.Denied++
@@ -226,9 +232,10 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 		direction policyv1.Direction
 		judgement judgement
 		decision  *evaluate.Decision
+		staged    *evaluate.Decision
 	}{
-		{policyv1.Direction_DIRECTION_EGRESS, o.egress, &r.result.Egress},
-		{policyv1.Direction_DIRECTION_INGRESS, o.ingress, &r.result.Ingress},
+		{policyv1.Direction_DIRECTION_EGRESS, o.egress, &r.result.Egress, &r.staged.Egress},
+		{policyv1.Direction_DIRECTION_INGRESS, o.ingress, &r.result.Ingress, &r.staged.Ingress},
 	} {
 		want := allowed
 		if dir.decision.Action != evaluate.Allow {
@@ -244,6 +251,9 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 		if why := r.attributed(h, w, dir.direction, dir.decision); why != "" {
 			return r.differ("%s: %s", name, why)
 		}
+		if why := r.recorded(h, w, dir.direction, dir.decision, dir.staged); why != "" {
+			return r.differ("%s: %s", name, why)
+		}
 	}
 	return nil
 }
@@ -251,22 +261,7 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 // attributed holds the policies that the deciding flow is attributed to
 // against those that the evaluator names.
 func (r *run) attributed(h *hop, w bridge.Walk, dir policyv1.Direction, want *evaluate.Decision) string {
-	var names []string
-	name := func(r *policyv1.PolicyRef) string {
-		return r.GetKind().String() + " " + r.GetNamespace() + "/" + r.GetName()
-	}
-	switch {
-	case want.Action != evaluate.Allow && want.Policy != nil:
-		names = append(names, name(api.WireRef(*want.Policy)))
-	case want.Action != evaluate.Allow:
-		for _, ref := range want.IsolatedBy {
-			names = append(names, name(api.WireRef(ref)))
-		}
-	default:
-		for _, ref := range want.AllowedBy {
-			names = append(names, name(api.WireRef(ref.Policy)))
-		}
-	}
+	names := deciders(want)
 	var got []string
 	for _, hit := range w.Trail {
 		kind, _, ours := pipeline.ParseCookie(hit.Flow.Cookie)
@@ -285,15 +280,37 @@ func (r *run) attributed(h *hop, w bridge.Walk, dir policyv1.Direction, want *ev
 			continue // Another rule decides, or none.
 		}
 		for _, ref := range a.Policies {
-			got = append(got, name(ref))
+			got = append(got, nameOf(ref))
 		}
 	}
-	slices.Sort(names)
 	slices.Sort(got)
 	if !slices.Equal(names, got) {
 		return fmt.Sprintf("the evaluator names the policies %v, the flows %v", names, got)
 	}
 	return ""
+}
+
+// deciders are the policies that decide, in order.
+func deciders(d *evaluate.Decision) (names []string) {
+	switch {
+	case d.Action != evaluate.Allow && d.Policy != nil:
+		names = append(names, nameOf(api.WireRef(*d.Policy)))
+	case d.Action != evaluate.Allow:
+		for _, ref := range d.IsolatedBy {
+			names = append(names, nameOf(api.WireRef(ref)))
+		}
+	default:
+		for _, ref := range d.AllowedBy {
+			names = append(names, nameOf(api.WireRef(ref.Policy)))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// nameOf names a policy with its kind.
+func nameOf(r *policyv1.PolicyRef) string {
+	return fmt.Sprintf("%s %s/%s", r.GetKind(), r.GetNamespace(), r.GetName())
 }
 
 // send lets a packet into a bridge.

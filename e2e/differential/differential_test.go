@@ -77,7 +77,7 @@ func TestEvaluatorAndFlowsAgree(t *testing.T) {
 	}
 	workers.Wait()
 	t.Logf("%+v", total)
-	if total.Connections < 10*total.Clusters || total.Denied < total.Connections/5 || total.Denied > total.Connections*4/5 {
+	if total.Connections < 10*total.Clusters || total.Denied < total.Connections/5 || total.Denied > total.Connections*4/5 || total.Staged < total.Connections/100 {
 		t.Errorf("the clusters test little: %+v", total)
 	}
 }

@@ -17,6 +17,8 @@
 //   - between what the evaluator says of each direction and where the first
 //     packet went, hop by hop: out of the source's node, into the destination's;
 //   - between the evaluator's policies and those that the flows are attributed to;
+//   - between what the evaluator says with the staged policies enforced and what
+//     the flows report of them;
 //   - a reply to an allowed connection that does not arrive, a follow-up of a
 //     denied one that does, an established connection that an update cuts;
 //   - between the Fake's way through the tables and that of Open vSwitch, where

@@ -185,7 +185,7 @@ func (s *Switch) trace(ctx context.Context, node string, p bridge.Packet) (text 
 // anyRule is a cookie less the rule that it names: where the clauses of several
 // rules of one priority hold, which of them is hit is up to the switch.
 func anyRule(cookie uint64) uint64 {
-	if kind, id, ok := pipeline.ParseCookie(cookie); ok && kind == pipeline.KindRule {
+	if kind, id, ok := pipeline.ParseCookie(cookie); ok && (kind == pipeline.KindRule || kind == pipeline.KindStaged) {
 		return cookie - uint64(id)
 	}
 	return cookie

@@ -80,7 +80,7 @@ func (m *matcher) matches(node string, e *record.Event) bool {
 		return false
 	}
 	if e.IsLoss {
-		return f.GetLosses() && m.within(e.Loss.To)
+		return f.GetLosses() && !f.GetStaged() && m.within(e.Loss.To)
 	}
 	p := &e.Packet
 	switch {
@@ -91,7 +91,8 @@ func (m *matcher) matches(node string, e *record.Event) bool {
 		f.GetPod() != "" && p.AppliedTo != f.GetPod() && p.Peer != f.GetPod(),
 		m.prefix.IsValid() && !m.prefix.Contains(p.Source) && !m.prefix.Contains(p.Destination),
 		f.GetPort() != 0 && (!p.DestPort.Set || p.DestPort.Value != f.GetPort()),
-		f.GetPolicy() != "" && !names(p.Policies, f.GetPolicy()):
+		f.GetStaged() && p.Staged == nil,
+		f.GetPolicy() != "" && !names(p.Policies, f.GetPolicy()) && !staged(p, f.GetPolicy()):
 		return false
 	}
 	return true
@@ -105,6 +106,11 @@ func (m *matcher) within(t time.Time) bool {
 func inNamespace(pod, namespace string) bool {
 	ns, _, ok := strings.Cut(pod, "/")
 	return ok && ns == namespace
+}
+
+// staged says whether a staged outcome names a policy.
+func staged(p *record.Packet, want string) bool {
+	return p.Staged != nil && (names([]record.Policy{p.Staged.Policy}, want) || names(p.Staged.Policies, want))
 }
 
 // names reads "NAMESPACE/NAME", or "NAME" of any Namespace or none.

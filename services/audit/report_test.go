@@ -433,6 +433,7 @@ func TestTail(t *testing.T) {
 	p.SourceIp, p.DestinationIp, p.Direction = netip.MustParseAddr("fd00::5").AsSlice(), netip.MustParseAddr("fd00:1::6").AsSlice(), policyv1.Direction_DIRECTION_EGRESS
 	p.AppliedTo, p.Peer, p.DestinationPort, p.First = "other/x", "node:n9", proto.Uint32(80), timestamppb.New(day.Add(time.Hour))
 	p.Policies = []*policyv1.PolicyRef{{Kind: 2, Name: "cluster-wide"}}
+	p.Staged = &auditv1.StagedOutcome{Action: policyv1.Action_ACTION_ALLOW, Policy: &policyv1.PolicyRef{Kind: 1, Namespace: "shop", Name: "tried"}}
 	s2 := c.report("n2", "b1")
 	s2.batch(1, v6)
 	s2.acked(1)
@@ -459,6 +460,8 @@ func TestTail(t *testing.T) {
 		{&auditv1.RecordFilter{Policy: "shop/only-api"}, []string{d1, d4}},
 		{&auditv1.RecordFilter{Policy: "allow-web"}, []string{a2}},
 		{&auditv1.RecordFilter{Policy: "cluster-wide"}, []string{d5}},
+		{&auditv1.RecordFilter{Policy: "shop/tried"}, []string{d5}},
+		{&auditv1.RecordFilter{Staged: true, Losses: true}, []string{d5}},
 		{&auditv1.RecordFilter{Prefix: "10.0.2.0/24"}, []string{d1, a2, d4}},
 		{&auditv1.RecordFilter{Prefix: "fd00::5"}, []string{d5}},
 		{&auditv1.RecordFilter{Port: 5432}, []string{d1, a2, d4}},

@@ -300,6 +300,8 @@ func (w *walk) execute(s *state, steps []openflow.Action, flow *fakeFlow) {
 			if m := w.fake.meters[uint32(a)]; m != nil && !w.dry {
 				m.stats.Packets++
 			}
+		case openflow.Resubmit:
+			w.lookup(s, uint8(a))
 		case openflow.Goto:
 			w.lookup(s, uint8(a))
 		}

@@ -98,6 +98,7 @@ var everyAction = map[string]struct {
 	"plain ctrl":   {actions: of.NewActions(of.Controller{})},
 	"group":        {of.NewMatch(of.IPv4()), of.NewActions(of.ToGroup(5))},
 	"meter":        {actions: of.NewActions(of.MeterBy(6), of.OutputPort(1))},
+	"resubmit":     {actions: of.NewActions(of.SetReg(0, 1, 1), of.Resubmit(30), of.Resubmit(2))},
 	"much":         {of.NewMatch(of.IPv4()), of.NewActions(of.SetReg(0, 1, 1), of.Controller{ControllerID: 1, MeterID: 6}, of.CT{Commit: true, Zone: 1, Exec: []of.Action{of.SetCtMark(1, 1)}}, of.OutputPort(1), of.GotoTable(40))},
 }
 

@@ -66,6 +66,55 @@ func TestOutputByRegister(t *testing.T) {
 	})
 }
 
+// Resubmit looks a packet up in an earlier table and comes back with what was
+// done to its registers there, also where that table has no flow for it.
+func TestResubmitComesBack(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		s.put(
+			flow(0, 1, of.NewMatch(), of.GotoTable(5)),
+			flow(5, 2, of.NewMatch(of.Reg(0, 0, 1)), of.SetReg(0, 1, 1), of.Resubmit(3), of.Resubmit(5)),
+			flow(3, 1, of.NewMatch(of.IPSrc(pfx("10.0.0.1/32"))), of.SetReg(1, 2, 0xffffffff), of.GotoTable(4)),
+			flow(4, 1, of.NewMatch(), of.SetReg(2, 3, 0xffffffff)),
+			flow(5, 1, of.NewMatch(of.Reg(2, 3, 0xffffffff)), of.OutputRegister(1)),
+			flow(5, 0, of.NewMatch(), of.OutputPort(4)),
+		)
+		for src, want := range map[string]string{"10.0.0.1": "2", "10.0.0.2": "4"} {
+			if got := s.outputs(udp(1, src, "10.0.0.9", 1, 2)); !slices.Equal(got, []string{want}) {
+				t.Errorf("from %s: leaves by %v, want %s", src, got, want)
+			}
+		}
+	})
+}
+
+// A flow that matches a conjunction's id and more goes ahead of the one that
+// matches the id alone, from any priority: it is looked for only once the
+// clauses hold.
+func TestConjunctionIDWithMore(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		clause := func(n uint8, m of.Match) of.Flow {
+			return of.Flow{Table: 1, Priority: 10, Match: m, Cookie: ours, Actions: of.NewActions(of.Conjunction{ID: 7, Clause: n, Clauses: 2})}
+		}
+		s.put(
+			flow(0, 2, host("10.0.0.1"), of.SetReg(0, 8, 0xf), of.GotoTable(1)),
+			flow(0, 2, host("10.0.0.3"), of.SetReg(0, 9, 0xf), of.GotoTable(1)),
+			flow(0, 1, of.NewMatch(), of.GotoTable(1)),
+			clause(0, of.NewMatch(of.IPDst(pfx("10.9.0.0/16")))), clause(1, dport(80)),
+			flow(1, 10, of.NewMatch(of.ConjID(7)), of.OutputPort(2)),
+			flow(1, 65535, of.NewMatch(of.ConjID(7), of.Reg(0, 8, 9)), of.OutputPort(3)),
+			flow(1, 0, of.NewMatch(), of.OutputPort(4)),
+		)
+		for _, tc := range []struct {
+			src  string
+			port uint16
+			want string
+		}{{"10.0.0.1", 80, "3"}, {"10.0.0.2", 80, "2"}, {"10.0.0.3", 80, "2"}, {"10.0.0.1", 81, "4"}, {"10.0.0.2", 81, "4"}} {
+			if got := s.outputs(tcp(1, tc.src, "10.9.0.9", 1234, tc.port, bridge.TCPSyn)); !slices.Equal(got, []string{tc.want}) {
+				t.Errorf("from %s to port %d: leaves by %v, want %s", tc.src, tc.port, got, tc.want)
+			}
+		}
+	})
+}
+
 func TestConjunctionsShareClauses(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		s.put(conjunctions()...)

@@ -23,6 +23,8 @@ type Meaning struct {
 	Priority  *uint32
 	AppliedTo string
 	Peer      string
+	Staged    *auditv1.StagedOutcome // Nil: the verdict would be the same.
+	Unlogged  bool                   // On record for Staged alone.
 }
 
 // Key tells flows' reports apart before their meaning is worked out.
@@ -30,6 +32,8 @@ type Key struct {
 	Table           uint8
 	Cookie          uint64
 	InPort, OutPort uint32
+	Mark            [3]uint32 // What staged policies would have decided, and by what.
+	Unlogged        bool
 }
 
 // Window is how long identical packets gather into one event.
@@ -95,9 +99,12 @@ func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, b
 	m, known := meaning()
 	e.Direction, e.Action, e.Table, e.Policies, e.Isolation = m.Direction, m.Action, m.Table, m.Policies, m.Isolation
 	e.Rule, e.LogLabel, e.OpenflowPriority, e.AppliedTo, e.Peer = m.Rule, m.LogLabel, m.Priority, m.AppliedTo, m.Peer
+	e.Staged = m.Staged
 	switch {
 	case !known:
 		e.Reason = "unattributed"
+	case m.Unlogged:
+		e.Reason = "staged"
 	case m.Isolation:
 		e.Reason = "isolation"
 	default:

@@ -129,6 +129,7 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 			select {
 			case acks <- resp.GetAckedSequence():
 			case <-ctx.Done():
+				ended <- ctx.Err()
 				return
 			}
 		}
@@ -145,7 +146,7 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 			n := min(len(unsent), batchEvents)
 			batch := &auditv1.EventBatch{FirstSequence: r.next - uint64(len(unsent)), Events: unsent[:n]}
 			if err := stream.Send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Batch{Batch: batch}}); err != nil {
-				return recvError(stream, address, err)
+				return r.drain(acks, ended, err)
 			}
 			unsent = unsent[n:]
 			select { // Acks are taken on the way, so that neither side waits for the other.
@@ -180,6 +181,20 @@ func (r *Reporter) ack(seq uint64) {
 	}
 	r.inflight = append([]*auditv1.Event(nil), r.inflight[seq-first+1:]...)
 	r.acked.Store(seq)
+}
+
+// drain takes the last acks of a stream on which a Send failed, and returns its
+// own error, which the failed Send only hints at. It is the receiver that meets
+// it: two must not receive at a time.
+func (r *Reporter) drain(acks <-chan uint64, ended <-chan error, sent error) error {
+	for {
+		select {
+		case seq := <-acks:
+			r.ack(seq)
+		case err := <-ended:
+			return errors.Join(sent, err)
+		}
+	}
 }
 
 // recvError is the stream's own error, which a failed Send only hints at.

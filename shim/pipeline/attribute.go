@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
@@ -21,6 +22,8 @@ type Hit struct {
 	DstPort  uint16
 	ICMPType uint8
 	ICMPCode uint8
+	Mark     Mark
+	Reported bool // For nothing but that the staged world's verdict is another.
 }
 
 // Attribution is what a hit means.
@@ -36,6 +39,18 @@ type Attribution struct {
 	Priority  *uint32 // Of the deciding rule's flow; nil for isolation.
 	AppliedTo string  // "NAMESPACE/POD".
 	Peer      string  // "NAMESPACE/POD", or empty.
+	// Staged is what the staged world decided, where it is another verdict.
+	Staged *auditv1.StagedOutcome
+	// Unlogged says that the packet is on record for Staged alone.
+	Unlogged bool
+}
+
+// direction is that of the traffic that a table judges.
+func direction(table uint8) policyv1.Direction {
+	if table <= TableEgressMetric {
+		return egressDirection
+	}
+	return ingressDirection
 }
 
 // Attribute says what a hit means by the present state; false where its flow
@@ -45,57 +60,86 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 	if !ok {
 		return Attribution{}, false
 	}
-	a := Attribution{Table: TableName(h.Table), Direction: policyv1.Direction_DIRECTION_INGRESS}
-	port, peer := h.OutPort, h.Src
-	if h.Table <= TableEgressMetric {
-		a.Direction, port, peer = policyv1.Direction_DIRECTION_EGRESS, h.InPort, h.Dst
+	a := Attribution{Table: TableName(h.Table), Direction: direction(h.Table), Unlogged: h.Reported}
+	at := scene{dir: a.Direction, peer: h.Src, hit: h}
+	port := h.OutPort
+	if at.dir == egressDirection {
+		port, at.peer = h.InPort, h.Dst
 	}
-	ep := c.ports[port]
-	if ep == nil {
+	if at.ep = c.ports[port]; at.ep == nil {
 		return Attribution{}, false
 	}
-	a.AppliedTo = ep.wire.GetNamespace() + "/" + ep.wire.GetName()
-	a.Peer = c.nameOf(peer)
+	a.AppliedTo = at.ep.wire.GetNamespace() + "/" + at.ep.wire.GetName()
+	a.Peer = c.nameOf(at.peer)
 	switch kind {
 	case KindIsolation:
 		a.Action, a.Isolation = policyv1.Action_ACTION_DROP, true
-		for _, p := range c.isolating(ep, a.Direction) {
-			a.Policies = append(a.Policies, p.wire.GetRef())
-		}
-		return a, len(a.Policies) > 0
+		a.Policies = refs(c.isolating(at.ep, at.dir, enforced))
+		ok = len(a.Policies) > 0
 	case KindRule:
 		pt := c.byConj[id]
 		if pt == nil {
 			return Attribution{}, false
 		}
 		prio := uint32(pt.priority)
-		r := pt.rule
-		if r.level == nil {
-			a.Policies = c.allowing(ep, a.Direction, peer, h)
-		} else if first := c.decider(r.level, ep, peer, h); first != nil {
-			r = first
-		}
-		if len(a.Policies) == 0 {
-			a.Policies = []*policyv1.PolicyRef{r.policy.wire.GetRef()}
-		}
+		r, policies := c.deciders(pt, at)
+		a.Policies = refs(policies)
 		a.Action, a.Rule, a.LogLabel, a.Priority = r.wire.GetAction(), r.wire.GetName(), r.wire.GetLogLabel(), &prio
-		return a, true
+	case KindDefault: // After the last step.
+		a.Action, a.Table = policyv1.Action_ACTION_ALLOW, TableName(stepsOf[enforced][at.dir].last)
+	default:
+		return Attribution{}, false
 	}
-	return Attribution{}, false
+	a.Staged = c.outcome(a.Action, at)
+	return a, ok
+}
+
+// scene is a hit as one of an endpoint and a peer.
+type scene struct {
+	hit  Hit
+	dir  policyv1.Direction
+	ep   *endpoint
+	peer netip.Addr
+}
+
+// deciders are the rule that decides where a part of a rule was hit, and the
+// policies that do: of a Kubernetes allow all that allow.
+func (c *Compiler) deciders(pt *part, at scene) (*rule, []*policy) {
+	r := pt.rule
+	if r.level == nil {
+		if policies := c.allowing(r.world, at); len(policies) > 0 {
+			return r, policies
+		}
+	} else if first := c.decider(r.level, at); first != nil {
+		r = first
+	}
+	return r, []*policy{r.policy}
+}
+
+// refs names policies, each once: a policy may have come in several parts.
+func refs(policies []*policy) (out []*policyv1.PolicyRef) {
+	for i, p := range policies {
+		if i == 0 || comparePolicies(policies[i-1], p) != 0 {
+			out = append(out, p.wire.GetRef())
+		}
+	}
+	return out
 }
 
 // decider is the rule of a level that decides a hit: of all that cover it the
 // first by kind, Namespace and name, but an older one where both have an age.
-func (c *Compiler) decider(lv *level, ep *endpoint, peer netip.Addr, h Hit) *rule {
+func (c *Compiler) decider(lv *level, at scene) *rule {
 	var found []*rule
-	for p := range c.guarding(ep) {
+	for p := range c.guarding(at.ep) {
 		for _, r := range p.rules {
-			if r.level == lv && c.ruleCovers(r, ep, peer, h) {
-				found = append(found, r)
+			for _, in := range []*rule{r, r.twin} {
+				if in != nil && in.level == lv && c.ruleCovers(in, at) {
+					found = append(found, in)
+				}
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b *rule) int { return slices.Compare(a.policy.name(), b.policy.name()) })
+	slices.SortFunc(found, func(a, b *rule) int { return comparePolicies(a.policy, b.policy) })
 	var first *rule
 	for _, r := range found {
 		if first == nil || (r.policy.wire.GetCreated() != 0 && r.policy.wire.GetCreated() < first.policy.wire.GetCreated()) {
@@ -106,28 +150,25 @@ func (c *Compiler) decider(lv *level, ep *endpoint, peer netip.Addr, h Hit) *rul
 }
 
 // ruleCovers says whether a rule holds for a hit on an endpoint.
-func (c *Compiler) ruleCovers(r *rule, ep *endpoint, peer netip.Addr, h Hit) bool {
-	_, guarded := r.guarded[ep]
-	return guarded && slices.ContainsFunc(r.parts, func(pt *part) bool { return c.covers(pt, ep, peer, h) })
+func (c *Compiler) ruleCovers(r *rule, at scene) bool {
+	_, guarded := r.guarded[at.ep]
+	return guarded && slices.ContainsFunc(r.parts, func(pt *part) bool { return c.covers(pt, at.ep, at.peer, at.hit) })
 }
 
-// allowing are the Kubernetes policies that have a rule which allows a hit, by
-// name.
-func (c *Compiler) allowing(ep *endpoint, dir policyv1.Direction, peer netip.Addr, h Hit) []*policyv1.PolicyRef {
+// allowing are the Kubernetes policies of a world that have a rule which allows
+// a hit, by name.
+func (c *Compiler) allowing(w world, at scene) []*policy {
 	var found []*policy
-	for p := range c.guarding(ep) {
+	for p := range c.guarding(at.ep) {
 		if slices.ContainsFunc(p.rules, func(r *rule) bool {
-			return r.level == nil && r.wire.GetDirection() == dir && c.ruleCovers(r, ep, peer, h)
+			in := r.as(w)
+			return in != nil && !in.ordered() && in.wire.GetDirection() == at.dir && c.ruleCovers(in, at)
 		}) {
 			found = append(found, p)
 		}
 	}
-	slices.SortFunc(found, func(a, b *policy) int { return slices.Compare(a.name(), b.name()) })
-	var refs []*policyv1.PolicyRef
-	for _, p := range found {
-		refs = append(refs, p.wire.GetRef())
-	}
-	return refs
+	slices.SortFunc(found, comparePolicies)
+	return found
 }
 
 // covers says whether a part's clauses hold for a hit on one of its targets.

@@ -65,7 +65,8 @@ type Compiler struct {
 	peerOf   map[storage.ScopeID]map[*rule]struct{}   // Rules by the groups that they name.
 	guards   map[storage.ScopeID]map[*policy]struct{} // Policies by applied-to group.
 	inGroup  map[storage.ScopeID]map[*endpoint]struct{}
-	reassess map[*endpoint]struct{} // Isolation is to be worked out again.
+	reassess map[*endpoint]struct{} // To be worked out again: see assess.
+	judged   int                    // Endpoints that are judged by the staged world.
 	names    map[netip.Addr][]nameCount
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
 }
@@ -155,10 +156,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 		}
 	}
 	c.setPorts(ports)
-	for ep := range c.reassess {
-		c.isolate(ep)
-	}
-	clear(c.reassess)
+	c.assess()
 	c.forgetPlaces()
 	up, del := c.flows.take()
 	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated()}, nil
@@ -224,8 +222,10 @@ func (c *Compiler) Problems() []Problem {
 				out = append(out, Problem{Scope: id, Key: key, Err: err})
 			}
 			for _, r := range p.rules {
-				if r.level != nil && r.level.beyond {
-					out = append(out, Problem{Scope: id, Key: key, Err: r.past(c.ladders[r.table()].limit)})
+				for _, in := range []*rule{r, r.twin} {
+					if in != nil && in.level != nil && in.level.beyond {
+						out = append(out, Problem{Scope: id, Key: key, Err: in.past(c.ladders[in.table()].limit)})
+					}
 				}
 			}
 		}

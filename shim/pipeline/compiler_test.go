@@ -24,8 +24,8 @@ var update = flag.Bool("update", false, "write the goldens anew")
 
 var config = Config{LocalMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostMAC: [6]byte{2, 0, 0, 0, 0, 2}, LogRate: 100}
 
-// world is an engine, its store and one node's replica.
-type world struct {
+// feed is an engine, its store and one node's replica.
+type feed struct {
 	t       testing.TB
 	engine  *engine.Engine
 	store   *storage.Store
@@ -33,13 +33,13 @@ type world struct {
 	replica *storage.Replica
 }
 
-func newWorld(t testing.TB, node string) *world {
+func newFeed(t testing.TB, node string) *feed {
 	s := storage.New("epoch")
-	return &world{t: t, engine: engine.New(), store: s, sub: s.Subscribe(node), replica: &storage.Replica{}}
+	return &feed{t: t, engine: engine.New(), store: s, sub: s.Subscribe(node), replica: &storage.Replica{}}
 }
 
 // sync brings what was applied to the replica, and says what it touched.
-func (w *world) sync() storage.Touched {
+func (w *feed) sync() storage.Touched {
 	w.t.Helper()
 	w.store.Commit(w.engine.Flush(), nil)
 	cut := w.sub.Next()
@@ -61,7 +61,7 @@ func (w *world) sync() storage.Touched {
 }
 
 // update brings a compiler up to date, where nothing is refused.
-func (w *world) update(c *Compiler, touched storage.Touched, ports []Port) Change {
+func (w *feed) update(c *Compiler, touched storage.Touched, ports []Port) Change {
 	w.t.Helper()
 	ch, err := c.Update(w.replica, touched, ports)
 	if err != nil {
@@ -70,7 +70,7 @@ func (w *world) update(c *Compiler, touched storage.Touched, ports []Port) Chang
 	return ch
 }
 
-func (w *world) apply(objects ...api.Object) {
+func (w *feed) apply(objects ...api.Object) {
 	for _, o := range objects {
 		w.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
 	}
@@ -109,7 +109,7 @@ func text(flows []openflow.Flow) string {
 
 // The whole of a small node's flows, as ovs-ofctl would print them.
 func TestFlowsOfASmallNode(t *testing.T) {
-	w := newWorld(t, "node-1")
+	w := newFeed(t, "node-1")
 	named := pod("named", "node-2", "db", "10.0.1.3")
 	named.Ports = []api.ContainerPort{{Name: "sql", Protocol: api.ProtocolTCP, Port: 5432}}
 	web := pod("web", "node-1", "web", "10.0.0.2", "fd00::2")
@@ -183,8 +183,8 @@ func overlaps(t *testing.T, flows []openflow.Flow) {
 }
 
 // bigRule is a state with one rule of so many peers, targets and ports.
-func bigRule(t testing.TB, peers, targets, services int) (*world, []Port) {
-	w := newWorld(t, "node-1")
+func bigRule(t testing.TB, peers, targets, services int) (*feed, []Port) {
+	w := newFeed(t, "node-1")
 	var ports []Port
 	for i := range targets {
 		name := fmt.Sprint("target-", i)
@@ -272,6 +272,7 @@ func randomObject(rng *rand.Rand) api.Object {
 		}
 		return out
 	}
+	p.Staged = rng.IntN(3) == 0
 	p.Ingress, p.Egress = rules(), rules()
 	if rng.IntN(2) == 0 {
 		p.PolicyTypes = []api.PolicyType{api.PolicyTypeIngress, api.PolicyTypeEgress}
@@ -302,7 +303,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 4))
 		cfg := config
 		cfg.ClauseCap = 1 + rng.IntN(3)
-		w := newWorld(t, "node-1")
+		w := newFeed(t, "node-1")
 		c := New(cfg, Assignment{})
 		bridge := make(map[openflow.FlowKey]openflow.Flow)
 		for range 25 {

@@ -24,11 +24,15 @@
 // distinct and priorities that are in order are good, and a restarted shim takes
 // up those it finds, which leaves every flow as it is.
 //
+// Staged policies are compiled by the same code to tables of their own, beside
+// the enforced rules of the endpoints that they apply to; they mark packets, and
+// act nowhere. world.go and stage.go say how.
+//
 // What the tables do, and which registers they use, stands in layout.go. Fail
 // closed: a packet of a port that is not open, from an address that is not the
 // port's, or to a Pod that has no open port, is dropped; a rule that cannot be
 // compiled is a Problem, and an isolation stands without its allow rules. A state
 // with which a deny would be past the limit of its table is refused as a whole.
 //
-// Read compiler_test.go first, then interpreter_test.go.
+// Read compiler_test.go first, then interpreter_test.go and staged_test.go.
 package pipeline

@@ -20,7 +20,8 @@ type endpoint struct {
 	port     *Port  // Nil: closed.
 	owner    string // Of its flows: of two Pods of one address, the one with a port has it.
 	flows    []openflow.FlowKey
-	isolated []openflow.FlowKey
+	verdicts []openflow.FlowKey // Isolation, and what goes with the staged world.
+	judged   [directions]bool   // By the staged world.
 }
 
 // family is 0 for IPv4 and 1 for IPv6.
@@ -120,7 +121,7 @@ func (c *Compiler) attach(ep *endpoint, port *Port) {
 	}
 	for p := range c.guarding(ep) {
 		for _, r := range p.rules {
-			if r.appliesTo(ep) {
+			if r.world == enforced && r.appliesTo(ep) {
 				c.guard(r, ep)
 			}
 		}
@@ -131,6 +132,7 @@ func (c *Compiler) attach(ep *endpoint, port *Port) {
 // detach undoes attach.
 func (c *Compiler) detach(ep *endpoint) {
 	if ep.port != nil {
+		c.setJudged(ep, [directions]bool{})
 		for p := range c.guarding(ep) {
 			for _, r := range p.rules {
 				if r.appliesTo(ep) {
@@ -143,10 +145,10 @@ func (c *Compiler) detach(ep *endpoint) {
 	for g := range ep.groups {
 		unlink(c.inGroup, g, ep)
 	}
-	for _, key := range slices.Concat(ep.flows, ep.isolated) {
+	for _, key := range slices.Concat(ep.flows, ep.verdicts) {
 		c.flows.unset(ep.owner, key)
 	}
-	ep.flows, ep.isolated, ep.port = nil, nil, nil
+	ep.flows, ep.verdicts, ep.port = nil, nil, nil
 	delete(c.reassess, ep)
 }
 
@@ -160,48 +162,46 @@ func (c *Compiler) guarding(ep *endpoint) map[*policy]struct{} {
 	return out
 }
 
-// isolating are the policies that isolate an endpoint in a direction, by name.
-func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction) []*policy {
+// isolating are the policies of a world that isolate an endpoint in a direction,
+// by name.
+func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction, w world) []*policy {
 	var out []*policy
 	for p := range c.guarding(ep) {
-		isolates := p.wire.GetIsolatesIngress()
-		if dir == policyv1.Direction_DIRECTION_EGRESS {
-			isolates = p.wire.GetIsolatesEgress()
-		}
-		if isolates && p.appliesTo(ep) {
+		if p.world() <= w && p.isolatesIn(dir) && p.appliesTo(ep) {
 			out = append(out, p)
 		}
 	}
-	slices.SortFunc(out, func(a, b *policy) int { return slices.Compare(a.name(), b.name()) })
+	slices.SortFunc(out, comparePolicies)
 	return out
 }
 
-// isolate works out again which isolation flows an endpoint has.
+// isolate works out again which isolation flows an endpoint has, and those that
+// lead to the staged world.
 func (c *Compiler) isolate(ep *endpoint) {
-	for _, key := range ep.isolated {
+	for _, key := range ep.verdicts {
 		c.flows.unset(ep.owner, key)
 	}
-	ep.isolated = nil
-	if ep.port == nil {
-		return
-	}
-	for _, dir := range []policyv1.Direction{policyv1.Direction_DIRECTION_INGRESS, policyv1.Direction_DIRECTION_EGRESS} {
-		policies := c.isolating(ep, dir)
-		if len(policies) == 0 {
-			continue
-		}
-		table := uint8(TableIngressDefaultRule)
-		if dir == policyv1.Direction_DIRECTION_EGRESS {
-			table = TableEgressDefaultRule
-		}
-		logged := c.cfg.LogIsolationAll || slices.ContainsFunc(policies, func(p *policy) bool { return p.wire.GetLogIsolation() })
-		f := openflow.Flow{Table: table, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
-			Cookie: cookie(KindIsolation, ep.port.OFPort)}
-		if logged {
-			f.Actions = actions(logAction())
-		}
+	ep.verdicts = nil
+	put := func(f openflow.Flow) {
 		c.flows.set(ep.owner, f)
-		ep.isolated = append(ep.isolated, f.Key())
+		ep.verdicts = append(ep.verdicts, f.Key())
+	}
+	for _, dir := range bothDirections {
+		policies := c.isolating(ep, dir, enforced)
+		logged := c.cfg.LogIsolationAll || slices.ContainsFunc(policies, func(p *policy) bool { return p.wire.GetLogIsolation() })
+		if len(policies) > 0 {
+			f := openflow.Flow{Table: stepsOf[enforced][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
+				Cookie: cookie(KindIsolation, ep.port.OFPort)}
+			if logged {
+				f.Actions = actions(logAction())
+			}
+			put(f)
+		}
+		if ep.judged[dir] {
+			for _, f := range c.judgedFlows(ep, dir, len(policies) > 0 && !logged) {
+				put(f)
+			}
+		}
 	}
 }
 

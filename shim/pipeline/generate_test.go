@@ -14,7 +14,7 @@ import (
 // randomPolicy makes a policy of any rank.
 func randomPolicy(rng *rand.Rand, name string) *policyv1.Policy {
 	kinds := policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY
-	p := &policyv1.Policy{Rank: []uint32{50, 250, 250, rankAdmin, rankK8s, rankK8s, rankBaseline, rankUpstreamBaseline}[rng.IntN(8)], Priority: float64(rng.IntN(4)) / 2, Created: int64(rng.IntN(4))}
+	p := &policyv1.Policy{Rank: []uint32{50, 250, 250, rankAdmin, rankK8s, rankK8s, rankBaseline, rankUpstreamBaseline}[rng.IntN(8)], Priority: float64(rng.IntN(4)) / 2, Created: int64(rng.IntN(4)), Staged: rng.IntN(4) == 0}
 	switch p.Rank {
 	case rankAdmin:
 		kinds = []policyv1.PolicyKind{policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY, policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY}[rng.IntN(2)]
@@ -23,7 +23,7 @@ func randomPolicy(rng *rand.Rand, name string) *policyv1.Policy {
 	case rankK8s:
 		kinds = policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY
 		p.IsolatesIngress, p.IsolatesEgress = rng.IntN(2) == 0, rng.IntN(2) == 0
-		p.Priority = 0
+		p.Priority, p.LogIsolation = 0, rng.IntN(3) == 0
 	}
 	p.Ref = &policyv1.PolicyRef{Kind: kinds, Name: name}
 	group := func() []byte { return groupIDs(testGroups[rng.IntN(4)])[0] }

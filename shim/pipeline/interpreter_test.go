@@ -87,7 +87,7 @@ func (n *node) items() map[storage.ScopeID]map[string]storage.Change {
 }
 
 // commit makes the store hold the node's state.
-func (w *world) commit(before, now map[storage.ScopeID]map[string]storage.Change) {
+func (w *feed) commit(before, now map[storage.ScopeID]map[string]storage.Change) {
 	var changes []storage.Change
 	for scope, items := range now {
 		for _, ch := range items {
@@ -141,39 +141,80 @@ type candidate struct {
 // rule decides, and whether the packet goes on.
 type decision struct {
 	candidate
+	passed            candidate // The rule that passed the packet on to the Kubernetes rules.
 	allowed, isolated bool
-	allowing          []string // Kubernetes policies that allow.
+	policies          []*policyv1.Policy // That decide, by name.
 }
 
-// judge is the reference: the order of the design, written down plainly.
-func (n *node) judge(t traffic) decision {
-	if c, ok := n.first(t, 0, rankAdmin); ok && c.rule.GetAction() != pass {
-		return decision{candidate: c, allowed: c.rule.GetAction() == allow}
-	}
-	k8s := n.matching(t, rankK8s, rankK8s)
-	if len(k8s) > 0 {
-		d := decision{candidate: k8s[0], allowed: true}
-		for _, c := range k8s {
-			d.allowing = append(d.allowing, c.policy.GetRef().GetName())
-		}
-		slices.Sort(d.allowing)
-		d.allowing = slices.Compact(d.allowing)
+// judge is the reference: the order of the design, written down plainly. In the
+// staged world the staged policies hold too.
+func (n *node) judge(t traffic, w world) (d decision) {
+	decide := func(c candidate) decision {
+		d.candidate, d.allowed, d.policies = c, c.rule.GetAction() == allow, []*policyv1.Policy{c.policy}
 		return d
 	}
-	for _, p := range n.policies {
+	if c, ok := n.first(t, w, 0, rankAdmin); ok {
+		if c.rule.GetAction() != pass {
+			return decide(c)
+		}
+		d.passed = c
+	}
+	k8s := n.matching(t, w, rankK8s, rankK8s)
+	if len(k8s) > 0 {
+		decide(k8s[0])
+		d.policies = nil
+		for _, c := range k8s { // By name.
+			if !slices.Contains(d.policies, c.policy) {
+				d.policies = append(d.policies, c.policy)
+			}
+		}
+		return d
+	}
+	for _, p := range n.byName(w) {
 		isolates := t.dir == ingress && p.GetIsolatesIngress() || t.dir == egress && p.GetIsolatesEgress()
 		if p.GetRank() == rankK8s && isolates && t.pod.in(p.GetAppliedTo()) {
-			return decision{isolated: true}
+			d.isolated, d.policies = true, append(d.policies, p)
 		}
 	}
-	if c, ok := n.first(t, rankBaseline, rankUpstreamBaseline); ok {
-		return decision{candidate: c, allowed: c.rule.GetAction() == allow}
+	if d.isolated {
+		return d
 	}
-	return decision{allowed: true}
+	if c, ok := n.first(t, w, rankBaseline, rankUpstreamBaseline); ok {
+		return decide(c)
+	}
+	d.allowed = true
+	return d
+}
+
+// action is what becomes of the packet.
+func (d decision) action() policyv1.Action {
+	switch {
+	case d.rule != nil:
+		return d.rule.GetAction()
+	case d.isolated:
+		return drop
+	}
+	return allow
+}
+
+// logs says whether a policy asks for a record.
+func (d decision) logs() bool {
+	if d.isolated {
+		return slices.ContainsFunc(d.policies, (*policyv1.Policy).GetLogIsolation)
+	}
+	return d.rule.GetLog()
+}
+
+// byName are the policies of a world, by kind and name.
+func (n *node) byName(w world) []*policyv1.Policy {
+	all := slices.SortedFunc(maps.Values(n.policies), func(a, b *policyv1.Policy) int {
+		return cmp.Or(cmp.Compare(a.GetRef().GetKind(), b.GetRef().GetKind()), strings.Compare(a.GetRef().GetName(), b.GetRef().GetName()))
+	})
+	return slices.DeleteFunc(all, func(p *policyv1.Policy) bool { return p.GetStaged() && w == enforced })
 }
 
 // first is the deciding rule of those in a range of ranks.
-func (n *node) first(t traffic, from, to uint32) (best candidate, ok bool) {
+func (n *node) first(t traffic, w world, from, to uint32) (best candidate, ok bool) {
 	order := []policyv1.Action{drop, reject, pass, allow}
 	equal := func(a, b candidate) int {
 		kind := 0
@@ -184,7 +225,7 @@ func (n *node) first(t traffic, from, to uint32) (best candidate, ok bool) {
 			cmp.Compare(a.rule.GetIndex(), b.rule.GetIndex()), cmp.Compare(slices.Index(order, a.rule.GetAction()), slices.Index(order, b.rule.GetAction())),
 			strings.Compare(fmt.Sprint(b.rule.GetLog()), fmt.Sprint(a.rule.GetLog())))
 	}
-	for _, c := range n.matching(t, from, to) {
+	for _, c := range n.matching(t, w, from, to) {
 		ages := c.policy.GetCreated() != 0 && best.policy.GetCreated() != 0
 		switch {
 		case !ok || equal(c, best) < 0:
@@ -198,11 +239,8 @@ func (n *node) first(t traffic, from, to uint32) (best candidate, ok bool) {
 
 // matching are the rules of a range of ranks that match, by kind and name of
 // their policies.
-func (n *node) matching(t traffic, from, to uint32) (out []candidate) {
-	byName := slices.SortedFunc(maps.Values(n.policies), func(a, b *policyv1.Policy) int {
-		return cmp.Or(cmp.Compare(a.GetRef().GetKind(), b.GetRef().GetKind()), strings.Compare(a.GetRef().GetName(), b.GetRef().GetName()))
-	})
-	for _, p := range byName {
+func (n *node) matching(t traffic, w world, from, to uint32) (out []candidate) {
+	for _, p := range n.byName(w) {
 		if p.GetRank() < from || p.GetRank() > to {
 			continue
 		}

@@ -24,6 +24,14 @@ const (
 	TableConntrackCommit         = 24
 	TableSCTPCommit              = 25 // The same, for SCTP.
 	TableOutput                  = 26
+
+	// The staged world's rules: see world.go.
+	TableStagedAntreaPolicyEgressRule  = 30
+	TableStagedEgressRule              = 31
+	TableStagedEgressDefaultRule       = 32
+	TableStagedAntreaPolicyIngressRule = 33
+	TableStagedIngressRule             = 34
+	TableStagedIngressDefaultRule      = 35
 )
 
 var tableNames = map[uint8]string{
@@ -46,6 +54,13 @@ var tableNames = map[uint8]string{
 	TableConntrackCommit:         "ConntrackCommit",
 	TableSCTPCommit:              "SCTPCommit",
 	TableOutput:                  "Output",
+
+	TableStagedAntreaPolicyEgressRule:  "StagedAntreaPolicyEgressRule",
+	TableStagedEgressRule:              "StagedEgressRule",
+	TableStagedEgressDefaultRule:       "StagedEgressDefaultRule",
+	TableStagedAntreaPolicyIngressRule: "StagedAntreaPolicyIngressRule",
+	TableStagedIngressRule:             "StagedIngressRule",
+	TableStagedIngressDefaultRule:      "StagedIngressDefaultRule",
 }
 
 // TableName is a table's name, as audit lines have it.
@@ -56,7 +71,10 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg0[0..3]  source: 1 a local Pod, 2 the host
 //	reg0[8]     the connection was allowed before: rules are skipped
 //	reg0[12]    the host itself sends, and does not forward
+//	reg0[16..19], reg0[20..23]
+//	            the staged world's verdict, egress and ingress: see verdict
 //	reg1        output port
+//	reg2, reg3  ids of the staged world's rules that decided and that passed
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet
 const (
@@ -64,6 +82,8 @@ const (
 	sourcePod, sourceHost     = uint32(1), uint32(2)
 	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
 	regOutput                 = 1
+	regStagedRule             = 2
+	regStagedPass             = 3
 	regEgressRule             = 5
 	regIngressRule            = 6
 	regZone                   = 7
@@ -85,7 +105,9 @@ const (
 	prioNormal    = 190
 	prioHigh      = 200
 	prioTop       = 210
-	prioSkip      = 65000 // Ahead of every rule.
+	prioGate      = 65000 // To the staged world, ahead of every rule.
+	prioSkip      = 65001 // Ahead of that, too.
+	prioReport    = 65535 // With the id of a conjunction: its priority hides none.
 	prioK8s       = 190
 	prioIsolation = 10000 // Ahead of every baseline rule.
 )
@@ -105,7 +127,7 @@ const lanesMax = 150
 const (
 	CookieMark    = uint64(0x57) << 56
 	CookieMask    = uint64(0xff) << 56
-	LayoutVersion = uint64(1)
+	LayoutVersion = uint64(2)
 )
 
 // CookieKind says what a flow stands for.
@@ -118,6 +140,8 @@ const (
 	KindClause    CookieKind = 3 // Id: 0; clause flows are shared.
 	KindRule      CookieKind = 4 // Id: conjunction id.
 	KindIsolation CookieKind = 5 // Id: OpenFlow port.
+	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
+	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
@@ -130,6 +154,15 @@ func ParseCookie(c uint64) (kind CookieKind, id uint32, ok bool) {
 		return 0, 0, false
 	}
 	return CookieKind(c >> 40), uint32(c), true
+}
+
+// CarriedID is the rule id of a rule's flow, of this layout or an earlier one:
+// connections may carry it. It is zero for other flows.
+func CarriedID(c uint64) uint32 {
+	if c&CookieMask != CookieMark || CookieKind(c>>40) != KindRule {
+		return 0
+	}
+	return uint32(c)
 }
 
 // LogController is the controller id of the connection that log events go to.
@@ -146,6 +179,14 @@ const logBytes = 128
 
 func logAction() openflow.Action {
 	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter}
+}
+
+// reportData marks the log events of packets that are reported for nothing but
+// that the staged world's verdict is another.
+const reportData = "\x01"
+
+func reportAction() openflow.Action {
+	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter, UserData: reportData}
 }
 
 func actions(list ...openflow.Action) openflow.Actions { return openflow.NewActions(list...) }

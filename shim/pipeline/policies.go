@@ -12,11 +12,11 @@ import (
 // newLadders makes the ladder of every table whose rules have an order.
 func newLadders(move func(s *slot, to uint16)) map[uint8]*ladder {
 	out := make(map[uint8]*ladder)
-	for _, table := range []uint8{TableAntreaPolicyEgressRule, TableAntreaPolicyIngressRule} {
-		out[table] = newLadder(prioMiss+1, prioSkip-1, limitTiers, move)
-	}
-	for _, table := range []uint8{TableEgressDefaultRule, TableIngressDefaultRule} {
-		out[table] = newLadder(prioMiss+1, prioIsolation-1, limitBaseline, move)
+	for _, w := range stepsOf {
+		for _, dir := range bothDirections {
+			out[w[dir].policy] = newLadder(prioMiss+1, prioGate-1, limitTiers, move)
+			out[w[dir].last] = newLadder(prioMiss+1, prioIsolation-1, limitBaseline, move)
+		}
 	}
 	return out
 }
@@ -25,7 +25,7 @@ func newLadders(move func(s *slot, to uint16)) map[uint8]*ladder {
 type touchedPolicy struct {
 	scope storage.ScopeID
 	key   string
-	next  *policy // Nil: the item is gone, or not enforced.
+	next  *policy // Nil: the item is gone.
 }
 
 // touchedPolicies reads the policy items that a cut touched, by key.
@@ -37,7 +37,7 @@ func (c *Compiler) touchedPolicies(state *storage.Replica, touched storage.Touch
 		}
 		for _, key := range c.touchedKeys(state, id, ts) {
 			t := touchedPolicy{scope: id, key: key}
-			if w := state.Item(id, key).GetPolicy(); w != nil && !w.GetStaged() {
+			if w := state.Item(id, key).GetPolicy(); w != nil {
 				t.next = newPolicy(w)
 			}
 			out = append(out, t)
@@ -50,7 +50,7 @@ func (c *Compiler) touchedPolicies(state *storage.Replica, touched storage.Touch
 // fits refuses policies with which a rule that denies or passes would be past
 // its table's limit: what comes after it must not decide in its place. An Allow
 // that is left out leaves the packet to later rules and Kubernetes isolation,
-// and is a problem alone.
+// and is a problem alone; so is what is left out of the staged world.
 func (c *Compiler) fits(policies []touchedPolicy) error {
 	come, gone := make(map[uint8]map[precedence]int), make(map[uint8]map[precedence]int)
 	count := func(in map[uint8]map[precedence]int, p *policy) {
@@ -114,9 +114,10 @@ func (r *rule) past(limit int) error {
 		directionName(r.wire.GetDirection()), r.wire.GetIndex(), TableName(r.table()), limit)
 }
 
-// ordered are the rules that have a level; a policy of nil has none.
+// ordered are the rules that have a level in the enforced world; a policy of nil
+// has none.
 func (p *policy) ordered() []*rule {
-	if p == nil || p.wire.GetRank() == rankK8s {
+	if p == nil || p.world() == staged || p.wire.GetRank() == rankK8s {
 		return nil
 	}
 	return p.rules
@@ -151,26 +152,47 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 			c.ladders[r.table()].enter(r)
 		}
 	}
-	var rose []*level
-	for _, l := range c.ladders {
-		fell, back := l.settle()
-		for _, lv := range fell {
-			for r := range lv.rules {
-				for ep := range r.guarded {
-					c.unguard(r, ep)
-				}
-			}
-		}
-		l.place(fell)
-		rose = append(rose, back...)
-	}
+	rose := c.settle(enforced)
 	for _, t := range policies {
 		if t.next != nil {
 			c.install(t.next)
 		}
 	}
+	c.guardRisen(rose)
+}
+
+// settle places the levels of a world's ladders. The rules of those that have no
+// place any more give up their flows; levels that have one again are returned.
+func (c *Compiler) settle(w world) (rose []*level) {
+	for _, dir := range bothDirections {
+		for _, table := range []uint8{stepsOf[w][dir].policy, stepsOf[w][dir].last} {
+			l := c.ladders[table]
+			fell, back := l.settle()
+			for _, lv := range fell {
+				for r := range lv.rules {
+					for ep := range r.guarded {
+						c.unguard(r, ep)
+					}
+				}
+			}
+			l.place(fell)
+			rose = append(rose, back...)
+		}
+	}
+	return rose
+}
+
+// guardRisen gives the rules of levels that have a place again what they are to
+// guard.
+func (c *Compiler) guardRisen(rose []*level) {
 	for _, lv := range rose {
 		for r := range lv.rules {
+			if r.world == staged {
+				for ep := range r.judges {
+					c.guard(r, ep)
+				}
+				continue
+			}
 			for _, ep := range c.targets(r.applied) {
 				c.guard(r, ep)
 			}

@@ -57,21 +57,16 @@ func (a precedence) check() error {
 
 func (a precedence) baseline() bool { return a.Rank >= rankBaseline }
 
-// tables are where rules of a rank are, egress and ingress.
-func tables(rank uint32) (egress, ingress uint8) {
-	switch {
-	case rank < rankK8s:
-		return TableAntreaPolicyEgressRule, TableAntreaPolicyIngressRule
-	case rank == rankK8s:
-		return TableEgressRule, TableIngressRule
-	}
-	return TableEgressDefaultRule, TableIngressDefaultRule
-}
-
 // in says whether rules of the precedence are in a table.
 func (a precedence) in(table uint8) bool {
-	egress, ingress := tables(a.Rank)
-	return table == egress || table == ingress
+	for _, w := range stepsOf {
+		for _, dir := range bothDirections {
+			if w[dir].of(a.Rank) == table {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // severity orders the actions of rules that tie, the most severe first.

@@ -26,6 +26,25 @@ func (p *policy) name() []string {
 
 func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }
 
+func comparePolicies(a, b *policy) int { return slices.Compare(a.name(), b.name()) }
+
+// isolatesIn says whether a policy isolates what it applies to in a direction.
+func (p *policy) isolatesIn(dir policyv1.Direction) bool {
+	if dir == egressDirection {
+		return p.wire.GetIsolatesEgress()
+	}
+	return p.wire.GetIsolatesIngress()
+}
+
+// world is the one to which the policy was written: it is in the staged one
+// anyway.
+func (p *policy) world() world {
+	if p.wire.GetStaged() {
+		return staged
+	}
+	return enforced
+}
+
 func (p *policy) appliesTo(ep *endpoint) bool { return inAny(ep, p.applied) }
 
 func inAny(ep *endpoint, groups []storage.ScopeID) bool {
@@ -36,6 +55,9 @@ func inAny(ep *endpoint, groups []storage.ScopeID) bool {
 // endpoint with a port, for the address families of those that it guards.
 type rule struct {
 	policy   *policy
+	world    world
+	twin     *rule                  // The same rule in the other world; nil where it is not there.
+	judges   map[*endpoint]struct{} // Of a rule in the staged world: what it is to guard there.
 	wire     *policyv1.Rule
 	at       precedence
 	level    *level // Of its table's ladder; nil for Kubernetes rules, which need no order.
@@ -114,7 +136,7 @@ func directionName(d policyv1.Direction) string {
 // newRule reads a rule. It is nil where it has no place in the order; an error
 // beside a rule is what it is without.
 func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
-	r := &rule{policy: p, wire: w, at: precedenceOf(p.wire, w), guarded: make(map[*endpoint]struct{})}
+	r := &rule{policy: p, world: p.world(), wire: w, at: precedenceOf(p.wire, w), guarded: make(map[*endpoint]struct{})}
 	if err := r.at.check(); err != nil {
 		return nil, err
 	}
@@ -141,32 +163,34 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 		note(err)
 		r.blocks = append(r.blocks, prefixes...)
 	}
-	named := false
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {
 			note(err)
 			continue
 		}
 		r.services = append(r.services, s)
-		named = named || s.GetPortName() != ""
 	}
-	numbered := slices.ContainsFunc(r.services, func(s *policyv1.Service) bool { return s.GetPortName() == "" })
-	if w.GetServices() == nil || numbered {
-		r.parts = append(r.parts, newPart(r, false))
-	}
-	if named {
-		r.parts = append(r.parts, newPart(r, true))
-	}
+	r.parts = newParts(r)
 	return r, errors.Join(errs...)
 }
 
+// steps are the tables of the rule's world and direction.
+func (r *rule) steps() steps { return stepsOf[r.world][r.wire.GetDirection()] }
+
 // table is where the rule's flows are.
-func (r *rule) table() uint8 {
-	egress, ingress := tables(r.at.Rank)
-	if r.egress() {
-		return egress
+func (r *rule) table() uint8 { return r.steps().of(r.at.Rank) }
+
+// newParts are the parts that a rule's services ask for.
+func newParts(r *rule) (parts []*part) {
+	named := func(s *policyv1.Service) bool { return s.GetPortName() != "" }
+	numbered := func(s *policyv1.Service) bool { return !named(s) }
+	if r.wire.GetServices() == nil || slices.ContainsFunc(r.services, numbered) {
+		parts = append(parts, newPart(r, false))
 	}
-	return ingress
+	if slices.ContainsFunc(r.services, named) {
+		parts = append(parts, newPart(r, true))
+	}
+	return parts
 }
 
 func newPart(r *rule, named bool) *part {
@@ -181,6 +205,9 @@ func newPart(r *rule, named bool) *part {
 	}
 	if named {
 		pt.key += "/named"
+	}
+	if r.world == staged {
+		pt.key = "staged/" + pt.key
 	}
 	clause := func(at *uint8) { *at = pt.clauses; pt.clauses++ }
 	clause(&pt.target)
@@ -212,17 +239,18 @@ func (pt *part) membership(clause uint8) membership {
 }
 
 // install brings a policy's rules in: places for their parts, and the
-// endpoints that they guard.
+// endpoints that they guard. Staged ones wait for assess.
 func (c *Compiler) install(p *policy) {
-	scopes := slices.Clone(p.applied)
-	for _, r := range p.rules {
-		scopes = append(scopes, r.applied...)
-		for _, g := range slices.Concat(r.peers, r.named) {
-			link(c.peerOf, g, r)
-		}
-	}
+	scopes := p.scopes()
 	for _, g := range scopes {
 		link(c.guards, g, p)
+	}
+	c.review(p, scopes)
+	if p.world() == staged {
+		return
+	}
+	for _, r := range p.rules {
+		c.linkPeers(r)
 	}
 	for _, ep := range c.targets(scopes) {
 		for _, r := range p.rules {
@@ -230,32 +258,50 @@ func (c *Compiler) install(p *policy) {
 				c.guard(r, ep)
 			}
 		}
-		if p.isolates() {
-			c.reassess[ep] = struct{}{}
-		}
 	}
 }
 
 // uninstall undoes install. Places are kept until the Update ends, for the
 // policy's successor.
 func (c *Compiler) uninstall(p *policy) {
-	scopes := slices.Clone(p.applied)
-	for _, r := range p.rules {
-		scopes = append(scopes, r.applied...)
-		for ep := range r.guarded {
-			c.unguard(r, ep)
-		}
-		for _, g := range slices.Concat(r.peers, r.named) {
-			unlink(c.peerOf, g, r)
-		}
-	}
+	scopes := p.scopes()
+	c.review(p, scopes)
 	for _, g := range scopes {
 		unlink(c.guards, g, p)
 	}
-	if p.isolates() {
-		for _, ep := range c.targets(scopes) {
-			c.reassess[ep] = struct{}{}
+	for _, r := range p.rules {
+		if t := r.as(staged); t != nil {
+			for ep := range t.judges {
+				c.unjudge(t, ep)
+			}
 		}
+		for ep := range r.guarded {
+			c.unguard(r, ep)
+		}
+		if r.world == enforced {
+			c.unlinkPeers(r)
+		}
+	}
+}
+
+// scopes are all groups that a policy, or a rule of it, applies to.
+func (p *policy) scopes() []storage.ScopeID {
+	scopes := slices.Clone(p.applied)
+	for _, r := range p.rules {
+		scopes = append(scopes, r.applied...)
+	}
+	return scopes
+}
+
+func (c *Compiler) linkPeers(r *rule) {
+	for _, g := range slices.Concat(r.peers, r.named) {
+		link(c.peerOf, g, r)
+	}
+}
+
+func (c *Compiler) unlinkPeers(r *rule) {
+	for _, g := range slices.Concat(r.peers, r.named) {
+		unlink(c.peerOf, g, r)
 	}
 }
 
@@ -283,10 +329,12 @@ func (c *Compiler) guard(r *rule, ep *endpoint) {
 	if len(r.guarded) == 0 {
 		for _, pt := range r.parts {
 			c.place(pt, ep)
-			c.flows.set("", c.conjunctionFlow(pt))
 		}
 	}
 	r.guarded[ep] = struct{}{}
+	if len(r.guarded) == 1 {
+		c.decisions(r)
+	}
 	for f, has := range ep.families {
 		if has {
 			if r.in[f]++; r.in[f] == 1 {
@@ -311,31 +359,9 @@ func (c *Compiler) unguard(r *rule, ep *endpoint) {
 	}
 	delete(r.guarded, ep)
 	if len(r.guarded) == 0 {
+		c.undecide(r)
 		for _, pt := range r.parts {
-			f := c.conjunctionFlow(pt)
-			c.flows.unset("", f.Key())
 			c.unplace(pt)
 		}
 	}
-}
-
-// conjunctionFlow is what happens to a packet that satisfies all clauses.
-func (c *Compiler) conjunctionFlow(pt *part) openflow.Flow {
-	r := pt.rule
-	reg, metric, k8s := regIngressRule, uint8(TableIngressMetric), uint8(TableIngressRule)
-	if r.egress() {
-		reg, metric, k8s = regEgressRule, TableEgressMetric, TableEgressRule
-	}
-	var acts []openflow.Action
-	if r.wire.GetLog() {
-		acts = append(acts, logAction())
-	}
-	switch r.wire.GetAction() {
-	case policyv1.Action_ACTION_ALLOW:
-		acts = append(acts, openflow.SetReg(reg, pt.place.Conj, 0xffffffff), openflow.GotoTable(metric))
-	case policyv1.Action_ACTION_PASS:
-		acts = append(acts, openflow.GotoTable(k8s))
-	}
-	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
-		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(acts...)}
 }

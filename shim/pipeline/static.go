@@ -87,6 +87,16 @@ func (c *Compiler) staticFlows() {
 		put(chain[i], prioMiss, next(chain[i+1]))
 	}
 
+	for _, dir := range bothDirections {
+		s := stepsOf[staged][dir]
+		put(s.policy, prioMiss, next(s.k8s))
+		put(s.k8s, prioMiss, next(s.last))
+		put(s.last, prioMiss, openflow.Actions{}) // Back to where it was asked.
+		s = stepsOf[enforced][dir]
+		c.flows.set("", openflow.Flow{Table: s.metric, Priority: prioTop, Match: openflow.NewMatch(openflow.Reg(s.allowed, 0, 0xffffffff), s.differs(verdictAllow)),
+			Cookie: cookie(KindDefault, 0), Actions: actions(reportAction(), openflow.GotoTable(s.metric+1))})
+	}
+
 	for _, p := range multicast {
 		put(TableForwarding, prioTop, openflow.Drop(), openflow.IPDst(p))
 	}

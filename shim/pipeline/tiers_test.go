@@ -15,7 +15,7 @@ import (
 
 // tierWorld is a node with one local Pod in group a, and a hundred others in b.
 type tierWorld struct {
-	*world
+	*feed
 	*node
 	held map[storage.ScopeID]map[string]storage.Change
 }
@@ -26,7 +26,7 @@ func newTierWorld(t testing.TB) *tierWorld {
 	for i := range 100 {
 		n.addPeer(i)
 	}
-	return &tierWorld{world: newWorld(t, "node-1"), node: n}
+	return &tierWorld{feed: newFeed(t, "node-1"), node: n}
 }
 
 func (n *node) addPeer(i int) {

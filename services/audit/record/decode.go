@@ -34,7 +34,8 @@ var (
 type Decoder struct {
 	strings map[string]string
 	lists   map[string][]Policy
-	scratch []byte // Policies of the event that is read, each with its length.
+	scratch []byte // Policies of the list that is read, each with its length.
+	staging []byte // The same, of a staged outcome, which comes amid the event's list.
 
 	unattributed bool // The event that is read says so.
 }
@@ -204,7 +205,7 @@ func (d *Decoder) packet(b []byte, p *Packet) error {
 		}
 	}
 	var err error
-	if p.Policies, err = d.policies(); err != nil {
+	if p.Policies, err = d.policies(d.scratch); err != nil {
 		return fieldError("policies", err)
 	}
 	if p.Count == 0 {
@@ -424,16 +425,16 @@ func (d *Decoder) string(b []byte) (string, error) {
 	return s, nil
 }
 
-// policies reads the list whose elements are in scratch, and shares it.
-func (d *Decoder) policies() ([]Policy, error) {
-	if len(d.scratch) == 0 {
+// policies reads a list, of elements each with its length, and shares it.
+func (d *Decoder) policies(elements []byte) ([]Policy, error) {
+	if len(elements) == 0 {
 		return nil, nil
 	}
-	if list, ok := d.lists[string(d.scratch)]; ok {
+	if list, ok := d.lists[string(elements)]; ok {
 		return list, nil
 	}
 	var list []Policy
-	for b := d.scratch; len(b) > 0; {
+	for b := elements; len(b) > 0; {
 		data, n := protowire.ConsumeBytes(b)
 		b = b[n:]
 		p, err := d.policy(data)
@@ -448,7 +449,7 @@ func (d *Decoder) policies() ([]Policy, error) {
 	if len(d.lists) >= internMax {
 		clear(d.lists)
 	}
-	d.lists[string(d.scratch)] = list
+	d.lists[string(elements)] = list
 	return list, nil
 }
 
@@ -493,17 +494,26 @@ func (d *Decoder) policy(b []byte) (p Policy, err error) {
 func (d *Decoder) staged(b []byte) (*Staged, error) {
 	s := &Staged{}
 	var had seen
+	d.staging = d.staging[:0]
+	policies := 0
 	for len(b) > 0 {
 		f, rest, err := next(b)
 		if err != nil {
 			return nil, err
 		}
 		b = rest
-		if f.num > 3 {
+		if f.num > 4 {
 			continue
 		}
 		if f.num == 1 && f.typ != protowire.VarintType || f.num > 1 && f.typ != protowire.BytesType {
 			return nil, errWire
+		}
+		if f.num == 4 {
+			if policies++; policies > MaxPolicies {
+				return nil, errTooLong
+			}
+			d.staging = protowire.AppendBytes(d.staging, f.data)
+			continue
 		}
 		if !had.add(f.num) {
 			return nil, errTwice
@@ -523,5 +533,7 @@ func (d *Decoder) staged(b []byte) (*Staged, error) {
 	if !had.has(1) {
 		return nil, fieldError("action", errMandatory)
 	}
-	return s, nil
+	var err error
+	s.Policies, err = d.policies(d.staging)
+	return s, err
 }

@@ -21,7 +21,8 @@ func wirePacket() *auditv1.PacketEvent {
 		Rule:     "r", LogLabel: "l", OpenflowPriority: proto.Uint32(7), AppliedTo: "shop/db", Peer: "node:n2",
 		SourceIp: netip.MustParseAddr("10.0.0.1").AsSlice(), DestinationIp: netip.MustParseAddr("10.0.0.2").AsSlice(), Protocol: 17,
 		SourcePort: proto.Uint32(0), DestinationPort: proto.Uint32(53), Length: 90, TcpFlags: 2, IcmpType: proto.Uint32(8), IcmpCode: proto.Uint32(0),
-		Reason: "isolation", Redirected: true, Staged: &auditv1.StagedOutcome{Action: allow, Policy: &policyv1.PolicyRef{Kind: k8s, Name: "st"}, Rule: "sr"},
+		Reason: "isolation", Redirected: true, Staged: &auditv1.StagedOutcome{Action: allow, Policy: &policyv1.PolicyRef{Kind: k8s, Name: "st"}, Rule: "sr",
+			Policies: []*policyv1.PolicyRef{{Kind: k8s, Name: "st"}, {Kind: k8s, Namespace: "shop", Name: "web"}}},
 	}
 }
 
@@ -60,22 +61,28 @@ func TestDecodeRefuses(t *testing.T) {
 		spoil func(p *auditv1.PacketEvent)
 		want  string
 	}{
-		"source of 5 bytes":     {func(p *auditv1.PacketEvent) { p.SourceIp = make([]byte, 5) }, "packet: source_ip: not of 4 or 16 bytes"},
-		"no destination":        {func(p *auditv1.PacketEvent) { p.DestinationIp = nil }, "packet: destination_ip: missing"},
-		"families":              {func(p *auditv1.PacketEvent) { p.DestinationIp = make([]byte, 16) }, "packet: destination_ip: of another family than the source"},
-		"port":                  {func(p *auditv1.PacketEvent) { p.DestinationPort = proto.Uint32(65536) }, "packet: destination_port: out of range"},
-		"protocol":              {func(p *auditv1.PacketEvent) { p.Protocol = 256 }, "packet: protocol: out of range"},
-		"count":                 {func(p *auditv1.PacketEvent) { p.Count = 1 << 63 }, "packet: count: out of range"},
-		"no time":               {func(p *auditv1.PacketEvent) { p.First = nil }, "packet: first: missing"},
-		"time":                  {func(p *auditv1.PacketEvent) { p.First.Seconds = 1 << 60 }, "packet: first: out of range"},
-		"nanoseconds":           {func(p *auditv1.PacketEvent) { p.First.Nanos = -1 }, "packet: first: out of range"},
-		"long string":           {func(p *auditv1.PacketEvent) { p.Rule = strings.Repeat("x", MaxString+1) }, "packet: rule: too long"},
-		"direction":             {func(p *auditv1.PacketEvent) { p.Direction = 0 }, "packet: direction: missing"},
-		"action":                {func(p *auditv1.PacketEvent) { p.Action = 77 }, "packet: action: out of range"},
-		"policy without name":   {func(p *auditv1.PacketEvent) { p.Policies[0].Name = "" }, "packet: policies: kind, name: missing"},
-		"policy of no kind":     {func(p *auditv1.PacketEvent) { p.Policies[0].Kind = 99 }, "packet: policies: out of range"},
-		"too many policies":     {func(p *auditv1.PacketEvent) { p.Policies = make([]*policyv1.PolicyRef, MaxPolicies+1) }, "packet: policies: too long"},
-		"ICMP type":             {func(p *auditv1.PacketEvent) { p.IcmpType = proto.Uint32(256) }, "packet: icmp_type: out of range"},
+		"source of 5 bytes":   {func(p *auditv1.PacketEvent) { p.SourceIp = make([]byte, 5) }, "packet: source_ip: not of 4 or 16 bytes"},
+		"no destination":      {func(p *auditv1.PacketEvent) { p.DestinationIp = nil }, "packet: destination_ip: missing"},
+		"families":            {func(p *auditv1.PacketEvent) { p.DestinationIp = make([]byte, 16) }, "packet: destination_ip: of another family than the source"},
+		"port":                {func(p *auditv1.PacketEvent) { p.DestinationPort = proto.Uint32(65536) }, "packet: destination_port: out of range"},
+		"protocol":            {func(p *auditv1.PacketEvent) { p.Protocol = 256 }, "packet: protocol: out of range"},
+		"count":               {func(p *auditv1.PacketEvent) { p.Count = 1 << 63 }, "packet: count: out of range"},
+		"no time":             {func(p *auditv1.PacketEvent) { p.First = nil }, "packet: first: missing"},
+		"time":                {func(p *auditv1.PacketEvent) { p.First.Seconds = 1 << 60 }, "packet: first: out of range"},
+		"nanoseconds":         {func(p *auditv1.PacketEvent) { p.First.Nanos = -1 }, "packet: first: out of range"},
+		"long string":         {func(p *auditv1.PacketEvent) { p.Rule = strings.Repeat("x", MaxString+1) }, "packet: rule: too long"},
+		"direction":           {func(p *auditv1.PacketEvent) { p.Direction = 0 }, "packet: direction: missing"},
+		"action":              {func(p *auditv1.PacketEvent) { p.Action = 77 }, "packet: action: out of range"},
+		"policy without name": {func(p *auditv1.PacketEvent) { p.Policies[0].Name = "" }, "packet: policies: kind, name: missing"},
+		"policy of no kind":   {func(p *auditv1.PacketEvent) { p.Policies[0].Kind = 99 }, "packet: policies: out of range"},
+		"too many policies":   {func(p *auditv1.PacketEvent) { p.Policies = make([]*policyv1.PolicyRef, MaxPolicies+1) }, "packet: policies: too long"},
+		"ICMP type":           {func(p *auditv1.PacketEvent) { p.IcmpType = proto.Uint32(256) }, "packet: icmp_type: out of range"},
+		"too many staged": {func(p *auditv1.PacketEvent) {
+			for range MaxPolicies {
+				p.Staged.Policies = append(p.Staged.Policies, p.Policies[0])
+			}
+		}, "packet: staged: too long"},
+		"staged of no kind":     {func(p *auditv1.PacketEvent) { p.Staged.Policies[1] = &policyv1.PolicyRef{Name: "p"} }, "packet: staged: kind, name: missing"},
 		"staged without action": {func(p *auditv1.PacketEvent) { p.Staged.Action = 0 }, "packet: staged: action: missing"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -172,6 +179,9 @@ func compare(t *testing.T, e *Event, want *auditv1.Event) {
 		if w.GetStaged().GetPolicy() != nil {
 			got.Staged.Policy = ref(s.Policy)
 		}
+		for _, r := range s.Policies {
+			got.Staged.Policies = append(got.Staged.Policies, ref(r))
+		}
 	}
 	w = proto.Clone(w).(*auditv1.PacketEvent)
 	w.ProtoReflect().SetUnknown(nil)
@@ -192,7 +202,7 @@ func discardUnknown(m *auditv1.PacketEvent) *auditv1.PacketEvent {
 			sub.ProtoReflect().SetUnknown(nil)
 		}
 	}
-	for _, p := range m.Policies {
+	for _, p := range append(m.GetStaged().GetPolicies(), m.Policies...) {
 		p.ProtoReflect().SetUnknown(nil)
 	}
 	return m

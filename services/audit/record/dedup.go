@@ -27,7 +27,7 @@ type Key int
 // The keys.
 const (
 	KeyAll     Key = iota // All fields but times and counts.
-	KeyPrinted            // The fields that np.log prints.
+	KeyPrinted            // The fields that np.log prints, and whether it does.
 	KeyNamed              // These, with the policies that isolate.
 )
 
@@ -159,7 +159,11 @@ func fold(r *Record) Record {
 	f := *r
 	p := &r.Packet
 	f.Packet = Packet{First: p.First, Last: p.Last, Count: p.Count, Direction: p.Direction, Action: p.Action, Table: p.Table, Policies: p.Policies,
-		Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, Priority: p.Priority, Redirected: p.Redirected, Reason: "overflow"}
+		Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, Priority: p.Priority, Redirected: p.Redirected, Reason: "overflow",
+		Staged: p.Staged}
+	if p.forStaged() { // Which np.log must still know.
+		f.Packet.Reason = reasonStaged
+	}
 	return f
 }
 
@@ -322,7 +326,8 @@ func fold128(a, b uint64) uint64 {
 func (k Key) same(a, b *Packet) bool {
 	if a.Source != b.Source || a.Destination != b.Destination || a.SourcePort != b.SourcePort || a.DestPort != b.DestPort ||
 		a.Protocol != b.Protocol || a.Length != b.Length || a.Direction != b.Direction || a.Action != b.Action || a.Redirected != b.Redirected ||
-		a.Isolation != b.Isolation || a.Priority != b.Priority || a.AppliedTo != b.AppliedTo || a.Rule != b.Rule || a.LogLabel != b.LogLabel || a.Table != b.Table {
+		a.Isolation != b.Isolation || a.Priority != b.Priority || a.AppliedTo != b.AppliedTo || a.Rule != b.Rule || a.LogLabel != b.LogLabel || a.Table != b.Table ||
+		a.forStaged() != b.forStaged() {
 		return false
 	}
 	switch {
@@ -336,7 +341,14 @@ func (k Key) same(a, b *Packet) bool {
 		return true
 	}
 	return a.Peer == b.Peer && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
-		(a.Staged == b.Staged || a.Staged != nil && b.Staged != nil && *a.Staged == *b.Staged)
+		sameStaged(a.Staged, b.Staged)
+}
+
+func sameStaged(a, b *Staged) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Action == b.Action && a.Policy == b.Policy && a.Rule == b.Rule && samePolicies(a.Policies, b.Policies)
 }
 
 // samePolicies knows lists that a Decoder shared by their place.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
 // scenario feeds a Dedup and notes its lines: "cursor xPACKETS in WINDOW".
@@ -117,6 +118,8 @@ func TestKeys(t *testing.T) {
 		"policies":    {func(r *Record) { r.Packet.Policies = r.Packet.Policies[:1] }, 1, 2, 2},
 		"equal names": {func(r *Record) { r.Packet.Policies = slices.Clone(r.Packet.Policies) }, 1, 1, 1},
 		"peer":        {func(r *Record) { r.Packet.Peer = "x/y" }, 1, 1, 2},
+		"staged":      {func(r *Record) { r.Packet.Staged = &Staged{Action: allow} }, 1, 1, 2},
+		"reason":      {func(r *Record) { r.Packet.Reason = reasonStaged }, 2, 2, 2}, // Which np.log leaves out.
 		"flags":       {func(r *Record) { r.Packet.TCPFlags = 16 }, 1, 1, 2},
 	} {
 		for key, want := range map[Key]int{KeyPrinted: tt.printed, KeyNamed: tt.named, KeyAll: tt.all} {
@@ -127,6 +130,37 @@ func TestKeys(t *testing.T) {
 				t.Errorf("%s, key %d: %d windows, want %d", name, key, s.Open(), want)
 			}
 		}
+	}
+}
+
+// Outcomes are compared by what they say. What is folded keeps them, and stays
+// out of np.log.
+func TestStagedOutcomesStayApart(t *testing.T) {
+	shut, open := Policy{k8s, "x", "shut"}, Policy{k8s, "x", "open"}
+	would := func(action policyv1.Action, policy Policy, rule string, all ...Policy) func(*Record) {
+		return func(r *Record) { r.Packet.Staged = &Staged{Action: action, Policy: policy, Rule: rule, Policies: all} }
+	}
+	outcomes := []func(*Record){would(allow, open, "", open), would(allow, open, "r", open), would(reject, open, "", open), would(allow, shut, "", open), would(allow, open, "", open, shut)}
+	s := newScenario(DedupConfig{})
+	for range 2 {
+		for _, o := range outcomes {
+			s.packet(0, o)
+		}
+	}
+	if s.Open() != len(outcomes) {
+		t.Errorf("%d windows, want %d", s.Open(), len(outcomes))
+	}
+	var lines []Line
+	d := NewDedup(DedupConfig{MaxWindows: 1, Emit: func(l *Line) { lines = append(lines, *l) }})
+	for i := range 4 {
+		r := Record{Node: "n1", Event: Event{Packet: isolation()}}
+		r.Packet.SourcePort, r.Packet.Reason = num(uint32(i)), reasonStaged
+		outcomes[0](&r)
+		d.Add(&r, time.Time{})
+	}
+	d.Flush()
+	if len(lines) != 2 || !lines[1].Overflow || lines[1].Packets != 3 || lines[1].Packet.Staged.Policy != open || len((NPLog{}).Append(nil, &lines[1])) > 0 {
+		t.Errorf("lines %+v", lines)
 	}
 }
 

@@ -39,6 +39,25 @@ func TestJSON(t *testing.T) {
 	}
 }
 
+// What staged policies would do stands in JSON and in syslog's structured data.
+func TestStagedOutcomeIsWritten(t *testing.T) {
+	l := sample(t)
+	l.Packet.Staged = &Staged{Action: allow, Policy: Policy{annp, "default", "open"}, Rule: "r", Policies: []Policy{{annp, "default", "open"}}}
+	if got, want := string(AppendJSON(nil, l)), `,"staged":{"action":"allow","policy":"AntreaNetworkPolicy:default/open","rule":"r","policies":["AntreaNetworkPolicy:default/open"]}}}`+"\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("got  %swant …%s", got, want)
+	}
+	text := string(DefaultSyslog().Append(nil, l))
+	for _, want := range []string{` action="drop"`, ` stagedAction="allow" stagedPolicy="AntreaNetworkPolicy:default/open" stagedRule="r" stagedPolicies="AntreaNetworkPolicy:default/open"] 2023/07/04`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is missing in %s", want, text)
+		}
+	}
+	l.Packet.Reason = reasonStaged
+	if text := string(DefaultSyslog().Append(nil, l)); !strings.Contains(text, ` reason="staged"`) || !strings.HasSuffix(text, "] staged allow for AntreaNetworkPolicy:default/open") {
+		t.Errorf("got %s", text)
+	}
+}
+
 // TestSyslog parses what is written by another's parser.
 func TestSyslog(t *testing.T) {
 	parse := func(l *Line) (*rfc5424.SyslogMessage, map[string]string) {
@@ -88,7 +107,7 @@ func FuzzEncoders(f *testing.F) {
 		p.Isolation = false
 		p.Table, p.Rule, p.LogLabel, p.AppliedTo, p.Peer, p.Reason = s, s, s, s, s, s
 		p.Policies = []Policy{{k8s, s, s}, {k8s, s, s}}
-		p.Staged = &Staged{Action: drop, Policy: Policy{k8s, s, s}, Rule: s}
+		p.Staged = &Staged{Action: drop, Policy: Policy{k8s, s, s}, Rule: s, Policies: p.Policies}
 		line := NPLog{Named: true}.Append(nil, l)
 		if bytes.Count(line, []byte("\n")) != 1 || len(bytes.Fields(line)) != 16+4 || bytes.Count(line, []byte(" ")) != 15+4 {
 			t.Errorf("np.log: %q", line)
@@ -114,6 +133,10 @@ func FuzzEncoders(f *testing.F) {
 		}
 		if _, err := rfc5424.NewParser().Parse(msg); err != nil {
 			t.Errorf("syslog: %v: %q", err, msg)
+		}
+		p.Reason = reasonStaged
+		if msg := DefaultSyslog().Append(nil, l); bytes.ContainsAny(msg, "\n\r\x00") || len(msg) > maxMessage || !utf8.Valid(msg) {
+			t.Errorf("syslog: %q", msg)
 		}
 	})
 }

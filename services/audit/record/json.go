@@ -11,7 +11,7 @@ import (
 //	cursor node boot sequence received
 //	packet: first last count direction action reason table policies isolation rule logLabel openflowPriority
 //	        appliedTo peer sourceIP sourcePort destinationIP destinationPort protocol icmpType icmpCode length
-//	        tcpFlags redirected overflow staged{action policy rule}
+//	        tcpFlags redirected overflow staged{action policy rule policies}
 //	loss:   from to count stage
 //
 // Of merged records, cursor, sequence and received are the first one's; count,
@@ -58,14 +58,8 @@ func (l *Line) appendPacket(b []byte) []byte {
 	b = appendField(b, "action", enumWord(p.Action.String(), "ACTION_"))
 	b = appendOptional(b, "reason", p.Reason)
 	b = appendOptional(b, "table", p.Table)
-	b = append(b, `,"policies":[`...)
-	for i, ref := range p.Policies {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendQuoted(b, ref.String())
-	}
-	b = append(b, `],"isolation":`...)
+	b = appendPolicies(b, p.Policies)
+	b = append(b, `,"isolation":`...)
 	b = strconv.AppendBool(b, p.Isolation)
 	b = appendOptional(b, "rule", p.Rule)
 	b = appendOptional(b, "logLabel", p.LogLabel)
@@ -97,9 +91,21 @@ func (l *Line) appendPacket(b []byte) []byte {
 			b = appendField(b, "policy", s.Policy.String())
 		}
 		b = appendOptional(b, "rule", s.Rule)
+		b = appendPolicies(b, s.Policies)
 		b = append(b, '}')
 	}
 	return append(b, '}')
+}
+
+func appendPolicies(b []byte, refs []Policy) []byte {
+	b = append(b, `,"policies":[`...)
+	for i, ref := range refs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendQuoted(b, ref.String())
+	}
+	return append(b, ']')
 }
 
 func appendField(b []byte, name, value string) []byte {

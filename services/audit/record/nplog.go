@@ -19,9 +19,11 @@ type NPLog struct {
 }
 
 // Append appends a line, newline included. Losses are not for np.log, whose
-// readers know packets only: nothing is appended for them.
+// readers know packets only: nothing is appended for them. Nor for what is on
+// record for staged policies alone: its readers take a line for one that a
+// policy asked for.
 func (n NPLog) Append(b []byte, l *Line) []byte {
-	if l.IsLoss {
+	if l.IsLoss || l.Packet.forStaged() {
 		return b
 	}
 	p := &l.Packet

@@ -107,6 +107,15 @@ func TestNPLogVariants(t *testing.T) {
 	if got := (NPLog{}).Append(nil, loss); len(got) != 0 {
 		t.Errorf("a loss in np.log: %s", got)
 	}
+	would := p
+	would.Staged = &Staged{Action: allow, Policy: Policy{k8s, "default", "open"}}
+	if got, want := string(NPLog{}.Append(nil, lineOf(would, 1, time.Second))), string(NPLog{}.Append(nil, lineOf(p, 1, time.Second))); got != want {
+		t.Errorf("with a staged outcome: %s", got)
+	}
+	would.Reason = reasonStaged
+	if got := (NPLog{}).Append(nil, lineOf(would, 1, time.Second)); len(got) != 0 {
+		t.Errorf("what no policy asked for, in np.log: %s", got)
+	}
 	for kind, want := range map[policyv1.PolicyKind]string{
 		policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY: "AntreaClusterNetworkPolicy:p",
 		policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY:          "AdminNetworkPolicy:p",

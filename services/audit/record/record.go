@@ -70,12 +70,21 @@ type Policy struct {
 	Name      string
 }
 
-// Staged is what staged policies would have decided.
+// Staged is what would have been decided with the staged policies. See
+// StagedOutcome in audit.proto.
 type Staged struct {
-	Action policyv1.Action
-	Policy Policy
-	Rule   string
+	Action   policyv1.Action
+	Policy   Policy
+	Rule     string
+	Policies []Policy
 }
+
+// reasonStaged is the reason of packets that are on record only because their
+// verdict would be another with the staged policies.
+const reasonStaged = "staged"
+
+// forStaged says whether nothing asks for the record but that.
+func (p *Packet) forStaged() bool { return p.Reason == reasonStaged }
 
 // Loss says that packets which should have been recorded were not.
 type Loss struct {

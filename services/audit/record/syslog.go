@@ -21,7 +21,7 @@ const StructuredDataID = "weir@32473"
 
 // Syslog writes lines as messages of RFC 5424, without newline. MSGID is PACKET
 // or LOSS, PROCID the boot. The structured data have what JSON has, by the same
-// names; the message is the line of np.log.
+// names; the message is the line of np.log, where there is one.
 type Syslog struct {
 	Facility int    // Zero: kernel messages; say FacilityLocal0.
 	Drop     int    // Severity of drops, rejections and losses.
@@ -77,10 +77,25 @@ func (s Syslog) Append(b []byte, l *Line) []byte {
 		b = strconv.AppendUint(b, l.Loss.Count, 10)
 		b = append(b, " at "...)
 		b = append(b, enumWord(l.Loss.Stage.String(), "LOSS_STAGE_")...)
+	} else if p.forStaged() {
+		b = appendStaged(b, p.Staged)
 	} else if b = s.NPLog.Append(b, l); b[len(b)-1] == '\n' {
 		b = b[:len(b)-1]
 	}
 	return cut(b, start)
+}
+
+// appendStaged appends the message of what is on record for staged policies
+// alone: the structured data tell the rest.
+func appendStaged(b []byte, s *Staged) []byte {
+	b = append(b, "staged"...)
+	if s == nil {
+		return b
+	}
+	b = append(b, ' ')
+	b = append(b, enumWord(s.Action.String(), "ACTION_")...)
+	b = append(b, " for "...)
+	return appendWord(b, s.Policy.String())
 }
 
 // cut shortens the end of a message that is too long, between characters. The
@@ -151,6 +166,7 @@ func (l *Line) appendParams(b []byte) []byte {
 			optional("stagedPolicy", st.Policy.String())
 		}
 		optional("stagedRule", st.Rule)
+		optional("stagedPolicies", policyList(st.Policies))
 	}
 	return b
 }
@@ -184,7 +200,7 @@ func appendParam(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, `="`...)
 	most := maxParam
-	if name == "policies" {
+	if name == "policies" || name == "stagedPolicies" {
 		most = maxPolicies
 	}
 	if len(value) > most {

@@ -49,6 +49,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 	flags.StringVar(&filter.Policy, "policy", "", "of this policy, NAMESPACE/NAME or NAME")
 	flags.StringVar(&filter.Prefix, "prefix", "", "with source or destination in this CIDR or at this address")
 	flags.Uint32Var(&filter.Port, "port", 0, "with this destination port")
+	flags.BoolVar(&filter.Staged, "staged", false, "only packets that fare otherwise with the staged policies")
 	flags.BoolVar(&filter.Losses, "losses", true, "losses too")
 	flags.StringVar(&action, "action", "", "allow, drop, reject or pass")
 	flags.StringVar(&direction, "direction", "", "ingress or egress")

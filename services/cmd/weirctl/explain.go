@@ -171,9 +171,9 @@ func explain(resp *policyv1.ExplainResponse) explanation {
 
 func explainDirection(d *policyv1.DirectionExplanation) explainedDirection {
 	out := explainedDirection{Action: lower(d.GetAction().String(), "ACTION_"), Policy: policyName(d.GetPolicy()), Rule: d.GetRule(), Reason: d.GetReason(),
-		IsolatedBy: policyNames(d.GetIsolatedBy()), Steps: []explainedStep{}}
+		IsolatedBy: refNames(d.GetIsolatedBy()), Steps: []explainedStep{}}
 	for _, s := range d.GetSteps() {
-		step := explainedStep{Name: s.GetName(), Outcome: s.GetOutcome(), Rules: []explainedRule{}, Others: policyNames(s.GetOthers())}
+		step := explainedStep{Name: s.GetName(), Outcome: s.GetOutcome(), Rules: []explainedRule{}, Others: refNames(s.GetOthers())}
 		for _, r := range s.GetRules() {
 			step.Rules = append(step.Rules, explainedRule{policyName(r.GetPolicy()), r.GetRule(), r.GetDecides(), r.GetWhy()})
 		}
@@ -257,7 +257,7 @@ func policyName(r *policyv1.PolicyRef) string {
 	return kind + ":" + name
 }
 
-func policyNames(refs []*policyv1.PolicyRef) []string {
+func refNames(refs []*policyv1.PolicyRef) []string {
 	out := make([]string, len(refs))
 	for i, r := range refs {
 		out[i] = policyName(r)

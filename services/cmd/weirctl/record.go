@@ -68,13 +68,35 @@ func printRecord(w io.Writer, l *record.Line) error {
 		return err
 	}
 	p := &l.Packet
-	var policies []string
-	for _, ref := range p.Policies {
-		policies = append(policies, ref.String())
+	policies := policyNames(p.Policies)
+	if s := p.Staged; s != nil {
+		if policies != "" {
+			policies += " "
+		}
+		policies += "(staged: " + lower(s.Action.String(), "ACTION_") + " for " + stagedCause(s) + ")"
 	}
 	_, err := fmt.Fprintf(w, recordColumns, cursor, stampText(p.Last), l.Node, lower(p.Direction.String(), "DIRECTION_"), lower(p.Action.String(), "ACTION_"),
-		record.ProtocolName(p.Protocol), socket(p.Source, p.SourcePort), socket(p.Destination, p.DestPort), fmt.Sprint(p.Count), strings.Join(policies, ","))
+		record.ProtocolName(p.Protocol), socket(p.Source, p.SourcePort), socket(p.Destination, p.DestPort), fmt.Sprint(p.Count), policies)
 	return err
+}
+
+func policyNames(refs []record.Policy) string {
+	var out []string
+	for _, ref := range refs {
+		out = append(out, ref.String())
+	}
+	return strings.Join(out, ",")
+}
+
+// stagedCause is the staged policy that makes the difference, with its rule.
+func stagedCause(s *record.Staged) string {
+	switch {
+	case s.Policy.Name == "":
+		return "a policy that is gone"
+	case s.Rule == "":
+		return s.Policy.String()
+	}
+	return s.Policy.String() + " " + s.Rule
 }
 
 // socket is address and port, where there is one.

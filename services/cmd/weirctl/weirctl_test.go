@@ -368,7 +368,8 @@ func (s *auditLog) Tail(r *auditv1.TailRequest, stream auditv1.AuditService_Tail
 	for _, rec := range []*auditv1.Record{
 		{Cursor: 4, Node: "n1", Sequence: 2, Event: &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: &auditv1.PacketEvent{First: at, Direction: policyv1.Direction_DIRECTION_INGRESS,
 			Action: policyv1.Action_ACTION_DROP, Table: "IngressDefaultRule", Isolation: true, Policies: []*policyv1.PolicyRef{shopWeb}, AppliedTo: "shop/web",
-			SourceIp: []byte{203, 0, 113, 7}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 6, SourcePort: &sport, DestinationPort: &port, Length: 60}}}},
+			SourceIp: []byte{203, 0, 113, 7}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 6, SourcePort: &sport, DestinationPort: &port, Length: 60,
+			Staged: &auditv1.StagedOutcome{Action: policyv1.Action_ACTION_ALLOW, Policy: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY, Name: "tried"}, Rule: "r"}}}}},
 		{Cursor: 5, Node: "n1", Event: &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: at, To: at, Count: 12, Stage: auditv1.LossStage_LOSS_STAGE_METER}}}},
 	} {
 		if err := stream.Send(&auditv1.TailResponse{Record: rec}); err != nil {
@@ -420,7 +421,7 @@ func TestOnlineCommands(t *testing.T) {
 		{[]string{"explain", "--from", "x/y", "--to", "shop/web", "--protocol", "ICMP", "-o", "json"}, []string{`"verdict": "reject"`, `"policy": "K8sNetworkPolicy:shop/web"`, `"isolatedBy": []`}},
 		{[]string{"audit", "stats"}, []string{"received 10, kept 9, repeated 1; cursors 1 to 9", "n1     ovs       3", "np.log"}},
 		{[]string{"audit", "stats", "-o", "json"}, []string{`"received": "10"`, `"LOSS_STAGE_OVS"`}},
-		{[]string{"audit", "tail"}, []string{"CURSOR", "203.0.113.7:50000", "10.0.0.1:443", "K8sNetworkPolicy:shop/web", "lost   -      -", "at meter"}},
+		{[]string{"audit", "tail"}, []string{"CURSOR", "203.0.113.7:50000", "10.0.0.1:443", "K8sNetworkPolicy:shop/web (staged: allow for AdminNetworkPolicy:tried r)", "lost   -      -", "at meter"}},
 		{[]string{"audit", "tail", "-o", "json"}, []string{`{"cursor":4,"node":"n1","sequence":2,"packet":{"first":"2024-05-06T07:08:09Z","last":"2024-05-06T07:08:09Z","count":1,"direction":"ingress","action":"drop"`,
 			`"policies":["K8sNetworkPolicy:shop/web"],"isolation":true`, `"sourceIP":"203.0.113.7","sourcePort":50000,"destinationIP":"10.0.0.1","destinationPort":443,"protocol":"TCP"`,
 			`{"cursor":5,"node":"n1","loss":{"from":"2024-05-06T07:08:09Z","to":"2024-05-06T07:08:09Z","count":12,"stage":"meter"}}`}},
@@ -441,9 +442,9 @@ func TestOnlineCommands(t *testing.T) {
 	if want := (&policyv1.ExplainRequest{From: "x/y", To: "10.0.0.1", Protocol: policyv1.Protocol_PROTOCOL_SCTP, Port: 5, SourcePort: 6}); !proto.Equal(inspect.asked, want) {
 		t.Errorf("asked %v, want %v", inspect.asked, want)
 	}
-	run(t, "audit", "tail", "--server", addr, "--after", "3", "-f", "-n", "9", "--action", "drop", "--direction", "egress", "--pod", "shop/web", "--port", "7", "--prefix", "10.0.0.0/8", "--since", "2024-01-01T00:00:00Z", "--losses=false")
+	run(t, "audit", "tail", "--server", addr, "--after", "3", "-f", "-n", "9", "--action", "drop", "--direction", "egress", "--pod", "shop/web", "--port", "7", "--prefix", "10.0.0.0/8", "--since", "2024-01-01T00:00:00Z", "--losses=false", "--staged")
 	want := &auditv1.TailRequest{After: 3, Follow: true, Limit: 9, Filter: &auditv1.RecordFilter{Action: policyv1.Action_ACTION_DROP, Direction: policyv1.Direction_DIRECTION_EGRESS,
-		Pod: "shop/web", Port: 7, Prefix: "10.0.0.0/8", Since: timestamppb.New(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))}}
+		Staged: true, Pod: "shop/web", Port: 7, Prefix: "10.0.0.0/8", Since: timestamppb.New(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))}}
 	if !proto.Equal(audit.asked, want) {
 		t.Errorf("asked %v, want %v", audit.asked, want)
 	}

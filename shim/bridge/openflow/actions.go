@@ -32,8 +32,8 @@ type Actions struct {
 }
 
 // NewActions makes Actions of steps: Output, OutputReg, SetField, Move, CT,
-// Conjunction, Controller, ToGroup, MeterBy, Foreign, and last, at most once,
-// Goto. None means drop. It panics where Goto is not last: OpenFlow executes it
+// Conjunction, Controller, ToGroup, MeterBy, Resubmit, Foreign, and last, at
+// most once, Goto. None means drop. It panics where Goto is not last: OpenFlow executes it
 // last wherever it stands.
 func NewActions(list ...Action) Actions {
 	var (
@@ -356,6 +356,7 @@ const (
 	propPause         = 4
 	propMeterID       = 5
 	wholePacket       = 0xffff
+	nxResubmitTable   = 14
 	nxOutputReg       = 15
 	nxConjunction     = 34
 	nxCT              = 35
@@ -369,6 +370,7 @@ const (
 	actionMeter       = 29
 	actionGroup       = 22
 	actionOutput      = 0
+	oldPortInPort     = 0xfff8 // In 16 bits.
 	instructionGoto   = 1
 	instructionApply  = 4
 	instructionHeader = 8
@@ -413,6 +415,16 @@ type MeterBy uint32
 func (a MeterBy) append(b []byte) []byte {
 	b = append(b, 0, actionMeter, 0, 8)
 	return binary.BigEndian.AppendUint32(b, uint32(a))
+}
+
+// Resubmit looks the packet up in a table, any table, and comes back: what was
+// done to its fields there stays.
+type Resubmit uint8
+
+func (a Resubmit) append(b []byte) []byte {
+	b = appendNicira(b, 16, nxResubmitTable)
+	b = binary.BigEndian.AppendUint16(b, oldPortInPort)
+	return append(b, byte(a), 0, 0, 0)
 }
 
 // Foreign is a step or instruction that this package does not know, as read.

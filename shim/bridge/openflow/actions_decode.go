@@ -89,6 +89,8 @@ func parseStep(s string, depth int) Action {
 
 func parseNicira(s string, depth int) Action {
 	switch be16(s[8:]) {
+	case nxResubmitTable:
+		return Resubmit(s[12])
 	case nxOutputReg:
 		if len(s) == 24 {
 			if r, ok := parseBits(be32(s[12:]), be16(s[10:])); ok {

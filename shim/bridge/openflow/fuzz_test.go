@@ -14,7 +14,7 @@ func seedFlows() []Flow {
 		{Match: NewMatch(), Actions: Drop()},
 		{Match: NewMatch(ICMPv6Type(NDSolicit), NDTarget(prefixOf("fd00::/64"))), Actions: NewActions(
 			CT{Commit: true, Zone: 1, Recirc: true, Table: 9, NAT: NAT{Kind: NATDst, MinAddr: netip.MustParseAddr("fd00::1"), MinPort: 5, MaxPort: 9}, Exec: []Action{SetCtMark(1, 1), MoveBits(RegBits(5, 0, 32), Bits{FieldCTLabel, 32, 32})}},
-			Controller{ControllerID: 1, MaxLen: 100, MeterID: 4, UserData: "abc", Pause: true, Reason: 3}, ToGroup(3), MeterBy(4))},
+			Controller{ControllerID: 1, MaxLen: 100, MeterID: 4, UserData: "abc", Pause: true, Reason: 3}, ToGroup(3), MeterBy(4), Resubmit(5))},
 		{Match: NewMatch(IPv4()), Actions: NewActions(Conjunction{ID: 1, Clause: 1, Clauses: 3}, Conjunction{ID: 2, Clause: 0, Clauses: 2})},
 	}
 }

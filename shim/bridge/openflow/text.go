@@ -377,4 +377,6 @@ func (a ToGroup) String() string { return fmt.Sprintf("group:%d", uint32(a)) }
 
 func (a MeterBy) String() string { return fmt.Sprintf("meter:%d", uint32(a)) }
 
+func (a Resubmit) String() string { return fmt.Sprintf("resubmit(,%d)", uint8(a)) }
+
 func (a Foreign) String() string { return "foreign:" + hex.EncodeToString([]byte(a)) }

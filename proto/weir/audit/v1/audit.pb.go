@@ -432,11 +432,14 @@ type PacketEvent struct {
 	TcpFlags         uint32          `protobuf:"varint,20,opt,name=tcp_flags,json=tcpFlags,proto3" json:"tcp_flags,omitempty"`                               // As in the TCP header. Zero: none, or not TCP.
 	IcmpType         *uint32         `protobuf:"varint,21,opt,name=icmp_type,json=icmpType,proto3,oneof" json:"icmp_type,omitempty"`
 	IcmpCode         *uint32         `protobuf:"varint,22,opt,name=icmp_code,json=icmpCode,proto3,oneof" json:"icmp_code,omitempty"`
-	Reason           string          `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`          // A short word for why, such as "isolation", "rule", "spoof". Empty: "rule".
-	Redirected       bool            `protobuf:"varint,24,opt,name=redirected,proto3" json:"redirected,omitempty"` // Handed to a layer 7 engine.
-	Staged           *StagedOutcome  `protobuf:"bytes,25,opt,name=staged,proto3" json:"staged,omitempty"`          // Absent: staged policies would not change the verdict.
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// A short word for why, such as "isolation", "rule", "spoof". Empty: "rule".
+	// "staged": nothing asks for the record but that staged policies would change
+	// the verdict.
+	Reason        string         `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
+	Redirected    bool           `protobuf:"varint,24,opt,name=redirected,proto3" json:"redirected,omitempty"` // Handed to a layer 7 engine.
+	Staged        *StagedOutcome `protobuf:"bytes,25,opt,name=staged,proto3" json:"staged,omitempty"`          // Absent: staged policies would not change the verdict.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PacketEvent) Reset() {
@@ -644,12 +647,17 @@ func (x *PacketEvent) GetStaged() *StagedOutcome {
 	return nil
 }
 
-// StagedOutcome is what staged policies would have decided.
+// StagedOutcome is what would have been decided with the staged policies.
 type StagedOutcome struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Action        v1.Action              `protobuf:"varint,1,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`
-	Policy        *v1.PolicyRef          `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
-	Rule          string                 `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Action v1.Action              `protobuf:"varint,1,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"` // Allow, drop or reject.
+	// The staged policy that makes the difference: it decides, isolates the Pod,
+	// or passed the packet on to what decides. Of several, the first by name.
+	Policy *v1.PolicyRef `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	Rule   string        `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"` // Of policy. Empty: the kind has none, or an isolation.
+	// Policies that decide, staged or not: of an allow, every policy that allows,
+	// of an isolation, every one that isolates the Pod. Empty: nothing else holds.
+	Policies      []*v1.PolicyRef `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -703,6 +711,13 @@ func (x *StagedOutcome) GetRule() string {
 		return x.Rule
 	}
 	return ""
+}
+
+func (x *StagedOutcome) GetPolicies() []*v1.PolicyRef {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
 }
 
 // LossEvent says that packets which should have been recorded were not.
@@ -865,7 +880,7 @@ type RecordFilter struct {
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Namespace     string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`                                // Of the applied-to Pod or the peer.
 	Pod           string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`                                            // "NAMESPACE/NAME" of the applied-to Pod or the peer.
-	Policy        string                 `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`                                      // "NAMESPACE/NAME" or "NAME" of a policy of the record.
+	Policy        string                 `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`                                      // "NAMESPACE/NAME" or "NAME" of a policy of the record, or of its staged outcome.
 	Action        v1.Action              `protobuf:"varint,5,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`          // Zero: any.
 	Direction     v1.Direction           `protobuf:"varint,6,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"` // Zero: any.
 	Prefix        string                 `protobuf:"bytes,7,opt,name=prefix,proto3" json:"prefix,omitempty"`                                      // CIDR or address that holds source or destination.
@@ -873,6 +888,7 @@ type RecordFilter struct {
 	Since         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=since,proto3" json:"since,omitempty"`                                        // Event time, inclusive.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=until,proto3" json:"until,omitempty"`                                       // Event time, exclusive.
 	Losses        bool                   `protobuf:"varint,11,opt,name=losses,proto3" json:"losses,omitempty"`                                    // Losses too; without it packets alone.
+	Staged        bool                   `protobuf:"varint,12,opt,name=staged,proto3" json:"staged,omitempty"`                                    // Packets alone whose verdict staged policies would change. False: any.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -980,6 +996,13 @@ func (x *RecordFilter) GetUntil() *timestamppb.Timestamp {
 func (x *RecordFilter) GetLosses() bool {
 	if x != nil {
 		return x.Losses
+	}
+	return false
+}
+
+func (x *RecordFilter) GetStaged() bool {
+	if x != nil {
+		return x.Staged
 	}
 	return false
 }
@@ -1511,11 +1534,12 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"_icmp_typeB\f\n" +
 	"\n" +
-	"_icmp_code\"\x86\x01\n" +
+	"_icmp_code\"\xbd\x01\n" +
 	"\rStagedOutcome\x12.\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x121\n" +
 	"\x06policy\x18\x02 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
-	"\x04rule\x18\x03 \x01(\tR\x04rule\"\xad\x01\n" +
+	"\x04rule\x18\x03 \x01(\tR\x04rule\x125\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\"\xad\x01\n" +
 	"\tLossEvent\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x14\n" +
@@ -1527,7 +1551,7 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x04boot\x18\x03 \x01(\tR\x04boot\x12\x1a\n" +
 	"\bsequence\x18\x04 \x01(\x04R\bsequence\x126\n" +
 	"\breceived\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\breceived\x12*\n" +
-	"\x05event\x18\x06 \x01(\v2\x14.weir.audit.v1.EventR\x05event\"\xfb\x02\n" +
+	"\x05event\x18\x06 \x01(\v2\x14.weir.audit.v1.EventR\x05event\"\x93\x03\n" +
 	"\fRecordFilter\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -1540,7 +1564,8 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x05since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
-	"\x06losses\x18\v \x01(\bR\x06losses\"\xa1\x01\n" +
+	"\x06losses\x18\v \x01(\bR\x06losses\x12\x16\n" +
+	"\x06staged\x18\f \x01(\bR\x06staged\"\xa1\x01\n" +
 	"\vTailRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x123\n" +
@@ -1646,34 +1671,35 @@ var file_weir_audit_v1_audit_proto_depIdxs = []int32{
 	7,  // 10: weir.audit.v1.PacketEvent.staged:type_name -> weir.audit.v1.StagedOutcome
 	20, // 11: weir.audit.v1.StagedOutcome.action:type_name -> weir.policy.v1.Action
 	21, // 12: weir.audit.v1.StagedOutcome.policy:type_name -> weir.policy.v1.PolicyRef
-	18, // 13: weir.audit.v1.LossEvent.from:type_name -> google.protobuf.Timestamp
-	18, // 14: weir.audit.v1.LossEvent.to:type_name -> google.protobuf.Timestamp
-	0,  // 15: weir.audit.v1.LossEvent.stage:type_name -> weir.audit.v1.LossStage
-	18, // 16: weir.audit.v1.Record.received:type_name -> google.protobuf.Timestamp
-	5,  // 17: weir.audit.v1.Record.event:type_name -> weir.audit.v1.Event
-	20, // 18: weir.audit.v1.RecordFilter.action:type_name -> weir.policy.v1.Action
-	19, // 19: weir.audit.v1.RecordFilter.direction:type_name -> weir.policy.v1.Direction
-	18, // 20: weir.audit.v1.RecordFilter.since:type_name -> google.protobuf.Timestamp
-	18, // 21: weir.audit.v1.RecordFilter.until:type_name -> google.protobuf.Timestamp
-	10, // 22: weir.audit.v1.TailRequest.filter:type_name -> weir.audit.v1.RecordFilter
-	9,  // 23: weir.audit.v1.TailResponse.record:type_name -> weir.audit.v1.Record
-	15, // 24: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
-	17, // 25: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
-	16, // 26: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
-	0,  // 27: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
-	18, // 28: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
-	22, // 29: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
-	1,  // 30: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
-	11, // 31: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
-	13, // 32: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
-	4,  // 33: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
-	12, // 34: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
-	14, // 35: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
-	33, // [33:36] is the sub-list for method output_type
-	30, // [30:33] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	21, // 13: weir.audit.v1.StagedOutcome.policies:type_name -> weir.policy.v1.PolicyRef
+	18, // 14: weir.audit.v1.LossEvent.from:type_name -> google.protobuf.Timestamp
+	18, // 15: weir.audit.v1.LossEvent.to:type_name -> google.protobuf.Timestamp
+	0,  // 16: weir.audit.v1.LossEvent.stage:type_name -> weir.audit.v1.LossStage
+	18, // 17: weir.audit.v1.Record.received:type_name -> google.protobuf.Timestamp
+	5,  // 18: weir.audit.v1.Record.event:type_name -> weir.audit.v1.Event
+	20, // 19: weir.audit.v1.RecordFilter.action:type_name -> weir.policy.v1.Action
+	19, // 20: weir.audit.v1.RecordFilter.direction:type_name -> weir.policy.v1.Direction
+	18, // 21: weir.audit.v1.RecordFilter.since:type_name -> google.protobuf.Timestamp
+	18, // 22: weir.audit.v1.RecordFilter.until:type_name -> google.protobuf.Timestamp
+	10, // 23: weir.audit.v1.TailRequest.filter:type_name -> weir.audit.v1.RecordFilter
+	9,  // 24: weir.audit.v1.TailResponse.record:type_name -> weir.audit.v1.Record
+	15, // 25: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
+	17, // 26: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
+	16, // 27: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
+	0,  // 28: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
+	18, // 29: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
+	22, // 30: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
+	1,  // 31: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
+	11, // 32: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
+	13, // 33: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
+	4,  // 34: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
+	12, // 35: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
+	14, // 36: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
+	34, // [34:37] is the sub-list for method output_type
+	31, // [31:34] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_weir_audit_v1_audit_proto_init() }
