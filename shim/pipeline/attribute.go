@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"cmp"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -126,27 +128,33 @@ func refs(policies []*policy) (out []*policyv1.PolicyRef) {
 	return out
 }
 
-// decider is the rule of a level that decides a hit: of all that cover it the
-// first by kind, Namespace and name, but an older one where both have an age.
+// decider is the rule of a level that decides a hit: of all that cover it that
+// of the oldest policy, then the first by kind, Namespace and name. A policy
+// whose age is not known counts as the youngest.
 func (c *Compiler) decider(lv *level, at scene) *rule {
-	var found []*rule
+	var first *rule
 	for p := range c.guarding(at.ep) {
 		for _, r := range p.rules {
 			for _, in := range []*rule{r, r.twin} {
-				if in != nil && in.level == lv && c.ruleCovers(in, at) {
-					found = append(found, in)
+				if in != nil && in.level == lv && c.ruleCovers(in, at) && (first == nil || compareTied(in.policy, first.policy) < 0) {
+					first = in
 				}
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b *rule) int { return comparePolicies(a.policy, b.policy) })
-	var first *rule
-	for _, r := range found {
-		if first == nil || (r.policy.wire.GetCreated() != 0 && r.policy.wire.GetCreated() < first.policy.wire.GetCreated()) {
-			first = r
-		}
-	}
 	return first
+}
+
+// compareTied orders policies of which nothing else says which comes first.
+func compareTied(a, b *policy) int {
+	return cmp.Or(cmp.Compare(a.born(), b.born()), comparePolicies(a, b))
+}
+
+func (p *policy) born() int64 {
+	if at := p.wire.GetCreated(); at != 0 {
+		return at
+	}
+	return math.MaxInt64
 }
 
 // ruleCovers says whether a rule holds for a hit on an endpoint.

@@ -31,17 +31,25 @@ var strictness = map[api.Action]int{api.ActionDrop: 0, api.ActionReject: 1, api.
 
 // before is the order in which rules of one direction are judged: by tier, by
 // the policies' priority, among upstream kinds by kind, by position in the
-// policy, then the strictest action, the older policy, and kind, Namespace and
-// name. A policy whose age is not known counts as the youngest: to compare age
-// only where both are known, as the contract has it, is no order.
+// policy, then the strictest action, a rule that is recorded before one that is
+// not, lest this hide the record, the older policy, and kind, Namespace and name.
+// A policy whose age is not known counts as the youngest: to compare age only
+// where both are known, as the contract has it, is no order.
 func before(a, b *orderedRule) int {
 	upstream := 0
 	if a.rank == api.RankAdmin || a.rank == api.RankUpstreamBaseline {
 		upstream = cmp.Compare(a.policy.Kind, b.policy.Kind)
 	}
 	return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.policy.Priority, b.policy.Priority), upstream, cmp.Compare(a.index, b.index),
-		cmp.Compare(strictness[a.rule.Action], strictness[b.rule.Action]), cmp.Compare(born(a.policy), born(b.policy)),
+		cmp.Compare(strictness[a.rule.Action], strictness[b.rule.Action]), cmp.Compare(quiet(a), quiet(b)), cmp.Compare(born(a.policy), born(b.policy)),
 		cmp.Compare(a.policy.Kind, b.policy.Kind), strings.Compare(a.policy.Namespace, b.policy.Namespace), strings.Compare(a.policy.Name, b.policy.Name))
+}
+
+func quiet(r *orderedRule) int {
+	if r.rule.Log {
+		return 0
+	}
+	return 1
 }
 
 func born(p *api.OrderedPolicy) int64 {
