@@ -134,10 +134,14 @@ func (x *Index) Remove(ref api.Ref) {
 	}
 }
 
-// Get is the object of a name, of the kinds that Change judges. Nil: there is none.
+// Get is the object of a name, of the kinds that Change judges. Nil: there is
+// none. The static tiers are always there.
 func (x *Index) Get(ref api.Ref) api.Object {
 	switch ref.Kind {
 	case api.KindTier:
+		if p, static := api.StaticTier(ref.Name); static {
+			return &api.Tier{Name: ref.Name, Priority: p}
+		}
 		if t := x.tiers[ref.Name]; t != nil {
 			return t
 		}

@@ -42,11 +42,10 @@ func Set(objects []api.Object) (violations, warnings []api.Violation) {
 	for _, v := range f.violations {
 		refused[v.Object] = true
 	}
-	x := NewIndex(slices.DeleteFunc(objects, func(o api.Object) bool { return refused[o.Ref()] })...)
-	for _, o := range objects {
-		if !refused[o.Ref()] {
-			x.warn(f, o, true)
-		}
+	kept := slices.DeleteFunc(objects, func(o api.Object) bool { return refused[o.Ref()] })
+	x := NewIndex(kept...)
+	for _, o := range kept {
+		x.warn(f, o, true)
 	}
 	x.unguarded(f)
 	return f.violations, f.warnings
