@@ -18,7 +18,7 @@ import (
 type party struct {
 	kind      string // "pod", "node", "service" or "outside".
 	namespace string
-	org       string // Label of the Namespace. Empty: absent.
+	org, env  string // Labels of the Namespace. Empty: absent.
 	app       string // Label of the Pod or Node. Empty: absent.
 	account   string
 }
@@ -38,6 +38,9 @@ func (p party) namespaceLabels() map[string]string {
 	m := map[string]string{api.LabelNamespaceName: p.namespace, api.LabelAntreaNamespaceName: p.namespace}
 	if p.org != "" {
 		m["org"] = p.org
+	}
+	if p.env != "" {
+		m["env"] = p.env
 	}
 	return m
 }
@@ -88,10 +91,14 @@ func (k packet) matches(p *api.OrderedPolicy, r *api.OrderedRule, egress bool) b
 }
 
 func (k packet) applies(p *api.OrderedPolicy, r *api.OrderedRule) bool {
-	for _, key := range p.SameLabelKeys() {
-		if _, there := k.subject.namespaceLabels()[key]; !there {
-			return false
+	has, keys := 0, p.SameLabelKeys()
+	for _, key := range keys {
+		if _, there := k.subject.namespaceLabels()[key]; there {
+			has++
 		}
+	}
+	if has < len(keys) && (has == 0 || !r.AnyPeer()) {
+		return false
 	}
 	return slices.ContainsFunc(append(slices.Clone(p.AppliedTo), r.AppliedTo...), func(t api.Target) bool {
 		switch {
@@ -218,8 +225,10 @@ func namespacesWorld() world {
 	var pods []party
 	for _, namespace := range []string{"a", "b", "x", "y"} {
 		for _, org := range []string{"", "1", "2", "x", "y"} {
-			for _, app := range []string{"", "1", "x"} {
-				pods = append(pods, party{kind: "pod", namespace: namespace, org: org, app: app})
+			for _, app := range []string{"", "1"} {
+				for _, env := range []string{"", "x"} {
+					pods = append(pods, party{kind: "pod", namespace: namespace, org: org, env: env, app: app})
+				}
 			}
 		}
 	}
@@ -227,7 +236,7 @@ func namespacesWorld() world {
 	peers := append(slices.Clone(pods), party{kind: "outside"})
 	for _, subject := range pods {
 		for _, peer := range peers {
-			if subject.namespace == peer.namespace && subject.org != peer.org {
+			if subject.namespace == peer.namespace && (subject.org != peer.org || subject.env != peer.env) {
 				continue // One Namespace has its labels once.
 			}
 			w.universe = append(w.universe, packet{subject: subject, peer: peer, address: netip.MustParseAddr("10.0.0.1"), protocol: api.ProtocolTCP, port: 80})
@@ -245,7 +254,7 @@ func namespacesWorld() world {
 		for range r.IntN(4) {
 			switch r.IntN(4) {
 			case 0:
-				list = append(list, api.Peer{SameLabels: []string{pick(r, "org", api.LabelNamespaceName)}})
+				list = append(list, api.Peer{SameLabels: pick(r, []string{"org"}, []string{"org", "env"}, []string{"env", api.LabelNamespaceName}, []string{api.LabelNamespaceName})})
 			case 1:
 				list = append(list, api.Peer{SameLabels: []string{api.LabelNamespaceName}, PodSelector: &api.Selector{MatchLabels: api.Labels{{Key: "app", Value: "1"}}}})
 			default:

@@ -33,8 +33,8 @@ const (
 	icmpType
 	icmpCode
 	igmpType
-	igmpGroup
-	portName // Whether the destination calls the packet's port so, by protocol and name.
+	igmpGroup // To which a packet of ingress goes. In egress, that is the peer's address.
+	portName  // Whether the destination calls the packet's port so, by protocol and name.
 )
 
 // What subjectKind and peerKind may be.

@@ -3,6 +3,7 @@ package validate
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -77,11 +78,17 @@ func (x *Index) compare(a, b *rule) int {
 		return c
 	}
 	p, q := a.policy, b.policy
-	c := cmp.Compare(ties[a.spec().Action], ties[b.spec().Action])
-	if c == 0 && p.Created != 0 && q.Created != 0 {
-		c = cmp.Compare(p.Created, q.Created)
+	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(born(p), born(q)),
+		cmp.Compare(p.Kind, q.Kind), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
+}
+
+// born is when a policy was created. One of which that is not known counts as
+// the youngest, as wherever rules are put in order.
+func born(p *api.OrderedPolicy) int64 {
+	if p.Created == 0 {
+		return math.MaxInt64
 	}
-	return cmp.Or(c, cmp.Compare(p.Kind, q.Kind), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
+	return p.Created
 }
 
 // comparePlace is compare without ties: zero where precedence is equal.

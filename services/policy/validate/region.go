@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weirnet/weir/services/policy/api"
 )
@@ -180,6 +181,8 @@ func (x *Index) group(ref api.Ref, s side, children bool) region {
 		return all
 	case g.PodSelector == nil && g.NamespaceSelector == nil:
 		return nil
+	case g.Kind == api.KindGroup && g.NamespaceSelector != nil && s == subjectSide:
+		return nil // No policy of a Namespace applies to it.
 	case g.NamespaceSelector == nil:
 		return s.pods(g.Namespace, nil, g.PodSelector)
 	}
@@ -218,7 +221,7 @@ func (x *Index) peer(p *api.OrderedPolicy, e *api.Peer) region {
 	case e.NodeSelector != nil:
 		return peerSide.nodes(e.NodeSelector)
 	case e.FQDN != "":
-		return region{{{dimension{peerName, e.FQDN}, yes}}}
+		return region{{{dimension{peerName, strings.TrimSuffix(e.FQDN, ".")}, yes}}}
 	case len(e.SameLabels) > 0:
 		sel := selection{}
 		sel.hold(subjectKind, "", only(kindPod))
@@ -245,13 +248,28 @@ func (x *Index) region(p *api.OrderedPolicy, r *api.OrderedRule, egress bool) re
 	for i := range targets {
 		subjects = append(subjects, x.target(p, &targets[i])...)
 	}
-	// It has no effect on Namespaces that lack one of the labels which its rules compare.
-	for _, key := range p.SameLabelKeys() {
+	return subjects.times(concerned(p.SameLabelKeys(), r.AnyPeer())).times(x.peers(p, r)).times(traffic(r.Traffic, egress))
+}
+
+// concerned are the subjects on which a rule has an effect as far as the
+// sameLabels of its policy go: a rule for any peer where their Namespace has one
+// of the labels, another where it has all.
+func concerned(keys []string, anyPeer bool) region {
+	if len(keys) == 0 || anyPeer && slices.ContainsFunc(keys, isName) {
+		return everything // Every Namespace has its name.
+	}
+	var one region
+	all := everything
+	for _, key := range keys {
 		if !isName(key) {
-			subjects = subjects.times(region{{{dimension{subjectNamespaceLabel, key}, noneOf(absent)}}})
+			has := region{{{dimension{subjectNamespaceLabel, key}, noneOf(absent)}}}
+			one, all = append(one, has...), all.times(has)
 		}
 	}
-	return subjects.times(x.peers(p, r)).times(traffic(r.Traffic, egress))
+	if anyPeer {
+		return one
+	}
+	return all
 }
 
 func (x *Index) peers(p *api.OrderedPolicy, r *api.OrderedRule) region {
@@ -339,17 +357,14 @@ func (s *selection) octet(a aspect, n *uint8) {
 	}
 }
 
-// igmp: Pods receive queries and send reports.
+// igmp: the group is where the packet goes.
 func (s *selection) igmp(t *api.Traffic, egress bool) {
+	s.octet(igmpType, t.IGMPType)
 	switch {
-	case t.IGMPType != nil:
-		s.octet(igmpType, t.IGMPType)
+	case !t.Multicast.IsValid():
 	case egress:
-		s.hold(igmpType, "", only(api.IGMPReportV1).or(only(api.IGMPReportV2)).or(only(api.IGMPReportV3)))
+		s.hold(peerAddress, "", addresses(netip.PrefixFrom(t.Multicast, t.Multicast.BitLen())))
 	default:
-		s.hold(igmpType, "", only(api.IGMPQuery))
-	}
-	if t.Multicast.IsValid() {
 		s.hold(igmpGroup, "", only(groupNumber(t.Multicast)))
 	}
 }
