@@ -231,6 +231,38 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// What is wrong and what is odd between objects is found as that within one is.
+func TestValidateJudgesObjectsBesideEachOther(t *testing.T) {
+	tier := func(name string) string {
+		return "---\napiVersion: crd.antrea.io/v1beta1\nkind: Tier\nmetadata: {name: " + name + "}\nspec: {priority: 7}\n"
+	}
+	file := write(t, "set.yaml", tier("a")+tier("b")+"---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: p}\n"+
+		"spec: {priority: 1, appliedTo: [{podSelector: {}}], ingress: [{action: Deny, name: all}, {action: Allow, name: web, ports: [{port: 80}]}]}\n")
+	out, errs, code := run(t, "validate", "-f", file)
+	for _, want := range []string{
+		file + ":7: Tier b: spec.priority: 7 is the priority of Tier a too; write another",
+		"warning: " + file + ":12: AntreaClusterNetworkPolicy p: spec.ingress[0].action: Deny is read as Drop",
+		"warning: " + file + `:12: AntreaClusterNetworkPolicy p: spec.ingress[1]: the rule "web" decides nothing: all that it matches is decided before, by rule "all" (spec.ingress[0]) (Drop)`,
+		"1 files, 2 valid objects, 1 violations, 2 warnings",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+	if code != 1 || errs != "" {
+		t.Errorf("status %d, %q", code, errs)
+	}
+	out, _, code = run(t, "validate", "-f", file, "-o", "json")
+	var got struct {
+		Valid                bool
+		Violations, Warnings []finding
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 1 || got.Valid || len(got.Violations) != 1 || len(got.Warnings) != 2 ||
+		got.Violations[0] != (finding{file, 2, 7, "Tier b", "spec.priority", "7 is the priority of Tier a too; write another"}) {
+		t.Errorf("status %d, %v\n%s", code, err, out)
+	}
+}
+
 // Every example of the reference is valid.
 func TestValidateExamples(t *testing.T) {
 	dir := os.Getenv("WEIR_EXAMPLES_DIR")

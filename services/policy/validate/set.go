@@ -27,28 +27,40 @@ func compareRefs(a, b api.Ref) int {
 }
 
 // Set judges objects that are all there is, in any order: a folder, or what a
-// command is given. Each has passed api.Validate, and no two have one Ref.
-//
-// An object with a violation must not be put in force; the others are judged
-// as if it was not there. Of two that cannot stand together it is the later by
-// name that is refused. What is missing is a warning, since it may come yet.
+// command is given. Each has passed api.Validate, and no two have one Ref. The
+// violations are those of Refused; the other objects are judged as if what is
+// refused was not there. What is missing is a warning, since it may come yet.
 func Set(objects []api.Object) (violations, warnings []api.Violation) {
-	objects = slices.Clone(objects)
-	slices.SortFunc(objects, func(a, b api.Object) int { return compareRefs(a.Ref(), b.Ref()) })
+	violations = Refused(objects)
+	kept := sorted(objects)
+	kept = slices.DeleteFunc(kept, func(o api.Object) bool {
+		return slices.ContainsFunc(violations, func(v api.Violation) bool { return v.Object == o.Ref() })
+	})
 	f := &findings{}
-	refused := map[api.Ref]bool{}
-	f.tiers(objects)
-	f.nesting(objects)
-	for _, v := range f.violations {
-		refused[v.Object] = true
-	}
-	kept := slices.DeleteFunc(objects, func(o api.Object) bool { return refused[o.Ref()] })
 	x := NewIndex(kept...)
 	for _, o := range kept {
 		x.warn(f, o, true)
 	}
 	x.unguarded(f)
-	return f.violations, f.warnings
+	return violations, f.warnings
+}
+
+// Refused are the violations of objects that are all there is. An object with
+// one must not be put in force. Of two that cannot stand together it is the later
+// by name that is refused. It costs little, however many policies there are.
+func Refused(objects []api.Object) []api.Violation {
+	f := &findings{}
+	objects = sorted(objects)
+	f.tiers(objects)
+	f.nesting(objects)
+	return f.violations
+}
+
+// sorted is a list by kind, Namespace and name.
+func sorted(objects []api.Object) []api.Object {
+	objects = slices.Clone(objects)
+	slices.SortFunc(objects, func(a, b api.Object) int { return compareRefs(a.Ref(), b.Ref()) })
+	return objects
 }
 
 // tiers judges tiers by each other.
