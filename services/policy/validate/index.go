@@ -16,6 +16,7 @@ type Index struct {
 	policies   map[api.Ref]*compiled
 	isolating  map[string]map[string]*api.NetworkPolicy // By Namespace and name.
 	namespaces map[string]*api.Namespace
+	labelled   map[api.Label]map[string]bool // Namespaces by label.
 	pods       *podIndex
 	nodes      map[string]*api.Node
 
@@ -40,7 +41,8 @@ func NewIndex(objects ...api.Object) *Index {
 	x := &Index{
 		tiers: map[string]*api.Tier{}, groups: map[api.Ref]*api.Group{}, services: map[api.NamespacedName]*api.Service{},
 		policies: map[api.Ref]*compiled{}, isolating: map[string]map[string]*api.NetworkPolicy{}, namespaces: map[string]*api.Namespace{},
-		pods: newPodIndex(), nodes: map[string]*api.Node{},
+		labelled: map[api.Label]map[string]bool{},
+		pods:     newPodIndex(), nodes: map[string]*api.Node{},
 		users: map[api.Ref]map[api.Ref]bool{}, rules: map[setIndex]*ruleSet{}, equal: map[place]map[string]map[*rule]bool{}, byNamespace: map[string]map[*compiled]bool{},
 	}
 	for _, egress := range []bool{false, true} {
@@ -90,6 +92,9 @@ func (x *Index) Set(o api.Object) {
 		x.isolating[o.Namespace][o.Name] = o
 	case *api.Namespace:
 		x.namespaces[o.Name] = o
+		for _, l := range o.Labels {
+			add(x.labelled, l, o.Name)
+		}
 	case *api.Pod:
 		x.pods.set(o)
 	case *api.Node:
@@ -120,7 +125,12 @@ func (x *Index) Remove(ref api.Ref) {
 			delete(x.isolating, ref.Namespace)
 		}
 	case api.KindNamespace:
-		delete(x.namespaces, ref.Name)
+		if n := x.namespaces[ref.Name]; n != nil {
+			for _, l := range n.Labels {
+				remove(x.labelled, l, n.Name)
+			}
+			delete(x.namespaces, ref.Name)
+		}
 	case api.KindPod:
 		x.pods.remove(ref)
 	case api.KindNode:

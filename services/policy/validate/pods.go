@@ -72,12 +72,39 @@ func (x *Index) any(namespace string, namespaces, pods *api.Selector) bool {
 	if namespace != "" {
 		return x.anyIn(namespace, pods)
 	}
+	if l, is := required(namespaces); is {
+		if isName(l.Key) {
+			return selects(namespaces, x.labelsOf(l.Value)) && x.anyIn(l.Value, pods)
+		}
+		for name := range x.labelled[l] {
+			if selects(namespaces, x.labelsOf(name)) && x.anyIn(name, pods) {
+				return true
+			}
+		}
+		return false
+	}
 	for name := range x.pods.classes {
 		if (namespaces == nil || selects(namespaces, x.labelsOf(name))) && x.anyIn(name, pods) {
 			return true
 		}
 	}
 	return false
+}
+
+// required is a label that a selector cannot do without.
+func required(s *api.Selector) (l api.Label, is bool) {
+	if s == nil {
+		return l, false
+	}
+	if len(s.MatchLabels) > 0 {
+		return s.MatchLabels[0], true
+	}
+	for _, r := range s.MatchExpressions {
+		if r.Operator == api.OpIn && len(r.Values) == 1 {
+			return api.Label{Key: r.Key, Value: r.Values[0]}, true
+		}
+	}
+	return l, false
 }
 
 func (x *Index) anyIn(namespace string, pods *api.Selector) bool {
@@ -99,17 +126,18 @@ func (x *Index) labelsOf(namespace string) api.Labels {
 
 // selects reports whether a selector matches labels.
 func selects(s *api.Selector, labels api.Labels) bool {
-	sel := selection{}
-	sel.labels(subjectPodLabel, s, subjectPodLabel)
-	if sel.none {
-		return false
-	}
-	for _, c := range sel.box {
-		value, there := labels.Get(c.key)
-		if !there {
-			value = absent
+	for _, l := range s.MatchLabels {
+		if v, there := labels.Get(l.Key); !there || v != l.Value {
+			return false
 		}
-		if !c.set.(values).has(value) {
+	}
+	for i := range s.MatchExpressions {
+		r := &s.MatchExpressions[i]
+		v, there := labels.Get(r.Key)
+		if !there {
+			v = absent
+		}
+		if to, _ := allowed(r); !to.has(v) {
 			return false
 		}
 	}

@@ -76,18 +76,26 @@ func (s *selection) labels(a aspect, sel *api.Selector, name aspect) {
 	for _, l := range sel.MatchLabels {
 		hold(l.Key, oneOf(l.Value))
 	}
-	for _, r := range sel.MatchExpressions {
-		switch r.Operator {
-		case api.OpIn:
-			hold(r.Key, oneOf(r.Values...))
-		case api.OpNotIn:
-			hold(r.Key, noneOf(r.Values...))
-		case api.OpExists:
-			hold(r.Key, noneOf(absent))
-		case api.OpDoesNotExist:
-			hold(r.Key, oneOf(absent))
+	for i := range sel.MatchExpressions {
+		if to, is := allowed(&sel.MatchExpressions[i]); is {
+			hold(sel.MatchExpressions[i].Key, to)
 		}
 	}
+}
+
+// allowed are the values of a label, or absent, with which a requirement holds.
+func allowed(r *api.Requirement) (values, bool) {
+	switch r.Operator {
+	case api.OpIn:
+		return oneOf(r.Values...), true
+	case api.OpNotIn:
+		return noneOf(r.Values...), true
+	case api.OpExists:
+		return noneOf(absent), true
+	case api.OpDoesNotExist:
+		return oneOf(absent), true
+	}
+	return values{}, false
 }
 
 func isName(key string) bool {

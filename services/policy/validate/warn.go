@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -103,7 +104,7 @@ func (x *Index) warnTarget(f *findings, p *api.OrderedPolicy, field string, t *a
 		switch svc := x.services[*t.Service]; {
 		case svc == nil:
 			f.warn(ref, field+".service", "Service %s does not exist; until it does, the policy applies to nothing by it", *t.Service)
-		case svc.Type != "NodePort" && svc.Type != "LoadBalancer":
+		case svc.Type != "NodePort" && !slices.ContainsFunc(svc.Ports, func(p api.ServicePort) bool { return p.NodePort != 0 }):
 			f.warn(ref, field+".service", "Service %s is of type %s and has no node port; the policy applies to nothing by it, write a Service of type NodePort", *t.Service, svc.Type)
 		}
 	case t.NodeSelector != nil:
