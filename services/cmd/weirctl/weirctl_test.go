@@ -204,6 +204,16 @@ func TestCommandsRefuse(t *testing.T) {
 	}
 }
 
+// holds checks that a text has some parts.
+func holds(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, want := range parts {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	good := write(t, "good.yaml", cluster+"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n")
 	out, _, code := run(t, "validate", "-f", good)
@@ -212,11 +222,7 @@ func TestValidate(t *testing.T) {
 	}
 	bad := write(t, "bad.yaml", cluster+"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, policyTypes: [in], ingress: [{ports: [{port: 0}]}]}\n")
 	out, errs, code := run(t, "validate", "-f", good, "-f", bad)
-	for _, want := range []string{bad + `:16: NetworkPolicy default/p: spec.policyTypes[0]: "in" is unknown`, "NetworkPolicy default/p: spec.ingress[0].ports[0].port: 0 is no port", "2 files, 6 valid objects, 2 violations, 2 warnings"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("%q is missing in\n%s", want, out)
-		}
-	}
+	holds(t, out, bad+`:16: NetworkPolicy default/p: spec.policyTypes[0]: "in" is unknown`, "NetworkPolicy default/p: spec.ingress[0].ports[0].port: 0 is no port", "2 files, 6 valid objects, 2 violations, 2 warnings")
 	if code != 1 || errs != "" {
 		t.Errorf("status %d, %q", code, errs)
 	}
@@ -239,16 +245,11 @@ func TestValidateJudgesObjectsBesideEachOther(t *testing.T) {
 	file := write(t, "set.yaml", tier("a")+tier("b")+"---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: p}\n"+
 		"spec: {priority: 1, appliedTo: [{podSelector: {}}], ingress: [{action: Deny, name: all}, {action: Allow, name: web, ports: [{port: 80}]}]}\n")
 	out, errs, code := run(t, "validate", "-f", file)
-	for _, want := range []string{
-		file + ":7: Tier b: spec.priority: 7 is the priority of Tier a too; write another",
-		"warning: " + file + ":12: AntreaClusterNetworkPolicy p: spec.ingress[0].action: Deny is read as Drop",
-		"warning: " + file + `:12: AntreaClusterNetworkPolicy p: spec.ingress[1]: the rule "web" decides nothing: all that it matches is decided before, by rule "all" (spec.ingress[0]) (Drop)`,
-		"1 files, 2 valid objects, 1 violations, 2 warnings",
-	} {
-		if !strings.Contains(out, want) {
-			t.Errorf("%q is missing in\n%s", want, out)
-		}
-	}
+	holds(t, out,
+		file+":7: Tier b: spec.priority: 7 is the priority of Tier a too; write another",
+		"warning: "+file+":12: AntreaClusterNetworkPolicy p: spec.ingress[0].action: Deny is read as Drop",
+		"warning: "+file+`:12: AntreaClusterNetworkPolicy p: spec.ingress[1]: the rule "web" decides nothing: all that it matches is decided before, by rule "all" (spec.ingress[0]) (Drop)`,
+		"1 files, 2 valid objects, 1 violations, 2 warnings")
 	if code != 1 || errs != "" {
 		t.Errorf("status %d, %q", code, errs)
 	}

@@ -128,8 +128,8 @@ func TestSet(t *testing.T) {
 			[]string{"p: spec.egress[0].toServices[0]: Service ns/headless is headless", "q: spec.appliedTo[0].service: Service ns/bare is of type ClusterIP and has no node port", "ClusterGroup c: spec.serviceReference: Service ns/bare has no selector"}},
 		{"Services as they should be", []string{service("ns", "s", "type: NodePort, selector: {app: a}"),
 			acnp("p", "egress: [{action: Drop, toServices: [{name: s, namespace: ns}]}]"), acnp("q", "appliedTo: [{service: {name: s, namespace: ns}}]"), clusterGroup("c", "serviceReference: {name: s, namespace: ns}")}, nil, nil},
-		{"the name of a Service", []string{service("ns", "s", "clusterIP: 10.96.0.1"), service("ns", "h", "clusterIP: None"), acnp("p", "egress: [{action: Allow, to: [{fqdn: S.ns.svc.cluster.local}, {fqdn: h.ns.svc.cluster.local}, {fqdn: s.other.org}]}]")}, nil,
-			[]string{`spec.egress[0].to[0].fqdn: "s.ns.svc.cluster.local" is the name of Service ns/s, whose traffic is judged by the endpoint`}},
+		{"the name of a Service", []string{service("ns", "s", "clusterIP: 10.96.0.1"), service("ns", "h", "clusterIP: None"), acnp("p", "egress: [{action: Allow, to: [{fqdn: S.ns.svc.cluster.local}, {fqdn: h.ns.svc.cluster.local}, {fqdn: s.other.org}, {fqdn: '*.svc.cluster.local'}, {fqdn: '*'}, {fqdn: 'h.*.svc'}]}]")}, nil,
+			[]string{`spec.egress[0].to[0].fqdn: "s.ns.svc.cluster.local" is a name of Service ns/s, whose traffic is judged by the endpoint`, `spec.egress[0].to[3].fqdn: "*.svc.cluster.local" is a name of Service ns/s`}},
 
 		{"selectors that match", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: web}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: x}}}]}]")}, nil, nil},
 		{"selectors that match nothing", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: wbe}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {antrea.io/metadata.name: z}}}, {serviceAccount: {name: a, namespace: x}}]}]"),

@@ -126,8 +126,8 @@ func (x *Index) warnPeer(f *findings, p *api.OrderedPolicy, field string, e *api
 	case e.NodeSelector != nil:
 		x.warnNodes(f, ref, field, e.NodeSelector)
 	case e.FQDN != "":
-		if svc := x.serviceOf(e.FQDN); svc != nil && !svc.Headless {
-			f.warn(ref, field+".fqdn", "%q is the name of Service %s/%s, whose traffic is judged by the endpoint that it reaches; write toServices, or selectors of the Pods", e.FQDN, svc.Namespace, svc.Name)
+		if svc := x.serviceOf(e.FQDN); svc != nil {
+			f.warn(ref, field+".fqdn", "%q is a name of Service %s/%s, whose traffic is judged by the endpoint that it reaches; write toServices, or selectors of the Pods", e.FQDN, svc.Namespace, svc.Name)
 		}
 	case e.IPBlock != nil:
 	case len(e.SameLabels) > 0:
@@ -139,14 +139,39 @@ func (x *Index) warnPeer(f *findings, p *api.OrderedPolicy, field string, e *api
 	}
 }
 
-// serviceOf is the Service that a name of the cluster's DNS stands for.
-func (x *Index) serviceOf(name string) *api.Service {
-	parts := strings.Split(strings.TrimSuffix(name, "."), ".")
-	if len(parts) < 3 || parts[2] != "svc" {
-		return nil
+// serviceOf is the Service, with an address of its own, for which a pattern of
+// the cluster's DNS stands; of several, the first by name.
+func (x *Index) serviceOf(pattern string) *api.Service {
+	pattern = strings.TrimSuffix(pattern, ".")
+	if !strings.Contains(pattern, "*") {
+		parts := strings.Split(pattern, ".")
+		if len(parts) < 3 || parts[2] != "svc" {
+			return nil
+		}
+		svc := x.services[api.NamespacedName{Namespace: parts[1], Name: parts[0]}]
+		if svc == nil || svc.Headless {
+			return nil
+		}
+		return svc
 	}
-	return x.services[api.NamespacedName{Namespace: parts[1], Name: parts[0]}]
+	if !strings.HasSuffix(pattern, clusterDomain) && !strings.HasSuffix(pattern, ".svc") {
+		return nil // What is not about the cluster's own names is not meant for them.
+	}
+	var first *api.Service
+	for name, svc := range x.services {
+		host := svc.Name + "." + svc.Namespace + ".svc"
+		if svc.Headless || !matches(pattern, host) && !matches(pattern, host+"."+clusterDomain) {
+			continue
+		}
+		if first == nil || name.String() < first.Namespace+"/"+first.Name {
+			first = svc
+		}
+	}
+	return first
 }
+
+// clusterDomain is what names of a cluster end with where nobody chose otherwise.
+const clusterDomain = "cluster.local"
 
 // selected is what selectors select: Pods of a Namespace, or of those that a
 // selector matches.
