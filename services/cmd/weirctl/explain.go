@@ -128,21 +128,19 @@ func explainOffline(path string, req *policyv1.ExplainRequest) (*policyv1.Explai
 // be theirs otherwise.
 func loadState(paths ...string) (*evaluate.State, error) {
 	state := evaluate.New()
-	for _, path := range paths {
-		l, err := manifests.Load(path)
-		if err != nil {
-			return nil, err
+	l, err := manifests.Load(paths...)
+	if err != nil {
+		return nil, err
+	}
+	if len(l.Problems) > 0 {
+		lines := make([]string, len(l.Problems))
+		for i, p := range l.Problems {
+			lines[i] = "\n  " + p.String()
 		}
-		if len(l.Problems) > 0 {
-			lines := make([]string, len(l.Problems))
-			for i, p := range l.Problems {
-				lines[i] = "\n  " + p.String()
-			}
-			return nil, fmt.Errorf("the manifests are not valid, and the answer would not be theirs:%s", strings.Join(lines, ""))
-		}
-		for _, o := range l.Objects {
-			state.Set(o)
-		}
+		return nil, fmt.Errorf("the manifests are not valid, and the answer would not be theirs:%s", strings.Join(lines, ""))
+	}
+	for _, o := range l.Objects {
+		state.Set(o)
 	}
 	return state, nil
 }

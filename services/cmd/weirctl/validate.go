@@ -35,45 +35,35 @@ func newValidate(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate -f PATH",
 		Short: "Check manifests as strictly as an API server would",
-		Long: "Check a manifest, or every manifest below a folder. Prints all violations and warnings with\n" +
-			"file, object and field. The exit status is 1 if there are violations.",
+		Long: "Check a manifest, or every manifest below a folder, each object by itself and all of them beside\n" +
+			"each other. Prints all violations and warnings with file, object and field. The exit status is 1\n" +
+			"if there are violations.",
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "file or folder; may be given several times")
 	must(cmd.MarkFlagRequired("filename"))
 	output := formatFlag(cmd)
 	cmd.RunE = func(*cobra.Command, []string) error {
-		var problems, warnings []manifests.Problem
-		files, objects := 0, 0
-		for _, path := range paths {
-			l, err := manifests.Load(path)
-			if err != nil {
-				return err
-			}
-			if l.Files == 0 {
-				return fmt.Errorf("%s holds no manifest (.yaml, .yml or .json)", path)
-			}
-			files += l.Files
-			objects += len(l.Objects)
-			problems = append(problems, l.Problems...)
-			warnings = append(warnings, l.Warnings...)
+		l, err := manifests.Load(paths...)
+		if err != nil {
+			return err
 		}
 		if *output == asJSON {
 			if err := printJSON(streams.Out, map[string]any{
-				"valid": len(problems) == 0, "files": files, "objects": objects, "violations": findings(problems), "warnings": findings(warnings),
+				"valid": len(l.Problems) == 0, "files": l.Files, "objects": len(l.Objects), "violations": findings(l.Problems), "warnings": findings(l.Warnings),
 			}); err != nil {
 				return err
 			}
 		} else {
-			for _, p := range problems {
+			for _, p := range l.Problems {
 				fmt.Fprintln(streams.Out, p)
 			}
-			for _, p := range warnings {
+			for _, p := range l.Warnings {
 				fmt.Fprintln(streams.Out, "warning: "+p.String())
 			}
-			fmt.Fprintf(streams.Out, "%d files, %d valid objects, %d violations, %d warnings\n", files, objects, len(problems), len(warnings))
+			fmt.Fprintf(streams.Out, "%d files, %d valid objects, %d violations, %d warnings\n", l.Files, len(l.Objects), len(l.Problems), len(l.Warnings))
 		}
-		if len(problems) > 0 {
+		if len(l.Problems) > 0 {
 			return errFound
 		}
 		return nil

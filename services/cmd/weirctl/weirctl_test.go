@@ -240,6 +240,16 @@ func TestCommandsRefuse(t *testing.T) {
 	}
 }
 
+// holds checks that a text has some parts.
+func holds(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, want := range parts {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing in\n%s", want, text)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	good := write(t, "good.yaml", cluster+"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n")
 	out, _, code := run(t, "validate", "-f", good)
@@ -248,11 +258,7 @@ func TestValidate(t *testing.T) {
 	}
 	bad := write(t, "bad.yaml", cluster+"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, policyTypes: [in], ingress: [{ports: [{port: 0}]}]}\n")
 	out, errs, code := run(t, "validate", "-f", good, "-f", bad)
-	for _, want := range []string{bad + `:16: NetworkPolicy default/p: spec.policyTypes[0]: "in" is unknown`, "NetworkPolicy default/p: spec.ingress[0].ports[0].port: 0 is no port", "2 files, 6 valid objects, 2 violations, 2 warnings"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("%q is missing in\n%s", want, out)
-		}
-	}
+	holds(t, out, bad+`:16: NetworkPolicy default/p: spec.policyTypes[0]: "in" is unknown`, "NetworkPolicy default/p: spec.ingress[0].ports[0].port: 0 is no port", "2 files, 6 valid objects, 2 violations, 2 warnings")
 	if code != 1 || errs != "" {
 		t.Errorf("status %d, %q", code, errs)
 	}
@@ -263,6 +269,33 @@ func TestValidate(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 1 || got.Valid || len(got.Violations) != 2 ||
 		got.Violations[0] != (finding{bad, 4, 16, "NetworkPolicy default/p", "spec.policyTypes[0]", `"in" is unknown; write Ingress or Egress`}) {
+		t.Errorf("status %d, %v\n%s", code, err, out)
+	}
+}
+
+// What is wrong and what is odd between objects is found as that within one is.
+func TestValidateJudgesObjectsBesideEachOther(t *testing.T) {
+	tier := func(name string) string {
+		return "---\napiVersion: crd.antrea.io/v1beta1\nkind: Tier\nmetadata: {name: " + name + "}\nspec: {priority: 7}\n"
+	}
+	file := write(t, "set.yaml", tier("a")+tier("b")+"---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: p}\n"+
+		"spec: {priority: 1, appliedTo: [{podSelector: {}}], ingress: [{action: Deny, name: all}, {action: Allow, name: web, ports: [{port: 80}]}]}\n")
+	out, errs, code := run(t, "validate", "-f", file)
+	holds(t, out,
+		file+":7: Tier b: spec.priority: 7 is the priority of Tier a too; write another",
+		"warning: "+file+":12: AntreaClusterNetworkPolicy p: spec.ingress[0].action: Deny is read as Drop",
+		"warning: "+file+`:12: AntreaClusterNetworkPolicy p: spec.ingress[1]: the rule "web" decides nothing: all that it matches is decided before, by rule "all" (spec.ingress[0]) (Drop)`,
+		"1 files, 2 valid objects, 1 violations, 2 warnings")
+	if code != 1 || errs != "" {
+		t.Errorf("status %d, %q", code, errs)
+	}
+	out, _, code = run(t, "validate", "-f", file, "-o", "json")
+	var got struct {
+		Valid                bool
+		Violations, Warnings []finding
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || code != 1 || got.Valid || len(got.Violations) != 1 || len(got.Warnings) != 2 ||
+		got.Violations[0] != (finding{file, 2, 7, "Tier b", "spec.priority", "7 is the priority of Tier a too; write another"}) {
 		t.Errorf("status %d, %v\n%s", code, err, out)
 	}
 }

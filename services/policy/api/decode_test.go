@@ -297,6 +297,11 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(in("protocols: [{igmp: {igmpType: 0x11, groupAddress: 224.0.0.1}}, {icmp: {icmpType: 8, icmpCode: 0}}], appliedTo: [{service: {name: a, namespace: b}}]")))
 	f.Add([]byte(annp("tier: Baseline, egress: [{action: Deny, toServices: [{name: a, namespace: b}], logLabel: x}]")))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		if named, err := Default(text); err == nil {
+			if again, err := Default(named); err != nil || string(again) != string(named) {
+				t.Fatalf("defaulted once: %s; twice: %s, %v", named, again, err)
+			}
+		}
 		m, err := Decode(text)
 		if err != nil {
 			var inv *Invalid

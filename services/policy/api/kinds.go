@@ -95,3 +95,24 @@ func unreadable(apiVersion, kind string) (field, message string) {
 	slices.Sort(known)
 	return "kind", kind + " of " + apiVersion + " is unknown; write one of " + strings.Join(known, ", ")
 }
+
+// KindOf is the kind of objects that are written so. KindUnknown: they are not read.
+func KindOf(apiVersion, kind string) Kind {
+	if !Reads(apiVersion, kind) {
+		return KindUnknown
+	}
+	if apiVersion == antreav1beta1.APIVersion {
+		switch kind {
+		case "NetworkPolicy":
+			return KindAntreaNetworkPolicy
+		case "ClusterNetworkPolicy":
+			return KindAntreaClusterNetworkPolicy
+		}
+	}
+	for k, name := range kindNames {
+		if name == kind {
+			return Kind(k)
+		}
+	}
+	return KindUnknown
+}

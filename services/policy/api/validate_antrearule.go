@@ -144,16 +144,11 @@ func (r *ruleFindings) checkICMP(at string, p *antreav1beta1.ICMP) {
 	}
 }
 
-// The messages of IGMP, as types of rules.
-const (
-	IGMPQuery    = 0x11
-	IGMPReportV1 = 0x12
-	IGMPReportV2 = 0x16
-	IGMPReportV3 = 0x22
-)
+// The messages of IGMP that rules may name: queries in ingress, reports of its
+// three versions in egress.
+const igmpQuery = 0x11
 
-// igmpReports are the types that egress rules may have.
-var igmpReports = []int32{IGMPReportV1, IGMPReportV2, IGMPReportV3}
+var igmpReports = []int32{0x12, 0x16, 0x22}
 
 // allHosts is the group to which general queries go.
 var allHosts = netip.AddrFrom4([4]byte{224, 0, 0, 1})
@@ -162,9 +157,9 @@ func (r *ruleFindings) checkIGMP(at string, p *antreav1beta1.IGMP) {
 	if t := p.Type; t != nil {
 		report := slices.Contains(igmpReports, *t)
 		switch {
-		case *t != IGMPQuery && !report:
+		case *t != igmpQuery && !report:
 			r.refuse(at+".igmpType", "%#x is not supported; write 0x11 in ingress, 0x12, 0x16 or 0x22 in egress", *t)
-		case r.egress && *t == IGMPQuery:
+		case r.egress && *t == igmpQuery:
 			r.refuse(at+".igmpType", "%#x is a query, which Pods receive; write it in an ingress rule, or the type of a report: 0x12, 0x16 or 0x22", *t)
 		case !r.egress && report:
 			r.refuse(at+".igmpType", "%#x is a report, which Pods send; write it in an egress rule, or the type of a query: 0x11", *t)

@@ -3,6 +3,7 @@ package conformance
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -260,15 +261,37 @@ func TestChecksTakeTablesApart(t *testing.T) {
 	}
 }
 
+// Each operation is answered on what those before it have left.
 func TestAdmissionCases(t *testing.T) {
-	r := report(t, `schema: weir-conformance/v1-admission
-suite: s
-case: c
-operations:
-- {op: create, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}}}}
-- {op: update, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, policyTypes: [Both]}}}
-`)
-	if r.Totals.Wrong != 1 || r.Totals.Verdicts != 2 || !strings.Contains(r.Failures[0].Why, "operations[1]: expected accept, got reject") {
-		t.Errorf("got %+v %v", r.Totals, r.Failures)
+	const head = "schema: weir-conformance/v1-admission\nsuite: s\ncase: c\noperations:\n"
+	tier := func(op, name string, priority int, expected string) string {
+		return fmt.Sprintf("- {op: %s, expected: %s, object: {apiVersion: crd.antrea.io/v1beta1, kind: Tier, metadata: {name: %s}, spec: {priority: %d}}}\n", op, expected, name, priority)
+	}
+	acnp := func(op, expected, spec, more string) string {
+		return fmt.Sprintf("- {op: %s, expected: %s, object: {apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: p}, spec: {priority: 1, appliedTo: [{podSelector: {}}], %s}}%s}\n", op, expected, spec, more)
+	}
+	gone := func(kind, name, expected string) string {
+		return fmt.Sprintf("- {op: delete, expected: %s, object: {apiVersion: crd.antrea.io/v1beta1, kind: %s, metadata: {name: %s}}}\n", expected, kind, name)
+	}
+	const rules = "ingress: [{action: Drop, enableLogging: false}]"
+	for _, test := range []struct{ name, operations, want string }{
+		{"what validation refuses", "- {op: create, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}}}}\n" +
+			"- {op: update, expected: accept, object: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {}, policyTypes: [Both]}}}\n", "operations[1]: expected accept, got reject"},
+		{"a priority that is taken", tier("create", "a", 1, "accept") + tier("create", "b", 1, "reject") + tier("update", "a", 2, "reject") + gone("Tier", "a", "accept") + tier("create", "b", 1, "accept"), ""},
+		{"what exists, and what does not", tier("create", "a", 1, "accept") + tier("create", "a", 1, "reject") + tier("update", "b", 2, "reject") + gone("Tier", "b", "reject") + gone("Tier", "emergency", "reject"), ""},
+		{"a tier that a policy names", acnp("create", "reject", "tier: a", "") + tier("create", "a", 1, "accept") + acnp("create", "accept", "tier: a", "") + gone("Tier", "a", "reject") + gone("ClusterNetworkPolicy", "p", "accept") + gone("Tier", "a", "accept"), ""},
+		{"what defaulting sets", acnp("create", "accept", rules, ", expectMutated: {spec: {tier: application, ingress: [{name: ingress-drop-6fd1fd5}]}}"), "operations[0].expectMutated: object.spec.ingress[0].name is ingress-drop-"},
+		{"what defaulting sets, by paths", acnp("create", "accept", rules, `, expectMutated: {spec.tier: application, "spec.ingress[0].action": Drop}`), ""},
+		{"what defaulting does not set", acnp("create", "accept", rules, ", expectMutated: {spec: {more: 1}}"), "expectMutated: object.spec.more is not there"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := report(t, head+test.operations)
+			if test.want == "" && (r.Totals.Passed != 1 || len(r.Failures) > 0) {
+				t.Errorf("got %+v %v", r.Totals, r.Failures)
+			}
+			if test.want != "" && (r.Totals.Wrong != 1 || !strings.Contains(r.Failures[0].Why, test.want)) {
+				t.Errorf("got %+v %v, want %s", r.Totals, r.Failures, test.want)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/validate"
 )
 
 // content is what a file holds: its last good objects, and what is wrong with it now.
@@ -21,12 +22,22 @@ type content struct {
 // follows from it. It does no I/O.
 type catalog struct {
 	files map[string]*content
+	// defined is what the files define, each object by the first path that does,
+	// and places is where.
+	defined map[api.Ref]api.Object
+	places  map[api.Ref]Problem
+	// refused is what cannot stand beside other objects that are defined.
+	refused []api.Violation
+	// warned is what is said of objects beside each other; it is stale where
+	// something else than Pods and their like has changed since.
+	warned []api.Violation
+	stale  bool
 	// inForce is what the last diff handed out.
 	inForce map[api.Ref]api.Object
 }
 
 func newCatalog() *catalog {
-	return &catalog{files: map[string]*content{}, inForce: map[api.Ref]api.Object{}}
+	return &catalog{files: map[string]*content{}, defined: map[api.Ref]api.Object{}, inForce: map[api.Ref]api.Object{}}
 }
 
 // set takes in a file's text.
@@ -52,49 +63,114 @@ func (c *catalog) keep(wanted func(path string) bool) {
 	maps.DeleteFunc(c.files, func(path string, _ *content) bool { return !wanted(path) })
 }
 
-// merge finds what is in force: of several definitions the first path's.
+// merge finds what is defined, and where: of several definitions the first
+// path's counts.
 func (c *catalog) merge() (objects map[api.Ref]api.Object, problems, warnings []Problem) {
 	objects = map[api.Ref]api.Object{}
-	owner := map[api.Ref]string{}
+	c.places = map[api.Ref]Problem{}
 	for _, path := range slices.Sorted(maps.Keys(c.files)) {
 		f := c.files[path]
 		problems = append(problems, f.problems...)
 		warnings = append(warnings, f.warnings...)
 		for _, d := range f.objects {
 			ref := d.Object.Ref()
-			if first, taken := owner[ref]; taken {
-				problems = append(problems, Problem{Path: path, Violation: api.Violation{Document: d.Document, Line: d.Line, Object: ref,
-					Message: fmt.Sprintf("defined already in %s, which counts; remove one of the two", first)}})
+			here := Problem{Path: path, Violation: api.Violation{Document: d.Document, Line: d.Line, Object: ref}}
+			if first, taken := c.places[ref]; taken {
+				here.Message = fmt.Sprintf("defined already in %s, which counts; remove one of the two", first.Path)
+				problems = append(problems, here)
 				continue
 			}
-			owner[ref] = path
+			c.places[ref] = here
 			objects[ref] = d.Object
 		}
 	}
-	sortProblems(problems)
 	return objects, problems, warnings
+}
+
+// define takes in what is defined now, and judges the objects beside each other
+// as far as some must not be in force. Most changes are of Pods, and cost nothing
+// here.
+func (c *catalog) define(objects map[api.Ref]api.Object) {
+	judge := false
+	changed := func(ref api.Ref) {
+		switch ref.Kind {
+		case api.KindPod, api.KindNode, api.KindServiceAccount, api.KindEndpointSlice:
+			return
+		case api.KindTier, api.KindClusterGroup, api.KindGroup:
+			judge = true
+		}
+		c.stale = true
+	}
+	for ref, o := range objects {
+		old, there := c.defined[ref]
+		if there && (old == o || reflect.DeepEqual(old, o)) {
+			objects[ref] = old
+			continue
+		}
+		changed(ref)
+	}
+	for ref := range c.defined {
+		if objects[ref] == nil {
+			changed(ref)
+		}
+	}
+	c.defined = objects
+	if judge {
+		c.refused = validate.Refused(slices.Collect(maps.Values(objects)))
+	}
 }
 
 // diff is what changed since the last diff, in the order of kinds and names,
 // so that Namespaces and Nodes come before what refers to them.
 func (c *catalog) diff() (events []api.Event, problems, warnings []Problem) {
 	objects, problems, warnings := c.merge()
+	c.define(objects)
+	objects = maps.Clone(objects)
+	for _, v := range c.refused {
+		delete(objects, v.Object)
+		problems = append(problems, c.locate(v))
+	}
+	sortProblems(problems)
 	for ref, o := range objects {
-		old, there := c.inForce[ref]
-		if there && (old == o || reflect.DeepEqual(old, o)) {
-			objects[ref] = old
-			continue
+		if c.inForce[ref] != o {
+			events = append(events, api.Event{Ref: ref, Object: o})
 		}
-		events = append(events, api.Event{Ref: ref, Object: o})
 	}
 	for ref := range c.inForce {
 		if objects[ref] == nil {
 			events = append(events, api.Event{Ref: ref})
 		}
 	}
-	slices.SortFunc(events, func(a, b api.Event) int {
-		return cmp.Or(cmp.Compare(a.Ref.Kind, b.Ref.Kind), cmp.Compare(a.Ref.Namespace, b.Ref.Namespace), cmp.Compare(a.Ref.Name, b.Ref.Name))
-	})
+	slices.SortFunc(events, func(a, b api.Event) int { return compareRefs(a.Ref, b.Ref) })
 	c.inForce = objects
 	return events, problems, warnings
+}
+
+// locate says where the object of a violation is.
+func (c *catalog) locate(v api.Violation) Problem {
+	p := c.places[v.Object]
+	p.Field, p.Message, p.alone = v.Field, v.Message, true
+	return p
+}
+
+// judge is what there is to say of the objects beside each other, as of the
+// last diff. It may take a second where there are tens of thousands of policies;
+// nothing is held back for it.
+func (c *catalog) judge() []Problem {
+	if c.stale {
+		_, c.warned = validate.Set(slices.Collect(maps.Values(c.defined)))
+		c.stale = false
+	}
+	var list []Problem
+	for _, v := range c.warned {
+		if c.defined[v.Object] != nil {
+			list = append(list, c.locate(v))
+		}
+	}
+	sortProblems(list)
+	return list
+}
+
+func compareRefs(a, b api.Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }

@@ -94,3 +94,52 @@ func TestCatalog(t *testing.T) {
 		})
 	}
 }
+
+func tier(name string, priority int) string {
+	return fmt.Sprintf("---\napiVersion: crd.antrea.io/v1beta1\nkind: Tier\nmetadata: {name: %s}\nspec: {priority: %d}\n", name, priority)
+}
+
+func dropIn(name, tier, more string) string {
+	return fmt.Sprintf("---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: %s}\nspec: {tier: %s, priority: 1, appliedTo: [{podSelector: {}}], ingress: [{action: Drop, name: r%s}]}\n", name, tier, more)
+}
+
+// What cannot stand beside other objects fails alone, wherever these are, and
+// takes effect when it can.
+func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
+	c := newCatalog()
+	step := func(files map[string]string, wantEvents, wantProblems, wantWarnings string) {
+		t.Helper()
+		for path, text := range files {
+			c.set(path, []byte(text))
+		}
+		events, problems, warnings := c.diff()
+		var told, wrong, warned []string
+		for _, e := range events {
+			sign := "+"
+			if e.Object == nil {
+				sign = "-"
+			}
+			told = append(told, sign+e.Ref.String())
+		}
+		for _, p := range problems {
+			wrong = append(wrong, p.String())
+		}
+		for _, p := range append(warnings, c.judge()...) {
+			warned = append(warned, p.String())
+		}
+		for what, pair := range map[string][2]string{"events": {strings.Join(told, ", "), wantEvents}, "problems": {strings.Join(wrong, "\n"), wantProblems}, "warnings": {strings.Join(warned, "\n"), wantWarnings}} {
+			if pair[0] != pair[1] && (pair[1] == "" || !strings.Contains(pair[0], pair[1])) {
+				t.Errorf("%s: got %q, want %q", what, pair[0], pair[1])
+			}
+		}
+	}
+	step(map[string]string{"a.yaml": tier("one", 1), "b.yaml": namespace("a", "1") + tier("two", 1) + dropIn("p", "two", "")},
+		"+Namespace a, +Tier one, +AntreaClusterNetworkPolicy p",
+		"b.yaml:6: Tier two: spec.priority: 1 is the priority of Tier one too; write another",
+		"b.yaml:11: AntreaClusterNetworkPolicy p: spec.tier: Tier two does not exist; the policy is held back")
+	step(map[string]string{"c.yaml": namespace("b", "1")}, "+Namespace b", "b.yaml:6: Tier two", "the policy is held back")
+	step(map[string]string{"a.yaml": tier("one", 2)}, "+Tier one, +Tier two", "", "")
+	step(map[string]string{"c.yaml": dropIn("q", "one", "")}, "-Namespace b, +AntreaClusterNetworkPolicy q", "",
+		`c.yaml:2: AntreaClusterNetworkPolicy q: spec.ingress[0]: the rule "r" decides nothing: all that it matches is decided before, by rule "r" (spec.ingress[0]) of AntreaClusterNetworkPolicy p`)
+	step(map[string]string{"b.yaml": namespace("a", "1")}, "-Tier two, -AntreaClusterNetworkPolicy p", "", "")
+}

@@ -2,32 +2,72 @@ package manifests
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/validate"
 )
 
-// Loaded is what a file or folder held when it was read.
+// Loaded is what files and folders held when they were read.
 type Loaded struct {
 	Files    int
-	Objects  []api.Object // By kind, Namespace and name.
+	Objects  []api.Object // Of each path by kind, Namespace and name.
 	Problems []Problem    // What is wrong. The objects without problems are there nevertheless.
 	Warnings []Problem
 }
 
-// Load reads a file, or every manifest below a folder, once. An error means
-// that there was nothing to read; what is wrong with files is in Problems.
-func Load(path string) (Loaded, error) {
+// Load reads files, and every manifest below folders, once. The objects of all
+// paths are judged together; of one that several define, the first path's
+// counts for that. An error means that a path held nothing to read; what is wrong
+// with files is in Problems.
+func Load(paths ...string) (Loaded, error) {
+	var out Loaded
+	all := newCatalog()
+	all.places = map[api.Ref]Problem{}
+	for _, path := range paths {
+		c, extra, err := read(path)
+		if err != nil {
+			return Loaded{}, err
+		}
+		if len(c.files) == 0 {
+			return Loaded{}, fmt.Errorf("%s holds no manifest (.yaml, .yml or .json)", path)
+		}
+		objects, problems, warnings := c.merge()
+		out.Files += len(c.files)
+		out.Problems = append(append(out.Problems, problems...), extra...)
+		out.Warnings = append(out.Warnings, warnings...)
+		for _, ref := range slices.SortedFunc(maps.Keys(objects), compareRefs) {
+			out.Objects = append(out.Objects, objects[ref])
+			if all.defined[ref] == nil {
+				all.defined[ref], all.places[ref] = objects[ref], c.places[ref]
+			}
+		}
+	}
+	violations, warnings := validate.Set(slices.Collect(maps.Values(all.defined)))
+	for _, v := range violations {
+		out.Problems = append(out.Problems, all.locate(v))
+		out.Objects = slices.DeleteFunc(out.Objects, func(o api.Object) bool { return o.Ref() == v.Object })
+	}
+	for _, v := range warnings {
+		out.Warnings = append(out.Warnings, all.locate(v))
+	}
+	sortProblems(out.Problems)
+	sortProblems(out.Warnings)
+	return out, nil
+}
+
+// read reads a file or a folder. Extra are folders and files that could not be
+// looked at.
+func read(path string) (c *catalog, extra []Problem, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return Loaded{}, fmt.Errorf("read manifests: %w", err)
+		return nil, nil, fmt.Errorf("read manifests: %w", err)
 	}
-	c := newCatalog()
-	var extra []Problem
-	read := func(full, name string) {
+	c = newCatalog()
+	take := func(full, name string) {
 		text, err := os.ReadFile(full)
 		if err != nil {
 			c.fail(name, err)
@@ -40,25 +80,18 @@ func Load(path string) (Loaded, error) {
 		}
 	}
 	if !info.IsDir() {
-		read(path, path)
-	} else {
-		l, err := list(path)
-		if err != nil {
-			return Loaded{}, err
-		}
-		for name := range l.files {
-			read(filepath.Join(path, name), name)
-		}
-		for name, err := range l.failed {
-			extra = append(extra, problemsOf(name, err)...)
-		}
+		take(path, path)
+		return c, nil, nil
 	}
-	out := Loaded{Files: len(c.files)}
-	events, problems, warnings := c.diff()
-	for _, e := range events {
-		out.Objects = append(out.Objects, e.Object)
+	l, err := list(path)
+	if err != nil {
+		return nil, nil, err
 	}
-	out.Problems, out.Warnings = append(problems, extra...), warnings
-	slices.SortStableFunc(out.Problems, func(a, b Problem) int { return strings.Compare(a.Path, b.Path) })
-	return out, nil
+	for name := range l.files {
+		take(filepath.Join(path, name), name)
+	}
+	for name, err := range l.failed {
+		extra = append(extra, problemsOf(name, err)...)
+	}
+	return c, extra, nil
 }

@@ -13,6 +13,8 @@ import (
 type Problem struct {
 	Path string // Relative to the folder, or as given for a single file.
 	api.Violation
+	// alone is set where the one object is concerned, beside others, and not its file.
+	alone bool
 }
 
 // String is "path:line: object: field: message".

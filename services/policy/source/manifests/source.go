@@ -268,7 +268,8 @@ func (s *Source) publish(ctx context.Context, extra []Problem, moved bool) error
 	s.mu.Unlock()
 
 	s.report(problems, former)
-	s.warn(warnings)
+	// Warnings come last: nothing that is to be enforced waits for them.
+	defer func() { s.warn(append(warnings, s.catalog.judge()...)) }()
 	if len(events) == 0 && !changed && !moved && s.sent {
 		return nil
 	}
@@ -290,7 +291,12 @@ func (s *Source) report(problems, former []Problem) {
 		known[p] = true
 	}
 	for _, p := range problems {
-		if !known[p] {
+		switch {
+		case known[p]:
+		case p.alone:
+			s.log.Error("object cannot stand beside others and is not in force",
+				"file", p.Path, "document", p.Document, "line", p.Line, "object", p.Name(), "field", p.Field, "err", p.Message)
+		default:
 			s.log.Error("manifest has a problem, its last good content stays in force",
 				"file", p.Path, "document", p.Document, "line", p.Line, "object", p.Name(), "field", p.Field, "err", p.Message)
 		}

@@ -279,3 +279,38 @@ func TestLoad(t *testing.T) {
 		t.Error("an absent file is no error")
 	}
 }
+
+// One object is refused beside another, and the rest of its file is in force.
+func TestRefusedObjectsAreTold(t *testing.T) {
+	f := watch(t, map[string]string{"a.yaml": tier("one", 1) + tier("two", 1) + dropIn("p", "two", "")}, time.Hour)
+	b := f.next()
+	if len(b.Events) != 2 || len(b.Problems) != 1 || !strings.Contains(b.Problems[0].String(), "a.yaml:7: Tier two: spec.priority") {
+		t.Errorf("got %v, problems %v", b.Events, b.Problems)
+	}
+	f.write("a.yaml", tier("one", 1)+tier("two", 2)+dropIn("p", "two", ""))
+	if b = f.next(); len(b.Events) != 1 || len(b.Problems) > 0 {
+		t.Errorf("got %v, problems %v", b.Events, b.Problems)
+	}
+	// The batch after says that what is logged of the first has been logged.
+	for _, want := range []string{"object cannot stand beside others and is not in force", "Tier two does not exist; the policy is held back"} {
+		if log := f.log.String(); !strings.Contains(log, want) {
+			t.Errorf("%q is missing in the log:\n%s", want, log)
+		}
+	}
+}
+
+func TestLoadJudgesAllPathsTogether(t *testing.T) {
+	f := &folder{t: t, dir: t.TempDir()}
+	f.write("tiers/a.yaml", tier("one", 1))
+	f.write("policies/b.yaml", dropIn("p", "one", ""))
+	f.write("more/c.yaml", tier("two", 1))
+	if l, err := Load(f.path("tiers"), f.path("policies")); err != nil || len(l.Objects) != 2 || l.Files != 2 || len(l.Problems)+len(l.Warnings) > 0 {
+		t.Errorf("got %+v, %v", l, err)
+	}
+	if l, err := Load(f.path("policies")); err != nil || len(l.Problems) > 0 || len(l.Warnings) != 1 || !strings.Contains(l.Warnings[0].String(), "b.yaml:2: AntreaClusterNetworkPolicy p: spec.tier: Tier one does not exist") {
+		t.Errorf("got %+v, %v", l, err)
+	}
+	if l, err := Load(f.path("tiers"), f.path("more")); err != nil || len(l.Objects) != 1 || len(l.Problems) != 1 || !strings.Contains(l.Problems[0].String(), "c.yaml:2: Tier two: spec.priority: 1") {
+		t.Errorf("got %+v, %v", l, err)
+	}
+}

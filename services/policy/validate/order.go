@@ -1,0 +1,199 @@
+package validate
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// rule is a rule of a policy that is judged in order.
+type rule struct {
+	policy *api.OrderedPolicy
+	egress bool
+	index  int
+	region region
+}
+
+func (r *rule) spec() *api.OrderedRule {
+	if r.egress {
+		return &r.policy.Egress[r.index]
+	}
+	return &r.policy.Ingress[r.index]
+}
+
+// field is the rule's path in its policy.
+func (r *rule) field() string {
+	if r.egress {
+		return fmt.Sprintf("spec.egress[%d]", r.index)
+	}
+	return fmt.Sprintf("spec.ingress[%d]", r.index)
+}
+
+// name is how messages call the rule, from within a policy.
+func (r *rule) name(from api.Ref) string {
+	text := r.field()
+	if n := r.spec().Name; n != "" {
+		text = fmt.Sprintf("%q (%s)", n, text)
+	}
+	if r.policy.Ref() != from {
+		text += " of " + r.policy.Ref().String()
+	}
+	return text
+}
+
+// rank is where a policy stands among the tiers. False: its tier is not there,
+// so that it is held back.
+func (x *Index) rank(p *api.OrderedPolicy) (uint8, bool) {
+	switch {
+	case p.Tier != "":
+		if static, is := api.StaticTier(p.Tier); is {
+			return static, true
+		}
+		t := x.tiers[p.Tier]
+		if t == nil {
+			return 0, false
+		}
+		return t.Priority, true
+	case p.Baseline:
+		return api.RankUpstreamBaseline, true
+	}
+	return api.RankAdmin, true
+}
+
+// late reports whether a policy is judged after Kubernetes NetworkPolicies.
+func late(p *api.OrderedPolicy) bool { return p.Baseline || p.Tier == api.TierBaseline }
+
+// ties is the order of actions where all else is equal.
+var ties = map[api.Action]int{api.ActionDrop: 1, api.ActionReject: 2, api.ActionPass: 3, api.ActionAllow: 4}
+
+// compare is the order in which two rules of one direction are judged: tier,
+// priority, of upstream kinds AdminNetworkPolicy first, index; then ties. Both
+// policies have a rank.
+func (x *Index) compare(a, b *rule) int {
+	if c := x.comparePlace(a, b); c != 0 {
+		return c
+	}
+	p, q := a.policy, b.policy
+	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(born(p), born(q)),
+		cmp.Compare(p.Kind, q.Kind), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
+}
+
+// born is when a policy was created. One of which that is not known counts as
+// the youngest, as wherever rules are put in order.
+func born(p *api.OrderedPolicy) int64 {
+	if p.Created == 0 {
+		return math.MaxInt64
+	}
+	return p.Created
+}
+
+// comparePlace is compare without ties: zero where precedence is equal.
+func (x *Index) comparePlace(a, b *rule) int {
+	p, q := a.policy, b.policy
+	ranked, _ := x.rank(p)
+	other, _ := x.rank(q)
+	c := cmp.Or(cmp.Compare(ranked, other), cmp.Compare(p.Priority, q.Priority))
+	if c == 0 && p.Tier == "" {
+		c = cmp.Compare(p.Kind, q.Kind)
+	}
+	return cmp.Or(c, cmp.Compare(a.index, b.index))
+}
+
+// entry is one box of a rule in a ruleSet.
+type entry struct {
+	*rule
+	box
+}
+
+// ruleSet holds the rules that can come before one another: those of one
+// direction and step. They are found by a value that they need: each box hangs
+// on the values of one dimension of strings to which it is held, if there is
+// one.
+type ruleSet struct {
+	pinned map[pin][]entry
+	wild   []entry
+}
+
+type pin struct {
+	dimension
+	value string
+}
+
+func newRuleSet() *ruleSet { return &ruleSet{pinned: map[pin][]entry{}} }
+
+// pins are the values of the dimension on which a box hangs: that with the
+// fewest, and among these the first.
+func (b box) pins() []pin {
+	var best constraint
+	most := 0
+	for _, c := range b {
+		if v, is := c.set.(values); is && !v.except && (most == 0 || len(v.list) < most) {
+			best, most = c, len(v.list)
+		}
+	}
+	if most == 0 {
+		return nil
+	}
+	out := make([]pin, most)
+	for i, value := range best.set.(values).list {
+		out[i] = pin{best.dimension, value}
+	}
+	return out
+}
+
+func (s *ruleSet) add(r *rule) {
+	for _, b := range r.region {
+		pins := b.pins()
+		for _, p := range pins {
+			s.pinned[p] = append(s.pinned[p], entry{r, b})
+		}
+		if len(pins) == 0 {
+			s.wild = append(s.wild, entry{r, b})
+		}
+	}
+}
+
+func (s *ruleSet) remove(r *rule) {
+	own := func(e entry) bool { return e.rule == r }
+	for _, b := range r.region {
+		pins := b.pins()
+		for _, p := range pins {
+			if s.pinned[p] = slices.DeleteFunc(s.pinned[p], own); len(s.pinned[p]) == 0 {
+				delete(s.pinned, p)
+			}
+		}
+		if len(pins) == 0 {
+			s.wild = slices.DeleteFunc(s.wild, own)
+		}
+	}
+}
+
+// within calls with the entries that may cover a part of a box which is not
+// negligible: they are held to strings only where the box itself is. Where the
+// box is free, or held to all strings but some, there are values of which no
+// list of strings speaks, and so what is held to a list covers nothing of the
+// box there. It ends when the call returns false.
+func (s *ruleSet) within(b box, call func(entry) bool) {
+	for _, e := range s.wild {
+		if !call(e) {
+			return
+		}
+	}
+	for _, c := range b {
+		v, is := c.set.(values)
+		if !is || v.except {
+			continue
+		}
+		for _, value := range v.list {
+			for _, e := range s.pinned[pin{c.dimension, value}] {
+				if !call(e) {
+					return
+				}
+			}
+		}
+	}
+}
