@@ -15,10 +15,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/services/policy/server"
 	"github.com/weirnet/weir/services/policy/source/manifests"
+	"github.com/weirnet/weir/services/policy/validate"
 	"github.com/weirnet/weir/services/rpc"
 	"github.com/weirnet/weir/storage"
 )
@@ -56,6 +58,7 @@ type Service struct {
 	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
 	engine    *engine.Engine
 	evaluator *evaluate.State
+	rules     *validate.Index // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
 
 	registry *prometheus.Registry
 	objects  prometheus.Counter
@@ -77,6 +80,7 @@ func New(cfg Config) (*Service, error) {
 		store:     storage.New(newEpoch()),
 		engine:    engine.New(),
 		evaluator: evaluate.New(),
+		rules:     validate.NewIndex(),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
 		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects of the manifest folder that are not in force as they stand."}),
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
@@ -163,6 +167,7 @@ func (s *Service) take(b Batch) {
 	for _, ev := range b.Events {
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
+		s.weigh(ev)
 	}
 	var revision uint64
 	if s.synced.Load() {
@@ -179,6 +184,26 @@ func (s *Service) take(b Batch) {
 		s.rpc.SetServing(true)
 	}
 	s.logger.Info("source read", "changes", len(b.Events), "problems", b.Problems, "revision", revision)
+}
+
+// weigh takes an event into account for conflicts between rules.
+func (s *Service) weigh(ev api.Event) {
+	switch ev.Ref.Kind {
+	case api.KindPod, api.KindNetworkPolicy, api.KindNode, api.KindServiceAccount, api.KindEndpointSlice:
+		return
+	}
+	if ev.Object == nil {
+		s.rules.Remove(ev.Ref)
+	} else {
+		s.rules.Set(ev.Object)
+	}
+}
+
+// Conflicts implements server.Model.
+func (s *Service) Conflicts() map[api.Ref][]string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.rules.Conflicts()
 }
 
 // Policies implements server.Model.

@@ -310,3 +310,62 @@ func TestReplicasAreInterchangeable(t *testing.T) {
 		t.Errorf("a reconnect in sync exchanges %d bytes", bytes)
 	}
 }
+
+// What a status is to say of policies and groups is told over gRPC: whether
+// they can be realised, what contradicts them, and whether members are known.
+func TestConditionsAreServed(t *testing.T) {
+	f := newFixture(t)
+	antrea := func(kind, name, spec string) string {
+		return "---\napiVersion: crd.antrea.io/v1beta1\nkind: " + kind + "\nmetadata: {name: " + name + "}\nspec: {" + spec + "}\n"
+	}
+	policy := func(name, spec string) string {
+		return antrea("ClusterNetworkPolicy", name, "priority: 5, appliedTo: [{namespaceSelector: {}}], "+spec)
+	}
+	f.write(manifest + policy("open", "ingress: [{name: in, action: Allow}]") + policy("shut", "ingress: [{name: out, action: Drop, ports: [{port: 80}]}]") +
+		policy("lost", "tier: nowhere, ingress: [{action: Drop}]") + policy("half", "egress: [{action: Drop, to: [{group: none}, {group: g}]}]") +
+		antrea("ClusterGroup", "g", "childGroups: [web, none]") + antrea("ClusterGroup", "web", "podSelector: {matchLabels: {app: web}}"))
+	conn, ctx := f.dial("operator")
+	client := policyv1.NewInspectionServiceClient(conn)
+	var policies *policyv1.ListPoliciesResponse
+	for len(policies.GetPolicies()) != 5 {
+		var err error
+		if policies, err = client.ListPolicies(ctx, &policyv1.ListPoliciesRequest{}); err != nil && status.Code(err) != codes.Unavailable {
+			t.Fatal(err)
+		}
+	}
+	got := map[string]string{}
+	for _, p := range policies.GetPolicies() {
+		for _, c := range p.GetConditions() {
+			got[p.GetRef().GetName()] += strings.TrimSpace(strings.Join([]string{c.GetType(), strconv.FormatBool(c.GetStatus()), c.GetReason(), c.GetMessage()}, " ")) + "\n"
+		}
+	}
+	want := map[string]string{
+		"closed": "Realizable true\n",
+		"open": "Realizable true\nConflicting true EqualPrecedence spec.ingress[0] \"in\" (Allow) loses to rule \"out\" (spec.ingress[0]) of AntreaClusterNetworkPolicy shut (Drop), " +
+			"which matches some of the same traffic with equal precedence\n",
+		"shut": "Realizable true\nConflicting true EqualPrecedence spec.ingress[0] \"out\" (Drop) wins over rule \"in\" (spec.ingress[0]) of AntreaClusterNetworkPolicy open (Allow), " +
+			"which matches some of the same traffic with equal precedence\n",
+		"lost": "Realizable false TierNotFound tier nowhere is not there; the policy is held back until it is\n",
+		"half": "Realizable false GroupNotFound egress[0] (egress-drop-",
+	}
+	for name, text := range want {
+		if name == "half" && strings.HasPrefix(got[name], text) && strings.HasSuffix(got[name], "): group none is not there; it matches nothing\n") {
+			continue
+		}
+		if got[name] != text {
+			t.Errorf("%s: %s\nwant %s", name, got[name], text)
+		}
+	}
+	groups, err := client.ListGroups(ctx, &policyv1.ListGroupsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var defined []string
+	for _, d := range groups.GetDefinitions() {
+		c := d.GetConditions()[0]
+		defined = append(defined, strings.Join([]string{d.GetName(), strconv.Itoa(int(d.GetMembers())), c.GetType(), strconv.FormatBool(c.GetStatus()), c.GetMessage()}, " "))
+	}
+	if want := []string{"g 1 GroupMembersComputed true ClusterGroup none is not there, and adds nothing", "web 1 GroupMembersComputed true "}; !slices.Equal(defined, want) {
+		t.Errorf("%q", defined)
+	}
+}

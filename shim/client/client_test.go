@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/services/policy/server"
 	"github.com/weirnet/weir/storage"
@@ -138,6 +139,7 @@ type noModel struct{}
 func (noModel) Policies() []engine.PolicyInfo         { return nil }
 func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
 func (noModel) Definitions() []engine.GroupDefinition { return nil }
+func (noModel) Conflicts() map[api.Ref][]string       { return nil }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }

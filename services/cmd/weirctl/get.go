@@ -100,7 +100,7 @@ func remarks(p *policyv1.PolicySummary) []string {
 		out = append(out, "staged")
 	}
 	for _, c := range p.GetConditions() {
-		if !c.GetStatus() && c.GetMessage() != "" {
+		if c.GetMessage() != "" {
 			out = append(out, c.GetMessage())
 		}
 	}

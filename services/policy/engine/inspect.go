@@ -17,6 +17,7 @@ import (
 
 // PolicyInfo is one policy as the engine understands it.
 type PolicyInfo struct {
+	Ref       api.Ref
 	Wire      *policyv1.Policy  // Without rules.
 	Tier      string            // Empty: the kind has none.
 	Items     []ItemPlace       // Of the policy and its parts. Empty: it has no effect.
@@ -44,7 +45,7 @@ func (e *Engine) Policies() []PolicyInfo {
 				continue
 			}
 			d := p.draftOf(&scratch)
-			info := PolicyInfo{Wire: d.wire(), Ingress: len(p.obj.Ingress), Egress: len(p.obj.Egress)}
+			info := PolicyInfo{Ref: p.obj.Ref(), Wire: d.wire(), Ingress: len(p.obj.Ingress), Egress: len(p.obj.Egress)}
 			if !d.isolatesIngress {
 				info.Ingress = 0
 			}
@@ -72,7 +73,7 @@ func (d *draft) wire() *policyv1.Policy {
 func (o *ordered) inspect() PolicyInfo {
 	pl := o.plan
 	header := (&plan{policy: o.obj, rank: pl.rank}).header()
-	info := PolicyInfo{Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: pl.faults}
+	info := PolicyInfo{Ref: o.ref, Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: pl.faults}
 	var items []*policy
 	for _, part := range slices.Sorted(maps.Keys(o.items)) {
 		if o.items[part].set != nil {

@@ -31,7 +31,7 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 	if err := s.admit(ctx); err != nil {
 		return nil, err
 	}
-	infos := s.cfg.Model.Policies()
+	infos, conflicts := s.cfg.Model.Policies(), s.cfg.Model.Conflicts()
 	if req.GetByEffectivePriority() {
 		slices.SortStableFunc(infos, engine.ByEffectivePriority)
 	}
@@ -45,6 +45,9 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Tier: p.Tier, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
 			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints), Staged: p.Wire.Staged,
 			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings, Conditions: []*policyv1.Condition{realizable(append(s.failures(p), p.Faults...))},
+		}
+		if list := conflicts[p.Ref]; len(list) > 0 {
+			summary.Conditions = append(summary.Conditions, &policyv1.Condition{Type: "Conflicting", Status: true, Reason: "EqualPrecedence", Message: strings.Join(list, "; ")})
 		}
 		for _, id := range p.AppliedTo {
 			summary.AppliedTo = append(summary.AppliedTo, hex.EncodeToString(id[:]))

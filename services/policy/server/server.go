@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/storage"
 )
@@ -20,6 +21,9 @@ type Model interface {
 	Policies() []engine.PolicyInfo
 	Groups(members bool) []engine.GroupInfo
 	Definitions() []engine.GroupDefinition
+	// Conflicts says of policies, in sentences, which of their rules contradict
+	// others of equal precedence.
+	Conflicts() map[api.Ref][]string
 	// Explain returns an error that names the field which it cannot read.
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }

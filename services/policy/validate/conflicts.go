@@ -1,0 +1,34 @@
+package validate
+
+import (
+	"fmt"
+
+	"github.com/weirnet/weir/services/policy/api"
+)
+
+// Conflicts says of every policy which of its rules contradict rules of equal
+// precedence in other policies, and who wins. A policy without any has no entry.
+// It looks at policies, tiers, groups, Services and Namespaces alone.
+func (x *Index) Conflicts() map[api.Ref][]string {
+	out := make(map[api.Ref][]string)
+	for ref, p := range x.policies {
+		for _, r := range p.rules {
+			others := x.contradicting(r, true)
+			if len(others) == 0 {
+				continue
+			}
+			first := others[0]
+			outcome := "loses to"
+			if x.compare(r, first) < 0 {
+				outcome = "wins over"
+			}
+			text := fmt.Sprintf("%s%s (%s) %s rule %s (%s), which matches some of the same traffic with equal precedence",
+				r.field(), quoted(r), r.spec().Action, outcome, first.name(ref), first.spec().Action)
+			if n := len(others) - 1; n > 0 {
+				text += fmt.Sprintf(", and %d more rules contradict it", n)
+			}
+			out[ref] = append(out[ref], text)
+		}
+	}
+	return out
+}
