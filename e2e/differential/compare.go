@@ -157,11 +157,14 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 	if !ok1 || !ok2 || len(way) == 0 {
 		return nil, nil
 	}
-	result, err := r.cluster.evaluator.Evaluate(probe)
+	result, err := r.cluster.evaluator.Explain(probe)
 	if err != nil {
 		d := r.differ("the evaluator refuses the connection: %v", err)
 		d.Invalid = true
 		return d, nil
+	}
+	if why := unexplained(&result); why != "" {
+		return r.differ("the explanation is not that of the verdict: %s", why), nil
 	}
 	r.result, r.staged = &result, &result
 	if result.Staged != nil {
@@ -193,6 +196,27 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 		r.established = append(r.established, connection{probe, from, to})
 	}
 	return nil, nil
+}
+
+// unexplained says how the steps of an explanation do not lead to its
+// decisions: the last one decides where any rule does, and names that rule.
+func unexplained(result *evaluate.Result) string {
+	for name, d := range map[string]*evaluate.Decision{"egress": &result.Egress, "ingress": &result.Ingress} {
+		var last *evaluate.Step
+		if n := len(d.Steps); n > 0 {
+			last = &d.Steps[n-1]
+		}
+		switch {
+		case d.Policy == nil && len(d.IsolatedBy) == 0:
+		case last == nil || last.Outcome != d.Reason:
+			return fmt.Sprintf("%s: %q, and the last step says %+v", name, d.Reason, last)
+		case d.Policy != nil && !slices.ContainsFunc(last.Rules, func(c evaluate.Considered) bool {
+			return c.Decides && c.RuleRef == evaluate.RuleRef{Policy: *d.Policy, Rule: d.Rule}
+		}):
+			return fmt.Sprintf("%s: no rule of %+v is %s of %s", name, last.Rules, d.Rule, d.Policy)
+		}
+	}
+	return ""
 }
 
 // begin sends the first packet as far as it goes, and holds each bridge's

@@ -301,8 +301,7 @@ func (g *generator) namespacedPod() *anpv1alpha1.NamespacedPod {
 
 func (g *generator) adminIngressPeers() (peers []anpv1alpha1.AdminNetworkPolicyIngressPeer) {
 	for range 1 + g.IntN(2) {
-		s := g.subject()
-		peers = append(peers, anpv1alpha1.AdminNetworkPolicyIngressPeer{Namespaces: s.Namespaces, Pods: s.Pods})
+		peers = append(peers, anpv1alpha1.AdminNetworkPolicyIngressPeer(g.subject()))
 	}
 	return peers
 }
