@@ -3,9 +3,11 @@ package packetlog
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
 // ether is an Ethernet header before the rest; a VLAN tag if vlan is true.
@@ -155,6 +158,27 @@ func TestAlikePacketsAreOneEvent(t *testing.T) {
 	l.Flush(start.Add(2 * Window))
 	if got := l.Take(10); len(got) != 1 || got[0].GetPacket().GetCount() != 1 {
 		t.Errorf("the next window's event is %v", got)
+	}
+}
+
+// Packets that differ in what staged policies would do are events of their own;
+// what is on record for that alone says so.
+func TestStagedOutcomesAreApart(t *testing.T) {
+	l := NewLog(0)
+	outcome := &auditv1.StagedOutcome{Action: policyv1.Action_ACTION_ALLOW}
+	for _, key := range []Key{{Mark: [3]uint32{9, 7}}, {Mark: [3]uint32{9, 8}}, {Mark: [3]uint32{9, 7}}, {Mark: [3]uint32{9, 7}, Unlogged: true}} {
+		l.Add(start, key, packet(80), func() (Meaning, bool) {
+			return Meaning{Isolation: true, Staged: outcome, Unlogged: key.Unlogged}, true
+		})
+	}
+	l.Flush(start.Add(Window))
+	var got []string
+	for _, e := range l.Take(10) {
+		p := e.GetPacket()
+		got = append(got, fmt.Sprint(p.GetCount(), " ", p.GetReason(), " ", p.GetStaged().GetAction()))
+	}
+	if want := []string{"2 isolation ACTION_ALLOW", "1 isolation ACTION_ALLOW", "1 staged ACTION_ALLOW"}; !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
 	}
 }
 
