@@ -34,7 +34,9 @@ func (e *Engine) class(ns *namespace, obj *api.Pod) *class {
 		e.classes++
 		e.ownGroups(c, func(g *group) { e.linkClass(g, c) })
 		e.wideGroups(c, func(g *group) { e.linkClass(g, c) })
-		e.relate(ns) // What begins here links the class itself.
+		if ns.obj == nil && ns.classes.len() == 1 {
+			e.relate(ns) // What begins here links the class itself.
+		}
 	}
 	return c
 }
@@ -50,7 +52,9 @@ func (e *Engine) releaseClass(c *class) {
 	c.shape.classes.remove(c)
 	e.classes--
 	e.releaseShape(c.shape)
-	e.relate(c.ns)
+	if c.ns.obj == nil && c.ns.classes.len() == 0 {
+		e.relate(c.ns)
+	}
 	e.releaseNamespace(c.ns)
 }
 
