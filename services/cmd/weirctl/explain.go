@@ -198,7 +198,7 @@ func (e explanation) show(streams Streams) error {
 				steps = append(steps, []string{"", "", r.Policy, r.Rule, r.Why})
 			}
 			if len(s.Others) > 0 {
-				steps = append(steps, []string{"", "", fmt.Sprintf("%d others", len(s.Others)), "", "not for this end: " + shorten(s.Others, 5)})
+				steps = append(steps, []string{"", "", "", "", "not for this end: " + shorten(s.Others, 5)})
 			}
 		}
 	}

@@ -162,7 +162,7 @@ func TestExplainOffline(t *testing.T) {
 		"ingress     allow    K8sNetworkPolicy:shop/web   ingress[0]   isolated by shop/web; ingress[0] of shop/web allows it\n\n" +
 		"DIRECTION   STEP                         POLICY                      RULE         WHY\n" +
 		"egress      Kubernetes NetworkPolicies                                            no policy isolates shop/cart for egress\n" +
-		"                                         1 others                                 not for this end: K8sNetworkPolicy:shop/web\n" +
+		"                                                                                  not for this end: K8sNetworkPolicy:shop/web\n" +
 		"ingress     Kubernetes NetworkPolicies                                            isolated by shop/web; ingress[0] of shop/web allows it\n" +
 		"                                         K8sNetworkPolicy:shop/web   ingress[0]   allows it\n"
 	if out != want {

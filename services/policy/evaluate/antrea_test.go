@@ -238,7 +238,7 @@ func TestExplain(t *testing.T) {
 	}
 	want := `tier emergency (50): b of AntreaClusterNetworkPolicy x passes it to the Kubernetes NetworkPolicies
   AntreaClusterNetworkPolicy x web false TCP/81 is none of its ports or protocols
-  AntreaClusterNetworkPolicy x b true b of AntreaClusterNetworkPolicy x passes it to the Kubernetes NetworkPolicies
+  AntreaClusterNetworkPolicy x b true matches, and passes it to the Kubernetes NetworkPolicies
 Kubernetes NetworkPolicies: isolated by acc1/iso; ingress[1] of acc1/iso allows it
   NetworkPolicy acc1/iso ingress[0] false TCP/81 is none of its ports
   NetworkPolicy acc1/iso ingress[1] true allows it`

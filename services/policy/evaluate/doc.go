@@ -16,7 +16,10 @@
 //
 // Each direction is an ordered list of steps (steps.go). A step decides, or
 // leaves the flow to the next; what none decides is allowed. Kubernetes
-// NetworkPolicies are one step; tiers and baselines are steps before and after it.
+// NetworkPolicies are one step; tiers and baselines are steps before and after it
+// (ordered.go). Explain tells of each step that was gone through. Staged policies
+// make a second world, and a Result says where its verdict is another. Diff
+// compares two States over all connections that could differ.
 //
 // Only the first packet of a connection is judged: replies belong to it.
 //
@@ -28,7 +31,12 @@
 // Where two Pods claim one address, a peer matches it if it selects either, and
 // each is guarded with the port names that are its own. A named
 // port stands for every container port of that name and protocol. ICMP is
-// matched by rules without ports.
+// matched by rules without ports, and by those that name it. A connection to a
+// Service is judged for each of its endpoints: the source's egress by the endpoint
+// and by toServices. A group, Service or tier that is not there is nothing: its
+// policy is held back for a tier, and a peer of that name matches nobody. What a
+// rule for layer 7 matches is dropped. Namespaces that lack keys of sameLabels:
+// see concerns.
 //
 // The package is pure. Read evaluate_test.go first.
 package evaluate

@@ -138,8 +138,8 @@ func (q *question) ordered(first, last uint8) *Decision {
 			step.consider(ref, name, false, why)
 			continue
 		}
-		d := q.act(r)
-		step.consider(ref, name, true, d.Reason)
+		d, says := act(r)
+		step.consider(ref, name, true, "matches, and "+says)
 		step.end(d.Reason)
 		if d.Action == 0 {
 			q.passed = true
@@ -172,15 +172,15 @@ func (q *question) stepName(rank uint8) string {
 	return fmt.Sprintf("tier %s (%d)", name, rank)
 }
 
-// act is what a rule does with what it matches. No action means that it passes.
-func (q *question) act(r *orderedRule) *Decision {
+// act is what a rule does with what it matches, and how it says so. No action
+// means that it passes.
+func act(r *orderedRule) (d *Decision, says string) {
 	ref, name := r.policy.Ref(), r.name()
-	d := &Decision{Policy: &ref, Rule: name}
-	says := ""
+	d = &Decision{Policy: &ref, Rule: name}
 	switch {
 	case r.rule.Layer7:
 		// Some of it would be allowed, but nobody here can tell which.
-		d.Action, says = Drop, "asks for layer 7, which nothing enforces here: it is dropped"
+		d.Action, says = Drop, "asks for layer 7, which nodes cannot look into: what it matches is dropped"
 	case r.rule.Action == api.ActionAllow:
 		d.Action, says, d.AllowedBy = Allow, "allows it", []RuleRef{{ref, name}}
 	case r.rule.Action == api.ActionDrop:
@@ -191,7 +191,7 @@ func (q *question) act(r *orderedRule) *Decision {
 		d.Policy, d.Rule, says = nil, "", "passes it to the Kubernetes NetworkPolicies"
 	}
 	d.Reason = fmt.Sprintf("%s of %s %s", name, ref, says)
-	return d
+	return d, says
 }
 
 // guards says whether a rule guards the question's subject.
