@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -21,6 +22,7 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy"
 )
 
 // run runs one command line.
@@ -439,6 +441,58 @@ func serve(t *testing.T, files *identity.Files) (string, *inspection, *auditLog)
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
 	return l.Addr().String(), i, a
+}
+
+// The policy service and manifests alone give the same answer, to the byte.
+func TestExplainIsTheSameOnlineAndOffline(t *testing.T) {
+	path := write(t, "c.yaml", cluster+`---
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: tried, annotations: {weir.dev/enforcement: staged}}
+spec: {priority: 1, appliedTo: [{podSelector: {}}], ingress: [{action: Reject, name: r, ports: [{port: 80}]}]}
+---
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: guard}
+spec: {tier: emergency, priority: 1, appliedTo: [{podSelector: {matchLabels: {app: web}}}], ingress: [{action: Drop, ports: [{port: 443}]}, {action: Drop, protocols: [{icmp: {icmpType: 8}}]}]}
+`)
+	s, err := policy.New(policy.Config{Manifests: filepath.Dir(path), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	for _, question := range [][]string{
+		{"--from", "shop/cart", "--to", "shop/web", "--port", "80"},
+		{"--from", "shop/cart", "--to", "shop/web", "--port", "443"},
+		{"--from", "203.0.113.7", "--to", "shop/web", "--protocol", "icmp", "--icmp-type", "8"},
+		{"--from", "203.0.113.7", "--to", "shop/web", "--protocol", "icmp", "--icmp-type", "0", "--icmp-code", "1"},
+		{"--from", "shop/web", "--to", "shop/web", "--port", "80", "--protocol", "sctp"},
+	} {
+		for _, format := range []string{"json", "table"} {
+			args := append([]string{"explain", "-o", format}, question...)
+			offline, errs, code := run(t, append(args, "-f", path)...)
+			if code != 0 {
+				t.Fatalf("%v: %s", args, errs)
+			}
+			var online string
+			for code = 1; code != 0; { // It may not have read the manifests yet.
+				if online, errs, code = run(t, append(args, "--server", s.Addr())...); code != 0 && !strings.Contains(errs, "have not been read yet") {
+					t.Fatalf("%v: %s", args, errs)
+				}
+			}
+			if online != offline {
+				t.Errorf("%v: online\n%s\noffline\n%s", args, online, offline)
+			}
+		}
+	}
 }
 
 func TestOnlineCommands(t *testing.T) {
