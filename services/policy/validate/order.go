@@ -78,7 +78,8 @@ func (x *Index) compare(a, b *rule) int {
 		return c
 	}
 	p, q := a.policy, b.policy
-	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(born(p), born(q)),
+	quiet := map[bool]int{false: 1} // What is recorded comes first.
+	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(quiet[a.spec().Log], quiet[b.spec().Log]), cmp.Compare(born(p), born(q)),
 		cmp.Compare(p.Kind, q.Kind), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
 }
 
