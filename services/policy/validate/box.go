@@ -1,8 +1,8 @@
 package validate
 
 import (
-	"cmp"
 	"slices"
+	"strings"
 )
 
 // aspect is what is looked at of a packet and of the two that it is between:
@@ -51,7 +51,13 @@ type dimension struct {
 }
 
 func (d dimension) compare(o dimension) int {
-	return cmp.Or(cmp.Compare(d.aspect, o.aspect), cmp.Compare(d.key, o.key))
+	if d.aspect != o.aspect {
+		return int(d.aspect) - int(o.aspect)
+	}
+	if d.key == o.key { // As where the aspect has no keys.
+		return 0
+	}
+	return strings.Compare(d.key, o.key)
 }
 
 // all is the numbers that a dimension of numbers has.

@@ -12,11 +12,10 @@ import (
 // exists, the object as it was included, and is not changed. What the object
 // says by itself has passed api.Validate.
 //
-// It costs what the rules of the one policy and those that they meet cost, however
-// many others there are, but for rules of equal precedence, which are gone
-// through. What a change means for the rules of other policies is not said.
+// It costs what the rules of the one policy and those that they may meet cost. What a change means for the rules of other policies is not said.
 func (x *Index) Change(old, changed api.Object) (violations, warnings []api.Violation) {
 	f := &findings{}
+	x.budget.left = looksOfChange
 	switch {
 	case changed == nil && old == nil:
 		return nil, nil

@@ -160,3 +160,17 @@ func BenchmarkChange(b *testing.B) {
 		}
 	}
 }
+
+// Conflicts only reads: the policy service answers several askers at once.
+func TestConflictsOfSeveralAskers(t *testing.T) {
+	x := NewIndex(objects(t, acnp("p", "ingress: [{action: Drop, name: a}]"), acnp("q", "ingress: [{action: Allow, name: b}]"))...)
+	answers := make(chan int)
+	for range 4 {
+		go func() { answers <- len(x.Conflicts()) }()
+	}
+	for range 4 {
+		if n := <-answers; n != 2 {
+			t.Errorf("%d policies are in conflict, want 2", n)
+		}
+	}
+}

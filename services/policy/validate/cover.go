@@ -6,17 +6,31 @@ import (
 	"github.com/weirnet/weir/services/policy/api"
 )
 
-// mostLooks bounds how many boxes are looked at for one rule. A rule that
-// needs more is not found to be covered: nothing that is said is wrong, but
-// among thousands of rules without labels something may go unsaid.
-const mostLooks = 100_000
+// How many boxes are looked at for all there is, and for one change. Where that
+// does not do, as for thousands of rules that need no label, the rules that are
+// left go unjudged: nothing that is said is wrong, but something may go unsaid.
+const (
+	looksOfSet    = 30_000_000
+	looksOfChange = 5_000_000
+)
+
+// budget is how many boxes may still be looked at.
+type budget struct{ left int }
+
+// spend takes one, and says whether there was one.
+func (b *budget) spend() bool {
+	b.left--
+	return b.left >= 0
+}
+
+func (b *budget) spent() bool { return b.left < 0 }
 
 // coverage finds out whether what is left of a rule lies in others.
 type coverage struct {
+	*budget
 	rules *ruleSet
 	may   func(*rule) bool // Whether a rule counts.
 	order func(a, b *rule) int
-	looks int
 	used  map[*rule]bool
 }
 
@@ -28,7 +42,7 @@ func (c *coverage) covers(r region) bool {
 		b := left[len(left)-1]
 		left = left[:len(left)-1]
 		by, found := c.cut(b)
-		if !found || c.looks > mostLooks {
+		if !found || c.spent() {
 			return false
 		}
 		c.used[by.rule] = true
@@ -42,14 +56,17 @@ func (c *coverage) covers(r region) bool {
 func (c *coverage) cut(b box) (best entry, found bool) {
 	whole := false
 	c.rules.within(b, func(e entry) bool {
-		if c.looks++; c.looks > mostLooks {
+		if !c.spend() {
 			return false
 		}
-		all := b.within(e.box)
-		switch {
-		case whole && !all, !c.may(e.rule):
+		if !b.meets(e.box) {
 			return true
-		case !all:
+		}
+		all := b.within(e.box)
+		if whole && !all || !c.may(e.rule) {
+			return true
+		}
+		if !all {
 			if _, some := b.and(e.box); !some {
 				return true
 			}
@@ -80,7 +97,7 @@ func (x *Index) covering(r *rule) []*rule {
 	if _, ranked := x.rank(r.policy); !ranked || len(r.region) == 0 {
 		return nil
 	}
-	c := &coverage{rules: x.rules[setOf(r)], order: x.compare, may: func(e *rule) bool { return x.precedes(e, r) }}
+	c := &coverage{budget: &x.budget, rules: x.rules[setOf(r)], order: x.compare, may: func(e *rule) bool { return x.precedes(e, r) }}
 	if !c.covers(r.region) {
 		return nil
 	}
@@ -89,13 +106,17 @@ func (x *Index) covering(r *rule) []*rule {
 		list = append(list, e)
 	}
 	slices.SortFunc(list, x.compare)
-	for _, e := range x.overlapping(r) {
-		if within(r.region, []*rule{e}) {
+	alone := x.overlapping(r)
+	if x.budget.spent() {
+		return nil
+	}
+	for _, e := range alone {
+		if x.within(r.region, []*rule{e}) {
 			return []*rule{e}
 		}
 	}
 	for i := len(list) - 1; i >= 0 && len(list) > 1; i-- {
-		if rest := slices.Delete(slices.Clone(list), i, i+1); within(r.region, rest) {
+		if rest := slices.Delete(slices.Clone(list), i, i+1); x.within(r.region, rest) {
 			list = rest
 		}
 	}
@@ -107,11 +128,12 @@ func (x *Index) overlapping(r *rule) []*rule {
 	var list []*rule
 	seen := map[*rule]bool{}
 	x.rules[setOf(r)].within(r.region[0], func(e entry) bool {
-		if !seen[e.rule] && x.precedes(e.rule, r) {
-			if _, some := r.region[0].and(e.box); some {
-				seen[e.rule] = true
-				list = append(list, e.rule)
-			}
+		if !x.budget.spend() {
+			return false
+		}
+		if _, some := r.region[0].and(e.box); some && !seen[e.rule] && x.precedes(e.rule, r) {
+			seen[e.rule] = true
+			list = append(list, e.rule)
 		}
 		return true
 	})
@@ -120,22 +142,24 @@ func (x *Index) overlapping(r *rule) []*rule {
 }
 
 // within reports whether a region lies in the union of some rules.
-func within(r region, rules []*rule) bool {
+func (x *Index) within(r region, rules []*rule) bool {
 	set := newRuleSet()
 	for _, e := range rules {
 		set.add(e)
 	}
-	c := coverage{rules: set, may: func(*rule) bool { return true }, order: func(a, b *rule) int { return slices.Index(rules, a) - slices.Index(rules, b) }}
+	c := coverage{budget: &x.budget, rules: set, may: func(*rule) bool { return true }, order: func(a, b *rule) int { return slices.Index(rules, a) - slices.Index(rules, b) }}
 	return c.covers(r)
 }
 
 // overlap reports whether two regions have a packet in common.
 func overlap(a, b region) bool {
-	for _, p := range a {
-		for _, q := range b {
-			if _, some := p.and(q); some {
-				return true
-			}
+	return slices.ContainsFunc(b, func(q box) bool { return a.meets(q) })
+}
+
+func (r region) meets(b box) bool {
+	for _, p := range r {
+		if _, some := p.and(b); some {
+			return true
 		}
 	}
 	return false

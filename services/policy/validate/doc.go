@@ -30,8 +30,9 @@
 //
 // Cost. A rule is compared with those that share a value of a label, Namespace or
 // Service which they need, and with those that need none. A rule of more than
-// mostBoxes boxes is compared with none, and after mostLooks comparisons one is
-// given up: what is said is then still right, but not all is said.
+// mostBoxes boxes is compared with none, and after looksOfSet or looksOfChange
+// comparisons the rest goes unjudged: what is said is then still right, but not
+// all is said.
 //
 // Read set_test.go first, then algebra_test.go, which holds the algebra against
 // every packet of small universes.

@@ -24,8 +24,12 @@ type Index struct {
 	users map[api.Ref]map[api.Ref]bool
 	// rules holds what is judged in order, by direction and step.
 	rules map[setIndex]*ruleSet
-	// equal holds the same rules by precedence, and by their policy's Namespace.
-	equal map[place]map[string]map[*rule]bool
+	// equal holds the same rules by precedence.
+	equal map[place]*ruleSet
+	// budget bounds what Set and Change cost.
+	budget budget
+	// seen is what any has found, until something changes.
+	seen map[string]bool
 	// byNamespace holds the policies by Namespace, which is empty where they have none.
 	byNamespace map[string]map[*compiled]bool
 }
@@ -43,7 +47,7 @@ func NewIndex(objects ...api.Object) *Index {
 		policies: map[api.Ref]*compiled{}, isolating: map[string]map[string]*api.NetworkPolicy{}, namespaces: map[string]*api.Namespace{},
 		labelled: map[api.Label]map[string]bool{},
 		pods:     newPodIndex(), nodes: map[string]*api.Node{},
-		users: map[api.Ref]map[api.Ref]bool{}, rules: map[setIndex]*ruleSet{}, equal: map[place]map[string]map[*rule]bool{}, byNamespace: map[string]map[*compiled]bool{},
+		users: map[api.Ref]map[api.Ref]bool{}, rules: map[setIndex]*ruleSet{}, equal: map[place]*ruleSet{}, byNamespace: map[string]map[*compiled]bool{},
 	}
 	for _, egress := range []bool{false, true} {
 		for _, late := range []bool{false, true} {
@@ -67,6 +71,7 @@ func NewIndex(objects ...api.Object) *Index {
 // Set adds an object, or replaces the one of its name.
 func (x *Index) Set(o api.Object) {
 	ref := o.Ref()
+	x.seen = nil
 	x.Remove(ref)
 	switch o := o.(type) {
 	case *api.Tier:
@@ -104,6 +109,7 @@ func (x *Index) Set(o api.Object) {
 
 // Remove takes out an object. One that is not there is no error.
 func (x *Index) Remove(ref api.Ref) {
+	x.seen = nil
 	switch ref.Kind {
 	case api.KindTier:
 		delete(x.tiers, ref.Name)
@@ -215,9 +221,9 @@ func (x *Index) compile(c *compiled) {
 		x.rules[setOf(r)].add(r)
 		at := placeOf(r)
 		if x.equal[at] == nil {
-			x.equal[at] = map[string]map[*rule]bool{}
+			x.equal[at] = newRuleSet()
 		}
-		add(x.equal[at], c.Namespace, r)
+		x.equal[at].add(r)
 	}
 }
 
@@ -226,7 +232,7 @@ func (x *Index) discard(c *compiled) {
 	for _, r := range c.rules {
 		x.rules[setOf(r)].remove(r)
 		at := placeOf(r)
-		if remove(x.equal[at], c.Namespace, r); len(x.equal[at]) == 0 {
+		if x.equal[at].remove(r); x.equal[at].empty() {
 			delete(x.equal, at)
 		}
 	}

@@ -110,12 +110,10 @@ type entry struct {
 	box
 }
 
-// ruleSet holds the rules that can come before one another: those of one
-// direction and step. They are found by a value that they need: each box hangs
-// on the values of one dimension of strings to which it is held, if there is
-// one.
+// ruleSet holds rules, to be found by a value that they need: each box hangs on
+// the values of one dimension of strings to which it is held, if there is one.
 type ruleSet struct {
-	pinned map[pin][]entry
+	pinned map[dimension]map[string][]entry
 	wild   []entry
 }
 
@@ -124,7 +122,7 @@ type pin struct {
 	value string
 }
 
-func newRuleSet() *ruleSet { return &ruleSet{pinned: map[pin][]entry{}} }
+func newRuleSet() *ruleSet { return &ruleSet{pinned: map[dimension]map[string][]entry{}} }
 
 // pins are the values of the dimension on which a box hangs: that with the
 // fewest, and among these the first.
@@ -150,7 +148,10 @@ func (s *ruleSet) add(r *rule) {
 	for _, b := range r.region {
 		pins := b.pins()
 		for _, p := range pins {
-			s.pinned[p] = append(s.pinned[p], entry{r, b})
+			if s.pinned[p.dimension] == nil {
+				s.pinned[p.dimension] = map[string][]entry{}
+			}
+			s.pinned[p.dimension][p.value] = append(s.pinned[p.dimension][p.value], entry{r, b})
 		}
 		if len(pins) == 0 {
 			s.wild = append(s.wild, entry{r, b})
@@ -163,8 +164,12 @@ func (s *ruleSet) remove(r *rule) {
 	for _, b := range r.region {
 		pins := b.pins()
 		for _, p := range pins {
-			if s.pinned[p] = slices.DeleteFunc(s.pinned[p], own); len(s.pinned[p]) == 0 {
-				delete(s.pinned, p)
+			of := s.pinned[p.dimension]
+			if of[p.value] = slices.DeleteFunc(of[p.value], own); len(of[p.value]) == 0 {
+				delete(of, p.value)
+			}
+			if len(of) == 0 {
+				delete(s.pinned, p.dimension)
 			}
 		}
 		if len(pins) == 0 {
@@ -172,6 +177,8 @@ func (s *ruleSet) remove(r *rule) {
 		}
 	}
 }
+
+func (s *ruleSet) empty() bool { return len(s.pinned) == 0 && len(s.wild) == 0 }
 
 // within calls with the entries that may cover a part of a box which is not
 // negligible: they are held to strings only where the box itself is. Where the
@@ -190,10 +197,37 @@ func (s *ruleSet) within(b box, call func(entry) bool) {
 			continue
 		}
 		for _, value := range v.list {
-			for _, e := range s.pinned[pin{c.dimension, value}] {
+			for _, e := range s.pinned[c.dimension][value] {
 				if !call(e) {
 					return
 				}
+			}
+		}
+	}
+}
+
+// meeting calls with the entries that may have anything in common with a box:
+// those that are held to a value of it, or in a dimension where it is not held
+// to a list. It ends when the call returns false.
+func (s *ruleSet) meeting(b box, call func(entry) bool) {
+	all := func(list []entry) bool {
+		return !slices.ContainsFunc(list, func(e entry) bool { return !call(e) })
+	}
+	if !all(s.wild) {
+		return
+	}
+	for d, of := range s.pinned {
+		if held, is := b.get(d); is && !held.(values).except {
+			for _, value := range held.(values).list {
+				if !all(of[value]) {
+					return
+				}
+			}
+			continue
+		}
+		for _, list := range of {
+			if !all(list) {
+				return
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -72,19 +73,34 @@ func (x *Index) any(namespace string, namespaces, pods *api.Selector) bool {
 	if namespace != "" {
 		return x.anyIn(namespace, pods)
 	}
+	key := fmt.Sprint(namespaces, pods)
+	found, known := x.seen[key]
+	if !known {
+		found = x.anywhere(namespaces, pods)
+		if x.seen == nil {
+			x.seen = map[string]bool{}
+		}
+		x.seen[key] = found
+	}
+	return found
+}
+
+// anywhere is any over all Namespaces. It takes the budget for each that it
+// looks at, and without one it says yes, so that nothing is said.
+func (x *Index) anywhere(namespaces, pods *api.Selector) bool {
 	if l, is := required(namespaces); is {
 		if isName(l.Key) {
 			return selects(namespaces, x.labelsOf(l.Value)) && x.anyIn(l.Value, pods)
 		}
 		for name := range x.labelled[l] {
-			if selects(namespaces, x.labelsOf(name)) && x.anyIn(name, pods) {
+			if !x.budget.spend() || selects(namespaces, x.labelsOf(name)) && x.anyIn(name, pods) {
 				return true
 			}
 		}
 		return false
 	}
 	for name := range x.pods.classes {
-		if (namespaces == nil || selects(namespaces, x.labelsOf(name))) && x.anyIn(name, pods) {
+		if !x.budget.spend() || (namespaces == nil || selects(namespaces, x.labelsOf(name))) && x.anyIn(name, pods) {
 			return true
 		}
 	}

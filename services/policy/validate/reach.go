@@ -35,13 +35,16 @@ func everythingOf(r *api.OrderedRule) bool { return r.AnyPeer() && len(r.Traffic
 func denies(a api.Action) bool { return a == api.ActionDrop || a == api.ActionReject }
 
 // meetsAny reports whether one of the egress rules of a step that counts meets
-// a region. A policy of a Namespace can only where the region's subjects may be
+// a region, or that the budget is spent. A policy of a Namespace can only where the region's subjects may be
 // there.
 func (x *Index) meetsAny(r region, late bool, counts func(*rule) bool) bool {
 	in := func(namespace string) bool {
 		for c := range x.byNamespace[namespace] {
 			for _, e := range c.rules {
-				if setOf(e) == (setIndex{true, late}) && counts(e) && overlap(e.region, r) {
+				if setOf(e) != (setIndex{true, late}) {
+					continue
+				}
+				if !x.budget.spend() || overlap(e.region, r) && counts(e) {
 					return true
 				}
 			}
@@ -111,8 +114,8 @@ func (x *Index) warnMetadata(f *findings, r *rule) {
 	if !x.meetsAny(reached, late(r.policy), denied) && (late(r.policy) || !x.meetsAny(reached, true, denied)) {
 		return
 	}
-	before := coverage{rules: x.rules[setOf(r)], order: x.compare, may: func(e *rule) bool { return denies(e.spec().Action) && x.precedes(e, r) }}
-	if before.covers(reached) {
+	before := coverage{budget: &x.budget, rules: x.rules[setOf(r)], order: x.compare, may: func(e *rule) bool { return denies(e.spec().Action) && x.precedes(e, r) }}
+	if before.covers(reached) || x.budget.spent() {
 		return
 	}
 	f.warn(r.policy.Ref(), r.field(), "the rule%s lets Pods reach the metadata of a cloud's machine (%s), and with it often its credentials, while other egress is denied; put 169.254.169.254/32 or fd00:ec2::254/128 under except, or drop it in a rule before", quoted(r), metadataAddresses(reached))
@@ -172,8 +175,8 @@ func (x *Index) warnNetworkEgress(f *findings, p *api.NetworkPolicy) {
 		if len(reached) == 0 {
 			continue
 		}
-		before := coverage{rules: x.rules[setIndex{egress: true}], order: x.compare, may: func(e *rule) bool { return denies(e.spec().Action) && (p.Staged || !e.policy.Staged) }}
-		if !before.covers(reached) {
+		before := coverage{budget: &x.budget, rules: x.rules[setIndex{egress: true}], order: x.compare, may: func(e *rule) bool { return denies(e.spec().Action) && (p.Staged || !e.policy.Staged) }}
+		if !before.covers(reached) && !x.budget.spent() {
 			f.warn(p.Ref(), fmt.Sprintf("spec.egress[%d]", i), "the rule lets Pods reach the metadata of a cloud's machine (%s), and with it often its credentials, while other egress is denied; put 169.254.169.254/32 or fd00:ec2::254/128 under except", metadataAddresses(reached))
 		}
 	}

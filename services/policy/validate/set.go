@@ -38,6 +38,7 @@ func Set(objects []api.Object) (violations, warnings []api.Violation) {
 	})
 	f := &findings{}
 	x := NewIndex(kept...)
+	x.budget.left = looksOfSet
 	for _, o := range kept {
 		x.warn(f, o, true)
 	}

@@ -269,3 +269,34 @@ func FuzzSet(f *testing.F) {
 		}
 	})
 }
+
+// Where the budget does not do, less is said, and nothing that is not so.
+func TestASpentBudgetSaysNothingWrong(t *testing.T) {
+	list := objects(t, namespace("x"), pod("x", "p", "web"),
+		acnp("p", "ingress: [{action: Drop, name: a, ports: [{port: 1, endPort: 100}]}, {action: Allow, name: b, ports: [{port: 101, endPort: 200}]}, {action: Drop, name: c, ports: [{port: 50, endPort: 150}]}]"),
+		acnp("q", "ingress: [{action: Allow, name: a, from: [{namespaceSelector: {matchExpressions: [{key: t, operator: Exists}]}}]}]"),
+		acnp("r", "priority: 7, egress: [{action: Drop, name: md, to: [{ipBlock: {cidr: 169.254.169.254/32}}], ports: [{port: 80}]}, {action: Allow, name: out, to: [{ipBlock: {cidr: 0.0.0.0/0}}]}, {action: Drop, name: rest}]"),
+		acnp("s", "priority: 8, appliedTo: [{podSelector: {matchLabels: {app: web}}}], egress: [{action: Allow, name: out, to: [{ipBlock: {cidr: '::/0'}}]}, {action: Drop, name: rest}]"),
+		networkPolicy("x", "p", "podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]"),
+		networkPolicy("x", "q", "podSelector: {}, policyTypes: [Egress]"))
+	_, full := Set(list)
+	said := map[int]bool{}
+	for looks := range 300 {
+		x := NewIndex(list...)
+		x.budget.left = looks
+		f := &findings{}
+		for _, o := range sorted(list) {
+			x.warn(f, o, true)
+		}
+		for _, v := range f.warnings {
+			about := func(w api.Violation) bool { return w.Object == v.Object && w.Field == v.Field }
+			if !slices.ContainsFunc(full, about) {
+				t.Fatalf("after %d looks: %s, which is not so:\n%s", looks, v, strings.Join(texts(full), "\n"))
+			}
+		}
+		said[len(f.warnings)] = true
+	}
+	if len(full) < 5 || !said[len(full)] || len(said) < 3 {
+		t.Errorf("%d warnings in all, and these numbers with less: %v", len(full), said)
+	}
+}

@@ -49,6 +49,9 @@ func (v values) and(other set) set {
 }
 
 func (v values) has(s string) bool {
+	if len(v.list) == 1 { // As most are.
+		return (v.list[0] == s) != v.except
+	}
 	_, found := slices.BinarySearch(v.list, s)
 	return found != v.except
 }
@@ -70,7 +73,12 @@ func (v values) meets(other set) bool {
 	case v.except:
 		v, o = o, v
 	}
-	return slices.ContainsFunc(v.list, o.has)
+	for _, s := range v.list {
+		if o.has(s) {
+			return true
+		}
+	}
+	return false
 }
 
 // only reports whether two sets are one and the same value.

@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,7 +56,7 @@ func quoted(r *rule) string {
 // them, and how many more there are. Among all that there is it is said of the
 // one that loses; of a change, whichever wins.
 func (x *Index) warnContradicted(f *findings, r *rule, changed bool) {
-	others := x.contradicting(r, changed)
+	others := x.contradicting(r, changed, &x.budget)
 	if len(others) == 0 {
 		return
 	}
@@ -71,35 +72,36 @@ func (x *Index) warnContradicted(f *findings, r *rule, changed bool) {
 		quoted(r), r.spec().Action, others[0].name(r.policy.Ref()), others[0].spec().Action, more, wins.spec().Action)
 }
 
+// costOfContradiction is what one takes of the budget: a rule may contradict
+// thousands, which are gathered and put in order.
+const costOfContradiction = 50
+
 // contradicting are the rules that contradict one and win over it, in order;
 // or all that contradict it.
-func (x *Index) contradicting(r *rule, all bool) []*rule {
+func (x *Index) contradicting(r *rule, all bool, looks *budget) []*rule {
 	if _, ranked := x.rank(r.policy); !ranked {
 		return nil
 	}
-	var list []*rule
-	looks := 0
-	look := func(rules map[*rule]bool) {
-		for e := range rules {
-			if looks++; looks > mostLooks {
-				return
+	found := map[*rule]bool{}
+	for _, b := range r.region {
+		x.equal[placeOf(r)].meeting(b, func(e entry) bool {
+			if !looks.spend() {
+				return false
 			}
-			if e.spec().Action != r.spec().Action && e.policy != r.policy && (all || x.compare(e, r) < 0) && overlap(e.region, r.region) {
-				list = append(list, e)
+			if e.spec().Action == r.spec().Action || e.policy == r.policy || found[e.rule] || !b.meets(e.box) {
+				return true
 			}
-		}
+			if _, some := b.and(e.box); some && (all || x.compare(e.rule, r) < 0) {
+				found[e.rule] = true
+				looks.left -= costOfContradiction
+			}
+			return true
+		})
 	}
-	at := x.equal[placeOf(r)]
-	if r.policy.Namespace == "" {
-		for _, rules := range at {
-			look(rules)
-		}
-	} else {
-		look(at[""])
-		look(at[r.policy.Namespace])
+	if looks.spent() {
+		return nil
 	}
-	slices.SortFunc(list, x.compare)
-	return list
+	return slices.SortedFunc(maps.Keys(found), x.compare)
 }
 
 // unguarded tells of Namespaces with Pods to which nothing is denied.

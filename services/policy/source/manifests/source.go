@@ -306,15 +306,29 @@ func (s *Source) report(problems, former []Problem) {
 	}
 }
 
+// mostWarnings bounds what is logged of one reading: a folder may have a
+// hundred thousand selectors that match nothing.
+const mostWarnings = 100
+
+// warn logs the warnings that are new.
 func (s *Source) warn(warnings []Problem) {
-	known := map[Problem]bool{}
+	known := make(map[Problem]bool, len(s.warnings))
 	for _, p := range s.warnings {
 		known[p] = true
 	}
+	told, more := 0, 0
 	for _, p := range warnings {
-		if !known[p] {
+		switch {
+		case known[p]:
+		case told == mostWarnings:
+			more++
+		default:
+			told++
 			s.log.Warn("manifest has a warning", "file", p.Path, "document", p.Document, "line", p.Line, "object", p.Name(), "field", p.Field, "warning", p.Message)
 		}
+	}
+	if more > 0 {
+		s.log.Warn("manifests have more warnings, which weirctl validate shows", "dir", s.cfg.Dir, "more", more)
 	}
 	s.warnings = warnings
 }
