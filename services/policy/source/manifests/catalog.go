@@ -153,14 +153,18 @@ func (c *catalog) locate(v api.Violation) Problem {
 	return p
 }
 
-// judge is what there is to say of the objects beside each other, as of the
-// last diff. It may take a second where there are tens of thousands of policies;
-// nothing is held back for it.
-func (c *catalog) judge() []Problem {
+// judge works out anew what there is to say of the objects beside each other, as
+// of the last diff, where that may have changed. It may take a second where
+// there are tens of thousands of policies.
+func (c *catalog) judge() {
 	if c.stale {
 		_, c.warned = validate.Set(slices.Collect(maps.Values(c.defined)))
 		c.stale = false
 	}
+}
+
+// judged is what there was to say at the last judge, of what is still there.
+func (c *catalog) judged() []Problem {
 	var list []Problem
 	for _, v := range c.warned {
 		if c.defined[v.Object] != nil {

@@ -124,7 +124,8 @@ func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
 		for _, p := range problems {
 			wrong = append(wrong, p.String())
 		}
-		for _, p := range append(warnings, c.judge()...) {
+		c.judge()
+		for _, p := range append(warnings, c.judged()...) {
 			warned = append(warned, p.String())
 		}
 		for what, pair := range map[string][2]string{"events": {strings.Join(told, ", "), wantEvents}, "problems": {strings.Join(wrong, "\n"), wantProblems}, "warnings": {strings.Join(warned, "\n"), wantWarnings}} {

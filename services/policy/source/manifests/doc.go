@@ -18,10 +18,14 @@
 // others are problems, and take effect when the first goes. What is in force
 // depends on the files alone, save for the last good content.
 //
+// Objects are judged beside each other (package validate): one that cannot stand
+// beside others alone is not in force, and is a problem. Warnings are logged after
+// the batch was handed on, and cost a twentieth of the time at most.
+//
 // If the folder itself cannot be listed, everything stays in force. The owner
 // of New calls Run once; Batches and Problems may be used from other goroutines.
 //
-// Load reads a file or folder once, for offline tools.
+// Load reads files and folders once, for offline tools.
 //
 // Read catalog_test.go first, then source_test.go.
 package manifests

@@ -56,6 +56,8 @@ type Source struct {
 	stamps   map[string]stamp // Of the files as they were read.
 	watched  map[string]bool
 	warnings []Problem
+	judged   time.Time     // When objects were last judged beside each other,
+	judging  time.Duration // and how long that took.
 	sequence uint64
 	position uint64
 	sent     bool
@@ -269,7 +271,10 @@ func (s *Source) publish(ctx context.Context, extra []Problem, moved bool) error
 
 	s.report(problems, former)
 	// Warnings come last: nothing that is to be enforced waits for them.
-	defer func() { s.warn(append(warnings, s.catalog.judge()...)) }()
+	defer func() {
+		s.judge()
+		s.warn(append(warnings, s.catalog.judged()...))
+	}()
 	if len(events) == 0 && !changed && !moved && s.sent {
 		return nil
 	}
@@ -304,6 +309,19 @@ func (s *Source) report(problems, former []Problem) {
 	if len(former) > 0 && len(problems) == 0 {
 		s.log.Info("manifests have no problems any more", "dir", s.cfg.Dir)
 	}
+}
+
+// judge looks for warnings between objects, in a twentieth of the time at most:
+// what it passes over while much changes is looked at by a later reading, of
+// which there is one at every Rescan.
+func (s *Source) judge() {
+	begin := time.Now()
+	if begin.Sub(s.judged) < 20*s.judging {
+		return
+	}
+	s.catalog.judge()
+	s.judged = time.Now()
+	s.judging = s.judged.Sub(begin)
 }
 
 // mostWarnings bounds what is logged of one reading: a folder may have a
