@@ -47,6 +47,7 @@ func TestByEffectivePriority(t *testing.T) {
 func TestFaults(t *testing.T) {
 	blocks := &api.Group{Kind: api.KindClusterGroup, Name: "blocks", IPBlocks: []api.IPBlock{{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}
 	everywhere := &api.Group{Kind: api.KindGroup, Namespace: "x", Name: "everywhere", NamespaceSelector: matching()}
+	elsewhere := &api.Group{Kind: api.KindGroup, Namespace: "x", Name: "elsewhere", Service: &api.NamespacedName{Namespace: "y", Name: "s"}}
 	rule := func(action api.Action, peer api.Peer) *api.OrderedPolicy {
 		return antreaPolicy("p", "application", action, peer)
 	}
@@ -55,8 +56,9 @@ func TestFaults(t *testing.T) {
 		p.AppliedTo, p.Ingress = targets, []api.OrderedRule{{Name: "r", Action: api.ActionDrop}}
 		return p
 	}
-	own := appliedTo(api.Target{Group: "everywhere"})
+	own, others := appliedTo(api.Target{Group: "everywhere"}), appliedTo(api.Target{Group: "elsewhere"})
 	own.Kind, own.Namespace = api.KindAntreaNetworkPolicy, "x"
+	others.Kind, others.Namespace = api.KindAntreaNetworkPolicy, "x"
 	toService, layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
 	toService.Egress, toService.Ingress = []api.OrderedRule{{Name: "r", Action: api.ActionDrop, ToServices: []api.NamespacedName{{Namespace: "x", Name: "s"}}}}, nil
 	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
@@ -76,6 +78,7 @@ func TestFaults(t *testing.T) {
 		{"applied to a group of blocks", appliedTo(api.Target{Group: "blocks"}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 0},
 		{"and to others", appliedTo(api.Target{Group: "blocks"}, api.Target{PodSelector: matching()}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 1},
 		{"applied to a Group of other Namespaces", own, ReasonUnsupportedGroup, "appliedTo: group everywhere has a namespaceSelector, and adds no Pod", true, 0},
+		{"applied to a Group of another Namespace's Service", others, ReasonUnsupportedGroup, "appliedTo: group elsewhere has a Service of another Namespace, and adds no Pod", true, 0},
 		{"a domain name", rule(api.ActionAllow, api.Peer{FQDN: "*.example.com"}), ReasonNotEnforced, "ingress[0] (r): nodes do not enforce domain names yet; *.example.com matches nothing", false, 0},
 		{"toServices", toService, ReasonNotEnforced, "egress[0] (r): nodes do not enforce toServices yet; the rule matches nothing", true, 0},
 		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
@@ -85,7 +88,7 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := New()
-			for _, o := range []api.Object{blocks, everywhere, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
+			for _, o := range []api.Object{blocks, everywhere, elsewhere, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
 				e.Apply(upsert(o))
 			}
 			e.Flush()

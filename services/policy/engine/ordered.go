@@ -220,8 +220,8 @@ func (e *Engine) resolveTargets(pl *plan, list []api.Target) []selection {
 				pl.fault(ReasonGroupNotFound, true, "appliedTo: group %s is not there; it adds no Pod", t.Group)
 			}
 			for _, g := range groups {
-				if len(g.IPBlocks) > 0 || g.Kind == api.KindGroup && g.NamespaceSelector != nil {
-					pl.fault(ReasonUnsupportedGroup, true, "appliedTo: group %s has %s, and adds no Pod", t.Group, unsupported(g))
+				if why := unsupported(g); why != "" {
+					pl.fault(ReasonUnsupportedGroup, true, "appliedTo: group %s has %s, and adds no Pod", t.Group, why)
 					continue
 				}
 				out = append(out, e.membersOf(pl, g)...)
@@ -239,11 +239,18 @@ func (e *Engine) resolveTargets(pl *plan, list []api.Target) []selection {
 	return out
 }
 
+// unsupported says what a group has that no policy can guard, or none of its
+// Namespace; empty: nothing.
 func unsupported(g *api.Group) string {
-	if len(g.IPBlocks) > 0 {
+	switch {
+	case len(g.IPBlocks) > 0:
 		return "blocks of addresses"
+	case g.Kind == api.KindGroup && g.NamespaceSelector != nil:
+		return "a namespaceSelector"
+	case g.Kind == api.KindGroup && g.Service != nil && g.Service.Namespace != g.Namespace:
+		return "a Service of another Namespace"
 	}
-	return "a namespaceSelector"
+	return ""
 }
 
 // members are the groups that a group is the union of: itself, or its

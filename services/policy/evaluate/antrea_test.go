@@ -164,6 +164,8 @@ func TestAntreaPolicies(t *testing.T) {
 			[]string{"acc1/a acc1/b TCP/1 drop", "acc2/a acc1/b TCP/1 allow"}},
 		{"blocks in appliedTo add nothing", antrea("ClusterGroup", "name: g", "ipBlocks: [{cidr: 0.0.0.0/0}]") + antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{group: g}], "+drop("")), []string{"shop/client acc1/a TCP/1 allow"}},
 		{"a Group of Namespaces in appliedTo adds nothing", antrea("Group", "name: g, namespace: acc1", "podSelector: {}, namespaceSelector: {}") + annp("x", "priority: 1, appliedTo: [{group: g}], "+drop("")), []string{"shop/client acc1/a TCP/1 allow"}},
+		{"a Group of another Namespace's Service in appliedTo adds nothing", antrea("Group", "name: g, namespace: acc2", "serviceReference: {name: b, namespace: acc1}") + antrea("NetworkPolicy", "namespace: acc2, name: x", "priority: 1, appliedTo: [{group: g}], "+drop("")),
+			[]string{"shop/client acc1/b TCP/1 allow"}},
 		{"a group in appliedTo", antrea("ClusterGroup", "name: g", "serviceReference: {name: b, namespace: acc1}") + antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{group: g}], "+drop("")), []string{"shop/client acc1/b TCP/1 drop", "shop/client acc1/a TCP/1 allow"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) { expect(t, load(t, tenants, tc.policies), tc.want...) })

@@ -14,8 +14,7 @@ func (s *State) targets(policy api.Ref, t api.Target, pod *api.Pod) bool {
 	case t.Group != "":
 		ref := api.GroupRef(policy, t.Group)
 		for _, g := range s.members(ref) {
-			// A policy of a Namespace guards no other's Pods.
-			if (g.Kind != api.KindGroup || g.NamespaceSelector == nil) && s.groupHas(g, pod) {
+			if ownPods(g) && s.groupHas(g, pod) {
 				return true
 			}
 		}
@@ -26,6 +25,12 @@ func (s *State) targets(policy api.Ref, t api.Target, pod *api.Pod) bool {
 		return t.PodSelector != nil && t.NamespaceSelector == nil && pod.Namespace == policy.Namespace && selects(*t.PodSelector, labelsOf(pod.Labels))
 	}
 	return s.selectsPod("", t.NamespaceSelector, t.PodSelector, pod)
+}
+
+// ownPods says whether a group may be guarded by policies that refer to it: one
+// of a Namespace must keep to its Pods.
+func ownPods(g *api.Group) bool {
+	return g.Kind != api.KindGroup || g.NamespaceSelector == nil && (g.Service == nil || g.Service.Namespace == g.Namespace)
 }
 
 func has(pod *api.Pod, account api.NamespacedName) bool {
