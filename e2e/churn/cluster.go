@@ -131,6 +131,7 @@ func (c *cluster) begin() ([]change, error) {
 	for i := range c.nodes {
 		c.setNode(i)
 	}
+	c.setTier()
 	for _, t := range c.tenants {
 		for _, space := range t.spaces {
 			c.setNamespace(t, space)
@@ -145,6 +146,8 @@ func (c *cluster) begin() ([]change, error) {
 				c.setPolicy(t, p)
 			}
 		}
+		c.setGroup(t)
+		c.setOrdered(t, 0)
 	}
 	for _, p := range c.shared {
 		c.create(p)
@@ -168,6 +171,8 @@ func (c *cluster) next() ([]change, error) {
 		} else {
 			c.setPolicy(t, p)
 		}
+	case n < 89:
+		c.changeOrdered(t)
 	case n < 94:
 		space := pick(c, t.spaces)
 		if t.there[space] && c.chance(15) {

@@ -13,7 +13,8 @@ import (
 )
 
 // kinds are those that change.
-var kinds = []api.Kind{api.KindNamespace, api.KindNode, api.KindPod, api.KindNetworkPolicy}
+var kinds = []api.Kind{api.KindNamespace, api.KindNode, api.KindPod, api.KindNetworkPolicy,
+	api.KindTier, api.KindClusterGroup, api.KindAntreaClusterNetworkPolicy}
 
 // record is the cluster's objects as an API server has them: of each kind what
 // there is, and a sequence of changes that can be watched from any point on.

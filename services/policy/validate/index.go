@@ -232,7 +232,11 @@ func (x *Index) discard(c *compiled) {
 	for _, r := range c.rules {
 		x.rules[setOf(r)].remove(r)
 		at := placeOf(r)
-		if x.equal[at].remove(r); x.equal[at].empty() {
+		of := x.equal[at]
+		if of == nil {
+			continue // Of a rule that matches nothing, a set tells nothing.
+		}
+		if of.remove(r); of.empty() {
 			delete(x.equal, at)
 		}
 	}

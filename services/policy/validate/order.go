@@ -165,6 +165,9 @@ func (s *ruleSet) remove(r *rule) {
 		pins := b.pins()
 		for _, p := range pins {
 			of := s.pinned[p.dimension]
+			if of == nil {
+				continue // It went with another box of the rule.
+			}
 			if of[p.value] = slices.DeleteFunc(of[p.value], own); len(of[p.value]) == 0 {
 				delete(of, p.value)
 			}
