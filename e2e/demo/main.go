@@ -48,7 +48,9 @@ var attempts = []attempt{
 	{"default/api-server", outside, api.ProtocolTCP, 443, harness.Drop, "block-egress"},
 	{"default/frontend", outside, api.ProtocolTCP, 443, harness.Allow, "no policy isolates its egress"},
 	{"monitoring/prometheus", "payments/ledger", api.ProtocolTCP, 9100, harness.Allow, "allow-monitoring"},
-	{"monitoring/prometheus", "payments/ledger", api.ProtocolTCP, 8080, harness.Drop, "allow-monitoring allows its port alone"},
+	{"monitoring/prometheus", "payments/ledger", api.ProtocolTCP, 8080, harness.Drop, "guard-payments, before anything that the Namespace allows"},
+	{"monitoring/prometheus", "payments/ledger", api.ProtocolTCP, 22, harness.Drop, "guard-payments passes; allow-monitoring allows its port alone"},
+	{"default/frontend", "monitoring/prometheus", api.ProtocolTCP, 9090, harness.Drop, "own-namespace, in the baseline"},
 	{"default/frontend", "payments/ledger", api.ProtocolTCP, 9100, harness.Drop, "deny-all"},
 }
 
@@ -98,8 +100,13 @@ func run(ctx context.Context) (err error) {
 	if err := showRecord(ctx, cluster); err != nil {
 		return err
 	}
+	server := append([]string{"--server", cluster.PolicyAddress()}, cluster.OperatorArgs()...)
+	order := []string{"get", "policies", "--sort-by=effectivePriority"}
+	if err := weirctl(ctx, cluster, bin, "In which order are the policies judged?", append(order, server...), len(order)); err != nil {
+		return err
+	}
 	explain := []string{"explain", "--from", "default/frontend", "--to", "default/nginx", "--port", "80", "--protocol", "TCP"}
-	return weirctl(ctx, cluster, bin, "Why was the first one denied?", append(explain, append([]string{"--server", cluster.PolicyAddress()}, cluster.OperatorArgs()...)...), len(explain))
+	return weirctl(ctx, cluster, bin, "Why was the first one denied?", append(explain, server...), len(explain))
 }
 
 func say(format string, args ...any) { fmt.Printf("\n# "+format+"\n", args...) }
@@ -174,6 +181,8 @@ func showRecord(ctx context.Context, cluster *harness.Cluster) error {
 		"Ingress Drop <nil> default/nginx 10.10.2.11", "Ingress Drop <nil> default/nginx " + outside, "Ingress Drop <nil> default/backend 10.10.2.10",
 		"Ingress Drop <nil> default/mysql 10.10.2.11", "Egress Drop <nil> default/api-server 10.10.1.12", "Ingress Drop <nil> payments/ledger 10.10.2.20",
 		"Ingress Drop <nil> payments/ledger 10.10.2.11", "K8sNetworkPolicy:default/allow-frontend <nil> Ingress Allow",
+		"AntreaPolicyIngressRule AntreaClusterNetworkPolicy:guard-payments no-admin Ingress Drop", " TCP 60 pci",
+		"IngressDefaultRule AntreaClusterNetworkPolicy:own-namespace others Ingress Drop",
 	}
 	var lines string
 	err := harness.Eventually(ctx, 20*time.Second, func() error {
