@@ -6,11 +6,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,8 +49,8 @@ func TestConformance(t *testing.T) {
 		}
 		cases = append(cases, found...)
 	}
-	// Cases on the same nodes share a cluster.
-	groups := make(map[string][]*conformance.Case)
+	// Cases on the same nodes share a cluster, as far as that does not take long.
+	groups := make(map[string][][]*conformance.Case)
 	for i := range cases {
 		if why := unsupportedOnDatapath(&cases[i]); why != "" {
 			r := report.Begin(&cases[i])
@@ -57,11 +59,14 @@ func TestConformance(t *testing.T) {
 			continue
 		}
 		text, _ := json.Marshal(cases[i].Fixture.Nodes)
-		groups[string(text)] = append(groups[string(text)], &cases[i])
+		shares := groups[string(text)]
+		if n := len(shares); n == 0 || len(shares[n-1]) == casesPerCluster {
+			shares = append(shares, nil)
+		}
+		shares[len(shares)-1] = append(shares[len(shares)-1], &cases[i])
+		groups[string(text)] = shares
 	}
-	for _, group := range groups {
-		runGroup(t, report, group)
-	}
+	runAll(t, report, slices.Concat(slices.Collect(maps.Values(groups))...))
 	if *conformanceReport != "" {
 		f, err := os.Create(*conformanceReport)
 		if err != nil {
@@ -123,6 +128,32 @@ func unsupportedOnDatapath(c *conformance.Case) string {
 	return ""
 }
 
+// A case mostly waits for packets that must not arrive, so several clusters
+// run beside each other.
+const (
+	casesPerCluster = 12
+	clustersAtOnce  = 6
+)
+
+// runAll runs groups of cases, several at once, each on a cluster of its own.
+func runAll(t *testing.T, report *conformance.Report, groups [][]*conformance.Case) {
+	var mu sync.Mutex // Guards report.
+	var work sync.WaitGroup
+	slots := make(chan struct{}, clustersAtOnce)
+	for _, group := range groups {
+		work.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			own := conformance.NewReport(conformance.ModeDatapath)
+			runGroup(t, own, group)
+			mu.Lock()
+			defer mu.Unlock()
+			report.Add(own)
+		})
+	}
+	work.Wait()
+}
+
 // runGroup runs cases that have their nodes in common.
 func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Case) {
 	var nodes []harness.NodeConfig
@@ -133,7 +164,7 @@ func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Cas
 		}
 		nodes = append(nodes, nc)
 	}
-	t.Run(fmt.Sprintf("%d-cases-on-%d-nodes", len(group), len(nodes)), func(t *testing.T) {
+	t.Run(fmt.Sprintf("%d-cases-on-%d-nodes-from-%s-on", len(group), len(nodes), group[0].Name), func(t *testing.T) {
 		cluster := startCluster(t, harness.Config{Nodes: nodes})
 		broken := 0 // Cases in a row that could not be run: the cluster is to blame then.
 		for _, c := range group {

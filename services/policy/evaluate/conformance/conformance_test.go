@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -149,6 +150,15 @@ func TestSkipsAreNoPasses(t *testing.T) {
 	}
 	if r.Failed(false) || !r.Failed(true) {
 		t.Error("skips must fail the strict run alone")
+	}
+}
+
+func TestReportsAddUp(t *testing.T) {
+	whole, sum := Evaluate([]Case{parse(t, small), parse(t, strings.Replace(small, "{y/a: .d, n/b: a.}", "{y/a: .a, n/b: r.}", 1))}), NewReport(ModeEvaluate)
+	sum.Add(report(t, small))
+	sum.Add(report(t, strings.Replace(small, "{y/a: .d, n/b: a.}", "{y/a: .a, n/b: r.}", 1)))
+	if !reflect.DeepEqual(sum, whole) || whole.Totals.Wrong != 2 {
+		t.Errorf("%+v, want %+v", sum, whole)
 	}
 }
 

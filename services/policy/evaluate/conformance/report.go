@@ -140,6 +140,24 @@ func (r *CaseReport) End() bool {
 	return true
 }
 
+// Add takes over what another report of the same mode holds.
+func (r *Report) Add(o *Report) {
+	for name, s := range o.Suites {
+		if r.Suites[name] == nil {
+			r.Suites[name] = &SuiteTotals{}
+		}
+		r.Suites[name].Cases += s.Cases
+		r.Suites[name].Passed += s.Passed
+	}
+	r.Totals.Cases += o.Totals.Cases
+	r.Totals.Passed += o.Totals.Passed
+	r.Totals.Verdicts += o.Totals.Verdicts
+	r.Totals.Wrong += o.Totals.Wrong
+	r.Totals.Skipped += o.Totals.Skipped
+	r.Failures = append(r.Failures, o.Failures...)
+	r.Skips = append(r.Skips, o.Skips...)
+}
+
 // Unreadable records a case file that cannot be parsed.
 func (r *Report) Unreadable(path string, err error) {
 	r.Totals.Wrong++
