@@ -146,6 +146,24 @@ func (r *Report) Unreadable(path string, err error) {
 	r.Failures = append(r.Failures, Failure{Case: path, Why: err.Error()})
 }
 
+// Add counts what another report of the same mode has.
+func (r *Report) Add(other *Report) {
+	for name, s := range other.Suites {
+		if r.Suites[name] == nil {
+			r.Suites[name] = &SuiteTotals{}
+		}
+		r.Suites[name].Cases += s.Cases
+		r.Suites[name].Passed += s.Passed
+	}
+	r.Totals.Cases += other.Totals.Cases
+	r.Totals.Passed += other.Totals.Passed
+	r.Totals.Verdicts += other.Totals.Verdicts
+	r.Totals.Wrong += other.Totals.Wrong
+	r.Totals.Skipped += other.Totals.Skipped
+	r.Failures = append(r.Failures, other.Failures...)
+	r.Skips = append(r.Skips, other.Skips...)
+}
+
 // Failed reports whether the run fails: something is wrong, or, where strict,
 // skipped. A run without cases fails too.
 func (r *Report) Failed(strict bool) bool {
