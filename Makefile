@@ -69,12 +69,15 @@ install-deps: ## Install Open vSwitch and the other packages that tests and demo
 demo: install-deps ## Show the main job: two nodes, real packets, verdicts and the record.
 	$(GO) run ./e2e/demo
 
+# How many clusters run conformance cases side by side: they mostly wait.
+CLUSTERS = -parallel 4
+
 .PHONY: test
 test: install-deps build lint generate-check breaking $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run everything that CI runs.
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/e2e/differential$$' -e '/shim/bridge')
 	$(GO) test -race -p 1 -timeout 20m ./shim/bridge/...
 	$(GO) test -timeout 20m ./e2e/differential/...
-	$(GO) test -timeout 30m ./e2e
+	$(GO) test -timeout 30m $(CLUSTERS) ./e2e
 
 .PHONY: breaking
 breaking: $(TOOLS)/buf-$(BUF_VERSION) ## Fail if the protos break what an earlier release promised.
@@ -84,7 +87,7 @@ breaking: $(TOOLS)/buf-$(BUF_VERSION) ## Fail if the protos break what an earlie
 SCENARIO ?= .
 .PHONY: e2e
 e2e: install-deps $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run the end-to-end tests, or one: make e2e SCENARIO=NAME.
-	$(GO) test -timeout 30m -v ./e2e -run 'Test($(SCENARIO))'
+	$(GO) test -timeout 30m $(CLUSTERS) -v ./e2e -run 'Test($(SCENARIO))'
 
 .PHONY: bench
 bench: install-deps ## Run the benchmarks.
