@@ -183,6 +183,9 @@ func (c *Cluster) Outside(ctx context.Context, ip netip.Addr) (*Host, error) {
 // Host is the node's own host.
 func (n *Node) Host() *Host { return &Host{NS: n.NS, IPs: n.IPs} }
 
+// Via is the node's IPv4 address on the fabric, to route through.
+func (n *Node) Via() netip.Addr { return n.via[0] }
+
 // SetManifests makes the text the whole content of the manifest folder, and
 // waits until every node with a shim holds what follows from it and every Pod
 // of the cluster that ought to has an open port.

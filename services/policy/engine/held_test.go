@@ -171,17 +171,26 @@ func inBlock(b *policyv1.IPBlock, a netip.Addr) bool {
 	return in(b.Cidr) && !slices.ContainsFunc(b.Except, in)
 }
 
-// probes are what is tried between every two endpoints.
-var probes = []struct {
+// probe is a packet without its addresses.
+type probe struct {
 	protocol         api.Protocol
 	port, sourcePort uint16
-}{{api.ProtocolTCP, 80, 0}, {api.ProtocolTCP, 5432, 4000}, {api.ProtocolUDP, 7, 0}, {api.ProtocolICMP, 0, 0}}
+}
+
+// probes are what is tried between every two endpoints.
+var probes = []probe{{api.ProtocolTCP, 80, 0}, {api.ProtocolTCP, 5432, 4000}, {api.ProtocolUDP, 7, 0}, {api.ProtocolICMP, 0, 0}}
 
 // agree compares what the nodes hold with the evaluator, for every connection
 // between endpoints, on both of its ends, and between endpoints and hosts.
 func agree(t testing.TB, store *storage.Store, objects []api.Object) {
 	t.Helper()
-	a := agreement{TB: t, state: evaluate.New(objects...), nodes: make(map[string]held), claims: make(map[netip.Addr]int)}
+	agreeOn(t, store, objects, probes)
+}
+
+// agreeOn is agree by other probes, of which hosts are tried with the first.
+func agreeOn(t testing.TB, store *storage.Store, objects []api.Object, probes []probe) {
+	t.Helper()
+	a := agreement{TB: t, probes: probes, state: evaluate.New(objects...), nodes: make(map[string]held), claims: make(map[netip.Addr]int)}
 	var pods []*api.Pod
 	var hosts []*api.Node
 	for _, o := range objects {
@@ -218,6 +227,7 @@ func agree(t testing.TB, store *storage.Store, objects []api.Object) {
 // agreement is what agree compares.
 type agreement struct {
 	testing.TB
+	probes []probe
 	state  *evaluate.State
 	nodes  map[string]held
 	claims map[netip.Addr]int // An address that two claim is on its way from one to the other.
@@ -235,7 +245,7 @@ func (a *agreement) both(from, to *api.Pod) {
 	if a.claims[from.IPs[0]] > 1 || a.claims[to.IPs[0]] > 1 {
 		return
 	}
-	for _, probe := range probes {
+	for _, probe := range a.probes {
 		r, err := a.state.Evaluate(evaluate.Connection{From: endpointOf(from), To: endpointOf(to), Protocol: probe.protocol, Port: probe.port, SourcePort: probe.sourcePort})
 		if err != nil {
 			a.Fatal(err)
@@ -255,7 +265,7 @@ func (a *agreement) withHost(pod *api.Pod, host *api.Node) {
 	if a.claims[pod.IPs[0]] > 1 {
 		return
 	}
-	probe, node := probes[0], evaluate.Endpoint{Node: host.Name}
+	probe, node := a.probes[0], evaluate.Endpoint{Node: host.Name}
 	out, err := a.state.Evaluate(evaluate.Connection{From: endpointOf(pod), To: node, Protocol: probe.protocol, Port: probe.port})
 	if err != nil {
 		a.Fatal(err)

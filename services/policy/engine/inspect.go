@@ -107,7 +107,10 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 	}
 	slices.SortFunc(info.AppliedTo, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
 	info.AppliedTo = slices.Compact(info.AppliedTo)
-	if info.Endpoints == 0 {
+	switch {
+	case len(items) == 0: // What it applies to has not been worked out.
+		info.Warnings = append(info.Warnings, "has no effect now")
+	case info.Endpoints == 0:
 		info.Warnings = append(info.Warnings, "applies to no Pod now")
 	}
 	return info

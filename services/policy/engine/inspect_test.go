@@ -104,6 +104,33 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+func TestPolicyWarnings(t *testing.T) {
+	empty := &api.Group{Kind: api.KindClusterGroup, Name: "empty"}
+	elsewhere := antreaPolicy("p", "application", api.ActionDrop, api.Peer{PodSelector: matching()})
+	elsewhere.AppliedTo = []api.Target{{PodSelector: matching("app", "none")}}
+	for _, tc := range []struct {
+		name, want string
+		policy     api.Object
+	}{
+		{"in effect", "", antreaPolicy("p", "application", api.ActionDrop, api.Peer{PodSelector: matching()})},
+		{"its rules have nobody", "has no effect now", antreaPolicy("p", "application", api.ActionDrop, api.Peer{Group: "empty"})},
+		{"its tier is not there", "has no effect now", antreaPolicy("p", "nowhere", api.ActionDrop, api.Peer{PodSelector: matching()})},
+		{"it guards nobody", "applies to no Pod now", elsewhere},
+		{"nor does this", "applies to no Pod now", ingressFrom("x", "p", matching("app", "none"))},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := New()
+			for _, o := range []api.Object{empty, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
+				e.Apply(upsert(o))
+			}
+			e.Flush()
+			if got := strings.Join(e.Policies()[0].Warnings, ", "); got != tc.want {
+				t.Errorf("warns that it %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
 func TestDefinitions(t *testing.T) {
 	e := New()
 	for _, o := range append(baseState(), &api.Group{Kind: api.KindGroup, Namespace: "x", Name: "own", PodSelector: matching("app", "web")},

@@ -140,28 +140,28 @@ func (r *CaseReport) End() bool {
 	return true
 }
 
-// Add takes over what another report of the same mode holds.
-func (r *Report) Add(o *Report) {
-	for name, s := range o.Suites {
+// Unreadable records a case file that cannot be parsed.
+func (r *Report) Unreadable(path string, err error) {
+	r.Totals.Wrong++
+	r.Failures = append(r.Failures, Failure{Case: path, Why: err.Error()})
+}
+
+// Add counts what another report of the same mode has.
+func (r *Report) Add(other *Report) {
+	for name, s := range other.Suites {
 		if r.Suites[name] == nil {
 			r.Suites[name] = &SuiteTotals{}
 		}
 		r.Suites[name].Cases += s.Cases
 		r.Suites[name].Passed += s.Passed
 	}
-	r.Totals.Cases += o.Totals.Cases
-	r.Totals.Passed += o.Totals.Passed
-	r.Totals.Verdicts += o.Totals.Verdicts
-	r.Totals.Wrong += o.Totals.Wrong
-	r.Totals.Skipped += o.Totals.Skipped
-	r.Failures = append(r.Failures, o.Failures...)
-	r.Skips = append(r.Skips, o.Skips...)
-}
-
-// Unreadable records a case file that cannot be parsed.
-func (r *Report) Unreadable(path string, err error) {
-	r.Totals.Wrong++
-	r.Failures = append(r.Failures, Failure{Case: path, Why: err.Error()})
+	r.Totals.Cases += other.Totals.Cases
+	r.Totals.Passed += other.Totals.Passed
+	r.Totals.Verdicts += other.Totals.Verdicts
+	r.Totals.Wrong += other.Totals.Wrong
+	r.Totals.Skipped += other.Totals.Skipped
+	r.Failures = append(r.Failures, other.Failures...)
+	r.Skips = append(r.Skips, other.Skips...)
 }
 
 // Failed reports whether the run fails: something is wrong, or, where strict,
