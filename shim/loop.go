@@ -162,7 +162,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		l.refreshPorts(ctx)
 		switch {
 		case l.blocked != nil:
-			return applyResult{err: l.blocked}
+			return refusal(l.blocked)
 		case l.compiler == nil:
 			return applyResult{err: errors.New("the bridge cannot be read yet")}
 		}
@@ -174,11 +174,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
-		var refused *pipeline.Refused
-		if errors.As(err, &refused) {
-			return applyResult{err: err, problems: itemErrors(refused.Problems)}
-		}
-		return applyResult{err: err}
+		return refusal(err)
 	}
 	if !l.complete {
 		l.complete, l.stale = true, true // Orphans go, with what the cut brings, in one bundle.
@@ -188,6 +184,16 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	}
 	l.unsaved = true
 	return applyResult{problems: itemErrors(l.compiler.Problems())}
+}
+
+// refusal is the answer to a cut that is not taken over, with the items that are
+// to blame where that is known.
+func refusal(err error) applyResult {
+	var refused *pipeline.Refused
+	if errors.As(err, &refused) {
+		return applyResult{err: err, problems: itemErrors(refused.Problems)}
+	}
+	return applyResult{err: err}
 }
 
 // tell brings a change to the bridge.
@@ -423,6 +429,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 	l.blocked = err
 	if err != nil {
 		l.compiler, l.stale = nil, true // Tried again; the bridge stays as it is.
+		l.unsaved = false
 		l.failed(err)
 		return
 	}

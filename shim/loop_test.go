@@ -408,11 +408,20 @@ func TestOrphansAreSweptOnlyAfterACompleteState(t *testing.T) {
 // the bridge keeps what it has, orphans too, until there is one that is taken.
 func TestRefusedStateSweepsNothing(t *testing.T) {
 	t.Parallel()
+	t.Run("by a loop that runs", func(t *testing.T) { refusedState(t, true) })
+	t.Run("by a loop that starts with it", func(t *testing.T) { refusedState(t, false) })
+}
+
+func refusedState(t *testing.T, runs bool) {
+	t.Parallel()
 	sw, w, objects := twoPods(t)
 	orphan := openflow.Flow{Table: 3, Priority: 7, Cookie: pipeline.CookieMark | 0x99}
 	must(t, sw.Fake.Apply(context.Background(), bridge.Change{Upsert: []openflow.Flow{orphan}}))
 	s := newShim(t, sw, w, t.TempDir())
-	begin(t, s)
+	if runs {
+		begin(t, s)
+		sw.until(t, "the flows of every node are in", func() bool { return len(sw.bundles()) > 0 })
+	}
 	scope := storage.NewScopeID(storage.ScopePolicies, "many")
 	commit := func(op storage.Op, i int) {
 		item := storage.Encode(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{Rank: 253, Priority: float64(i),
@@ -424,8 +433,12 @@ func TestRefusedStateSweepsNothing(t *testing.T) {
 	for i := range 151 {
 		commit(storage.OpUpsert, i)
 	}
+	cut := w.cut(objects...)
+	if !runs {
+		begin(t, s)
+	}
 	var refused *pipeline.Refused
-	if err := apply(t, s, w, w.cut(objects...)); !errors.As(err, &refused) {
+	if err := apply(t, s, w, cut); !errors.As(err, &refused) {
 		t.Fatalf("Apply: %v, want a refusal", err)
 	}
 	if _, there := sw.flows(t)[orphan.Key()]; !there || delivered(sw, 1, 2) {
