@@ -174,7 +174,8 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 			return s.publish(ctx, []Problem{{Path: ".", Violation: api.Violation{Message: err.Error() + "; everything that was in force stays"}}}, false)
 		}
 		s.watch(watcher, before.folders)
-		if last := try == maxDebounces; last || s.rested(&before) {
+		writing := s.writing(&before)
+		if last := try == maxDebounces; last || writing == "" {
 			s.take(&before)
 			// Agreeing listings before and after reading show that what was read stood together.
 			after, err := list(s.cfg.Dir)
@@ -182,6 +183,8 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 				found = &before
 				break
 			}
+		} else {
+			s.log.Debug("a file is being written; it is read once it rests", "file", writing)
 		}
 		s.settle(ctx, watcher)
 		if ctx.Err() != nil {
@@ -207,15 +210,15 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 	return s.publish(ctx, problems, moved)
 }
 
-// rested reports whether no file that differs from what was read of it was
-// written to within the debounce: the writer may be in the middle of it.
-func (s *Source) rested(l *listing) bool {
+// writing is a file that differs from what was read of it and was written to
+// within the debounce, if there is one: the writer may be in the middle of it.
+func (s *Source) writing(l *listing) (path string) {
 	for path, now := range l.files {
 		if s.stamps[path] != now && now.age() < s.cfg.Debounce {
-			return false
+			return path
 		}
 	}
-	return true
+	return ""
 }
 
 // take reads the files that differ from what was read of them before.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ type folder struct {
 	t      *testing.T
 	dir    string
 	source *Source
-	log    *strings.Builder
+	log    *lines
 
 	position uint64 // Of the last batch expected.
 }
@@ -29,7 +30,7 @@ func watch(t *testing.T, files map[string]string, rescan time.Duration) *folder 
 
 func watchSlowly(t *testing.T, files map[string]string, rescan, debounce time.Duration) *folder {
 	t.Helper()
-	f := &folder{t: t, dir: t.TempDir(), log: &strings.Builder{}}
+	f := &folder{t: t, dir: t.TempDir(), log: newLines()}
 	for path, text := range files {
 		f.write(path, text)
 	}
@@ -49,6 +50,49 @@ func watchSlowly(t *testing.T, files map[string]string, rescan, debounce time.Du
 		}
 	})
 	return f
+}
+
+// lines are what a source logs.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+	more chan struct{} // Holds a token since the last line.
+}
+
+func newLines() *lines { return &lines{more: make(chan struct{}, 1)} }
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// unread waits until the log has the part behind its first bytes. Until then no
+// batch may tell of more than the position.
+func (f *folder) unread(first int, part string) {
+	f.t.Helper()
+	limit := time.After(20 * time.Second)
+	for !strings.Contains(f.log.String()[first:], part) {
+		select {
+		case <-f.log.more:
+		case b := <-f.source.Batches():
+			if len(b.Events)+len(b.Problems) > 0 {
+				f.t.Fatalf("got %q and %v before the log had %q", told(b.Events), b.Problems, part)
+			}
+		case <-limit:
+			f.t.Fatalf("the log never had %q:\n%s", part, f.log)
+		}
+	}
 }
 
 func (f *folder) path(rel string) string { return filepath.Join(f.dir, rel) }
@@ -215,11 +259,12 @@ func TestHalfAFileIsNotRead(t *testing.T) {
 	f.expect("", 1)
 	f.must(os.Symlink(outside.path("real.yaml"), f.path("a.yaml")))
 	f.expect("+a=1 +b=1", 2)
+	logged := len(f.log.String())
 	file, err := os.OpenFile(outside.path("real.yaml"), os.O_WRONLY|os.O_TRUNC, 0)
 	f.must(err)
 	_, err = file.WriteString(namespace("a", "2"))
 	f.must(err)
-	time.Sleep(100 * time.Millisecond) // Rescans pass in which half of it stands.
+	f.unread(logged, "a file is being written; it is read once it rests: file=a.yaml") // A rescan has seen half of it.
 	_, err = file.WriteString(namespace("b", "1"))
 	f.must(err)
 	f.must(file.Close())
