@@ -49,7 +49,6 @@ const (
 	ReasonGroupNotFound    = "GroupNotFound"
 	ReasonUnsupportedGroup = "NetworkPolicyAppliedToUnsupportedGroup"
 	ReasonNotEnforced      = "NotEnforcedOnNodes"
-	ReasonServiceNotFound  = "ServiceNotFound"
 )
 
 // look resolves an object that a policy or group names, and notes that it was

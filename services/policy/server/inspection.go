@@ -40,11 +40,12 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns {
 			continue
 		}
-		nodes, realized := s.realization(p)
+		span := s.span(p)
 		summary := &policyv1.PolicySummary{
 			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Tier: p.Tier, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
 			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints), Staged: p.Wire.Staged,
-			Nodes: nodes, NodesRealized: realized, Warnings: p.Warnings, Conditions: []*policyv1.Condition{realizable(append(s.failures(p), p.Faults...))},
+			Nodes: uint32(len(span)), NodesRealized: s.realized(p, span), Warnings: p.Warnings,
+			Conditions: []*policyv1.Condition{realizable(append(s.failures(p, span), p.Faults...))},
 		}
 		if list := conflicts[p.Ref]; len(list) > 0 {
 			summary.Conditions = append(summary.Conditions, &policyv1.Condition{Type: "Conflicting", Status: true, Reason: "EqualPrecedence", Message: strings.Join(list, "; ")})
@@ -72,11 +73,10 @@ func realizable(faults []engine.Fault) *policyv1.Condition {
 	return c
 }
 
-// realization counts the nodes of a policy's span, and those that have
-// acknowledged everything they must hold or at least the policy's present items.
-func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
-	for node, need := range s.span(p) {
-		nodes++
+// realized counts the nodes of a policy's span that have acknowledged the
+// policy's present items, and enforce all of them.
+func (s *Server) realized(p engine.PolicyInfo, span map[string]uint64) (nodes uint32) {
+	for node, need := range span {
 		se := s.sessions.find(node)
 		if se == nil {
 			continue
@@ -84,11 +84,11 @@ func (s *Server) realization(p engine.PolicyInfo) (nodes, realized uint32) {
 		se.mu.Lock()
 		failed := slices.ContainsFunc(p.Items, func(i engine.ItemPlace) bool { return se.failed[i] != "" })
 		if se.stream != nil && !failed && se.acked >= need {
-			realized++
+			nodes++
 		}
 		se.mu.Unlock()
 	}
-	return nodes, realized
+	return nodes
 }
 
 // span are the nodes of a policy's items, each with the revision as of which it
@@ -105,9 +105,9 @@ func (s *Server) span(p engine.PolicyInfo) map[string]uint64 {
 }
 
 // failures are what nodes say of a policy's items that they do not enforce.
-func (s *Server) failures(p engine.PolicyInfo) []engine.Fault {
+func (s *Server) failures(p engine.PolicyInfo, span map[string]uint64) []engine.Fault {
 	var out []engine.Fault
-	for _, node := range slices.Sorted(maps.Keys(s.span(p))) {
+	for _, node := range slices.Sorted(maps.Keys(span)) {
 		se := s.sessions.find(node)
 		if se == nil {
 			continue
@@ -116,6 +116,7 @@ func (s *Server) failures(p engine.PolicyInfo) []engine.Fault {
 		for _, item := range p.Items {
 			if why := se.failed[item]; why != "" {
 				out = append(out, engine.Fault{Reason: "RefusedByNode", Message: "node " + node + ": " + why, Widens: true})
+				break // A node's first is enough, and counted below as a node.
 			}
 		}
 		se.mu.Unlock()

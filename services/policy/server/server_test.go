@@ -503,25 +503,26 @@ func TestPoliciesSayWhatNodesRefuse(t *testing.T) {
 				return engine.PolicyInfo{Items: []engine.ItemPlace{{Scope: scope, Key: item.Key}}}
 			}
 			bad, good := policy("bad"), policy("good")
+			failures := func(p engine.PolicyInfo) []engine.Fault { return f.server.failures(p, f.server.span(p)) }
 			c := f.subscribe(hello("node-1"))
 			cut := c.cut()
 			nack := tc.nack(&policyv1.ItemError{Scope: scope[:], Key: bad.Items[0].Key, Error: "no room"})
 			nack.Revision, nack.Error, nack.Digest = cut.GetRevision(), "not all of it", cut.GetDigest()
 			c.send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Nack{Nack: nack}})
-			waitFor(t, func() bool { return len(f.server.failures(bad)) == 1 })
-			if got := f.server.failures(bad)[0]; got != (engine.Fault{Reason: "RefusedByNode", Message: "node node-1: no room", Widens: true}) {
+			waitFor(t, func() bool { return len(failures(bad)) == 1 })
+			if got := failures(bad)[0]; got != (engine.Fault{Reason: "RefusedByNode", Message: "node node-1: no room", Widens: true}) {
 				t.Errorf("%+v", got)
 			}
-			if nodes, realized := f.server.realization(bad); nodes != 1 || realized != 0 {
-				t.Errorf("realised on %d of %d nodes", realized, nodes)
+			if span := f.server.span(bad); len(span) != 1 || f.server.realized(bad, span) != 0 {
+				t.Errorf("realised on %d of %d nodes", f.server.realized(bad, span), len(span))
 			}
-			if _, realized := f.server.realization(good); realized != tc.realized || len(f.server.failures(good)) != 0 {
-				t.Errorf("the other is realised on %d nodes, %v", realized, f.server.failures(good))
+			if realized := f.server.realized(good, f.server.span(good)); realized != tc.realized || len(failures(good)) != 0 {
+				t.Errorf("the other is realised on %d nodes, %v", realized, failures(good))
 			}
 			f.member("a") // Another cut, which succeeds.
 			cut = c.cut()
 			c.ack(cut.GetRevision(), cut.GetDigest())
-			waitFor(t, func() bool { return len(f.server.failures(bad)) == 0 })
+			waitFor(t, func() bool { return len(failures(bad)) == 0 })
 		})
 	}
 }
