@@ -128,6 +128,7 @@ type ListPoliciesRequest struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Namespace           string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`                                                   // Empty: all.
 	ByEffectivePriority bool                   `protobuf:"varint,2,opt,name=by_effective_priority,json=byEffectivePriority,proto3" json:"by_effective_priority,omitempty"` // Order of evaluation instead of kind, Namespace and name.
+	Local               bool                   `protobuf:"varint,3,opt,name=local,proto3" json:"local,omitempty"`                                                          // Count the nodes that are connected to this replica alone.
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -172,6 +173,13 @@ func (x *ListPoliciesRequest) GetNamespace() string {
 func (x *ListPoliciesRequest) GetByEffectivePriority() bool {
 	if x != nil {
 		return x.ByEffectivePriority
+	}
+	return false
+}
+
+func (x *ListPoliciesRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
 	}
 	return false
 }
@@ -729,6 +737,7 @@ func (x *GroupSummary) GetMemberNames() []string {
 
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Local         bool                   `protobuf:"varint,1,opt,name=local,proto3" json:"local,omitempty"` // What this replica knows alone. Otherwise each node is as the replica says that it is connected to.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +770,13 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
 	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListNodesRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 type ListNodesResponse struct {
@@ -835,16 +851,18 @@ type NodeSummary struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
-	AckedRevision uint64                 `protobuf:"varint,3,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"` // Zero: none in this epoch.
-	SentRevision  uint64                 `protobuf:"varint,4,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`    // Zero: none in this epoch.
-	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`                                          // Distance from the acknowledged revision to the newest that concerns the node. Zero: in sync.
-	Digest        []byte                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`                                     // 16 bytes: what the node ought to hold.
-	InSync        bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                      // The node has acknowledged exactly that.
-	LastError     string                 `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`              // Of its last Nack. Empty: none since its last Ack.
-	Endpoints     uint32                 `protobuf:"varint,9,opt,name=endpoints,proto3" json:"endpoints,omitempty"`                              // Pods on the node.
-	Policies      uint32                 `protobuf:"varint,10,opt,name=policies,proto3" json:"policies,omitempty"`                               // Policies in the node's span.
-	ApplyMicros   uint64                 `protobuf:"varint,11,opt,name=apply_micros,json=applyMicros,proto3" json:"apply_micros,omitempty"`      // As in its last Ack.
-	Version       string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`                                  // The shim's build version. Empty: not connected.
+	AckedRevision uint64                 `protobuf:"varint,3,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`  // Zero: none in this epoch.
+	SentRevision  uint64                 `protobuf:"varint,4,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`     // Zero: none in this epoch.
+	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`                                           // Distance from the acknowledged revision to the newest that concerns the node. Zero: in sync.
+	Digest        []byte                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`                                      // 16 bytes: what the node ought to hold.
+	InSync        bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                       // The node has acknowledged exactly that.
+	LastError     string                 `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`               // Of its last Nack. Empty: none since its last Ack.
+	Endpoints     uint32                 `protobuf:"varint,9,opt,name=endpoints,proto3" json:"endpoints,omitempty"`                               // Pods on the node.
+	Policies      uint32                 `protobuf:"varint,10,opt,name=policies,proto3" json:"policies,omitempty"`                                // Policies in the node's span.
+	ApplyMicros   uint64                 `protobuf:"varint,11,opt,name=apply_micros,json=applyMicros,proto3" json:"apply_micros,omitempty"`       // As in its last Ack.
+	Version       string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`                                   // The shim's build version. Empty: not connected.
+	BehindSeconds uint64                 `protobuf:"varint,13,opt,name=behind_seconds,json=behindSeconds,proto3" json:"behind_seconds,omitempty"` // For how long the node has not been in sync. Zero: it is, or since less than a second.
+	Replica       string                 `protobuf:"bytes,14,opt,name=replica,proto3" json:"replica,omitempty"`                                   // Epoch of the replica that the node is connected to. Empty: not connected.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -959,6 +977,20 @@ func (x *NodeSummary) GetApplyMicros() uint64 {
 func (x *NodeSummary) GetVersion() string {
 	if x != nil {
 		return x.Version
+	}
+	return ""
+}
+
+func (x *NodeSummary) GetBehindSeconds() uint64 {
+	if x != nil {
+		return x.BehindSeconds
+	}
+	return 0
+}
+
+func (x *NodeSummary) GetReplica() string {
+	if x != nil {
+		return x.Replica
 	}
 	return ""
 }
@@ -1352,10 +1384,11 @@ var File_weir_policy_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"g\n" +
+	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"}\n" +
 	"\x13ListPoliciesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x122\n" +
-	"\x15by_effective_priority\x18\x02 \x01(\bR\x13byEffectivePriority\"Q\n" +
+	"\x15by_effective_priority\x18\x02 \x01(\bR\x13byEffectivePriority\x12\x14\n" +
+	"\x05local\x18\x03 \x01(\bR\x05local\"Q\n" +
 	"\x14ListPoliciesResponse\x129\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\xe3\x03\n" +
 	"\rPolicySummary\x12+\n" +
@@ -1409,13 +1442,14 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\bselector\x18\x03 \x01(\tR\bselector\x12\x18\n" +
 	"\amembers\x18\x04 \x01(\rR\amembers\x12\x14\n" +
 	"\x05nodes\x18\x05 \x01(\rR\x05nodes\x12!\n" +
-	"\fmember_names\x18\x06 \x03(\tR\vmemberNames\"\x12\n" +
-	"\x10ListNodesRequest\"\xae\x01\n" +
+	"\fmember_names\x18\x06 \x03(\tR\vmemberNames\"(\n" +
+	"\x10ListNodesRequest\x12\x14\n" +
+	"\x05local\x18\x01 \x01(\bR\x05local\"\xae\x01\n" +
 	"\x11ListNodesResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
 	"\bposition\x18\x03 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x121\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xe4\x02\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xa5\x03\n" +
 	"\vNodeSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12%\n" +
@@ -1430,7 +1464,9 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\bpolicies\x18\n" +
 	" \x01(\rR\bpolicies\x12!\n" +
 	"\fapply_micros\x18\v \x01(\x04R\vapplyMicros\x12\x18\n" +
-	"\aversion\x18\f \x01(\tR\aversion\"\xff\x01\n" +
+	"\aversion\x18\f \x01(\tR\aversion\x12%\n" +
+	"\x0ebehind_seconds\x18\r \x01(\x04R\rbehindSeconds\x12\x18\n" +
+	"\areplica\x18\x0e \x01(\tR\areplica\"\xff\x01\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +

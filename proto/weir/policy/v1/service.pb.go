@@ -850,7 +850,7 @@ type NodeStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rules         []*RuleCounter         `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`                                         // Rules that matched since the stream began; cumulative since the shim's boot.
 	PacketInsLost uint64                 `protobuf:"varint,2,opt,name=packet_ins_lost,json=packetInsLost,proto3" json:"packet_ins_lost,omitempty"` // Log events lost on the node since the shim's boot.
-	Ports         []*PortState           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`                                         // All ports of the node.
+	Ports         []*PortState           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`                                         // All ports of the node; told whenever one changes, too.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -993,11 +993,17 @@ func (x *RuleCounter) GetSessions() uint64 {
 
 // PortState is one Pod port of a node.
 type PortState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // Of the Pod. Empty: the port belongs to no known Pod.
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`           // Of the Pod.
-	Interface     string                 `protobuf:"bytes,3,opt,name=interface,proto3" json:"interface,omitempty"` // Name of the OVS interface.
-	Open          bool                   `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`          // The port may carry traffic.
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // Of the Pod. Empty: the port belongs to no known Pod.
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`           // Of the Pod.
+	Interface string                 `protobuf:"bytes,3,opt,name=interface,proto3" json:"interface,omitempty"` // Name of the OVS interface.
+	Open      bool                   `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`          // The port may carry traffic.
+	// Addresses, 4 or 16 bytes each, that whoever made the port gave the Pod; the
+	// policy service takes them for the Pod's, on its node, before the Pod's
+	// status has them. Empty: the interface does not say.
+	Ips           [][]byte `protobuf:"bytes,5,rep,name=ips,proto3" json:"ips,omitempty"`
+	Uid           string   `protobuf:"bytes,6,opt,name=uid,proto3" json:"uid,omitempty"`       // Of the Pod's object. Empty: the interface does not say.
+	Reason        string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // Why the port is closed. Empty: it is open.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1058,6 +1064,27 @@ func (x *PortState) GetOpen() bool {
 		return x.Open
 	}
 	return false
+}
+
+func (x *PortState) GetIps() [][]byte {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *PortState) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PortState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 var File_weir_policy_v1_service_proto protoreflect.FileDescriptor
@@ -1124,12 +1151,15 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bsessions\x18\x06 \x01(\x04R\bsessions\"o\n" +
+	"\bsessions\x18\x06 \x01(\x04R\bsessions\"\xab\x01\n" +
 	"\tPortState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\tinterface\x18\x03 \x01(\tR\tinterface\x12\x12\n" +
-	"\x04open\x18\x04 \x01(\bR\x04open2e\n" +
+	"\x04open\x18\x04 \x01(\bR\x04open\x12\x10\n" +
+	"\x03ips\x18\x05 \x03(\fR\x03ips\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason2e\n" +
 	"\rPolicyService\x12T\n" +
 	"\tSubscribe\x12 .weir.policy.v1.SubscribeRequest\x1a!.weir.policy.v1.SubscribeResponse(\x010\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 

@@ -261,6 +261,7 @@ const (
 	ScopeKind_SCOPE_KIND_NODE          ScopeKind = 1 // NodeFacts and Endpoint items of one node; span 1.
 	ScopeKind_SCOPE_KIND_POLICIES      ScopeKind = 2 // Policy items that guard the same set of applied-to groups.
 	ScopeKind_SCOPE_KIND_ADDRESS_GROUP ScopeKind = 3 // Member items of one address group; the scope's id is the group's id.
+	ScopeKind_SCOPE_KIND_ROUTES        ScopeKind = 4 // NodeRoute items of all Nodes with Pods' prefixes; every node that has a Node object holds it.
 )
 
 // Enum value maps for ScopeKind.
@@ -270,12 +271,14 @@ var (
 		1: "SCOPE_KIND_NODE",
 		2: "SCOPE_KIND_POLICIES",
 		3: "SCOPE_KIND_ADDRESS_GROUP",
+		4: "SCOPE_KIND_ROUTES",
 	}
 	ScopeKind_value = map[string]int32{
 		"SCOPE_KIND_UNSPECIFIED":   0,
 		"SCOPE_KIND_NODE":          1,
 		"SCOPE_KIND_POLICIES":      2,
 		"SCOPE_KIND_ADDRESS_GROUP": 3,
+		"SCOPE_KIND_ROUTES":        4,
 	}
 )
 
@@ -377,6 +380,7 @@ type Item struct {
 	//	*Item_Endpoint
 	//	*Item_Policy
 	//	*Item_Member
+	//	*Item_Route
 	Body          isItem_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -455,6 +459,15 @@ func (x *Item) GetMember() *Member {
 	return nil
 }
 
+func (x *Item) GetRoute() *NodeRoute {
+	if x != nil {
+		if x, ok := x.Body.(*Item_Route); ok {
+			return x.Route
+		}
+	}
+	return nil
+}
+
 type isItem_Body interface {
 	isItem_Body()
 }
@@ -475,6 +488,10 @@ type Item_Member struct {
 	Member *Member `protobuf:"bytes,4,opt,name=member,proto3,oneof"` // Key "pod/NAMESPACE/NAME", "node/NAME" or "cidr/PREFIX".
 }
 
+type Item_Route struct {
+	Route *NodeRoute `protobuf:"bytes,5,opt,name=route,proto3,oneof"` // Key "node/NAME".
+}
+
 func (*Item_Node) isItem_Body() {}
 
 func (*Item_Endpoint) isItem_Body() {}
@@ -482,6 +499,8 @@ func (*Item_Endpoint) isItem_Body() {}
 func (*Item_Policy) isItem_Body() {}
 
 func (*Item_Member) isItem_Body() {}
+
+func (*Item_Route) isItem_Body() {}
 
 // NodeFacts are what a shim must know of its own node.
 type NodeFacts struct {
@@ -544,6 +563,70 @@ func (x *NodeFacts) GetGateways() [][]byte {
 	return nil
 }
 
+// NodeRoute says where the Pods of a node are: the node itself among them. It is
+// what a node's Pod network is made of where Weir makes it, and decides nothing.
+type NodeRoute struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                         // Of the Node; never empty.
+	PodCidrs []*Prefix              `protobuf:"bytes,2,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"` // spec.podCIDRs, at least one. The host has the first address of each, unless NodeFacts.gateways says otherwise.
+	// 4 or 16 bytes each, at most one of each family: where the node is reached,
+	// its transport address or else its first InternalIP. Empty: nowhere known.
+	Addresses     [][]byte `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeRoute) Reset() {
+	*x = NodeRoute{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeRoute) ProtoMessage() {}
+
+func (x *NodeRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeRoute.ProtoReflect.Descriptor instead.
+func (*NodeRoute) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeRoute) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeRoute) GetPodCidrs() []*Prefix {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
+}
+
+func (x *NodeRoute) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // NamedPort is a container port that has a name.
 type NamedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -556,7 +639,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +651,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +664,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NamedPort) GetName() string {
@@ -614,13 +697,14 @@ type Endpoint struct {
 	Ips           [][]byte               `protobuf:"bytes,3,rep,name=ips,proto3" json:"ips,omitempty"`             // 4 or 16 bytes each, at least one.
 	Groups        [][]byte               `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`       // Ids (16 bytes, ascending) of the applied-to groups that hold the Pod. Empty: no policy applies to it.
 	Ports         []*NamedPort           `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`         // In the order of the Pod's containers. Empty: it names none.
+	Uid           string                 `protobuf:"bytes,6,opt,name=uid,proto3" json:"uid,omitempty"`             // Object UID. Empty: the source has none.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +716,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +729,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Endpoint) GetNamespace() string {
@@ -683,6 +767,13 @@ func (x *Endpoint) GetPorts() []*NamedPort {
 	return nil
 }
 
+func (x *Endpoint) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
 // Member is one member of an address group.
 type Member struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -700,7 +791,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +803,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +816,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Member) GetSubject() isMember_Subject {
@@ -809,7 +900,7 @@ type PodRef struct {
 
 func (x *PodRef) Reset() {
 	*x = PodRef{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +912,7 @@ func (x *PodRef) String() string {
 func (*PodRef) ProtoMessage() {}
 
 func (x *PodRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +925,7 @@ func (x *PodRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodRef.ProtoReflect.Descriptor instead.
 func (*PodRef) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PodRef) GetNamespace() string {
@@ -862,7 +953,7 @@ type IPBlock struct {
 
 func (x *IPBlock) Reset() {
 	*x = IPBlock{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +965,7 @@ func (x *IPBlock) String() string {
 func (*IPBlock) ProtoMessage() {}
 
 func (x *IPBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +978,7 @@ func (x *IPBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPBlock.ProtoReflect.Descriptor instead.
 func (*IPBlock) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IPBlock) GetCidr() *Prefix {
@@ -915,7 +1006,7 @@ type Prefix struct {
 
 func (x *Prefix) Reset() {
 	*x = Prefix{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1018,7 @@ func (x *Prefix) String() string {
 func (*Prefix) ProtoMessage() {}
 
 func (x *Prefix) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1031,7 @@ func (x *Prefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
 func (*Prefix) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Prefix) GetAddress() []byte {
@@ -988,7 +1079,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1091,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1104,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Policy) GetRef() *PolicyRef {
@@ -1129,7 +1220,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1232,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1245,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rule) GetDirection() Direction {
@@ -1238,7 +1329,7 @@ type Services struct {
 
 func (x *Services) Reset() {
 	*x = Services{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1341,7 @@ func (x *Services) String() string {
 func (*Services) ProtoMessage() {}
 
 func (x *Services) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1354,7 @@ func (x *Services) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Services.ProtoReflect.Descriptor instead.
 func (*Services) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Services) GetServices() []*Service {
@@ -1292,7 +1383,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1395,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1408,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Service) GetProtocol() Protocol {
@@ -1402,7 +1493,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1505,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1518,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peers) GetGroups() [][]byte {
@@ -1454,7 +1545,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1557,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1570,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Position) GetSources() map[string]uint64 {
@@ -1508,7 +1599,7 @@ type ScopeDelta struct {
 
 func (x *ScopeDelta) Reset() {
 	*x = ScopeDelta{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1611,7 @@ func (x *ScopeDelta) String() string {
 func (*ScopeDelta) ProtoMessage() {}
 
 func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1624,7 @@ func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeDelta.ProtoReflect.Descriptor instead.
 func (*ScopeDelta) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ScopeDelta) GetId() []byte {
@@ -1618,7 +1709,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1721,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1734,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Cut) GetEpoch() string {
@@ -1717,27 +1808,33 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\tPolicyRef\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.weir.policy.v1.PolicyKindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xdb\x01\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x8e\x02\n" +
 	"\x04Item\x12/\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.weir.policy.v1.NodeFactsH\x00R\x04node\x126\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x18.weir.policy.v1.EndpointH\x00R\bendpoint\x120\n" +
 	"\x06policy\x18\x03 \x01(\v2\x16.weir.policy.v1.PolicyH\x00R\x06policy\x120\n" +
-	"\x06member\x18\x04 \x01(\v2\x16.weir.policy.v1.MemberH\x00R\x06memberB\x06\n" +
+	"\x06member\x18\x04 \x01(\v2\x16.weir.policy.v1.MemberH\x00R\x06member\x121\n" +
+	"\x05route\x18\x05 \x01(\v2\x19.weir.policy.v1.NodeRouteH\x00R\x05routeB\x06\n" +
 	"\x04body\"Y\n" +
 	"\tNodeFacts\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x1a\n" +
-	"\bgateways\x18\x03 \x03(\fR\bgateways\"i\n" +
+	"\bgateways\x18\x03 \x03(\fR\bgateways\"r\n" +
+	"\tNodeRoute\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\tpod_cidrs\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\bpodCidrs\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"i\n" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x97\x01\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xa9\x01\n" +
 	"\bEndpoint\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03ips\x18\x03 \x03(\fR\x03ips\x12\x16\n" +
 	"\x06groups\x18\x04 \x03(\fR\x06groups\x12/\n" +
-	"\x05ports\x18\x05 \x03(\v2\x19.weir.policy.v1.NamedPortR\x05ports\"\xc9\x01\n" +
+	"\x05ports\x18\x05 \x03(\v2\x19.weir.policy.v1.NamedPortR\x05ports\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\tR\x03uid\"\xc9\x01\n" +
 	"\x06Member\x12*\n" +
 	"\x03pod\x18\x01 \x01(\v2\x16.weir.policy.v1.PodRefH\x00R\x03pod\x12\x14\n" +
 	"\x04node\x18\x02 \x01(\tH\x00R\x04node\x12/\n" +
@@ -1859,12 +1956,13 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"!POLICY_KIND_ANTREA_NETWORK_POLICY\x10\x03\x12$\n" +
 	" POLICY_KIND_ADMIN_NETWORK_POLICY\x10\x04\x12-\n" +
 	")POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY\x10\x05\x12&\n" +
-	"\"POLICY_KIND_CLUSTER_NETWORK_POLICY\x10\x06*s\n" +
+	"\"POLICY_KIND_CLUSTER_NETWORK_POLICY\x10\x06*\x8a\x01\n" +
 	"\tScopeKind\x12\x1a\n" +
 	"\x16SCOPE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSCOPE_KIND_NODE\x10\x01\x12\x17\n" +
 	"\x13SCOPE_KIND_POLICIES\x10\x02\x12\x1c\n" +
-	"\x18SCOPE_KIND_ADDRESS_GROUP\x10\x03B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\x18SCOPE_KIND_ADDRESS_GROUP\x10\x03\x12\x15\n" +
+	"\x11SCOPE_KIND_ROUTES\x10\x04B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_state_proto_rawDescOnce sync.Once
@@ -1879,7 +1977,7 @@ func file_weir_policy_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_weir_policy_v1_state_proto_goTypes = []any{
 	(Direction)(0),     // 0: weir.policy.v1.Direction
 	(Action)(0),        // 1: weir.policy.v1.Action
@@ -1889,54 +1987,57 @@ var file_weir_policy_v1_state_proto_goTypes = []any{
 	(*PolicyRef)(nil),  // 5: weir.policy.v1.PolicyRef
 	(*Item)(nil),       // 6: weir.policy.v1.Item
 	(*NodeFacts)(nil),  // 7: weir.policy.v1.NodeFacts
-	(*NamedPort)(nil),  // 8: weir.policy.v1.NamedPort
-	(*Endpoint)(nil),   // 9: weir.policy.v1.Endpoint
-	(*Member)(nil),     // 10: weir.policy.v1.Member
-	(*PodRef)(nil),     // 11: weir.policy.v1.PodRef
-	(*IPBlock)(nil),    // 12: weir.policy.v1.IPBlock
-	(*Prefix)(nil),     // 13: weir.policy.v1.Prefix
-	(*Policy)(nil),     // 14: weir.policy.v1.Policy
-	(*Rule)(nil),       // 15: weir.policy.v1.Rule
-	(*Services)(nil),   // 16: weir.policy.v1.Services
-	(*Service)(nil),    // 17: weir.policy.v1.Service
-	(*Peers)(nil),      // 18: weir.policy.v1.Peers
-	(*Position)(nil),   // 19: weir.policy.v1.Position
-	(*ScopeDelta)(nil), // 20: weir.policy.v1.ScopeDelta
-	(*Cut)(nil),        // 21: weir.policy.v1.Cut
-	nil,                // 22: weir.policy.v1.Position.SourcesEntry
+	(*NodeRoute)(nil),  // 8: weir.policy.v1.NodeRoute
+	(*NamedPort)(nil),  // 9: weir.policy.v1.NamedPort
+	(*Endpoint)(nil),   // 10: weir.policy.v1.Endpoint
+	(*Member)(nil),     // 11: weir.policy.v1.Member
+	(*PodRef)(nil),     // 12: weir.policy.v1.PodRef
+	(*IPBlock)(nil),    // 13: weir.policy.v1.IPBlock
+	(*Prefix)(nil),     // 14: weir.policy.v1.Prefix
+	(*Policy)(nil),     // 15: weir.policy.v1.Policy
+	(*Rule)(nil),       // 16: weir.policy.v1.Rule
+	(*Services)(nil),   // 17: weir.policy.v1.Services
+	(*Service)(nil),    // 18: weir.policy.v1.Service
+	(*Peers)(nil),      // 19: weir.policy.v1.Peers
+	(*Position)(nil),   // 20: weir.policy.v1.Position
+	(*ScopeDelta)(nil), // 21: weir.policy.v1.ScopeDelta
+	(*Cut)(nil),        // 22: weir.policy.v1.Cut
+	nil,                // 23: weir.policy.v1.Position.SourcesEntry
 }
 var file_weir_policy_v1_state_proto_depIdxs = []int32{
 	3,  // 0: weir.policy.v1.PolicyRef.kind:type_name -> weir.policy.v1.PolicyKind
 	7,  // 1: weir.policy.v1.Item.node:type_name -> weir.policy.v1.NodeFacts
-	9,  // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
-	14, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
-	10, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
-	2,  // 5: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
-	8,  // 6: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
-	11, // 7: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
-	12, // 8: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
-	8,  // 9: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
-	13, // 10: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
-	13, // 11: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
-	5,  // 12: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
-	15, // 13: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
-	0,  // 14: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
-	1,  // 15: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
-	16, // 16: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
-	18, // 17: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
-	17, // 18: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
-	2,  // 19: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
-	12, // 20: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
-	22, // 21: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
-	4,  // 22: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
-	6,  // 23: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
-	19, // 24: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
-	20, // 25: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	10, // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
+	15, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
+	11, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
+	8,  // 5: weir.policy.v1.Item.route:type_name -> weir.policy.v1.NodeRoute
+	14, // 6: weir.policy.v1.NodeRoute.pod_cidrs:type_name -> weir.policy.v1.Prefix
+	2,  // 7: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
+	9,  // 8: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
+	12, // 9: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
+	13, // 10: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
+	9,  // 11: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
+	14, // 12: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
+	14, // 13: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
+	5,  // 14: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
+	16, // 15: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
+	0,  // 16: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
+	1,  // 17: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
+	17, // 18: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
+	19, // 19: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
+	18, // 20: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
+	2,  // 21: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
+	13, // 22: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
+	23, // 23: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
+	4,  // 24: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
+	6,  // 25: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
+	20, // 26: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
+	21, // 27: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_state_proto_init() }
@@ -1949,20 +2050,21 @@ func file_weir_policy_v1_state_proto_init() {
 		(*Item_Endpoint)(nil),
 		(*Item_Policy)(nil),
 		(*Item_Member)(nil),
+		(*Item_Route)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[5].OneofWrappers = []any{
+	file_weir_policy_v1_state_proto_msgTypes[6].OneofWrappers = []any{
 		(*Member_Pod)(nil),
 		(*Member_Node)(nil),
 		(*Member_Block)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[12].OneofWrappers = []any{}
+	file_weir_policy_v1_state_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_state_proto_rawDesc), len(file_weir_policy_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
