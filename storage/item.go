@@ -19,6 +19,7 @@ const (
 	ScopeNode         = policyv1.ScopeKind_SCOPE_KIND_NODE
 	ScopePolicies     = policyv1.ScopeKind_SCOPE_KIND_POLICIES
 	ScopeAddressGroup = policyv1.ScopeKind_SCOPE_KIND_ADDRESS_GROUP
+	ScopeRoutes       = policyv1.ScopeKind_SCOPE_KIND_ROUTES
 )
 
 // Encoded is an item, encoded once; its bytes are shared by every stream.
@@ -64,6 +65,11 @@ func KeyOf(item *policyv1.Item) (string, error) {
 		return PolicyKey(body.Policy), nil
 	case *policyv1.Item_Member:
 		return memberKey(body.Member)
+	case *policyv1.Item_Route:
+		if body.Route.GetName() == "" {
+			return "", errors.New("route without the name of a node")
+		}
+		return NodeKey(body.Route.Name), nil
 	}
 	return "", errors.New("item without a body that is known")
 }
@@ -74,6 +80,10 @@ const nodeKey = "node"
 // PodKey is the key of what is said of a Pod: its endpoint item, and its
 // member item in every group.
 func PodKey(namespace, name string) string { return "pod/" + namespace + "/" + name }
+
+// NodeKey is the key of what is said of a Node to others: its member item in
+// every group, and its route.
+func NodeKey(name string) string { return "node/" + name }
 
 // PolicyKey is the key of a policy item, by its reference and its part.
 func PolicyKey(p *policyv1.Policy) string {
@@ -96,7 +106,7 @@ func memberKey(m *policyv1.Member) (string, error) {
 		if s.Node == "" {
 			return "", errors.New("member Node without name")
 		}
-		return "node/" + s.Node, nil
+		return NodeKey(s.Node), nil
 	case *policyv1.Member_Block:
 		p, err := PrefixFromWire(s.Block.GetCidr())
 		if err != nil {

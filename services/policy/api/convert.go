@@ -71,24 +71,38 @@ func FromNamespace(o *corev1.Namespace) *Namespace {
 // FromNode converts a Node.
 func FromNode(o *corev1.Node) *Node {
 	n := &Node{Name: intern(o.Name), Labels: labels(o.Labels)}
+	var internal []netip.Addr
 	for _, a := range o.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {
 			n.Addresses = append(n.Addresses, ip.Unmap())
+			if a.Type == corev1.NodeInternalIP {
+				internal = append(internal, ip.Unmap())
+			}
+		}
+	}
+	for _, cidr := range podCIDRs(o) {
+		if p, err := parsePrefix(cidr); err == nil {
+			n.PodCIDRs = append(n.PodCIDRs, p)
 		}
 	}
 	if list, ok := o.Annotations[AnnotationGateways]; ok {
 		n.Gateways = addresses(list)
 	} else {
-		for _, cidr := range podCIDRs(o) {
-			if p, err := parsePrefix(cidr); err == nil {
-				n.Gateways = append(n.Gateways, p.Addr().Next())
-			}
+		for _, p := range n.PodCIDRs {
+			n.Gateways = append(n.Gateways, p.Addr().Next())
 		}
 	}
 	if list, ok := o.Annotations[AnnotationTransport]; ok {
 		n.Transport = addresses(list)
 	} else {
 		n.Transport = addresses(o.Annotations[AnnotationAntreaTransport])
+	}
+	for _, list := range [][]netip.Addr{n.Transport, internal} {
+		for _, ip := range list {
+			if !slices.ContainsFunc(n.Reached, func(r netip.Addr) bool { return r.Is4() == ip.Is4() }) {
+				n.Reached = append(n.Reached, ip)
+			}
+		}
 	}
 	return n
 }

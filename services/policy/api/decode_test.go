@@ -76,7 +76,8 @@ spec:
 	}
 	want := []Object{
 		&Namespace{Name: "shop", LogPolicies: true, Labels: Labels{{LabelAntreaNamespaceName, "shop"}, {LabelNamespaceName, "shop"}, {"team", "sales"}}},
-		&Node{Name: "worker", Addresses: ips("192.0.2.1"), Gateways: ips("10.1.0.1", "fd00:1::1"), Transport: ips("172.16.0.1", "fd01::1")},
+		&Node{Name: "worker", Addresses: ips("192.0.2.1"), Gateways: ips("10.1.0.1", "fd00:1::1"), Transport: ips("172.16.0.1", "fd01::1"),
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}, Reached: ips("172.16.0.1", "fd01::1")},
 		&Pod{Namespace: "shop", Name: "cart", UID: "u-1", Labels: Labels{{"a", "one"}, {"b", "two"}}, Node: "worker", ServiceAccount: "default",
 			IPs: ips("10.1.0.5", "fd00:1::5"), Ports: []ContainerPort{{"web", ProtocolTCP, 8080}, {"admin", ProtocolUDP, 15000}}},
 		&Pod{Namespace: "default", Name: "job", ServiceAccount: "runner", HostNetwork: true, Finished: true},

@@ -176,6 +176,11 @@ type Node struct {
 	// Transport are the addresses of the annotation
 	// weir.dev/transport-addresses, or else node.antrea.io/transport-addresses.
 	Transport []netip.Addr
+	// PodCIDRs are spec.podCIDRs: where the addresses of its Pods come from.
+	PodCIDRs []netip.Prefix
+	// Reached is where other nodes reach it, an address of each family at most:
+	// of Transport, or else the first InternalIP.
+	Reached []netip.Addr
 }
 
 // Ref implements Object.

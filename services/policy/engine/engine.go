@@ -15,6 +15,7 @@ type Engine struct {
 	namespaces list[*namespace]
 	found      *namespace // By the last findNamespace that found one.
 	nodes      nodes
+	routes     routes
 	sets       list[*targetSet]
 	classes    int // Of all Namespaces.
 
@@ -52,6 +53,7 @@ func New() *Engine {
 		ordered:       make(map[api.Ref]*ordered),
 		related:       make(map[*ordered]struct{}),
 		referents:     make(map[api.Ref]*referent),
+		routes:        newRoutes(),
 	}
 }
 

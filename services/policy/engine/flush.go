@@ -35,6 +35,7 @@ func (e *Engine) flush() []storage.Change {
 		}
 	}
 	out := changes{list: make([]storage.Change, 0, e.countChanges())}
+	e.flushRoutes(&out)
 	e.flushNodes(&out)
 	e.flushSets(&out)
 	e.flushGroups(&out)
@@ -49,7 +50,7 @@ func (e *Engine) flush() []storage.Change {
 // that grows on the way costs more than the changes themselves.
 func (e *Engine) countChanges() int {
 	p := &e.pending
-	n := 2*len(p.nodes) + len(p.left) + len(p.members) + len(p.hosts) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
+	n := 4*len(p.nodes) + len(p.left) + len(p.members) + len(p.hosts) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
 	for _, t := range p.sets {
 		n++
 		if !t.told && t.policies > 0 {

@@ -51,7 +51,7 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 	}
 }
 
-func hostKey(n *node) string { return "node/" + n.name }
+func hostKey(n *node) string { return storage.NodeKey(n.name) }
 
 func (e *Engine) host(n *node) storage.Encoded {
 	return storage.Encoded{Key: hostKey(n), Body: string(e.encoder.host(n.obj))}

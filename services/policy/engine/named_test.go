@@ -28,6 +28,14 @@ func (s state) but(name string, in []api.Object, gone ...api.Object) state {
 	return state{name, append(objects, in...)}
 }
 
+func routed(name string, prefixes ...string) *api.Node {
+	n := &api.Node{Name: name, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+	for _, p := range prefixes {
+		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(p))
+	}
+	return n
+}
+
 func these(o ...api.Object) []api.Object { return o }
 
 // chains are sequences of states, each of which differs from the one before in
@@ -77,6 +85,9 @@ func chains() [][]state {
 		{base, base.but("a Namespace becomes another's like", these(newNamespace("y", "team", "a"))), base.but("and has no labels", these(newNamespace("y"))), base},
 		{base, base.but("a relation of labels becomes one of names", these(variant[13])), base.but("and a Namespace comes", these(variant[13], newNamespace("z", "team", "a"))), base},
 		{base, base.but("a Node has another address", these(&api.Node{Name: "node-2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.9")}})), base.but("and goes", nil, &api.Node{Name: "node-2"}), base},
+		{base, base.but("no Node has Pods' prefixes", these(&api.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})), base},
+		{base, base.but("another Node has prefixes too", these(routed("node-2", "10.0.1.0/24", "fd00:1::/64"))), base.but("other ones", these(routed("node-2", "10.0.2.0/24"))),
+			base.but("and a Node comes", these(routed("node-2", "10.0.2.0/24"), routed("node-3", "10.0.3.0/24"))), base},
 		{base, base.but("everything at once", variant), empty, base},
 	}
 }

@@ -15,6 +15,8 @@ type node struct {
 	changed bool // The object has changed.
 	facts   bool // The store has its facts.
 	pods    int  // Endpoints on it.
+	routed  bool // The store has its route,
+	routes  bool // and has it in the scope of routes.
 }
 
 func (n *node) sum() uint32 { return n.hash }

@@ -72,7 +72,8 @@ func baseState() []api.Object {
 	named := newPod("y", "named", "node-2", "10.0.1.3", "app", "db")
 	named.Ports = []api.ContainerPort{{Name: "sql", Protocol: api.ProtocolTCP, Port: 5432}}
 	return []api.Object{
-		&api.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+		&api.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}, Reached: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
 		&api.Node{Name: "node-2", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.2")}},
 		newNamespace("x", "team", "a"),
 		newNamespace("y", "team", "b"),

@@ -18,7 +18,7 @@ import (
 type encoder struct{ buf []byte }
 
 // Numbers of the fields of policyv1.Item.
-const itemNode, itemEndpoint, itemPolicy, itemMember = 1, 2, 3, 4
+const itemNode, itemEndpoint, itemPolicy, itemMember, itemRoute = 1, 2, 3, 4, 5
 
 // nodeKey is the key of a node's facts.
 const nodeKey = "node"
@@ -60,6 +60,19 @@ func (enc *encoder) endpoint(p *api.Pod, groups [][]byte) []byte {
 		b = appendBytes(b, 4, id)
 	}
 	b = appendPorts(b, 5, p.Ports)
+	b = appendString(b, 6, p.UID)
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// route is the item of a Node's Pod network.
+func (enc *encoder) route(n *api.Node) []byte {
+	b, start := open(enc.buf[:0], itemRoute)
+	b = appendString(b, 1, n.Name)
+	for _, p := range n.PodCIDRs {
+		b = appendPrefix(b, 2, p)
+	}
+	b = appendAddrs(b, 3, n.Reached)
 	enc.buf = shut(b, start)
 	return enc.buf
 }

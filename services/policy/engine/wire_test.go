@@ -106,11 +106,11 @@ func wirePorts(ports []api.ContainerPort) (out []*policyv1.NamedPort) {
 }
 
 func (c *choices) endpoint(enc *encoder) message {
-	p := &api.Pod{Namespace: c.text(), Name: c.text(), IPs: c.addrs(), Ports: c.ports()}
+	p := &api.Pod{Namespace: c.text(), Name: c.text(), UID: c.text(), IPs: c.addrs(), Ports: c.ports()}
 	var groups [][]byte
 	c.some(func() { groups = append(groups, bytes.Repeat([]byte{c.byte()}, 16)) })
 	return message{enc.endpoint(p, groups), &policyv1.Item{Body: &policyv1.Item_Endpoint{Endpoint: &policyv1.Endpoint{
-		Namespace: p.Namespace, Name: p.Name, Ips: wireAddrs(p.IPs), Groups: groups, Ports: wirePorts(p.Ports)}}}}
+		Namespace: p.Namespace, Name: p.Name, Ips: wireAddrs(p.IPs), Groups: groups, Ports: wirePorts(p.Ports), Uid: p.UID}}}}
 }
 
 func (c *choices) member(enc *encoder) message {
@@ -141,6 +141,16 @@ func (c *choices) node(enc *encoder) message {
 		facts.Addresses = wireAddrs(all)
 	}
 	return message{enc.node(n), &policyv1.Item{Body: &policyv1.Item_Node{Node: facts}}}
+}
+
+func (c *choices) route(enc *encoder) message {
+	n := &api.Node{Name: c.text(), Reached: c.addrs()}
+	route := &policyv1.NodeRoute{Name: n.Name, Addresses: wireAddrs(n.Reached)}
+	c.some(func() {
+		n.PodCIDRs = append(n.PodCIDRs, c.prefix())
+		route.PodCidrs = append(route.PodCidrs, storage.PrefixToWire(n.PodCIDRs[len(n.PodCIDRs)-1]))
+	})
+	return message{enc.route(n), &policyv1.Item{Body: &policyv1.Item_Route{Route: route}}}
 }
 
 func (c *choices) policy(enc *encoder) message {
@@ -200,13 +210,15 @@ func (c *choices) policy(enc *encoder) message {
 }
 
 func (c *choices) message(enc *encoder) message {
-	switch c.below(4) {
+	switch c.below(5) {
 	case 0:
 		return c.endpoint(enc)
 	case 1:
 		return c.member(enc)
 	case 2:
 		return c.node(enc)
+	case 3:
+		return c.route(enc)
 	}
 	return c.policy(enc)
 }
@@ -274,7 +286,7 @@ func missing(t *testing.T, d protoreflect.MessageDescriptor, seen, visited map[p
 }
 
 func FuzzEncoding(f *testing.F) {
-	for kind := range byte(4) {
+	for kind := range byte(5) {
 		f.Add(append([]byte{kind}, bytes.Repeat([]byte{3, 1, 2, 7}, 60)...))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
