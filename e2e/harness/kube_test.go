@@ -113,7 +113,7 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: own}]
 	if err := k.ApplyUpstreamCRDs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, k, "", "get", "anp,banp")
+	kubectl(t, k, "", "get", "anp,banp,cnp")
 }
 
 // In a namespace: the host does not reach it, client-go and kubectl do.

@@ -1,12 +1,13 @@
 // Command crds writes the CustomResourceDefinitions of the kinds that Weir reads
 // or writes, one file each, and the kustomization that lists them.
 //
-// The schemas say what a schema can say of the validation in package api, of
-// which they are never stricter in kind: what the API server refuses, package
-// api refuses too, with more to say. Only the lengths of lists are bounded here
-// alone, since the API server estimates the cost of a rule by the longest lists
-// that it may meet. Where a rule would cost too much, plain schema says it, or
-// nothing does, and what is left is for the admission webhook.
+// The schemas say what a schema can say of the validation in package api, and
+// refuse what that refuses; where they are stricter, and what they leave to the
+// admission webhook, is in services/policy/DESIGN.md. The API server estimates the
+// cost of a rule by the longest lists that it may meet, and stops it at a limit
+// when it runs. So lists of what rules look into have a length, no rule compares
+// many entries with each other, and where a rule would cost too much, plain
+// schema says it.
 //
 // What the kinds have in common is written once: selectors, peers, appliedTo,
 // rules. Each field has a description, for kubectl explain.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 )
 
@@ -54,9 +56,13 @@ func policySpec(namespaced bool) schema {
 	}, specRules()...).requires("priority")
 }
 
+// mostCompared is up to how many rules their names are compared: the time for it
+// grows with their square.
+const mostCompared = 50
+
 // uniqueNames is the rule that names differ in a direction. That generated names
-// do is for the webhook.
-var uniqueNames = must("self.all(r, !has(r.name) || r.name == '' || self.exists_one(o, has(o.name) && o.name == r.name))", "two rules have one name; write names that differ, or leave them out")
+// do, and names in longer lists, is for the webhook.
+var uniqueNames = must(fmt.Sprintf("size(self) > %d || self.all(r, !has(r.name) || r.name == '' || self.exists_one(o, has(o.name) && o.name == r.name))", mostCompared), "two rules have one name; write names that differ, or leave them out")
 
 // specRules are what holds between the fields of a policy.
 func specRules() []rule {
@@ -79,7 +85,7 @@ func specRules() []rule {
 		must("("+filled("self.appliedTo")+") || (("+filled("self.ingress")+" || "+filled("self.egress")+") && "+both(filled("r.appliedTo"))+")",
 			"appliedTo is missing; write what the policy applies to, on the policy, or on every rule"),
 		must("!has(self.tier) || self.tier.lowerAscii() != 'baseline' || "+both("r.action != 'Pass'"), "Pass in the baseline tier has no later step to pass to; write Allow, Drop or Reject, or another tier"),
-		must("!has(self.ingress) || !has(self.egress) || self.ingress.all(r, !has(r.name) || r.name == '' || !self.egress.exists(o, has(o.name) && o.name == r.name))",
+		must(fmt.Sprintf("!has(self.ingress) || !has(self.egress) || size(self.ingress) > %d || size(self.egress) > %[1]d || ", mostCompared)+"self.ingress.all(r, !has(r.name) || r.name == '' || !self.egress.exists(o, has(o.name) && o.name == r.name))",
 			"a rule of ingress and one of egress have one name; write names that differ, or leave them out"),
 		must(unless("service", empty("self.egress")), "egress stands in a policy that applies to a Service, which only receives; remove the rules, or write them in a policy that applies to Pods"),
 		must(unless("service", "(!has(self.ingress) || self.ingress.all(r, !has(r.from) || r.from.all(p, has(p.ipBlock))))"), "the clients of a Service are known by address alone; write ipBlock in from"),
