@@ -28,6 +28,7 @@ type Config struct {
 	LogIsolation   string // "annotated" or "all".
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Socket         string // Path of the Unix socket of NodeService. Empty: none.
 	Reconcile      time.Duration
 	// PeerBarrier is how long a new Pod's port waits at the most for other nodes
 	// to have the Pod's address, where their rules await it. Zero: it does not.
@@ -50,6 +51,7 @@ func Defaults() Config {
 		LogIsolation:   "annotated",
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
+		Socket:         "/run/weir/shim.sock",
 		Reconcile:      4 * time.Second,
 		PeerBarrier:    500 * time.Millisecond,
 	}

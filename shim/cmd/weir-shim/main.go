@@ -63,6 +63,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
+	f.StringVar(&cfg.Socket, "socket", cfg.Socket, "Unix socket on which the node's CNI plugin and operators ask about ports; none if empty")
 	f.DurationVar(&cfg.PeerBarrier, "peer-barrier", cfg.PeerBarrier, "how long a new Pod's port waits at the most for other nodes to have the Pod's address, where their drop, reject or pass rules await it; 0 for not at all")
 	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
