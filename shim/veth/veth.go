@@ -46,17 +46,27 @@ type Made struct {
 	HostMAC net.HardwareAddr
 }
 
-// Make makes a link. A device of the host end's name is one that a former try
-// left, and goes.
+// Make makes a link. That the Pod has an interface of that name is an error; if
+// it has none, a device of the host end's name is one that a former try left,
+// and goes.
 func Make(cfg Config) (made Made, err error) {
-	if err := Remove(cfg.Host); err != nil {
-		return made, err
-	}
 	pod, err := ns.GetNS(cfg.NetNS)
 	if err != nil {
 		return made, fmt.Errorf("network namespace of the Pod: %w", err)
 	}
 	defer pod.Close()
+	err = pod.Do(func(ns.NetNS) error {
+		if _, err := netlink.LinkByName(cfg.Pod); err == nil {
+			return fmt.Errorf("the Pod has an interface %s already", cfg.Pod)
+		}
+		return nil
+	})
+	if err != nil {
+		return made, err
+	}
+	if err := Remove(cfg.Host); err != nil {
+		return made, err
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = cfg.Host, cfg.MTU
 	link := &netlink.Veth{LinkAttrs: attrs, PeerName: cfg.Pod, PeerHardwareAddr: cfg.MAC, PeerNamespace: netlink.NsFd(pod.Fd()), PeerMTU: uint32(cfg.MTU)}
