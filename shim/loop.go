@@ -146,6 +146,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-s.reconnected:
 			l.stale = true
 			l.refreshPorts(ctx)
+			s.pods.kick()
 		case p := <-s.packetIns:
 			l.packetIn(p)
 		case now := <-flush.C:

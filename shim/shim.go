@@ -44,6 +44,7 @@ type Shim struct {
 	packetIns    <-chan openflow.PacketIn
 
 	node *node
+	pods *pods // Nil: neither a Pod network nor CNI is asked for.
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -81,6 +82,9 @@ func New(cfg Config) (*Shim, error) {
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
 	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	if s.pods, err = newPods(s); err != nil {
+		return nil, err
+	}
 	if cfg.Socket != "" {
 		if s.socket, err = listenUnix(cfg.Socket); err != nil {
 			return nil, err
@@ -124,6 +128,10 @@ func (s *Shim) Run(ctx context.Context) error {
 		g.Go(func() error { return s.reporter.Run(ctx) })
 	} else {
 		g.Go(func() error { return s.discard(ctx) })
+	}
+	if s.pods != nil {
+		s.client.View(s.pods.look) // What a checkpoint says holds until there is better.
+		g.Go(func() error { return s.pods.run(ctx) })
 	}
 	if s.socket != nil {
 		g.Go(func() error { return s.serveNode(ctx) })
@@ -182,6 +190,9 @@ func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storag
 	}
 	// Once handed over, the state must not change until the loop is done with it.
 	r := <-req.done
+	if s.pods != nil && touchesPods(state, touched) {
+		s.pods.look(state)
+	}
 	return r.problems, r.err
 }
 
