@@ -69,8 +69,12 @@ install-deps: ## Install Open vSwitch and the other packages that tests and demo
 demo: install-deps ## Show the main job: two nodes, real packets, verdicts and the record.
 	$(GO) run ./e2e/demo
 
+.PHONY: kube
+kube: ## Build the API server of the end-to-end tests, once a machine.
+	$(GO) run ./e2e/buildkube
+
 .PHONY: test
-test: install-deps build lint generate-check breaking $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run everything that CI runs.
+test: install-deps kube build lint generate-check breaking $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run everything that CI runs.
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/e2e/differential$$' -e '/shim/bridge')
 	$(GO) test -race -p 1 -timeout 20m ./shim/bridge/...
 	$(GO) test -timeout 20m ./e2e/differential/...
@@ -83,7 +87,7 @@ breaking: $(TOOLS)/buf-$(BUF_VERSION) ## Fail if the protos break what an earlie
 
 SCENARIO ?= .
 .PHONY: e2e
-e2e: install-deps $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run the end-to-end tests, or one: make e2e SCENARIO=NAME.
+e2e: install-deps kube $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run the end-to-end tests, or one: make e2e SCENARIO=NAME.
 	$(GO) test -timeout 30m -v ./e2e -run 'Test($(SCENARIO))'
 
 .PHONY: bench

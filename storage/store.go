@@ -16,6 +16,7 @@ type Store struct {
 	mu       sync.RWMutex
 	revision uint64
 	position Position
+	read     Position // How far sources have been read, where that is further; nil otherwise.
 	scopes   map[ScopeID]*scope
 	nodes    map[string]*node // Those with scopes or subscribers.
 	numbered []*node          // By number; nil where it is unused.
@@ -55,10 +56,7 @@ func (s *Store) Commit(changes []Change, position Position) (revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.position = position
-	if s.advanced != nil {
-		close(s.advanced)
-		s.advanced = nil
-	}
+	s.moveOnLocked()
 	next, changed := s.revision+1, false
 	for len(changes) > 0 {
 		n := run(changes)
@@ -246,12 +244,29 @@ func (s *Store) Revision() (uint64, Position) {
 	return s.revision, s.position
 }
 
-// Reached returns nil where the position is at least another, and otherwise a
-// channel that is closed when it has changed.
+// Advance says how far the sources have been read, where that is further than
+// where their last change was: what a node was told of elsewhere is compared
+// with it.
+func (s *Store) Advance(read Position) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read = read
+	s.moveOnLocked()
+}
+
+func (s *Store) moveOnLocked() {
+	if s.advanced != nil {
+		close(s.advanced)
+		s.advanced = nil
+	}
+}
+
+// Reached returns nil where the sources have been read as far as a position, and
+// otherwise a channel that is closed when they have been read further.
 func (s *Store) Reached(p Position) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.position.Reaches(p) {
+	if s.position.latest(s.read).Reaches(p) {
 		return nil
 	}
 	if s.advanced == nil {

@@ -7,13 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -211,6 +209,10 @@ func (c *Cluster) startServices(ctx context.Context) (err error) {
 	return err
 }
 
+func (c *Cluster) process(ns *NetNS, name, binary string, args []string) *Process {
+	return &Process{Name: name, Log: filepath.Join(c.Dir, name+".log"), ns: ns, bin: filepath.Join(c.cfg.Bin, binary), args: args}
+}
+
 // Inspection is a client of the policy service, as an operator.
 func (c *Cluster) Inspection() policyv1.InspectionServiceClient {
 	return policyv1.NewInspectionServiceClient(c.conn)
@@ -378,63 +380,6 @@ func (c *Cluster) Stop() error {
 	}
 	errs = append(errs, os.RemoveAll(c.Dir))
 	return errors.Join(errs...)
-}
-
-// Process is one of our binaries, in a namespace.
-type Process struct {
-	Name string
-	Log  string // Path of what it writes to standard error and output.
-	ns   *NetNS
-	bin  string
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{}
-}
-
-func (c *Cluster) process(ns *NetNS, name, binary string, args []string) *Process {
-	return &Process{Name: name, Log: filepath.Join(c.Dir, name+".log"), ns: ns, bin: filepath.Join(c.cfg.Bin, binary), args: args}
-}
-
-// Start starts the process; its output is appended to Log.
-func (p *Process) Start() error {
-	f, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	p.cmd = p.ns.Command(context.Background(), p.bin, p.args...)
-	p.cmd.Stdout, p.cmd.Stderr = f, f
-	if err := p.cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", p.Name, err)
-	}
-	p.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(p.cmd, p.done)
-	return nil
-}
-
-// Kill ends the process at once and waits until it is gone.
-func (p *Process) Kill() { p.signal(syscall.SIGKILL) }
-
-// Terminate asks the process to end and waits until it has.
-func (p *Process) Terminate() { p.signal(syscall.SIGTERM) }
-
-// Pause stops the process where it stands, until Resume.
-func (p *Process) Pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
-func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
-
-func (p *Process) signal(sig syscall.Signal) {
-	if p.cmd == nil || p.cmd.Process == nil {
-		return
-	}
-	p.cmd.Process.Signal(sig)
-	<-p.done
-}
-
-// Tail is the end of the process's log, for messages.
-func (p *Process) Tail() string {
-	b, _ := os.ReadFile(p.Log)
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
 // Eventually tries until there is no error, or the time is over.

@@ -15,5 +15,8 @@
 // Probes tell allowed, dropped and refused apart, for TCP, UDP, SCTP (whose
 // packets are made here, since kernels may lack it) and ICMP.
 //
+// StartKube runs a real Kubernetes API server, built by BuildKube, on the host or
+// in one of the namespaces.
+//
 // Read the scenarios in package e2e for how it is used.
 package harness

@@ -67,9 +67,13 @@ func (n *NetNS) Do(fn func() error) error {
 	return err
 }
 
-// Command is a command that runs in the namespace and dies with this process.
+// Command is a command that runs in the namespace, or on the host where n is
+// nil, and dies with this process.
 func (n *NetNS) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=/run/netns/" + n.Name, "--", name}, args...)...)
+	if n != nil {
+		name, args = "nsenter", append([]string{"--net=/run/netns/" + n.Name, "--", name}, args...)
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/services/policy/server"
+	"github.com/weirnet/weir/services/policy/source/kubernetes"
 	"github.com/weirnet/weir/services/policy/source/manifests"
 	"github.com/weirnet/weir/services/policy/validate"
 	"github.com/weirnet/weir/services/rpc"
@@ -30,13 +31,17 @@ var Version = "dev"
 
 // Config of a Service.
 type Config struct {
-	Manifests string         // Folder of manifests.
-	Source    Source         // In place of a folder; one of the two is required.
-	Listen    string         // host:port of gRPC.
-	TLS       identity.Files // All empty: plain text.
-	Insecure  bool           // Plain text may be listened to beyond loopback.
-	Metrics   string         // host:port of /metrics, /healthz, /readyz. Empty: none.
-	Logger    hclog.Logger
+	// Where objects come from; one of the three is required.
+	Manifests  string // Folder of manifests.
+	Kubernetes bool   // An API server, by Kubeconfig or, where that is empty, the service account of the Pod.
+	Source     Source
+
+	Kubeconfig string         // File.
+	Listen     string         // host:port of gRPC.
+	TLS        identity.Files // All empty: plain text.
+	Insecure   bool           // Plain text may be listened to beyond loopback.
+	Metrics    string         // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Logger     hclog.Logger
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
@@ -68,8 +73,17 @@ type Service struct {
 
 // New checks the configuration, binds the addresses and starts nothing.
 func New(cfg Config) (*Service, error) {
-	if (cfg.Manifests == "") == (cfg.Source == nil) {
-		return nil, errors.New("no source of objects: give --manifests DIR")
+	sources := 0
+	for _, given := range []bool{cfg.Manifests != "", cfg.Kubernetes, cfg.Source != nil} {
+		if given {
+			sources++
+		}
+	}
+	switch {
+	case sources == 0:
+		return nil, errors.New("no source of objects: give --manifests DIR or --kubeconfig FILE, or run in a Pod of the cluster")
+	case sources > 1:
+		return nil, errors.New("more than one source of objects: give one of --manifests and --kubeconfig")
 	}
 	if err := identity.CheckListen(cfg.Listen, cfg.TLS.Set(), cfg.Insecure); err != nil {
 		return nil, err
@@ -82,23 +96,22 @@ func New(cfg Config) (*Service, error) {
 		evaluator: evaluate.New(),
 		rules:     validate.NewIndex(),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
-		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects of the manifest folder that are not in force as they stand."}),
+		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects that are not in force as they stand."}),
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
-	}
-	var err error
-	if s.source = cfg.Source; s.source == nil {
-		read, err := manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")})
-		if err != nil {
-			return nil, err
-		}
-		s.source = folder{read}
 	}
 	registry := prometheus.NewRegistry()
 	s.registry = registry
+	var err error
+	if s.source, err = newSource(&cfg, registry); err != nil {
+		return nil, err
+	}
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	faceCfg := server.Config{
 		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, MayReplicate: server.CertifiedReplica,
 		Synced: s.synced.Load, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
+	}
+	if a, is := s.source.(Announcer); is {
+		faceCfg.Ports = a.Announce
 	}
 	if cfg.TLS.Set() {
 		if faceCfg.ReplicaTLS, err = identity.ClientTLS(cfg.TLS); err != nil {
@@ -121,6 +134,25 @@ func New(cfg Config) (*Service, error) {
 	return s, nil
 }
 
+// newSource is the source that a configuration names.
+func newSource(cfg *Config, registry prometheus.Registerer) (Source, error) {
+	switch {
+	case cfg.Source != nil:
+		return cfg.Source, nil
+	case cfg.Kubernetes:
+		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
+		if err != nil {
+			return nil, err
+		}
+		return cluster{read}, nil
+	}
+	read, err := manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")})
+	if err != nil {
+		return nil, err
+	}
+	return folder{read}, nil
+}
+
 // newEpoch names this life of the process.
 func newEpoch() string {
 	var id [8]byte
@@ -139,7 +171,7 @@ func (s *Service) Metrics() prometheus.Gatherer { return s.registry }
 
 // Run serves until the context ends.
 func (s *Service) Run(ctx context.Context) error {
-	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "tls", s.cfg.TLS.Set(), "epoch", s.store.Epoch())
+	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "kubernetes", s.cfg.Kubernetes, "tls", s.cfg.TLS.Set(), "epoch", s.store.Epoch())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.source.Run(ctx) })
 	g.Go(func() error { return s.write(ctx) })
@@ -163,6 +195,12 @@ func (s *Service) write(ctx context.Context) error {
 }
 
 func (s *Service) take(b Batch) {
+	if b.Read != nil {
+		defer s.store.Advance(b.Read)
+		if len(b.Events) == 0 && s.synced.Load() {
+			return // Nothing is new but how far was read.
+		}
+	}
 	s.mu.Lock()
 	for _, ev := range b.Events {
 		s.engine.Apply(ev)
@@ -183,7 +221,11 @@ func (s *Service) take(b Batch) {
 	if b.Synced && !s.synced.Swap(true) {
 		s.rpc.SetServing(true)
 	}
-	s.logger.Info("source read", "changes", len(b.Events), "problems", b.Problems, "revision", revision)
+	level := hclog.Info
+	if b.Read != nil && len(b.Events) < 100 { // A cluster changes all the time.
+		level = hclog.Debug
+	}
+	s.logger.Log(level, "source read", "changes", len(b.Events), "problems", b.Problems, "revision", revision)
 }
 
 // weigh takes an event into account for conflicts between rules.

@@ -37,6 +37,8 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			inPod := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
+			cfg.Kubernetes = cfg.Kubeconfig != "" || cfg.Manifests == "" && inPod
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-policyd", Level: hclog.LevelFromString(level)})
 			s, err := policy.New(cfg)
 			if err != nil {
@@ -47,6 +49,7 @@ func command() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.Manifests, "manifests", "", "folder of manifests, read again whenever it changes")
+	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig of the API server to read; in a Pod without --manifests, that of the cluster by the Pod's service account")
 	f.StringVar(&cfg.Listen, "listen", identity.DefaultPolicyAddress, "address of gRPC")
 	f.StringVar(&cfg.Metrics, "metrics-listen", "127.0.0.1:9750", "address of /metrics, /healthz and /readyz; none if empty")
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")

@@ -62,6 +62,20 @@ func Decode(text []byte) (Manifest, error) {
 	return m, invalid(violations)
 }
 
+// DecodeObject reads one object, as JSON, as Decode reads it. Warnings are
+// left out: an API server gave them to who wrote the object.
+func DecodeObject(raw []byte) (Object, error) {
+	d := decoder{}
+	d.decode(raw, typeMeta{})
+	if err := invalid(d.violations); err != nil {
+		return nil, err
+	}
+	if len(d.objects) != 1 {
+		return nil, fmt.Errorf("%s is not read", peek(raw).subject())
+	}
+	return d.objects[0], nil
+}
+
 func locate(list []Violation, doc document) []Violation {
 	for i := range list {
 		list[i].Document, list[i].Line = doc.index, doc.line

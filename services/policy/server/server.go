@@ -28,7 +28,7 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }
 
-// Config of a Server. All fields but Replicas and ReplicaTLS are required.
+// Config of a Server. All fields but Replicas, ReplicaTLS and Ports are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -44,6 +44,9 @@ type Config struct {
 	// is plain text.
 	Replicas   []string
 	ReplicaTLS *tls.Config
+	// Ports is told what a node reports of its ports, all of them, and nil when
+	// it is not connected any more. It must not block. Nil: nobody is told.
+	Ports func(node string, ports []*policyv1.PortState)
 	// Synced says whether the sources have been read: until then nobody is served.
 	Synced   func() bool
 	Registry prometheus.Registerer

@@ -111,11 +111,14 @@ func (se *session) begin(st *stream, version string) (replaced bool) {
 }
 
 // end says that a stream has ended; gone that the node has no other.
-func (se *session) end(st *stream) (gone bool) {
+func (se *session) end(st *stream, ports func(string, []*policyv1.PortState)) (gone bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if se.stream == st {
 		se.stream = nil
+		if ports != nil {
+			ports(se.node, nil)
+		}
 	}
 	return se.stream == nil
 }
@@ -212,8 +215,16 @@ func (se *session) takeReleased(st *stream) []string {
 	return released
 }
 
-func (se *session) setStats(s *policyv1.NodeStats) {
+// report takes what a stream's node reports, and passes on what it says of its
+// ports, unless another stream has taken the stream's place.
+func (se *session) report(st *stream, s *policyv1.NodeStats, ports func(string, []*policyv1.PortState)) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
+	if se.stream != st {
+		return
+	}
 	se.stats = s
+	if ports != nil {
+		ports(se.node, append([]*policyv1.PortState{}, s.GetPorts()...)) // Not nil, which says that the node is gone.
+	}
 }

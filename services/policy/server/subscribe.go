@@ -67,7 +67,7 @@ func (s *Server) Subscribe(call subscribeStream) error {
 		v.log.Warn("a newer stream of the node replaces the older")
 	}
 	defer func() {
-		if se.end(v.stream) {
+		if se.end(v.stream, s.cfg.Ports) {
 			s.barriers.left(se.node)
 		}
 	}()
@@ -327,7 +327,7 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 			}
 			err = s.answer(se, st, nodeAnswer{revision: m.Nack.GetRevision(), err: msg, failed: places(items), inForce: inForce}, m.Nack.GetDigest(), log)
 		case *policyv1.SubscribeRequest_Stats:
-			se.setStats(m.Stats)
+			se.report(st, m.Stats, s.cfg.Ports)
 		case *policyv1.SubscribeRequest_Inventory:
 			select {
 			case st.inventories <- m.Inventory:

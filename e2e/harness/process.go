@@ -1,0 +1,78 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+)
+
+// Process is a binary that runs in a namespace, or on the host, and dies with
+// this process.
+type Process struct {
+	Name string
+	Log  string // Path of what it writes to standard error and output.
+	ns   *NetNS // Nil: on the host.
+	dir  string // Its working folder. Empty: this process's.
+	bin  string
+	args []string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Start starts the process; its output is appended to Log.
+func (p *Process) Start() error {
+	f, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	p.cmd = p.ns.Command(context.Background(), p.bin, p.args...)
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = p.dir, f, f
+	if err := p.cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	p.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) { cmd.Wait(); close(done) }(p.cmd, p.done)
+	return nil
+}
+
+// Kill ends the process at once and waits until it is gone.
+func (p *Process) Kill() { p.signal(syscall.SIGKILL) }
+
+// Terminate asks the process to end and waits until it has.
+func (p *Process) Terminate() { p.signal(syscall.SIGTERM) }
+
+// Pause stops the process where it stands, until Resume.
+func (p *Process) Pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *Process) Resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+
+func (p *Process) signal(sig syscall.Signal) {
+	if p.cmd == nil || p.cmd.Process == nil {
+		return
+	}
+	p.cmd.Process.Signal(sig)
+	<-p.done
+}
+
+// Running is false once the process has ended, or before it was started.
+func (p *Process) Running() bool {
+	if p.done == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Tail is the end of the process's log, for messages.
+func (p *Process) Tail() string {
+	b, _ := os.ReadFile(p.Log)
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}

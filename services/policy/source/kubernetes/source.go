@@ -1,0 +1,273 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/validate"
+)
+
+// Config of a Source.
+type Config struct {
+	Kubeconfig string       // Empty: the service account of the Pod that it runs in.
+	Rest       *rest.Config // In place of Kubeconfig. Tests set it.
+	Registry   prometheus.Registerer
+	Logger     hclog.Logger
+}
+
+// Batch is what changed between two calls of Next.
+type Batch struct {
+	Events   []api.Event // Each object once, in the order of kinds, Namespaces and names.
+	Position uint64      // resourceVersion of the newest change that was handed out.
+	Read     uint64      // resourceVersion up to which everything was read.
+	Problems int         // Objects that are not in force as they stand.
+}
+
+// Source reads an API server.
+type Source struct {
+	clients *clients
+	logger  hclog.Logger
+	kinds   []*kind
+	crds    *definitions
+	nodes   *announcer
+	metrics *metrics
+	wake    chan struct{} // One slot: something is dirty, or has been read.
+
+	mu       sync.Mutex // Guards what follows.
+	objects  map[api.Ref]api.Object
+	problems map[api.Ref]string // Objects that cannot be read, with the reason.
+	refused  map[api.Ref]string // Objects that cannot stand beside others.
+	related  map[api.Ref]api.Object
+	stale    bool                   // refused is to be worked out again.
+	dirty    map[api.Ref]struct{}   // May differ from what was handed out.
+	reported map[api.Ref]podAddress // Addresses of Pods that shims report; see effective.
+	unread   map[*kind]struct{}     // Kinds that have not been read as a whole yet.
+	settled  bool                   // It is known which kinds there are.
+	position uint64
+	read     uint64
+	told     uint64 // read, as of the last batch.
+}
+
+// New makes a source and asks nothing of the API server yet.
+func New(cfg Config) (*Source, error) {
+	config := cfg.Rest
+	if config == nil {
+		var err error
+		if config, err = loadConfig(cfg.Kubeconfig); err != nil {
+			return nil, err
+		}
+	}
+	c, err := newClients(config)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{
+		clients: c, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
+		objects: make(map[api.Ref]api.Object), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
+		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[api.Ref]podAddress),
+		unread: make(map[*kind]struct{}),
+	}
+	for _, k := range s.kinds {
+		s.unread[k] = struct{}{}
+	}
+	s.crds = newDefinitions()
+	s.nodes = newAnnouncer(s)
+	s.unread[s.nodes.kind] = struct{}{}
+	if cfg.Registry != nil {
+		if err := s.metrics.register(cfg.Registry); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Run reads until the context ends.
+func (s *Source) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, k := range s.kinds {
+		if k.expected != nil {
+			g.Go(func() error { s.follow(ctx, k, s.mirrorOf(k)); return ctx.Err() })
+		}
+	}
+	g.Go(func() error { return s.followCustom(ctx) })
+	g.Go(func() error { return s.nodes.run(ctx) })
+	g.Go(func() error { return s.keepTiers(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// mirrorOf makes the mirror of a kind, which tells this source.
+func (s *Source) mirrorOf(k *kind) *mirror[api.Object] {
+	return newMirror(k.convert,
+		func(name key, now *entry[api.Object], at uint64) { s.changed(k, name, now, at) },
+		func(version uint64, whole bool) { s.wasRead(k, version, whole) })
+}
+
+// changed takes an object over.
+func (s *Source) changed(k *kind, name key, now *entry[api.Object], at uint64) {
+	ref := api.Ref{Kind: k.kind, Namespace: name.namespace, Name: name.name}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.position = max(s.position, at)
+	s.dirty[ref] = struct{}{}
+	delete(s.problems, ref)
+	switch {
+	case now == nil:
+		delete(s.objects, ref)
+	case now.err != nil:
+		delete(s.objects, ref)
+		s.problems[ref] = now.err.Error()
+		s.logger.Error("object cannot be read and is not in force", "object", ref, "err", now.err)
+	default:
+		s.objects[ref] = now.value
+	}
+	switch k.kind {
+	case api.KindTier, api.KindClusterGroup, api.KindGroup:
+		if o := s.objects[ref]; o != nil {
+			s.related[ref] = o
+		} else {
+			delete(s.related, ref)
+		}
+		s.stale = true
+	}
+}
+
+// wasRead notes how far a kind has been read, and has Next look.
+func (s *Source) wasRead(k *kind, version uint64, whole bool) {
+	s.mu.Lock()
+	s.read = max(s.read, version)
+	if whole {
+		delete(s.unread, k)
+	}
+	s.mu.Unlock()
+	s.signal()
+}
+
+func (s *Source) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// progressInterval is how often, at the most, a batch says only that more has
+// been read.
+const progressInterval = 50 * time.Millisecond
+
+// Next waits for what differs since the last call; the first time until
+// everything has been read. One goroutine calls it.
+func (s *Source) Next(ctx context.Context) (Batch, error) {
+	idle := time.NewTimer(progressInterval)
+	defer idle.Stop()
+	rested := false
+	for {
+		if b, ok := s.take(rested); ok {
+			return b, nil
+		}
+		select {
+		case <-s.wake:
+		case <-idle.C:
+			rested = true
+		case <-ctx.Done():
+			return Batch{}, ctx.Err()
+		}
+	}
+}
+
+// take is the batch that there is; one without events only if progress counts.
+func (s *Source) take(progress bool) (Batch, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.unread) > 0 || !s.settled {
+		return Batch{}, false
+	}
+	if len(s.dirty) == 0 && (!progress || s.read == s.told) {
+		return Batch{}, false
+	}
+	s.judgeLocked()
+	b := Batch{Position: s.position, Read: s.read, Problems: len(s.problems) + len(s.refused)}
+	b.Events = make([]api.Event, 0, len(s.dirty))
+	for ref := range s.dirty {
+		b.Events = append(b.Events, api.Event{Ref: ref, Object: s.effectiveLocked(ref)})
+	}
+	if len(s.dirty) > 1024 {
+		s.dirty = make(map[api.Ref]struct{})
+	} else {
+		clear(s.dirty)
+	}
+	slices.SortFunc(b.Events, func(a, b api.Event) int { return compareRefs(a.Ref, b.Ref) })
+	s.told = s.read
+	return b, true
+}
+
+// judgeLocked finds what cannot stand beside others.
+func (s *Source) judgeLocked() {
+	if !s.stale {
+		return
+	}
+	s.stale = false
+	former := s.refused
+	s.refused = make(map[api.Ref]string)
+	for _, v := range validate.Refused(slices.Collect(maps.Values(s.related))) {
+		s.refused[v.Object] = v.String()
+		if former[v.Object] != v.String() {
+			s.logger.Error("object cannot stand beside others and is not in force", "object", v.Object, "field", v.Field, "err", v.Message)
+		}
+		if former[v.Object] == "" {
+			s.dirty[v.Object] = struct{}{}
+		}
+	}
+	for ref := range former {
+		if s.refused[ref] == "" {
+			s.dirty[ref] = struct{}{}
+		}
+	}
+}
+
+// effectiveLocked is what counts as an object; nil for none.
+func (s *Source) effectiveLocked(ref api.Ref) api.Object {
+	o := s.objects[ref]
+	if o == nil || s.refused[ref] != "" {
+		return nil
+	}
+	if p, is := o.(*api.Pod); is {
+		return s.addressed(p)
+	}
+	return o
+}
+
+// podAddress is what a node's shim says of a Pod.
+type podAddress struct {
+	node string
+	nodeAddress
+}
+
+// addressed is a Pod with the addresses that its node's shim reports, where it
+// does: a status has them later, and those of a former sandbox for a while.
+func (s *Source) addressed(p *api.Pod) *api.Pod {
+	r, is := s.reported[p.Ref()]
+	if !is || r.node != p.Node || r.uid != "" && r.uid != p.UID || p.HostNetwork || slices.Equal(r.ips, p.IPs) {
+		return p
+	}
+	with := *p
+	with.IPs = r.ips
+	return &with
+}
+
+func compareRefs(a, b api.Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
