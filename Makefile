@@ -9,7 +9,7 @@ export PATH := $(TOOLS):/usr/local/go/bin:$(PATH)
 GO ?= go
 
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/weirnet/weir/services/policy.Version=$(VERSION) -X github.com/weirnet/weir/services/audit.Version=$(VERSION) -X github.com/weirnet/weir/shim.Version=$(VERSION)
+LDFLAGS := -s -w -X github.com/weirnet/weir/services/policy.Version=$(VERSION) -X github.com/weirnet/weir/services/audit.Version=$(VERSION) -X github.com/weirnet/weir/shim.Version=$(VERSION) -X github.com/weirnet/weir/shim/cni.Version=$(VERSION)
 
 BUF_VERSION := v1.73.0
 PROTOC_GEN_GO_VERSION := v1.36.12

@@ -260,7 +260,8 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 	}
 	n.Shim = c.process(n.NS, "shim-"+link, "weir-shim", slices.Concat([]string{
 		"--node", n.Name, "--policy-server", c.PolicyAddress(), "--collector", c.AuditAddress(), "--bridge", Bridge,
-		"--ovs-rundir", n.OVS.Dir, "--datapath", "netdev", "--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "127.0.0.1:9752"},
+		"--ovs-rundir", n.OVS.Dir, "--datapath", "netdev", "--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "127.0.0.1:9752",
+		"--socket", n.Socket()},
 		c.tlsArgs("node-"+n.Name), c.cfg.ShimArgs))
 	if err := n.Shim.Start(); err != nil {
 		return err
@@ -270,6 +271,9 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 	}
 	return n.NS.IP(ctx, "link set "+Bridge+" up", "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
 }
+
+// Socket is where the node's shim answers about its ports.
+func (n *Node) Socket() string { return filepath.Join(n.OVS.Dir, "shim.sock") }
 
 // bridgeMade fails until the bridge's own port has the address that it is to
 // keep: to set it, the switch takes the port down for a moment, and its routes go.

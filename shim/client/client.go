@@ -69,7 +69,10 @@ type Config struct {
 	MinBackoff, MaxBackoff time.Duration
 	// StatsInterval is how often stats are sent. Zero: 10 s.
 	StatsInterval time.Duration
-	Logger        hclog.Logger
+	// StatsChanged signals that they are worth sending now. They are, but not more
+	// often than every statsPause: what changes meanwhile goes as one. Nil: none do.
+	StatsChanged <-chan struct{}
+	Logger       hclog.Logger
 }
 
 // Client follows one node's stream.
@@ -223,9 +226,12 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	if err != nil {
 		return false, 0, fmt.Errorf("subscribe at %s: %w", address, err)
 	}
-	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval}
+	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
+	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}}
 	go out.run(ctx)
-	out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}})
+	if stats := h.Stats(); len(stats.GetPorts()) > 0 { // Whoever answers may not have been told yet.
+		out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}})
+	}
 	c.mu.Lock()
 	c.replica.Begin()
 	c.mu.Unlock()
@@ -428,7 +434,12 @@ type sender struct {
 	queue  chan *policyv1.SubscribeRequest
 	stats  func() *policyv1.NodeStats
 	every  time.Duration
+	// changed says that the stats are to be sent now.
+	changed <-chan struct{}
 }
+
+// statsPause is the least time between stats that are sent for what changed.
+const statsPause = 20 * time.Millisecond
 
 func (s *sender) send(ctx context.Context, m *policyv1.SubscribeRequest) {
 	select {
@@ -438,21 +449,38 @@ func (s *sender) send(ctx context.Context, m *policyv1.SubscribeRequest) {
 }
 
 func (s *sender) run(ctx context.Context) {
+	_ = s.stream.Send(<-s.queue) // The Hello, before all else.
 	ticker := time.NewTicker(s.every)
 	defer ticker.Stop()
+	changed, pause := s.changed, time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		var m *policyv1.SubscribeRequest
 		select {
 		case m = <-s.queue:
 		case <-ticker.C:
-			stats := s.stats()
-			if stats == nil {
-				continue
-			}
-			m = &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
+			m = s.report()
+		case <-changed:
+			m = s.report()
+			changed = nil
+			pause.Reset(statsPause)
+		case <-pause.C:
+			changed = s.changed
 		case <-ctx.Done():
 			return
 		}
+		if m == nil {
+			continue
+		}
 		_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
 	}
+}
+
+// report are the stats as they are now; nil where there are none.
+func (s *sender) report() *policyv1.SubscribeRequest {
+	stats := s.stats()
+	if stats == nil {
+		return nil
+	}
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weirnet/weir/shim"
+	"github.com/weirnet/weir/shim/cni"
 )
 
 func main() {
@@ -63,6 +64,13 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
+	f.StringVar(&cfg.Socket, "socket", cfg.Socket, "Unix socket on which the node's CNI plugin and operators ask about ports; none if empty")
+	f.StringVar(&cfg.PodNetwork, "pod-network", cfg.PodNetwork, "how Pods of other nodes are reached: off (somebody else sees to it), routed (routes through the nodes' addresses, on one link) or vxlan")
+	f.BoolVar(&cfg.Masquerade, "masquerade", cfg.Masquerade, "with a Pod network: what Pods send out of the cluster bears the node's address (nftables)")
+	f.IntVar(&cfg.VXLANID, "vxlan-id", cfg.VXLANID, "network identifier of the Pod network's VXLAN, the same on all nodes")
+	f.IntVar(&cfg.VXLANPort, "vxlan-port", cfg.VXLANPort, "UDP port of the Pod network's VXLAN, the same on all nodes")
+	f.StringVar(&cfg.CNIConfDir, "cni-conf-dir", cfg.CNIConfDir, "folder where "+cni.ConflistName+" is written once Pods can be added (/etc/cni/net.d); nothing if empty")
+	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "folder where weir-cni, and host-local if it is there, are installed from beside this program (/opt/cni/bin); nothing if empty")
 	f.DurationVar(&cfg.PeerBarrier, "peer-barrier", cfg.PeerBarrier, "how long a new Pod's port waits at the most for other nodes to have the Pod's address, where their drop, reject or pass rules await it; 0 for not at all")
 	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
