@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/weirv1alpha1"
 )
 
 // newTestSource is a source that nothing runs: tests fill its mirrors.
@@ -207,7 +208,7 @@ func TestWhatCannotStandBesideOthersIsNotInForce(t *testing.T) {
 	}
 }
 
-func endpoints(node, version string, of ...wireEndpoint) *unstructured.Unstructured {
+func endpoints(node, version string, of ...weirv1alpha1.Endpoint) *unstructured.Unstructured {
 	var list []any
 	for _, e := range of {
 		var ips []any
@@ -223,8 +224,8 @@ func TestAddressesThatShimsReport(t *testing.T) {
 	s := newTestSource(t)
 	s.readAll(1)
 	pods, nodes := s.mirrorOf(s.kindOf(api.KindPod)), s.nodes.store
-	said := func(name, uid string, ips ...string) wireEndpoint {
-		return wireEndpoint{Namespace: "x", Name: name, UID: uid, IPs: ips}
+	said := func(name, uid string, ips ...string) weirv1alpha1.Endpoint {
+		return weirv1alpha1.Endpoint{Namespace: "x", Name: name, UID: uid, IPs: ips}
 	}
 	for _, step := range []struct {
 		name string
