@@ -436,6 +436,10 @@ func deleted(t *testing.T, p *attachedPod) {
 			t.Error("the link is left")
 		}
 	}
+	p.call.Config["ovsRunDir"] = t.TempDir() // As after Open vSwitch was uninstalled.
+	if _, err := p.do("DEL"); err != nil {
+		t.Errorf("DEL without Open vSwitch: %v", err)
+	}
 }
 
 // A routed Pod network has the same Pods reach each other without a tunnel.
