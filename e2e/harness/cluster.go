@@ -28,6 +28,9 @@ type Config struct {
 	Nodes []NodeConfig
 	// PolicydArgs, AuditdArgs and ShimArgs are added to the flags of each.
 	PolicydArgs, AuditdArgs, ShimArgs []string
+	// PodNetwork is the mode of the Pod network that the shims make, and for which
+	// they configure a container runtime. Empty: Pods are SetPods's alone.
+	PodNetwork string
 	// Log gets a line about each step that takes long. Nil: none.
 	Log func(format string, args ...any)
 }
@@ -50,6 +53,7 @@ type Cluster struct {
 	prefix    string
 	pods      map[string]*Host
 	podSerial int
+	sandboxes []*Host // Of Pods whose network the CNI plugin makes.
 	outside   map[netip.Addr]*Host
 	sequence  uint64 // Position that the last manifests bring.
 	markers   int
@@ -65,6 +69,7 @@ type Node struct {
 	Shim    *Process
 	IPs     []netip.Addr
 	via     [2]netip.Addr // Its addresses on the fabric, v4 and v6.
+	dir     string
 	cluster *Cluster
 }
 
@@ -252,8 +257,11 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 		return err
 	}
 	dir := filepath.Join(c.Dir, link)
-	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o755); err != nil {
-		return err
+	n.dir = dir
+	for _, d := range []string{"state", "net.d", "bin"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
 	}
 	if n.OVS, err = ovstest.Start(ctx, ovstest.Config{NetNS: n.NS.Name, Dir: dir}); err != nil {
 		return err
@@ -262,7 +270,7 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 		"--node", n.Name, "--policy-server", c.PolicyAddress(), "--collector", c.AuditAddress(), "--bridge", Bridge,
 		"--ovs-rundir", n.OVS.Dir, "--datapath", "netdev", "--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "127.0.0.1:9752",
 		"--socket", n.Socket()},
-		c.tlsArgs("node-"+n.Name), c.cfg.ShimArgs))
+		c.tlsArgs("node-"+n.Name), n.cniArgs(), c.cfg.ShimArgs))
 	if err := n.Shim.Start(); err != nil {
 		return err
 	}
@@ -353,6 +361,9 @@ func (c *Cluster) Stop() error {
 		}
 	}
 	for _, h := range c.pods {
+		errs = append(errs, h.close())
+	}
+	for _, h := range c.sandboxes {
 		errs = append(errs, h.close())
 	}
 	for _, h := range c.outside {

@@ -186,6 +186,9 @@ func (n *Node) Host() *Host { return &Host{NS: n.NS, IPs: n.IPs} }
 // Via is the node's IPv4 address on the fabric, to route through.
 func (n *Node) Via() netip.Addr { return n.via[0] }
 
+// Vias are the node's addresses on the fabric, of either family.
+func (n *Node) Vias() []netip.Addr { return n.via[:] }
+
 // SetManifests makes the text the whole content of the manifest folder, and
 // waits until every node with a shim holds what follows from it and every Pod
 // of the cluster that ought to has an open port.
@@ -279,3 +282,6 @@ func (n *Node) portsOpen(endpoints int) error {
 	}
 	return nil
 }
+
+// Port is the name of the Pod's port on the node's bridge.
+func (h *Host) Port() string { return h.link }
