@@ -25,6 +25,7 @@ import (
 
 const (
 	shimDaemonSet = "weir-shim"
+	shimContainer = "shim"
 	definitions   = "customresourcedefinitions"
 )
 
@@ -192,7 +193,7 @@ func cleaningPatch(o *unstructured.Unstructured) ([]byte, error) {
 		return nil, err
 	}
 	for _, c := range d.Spec.Template.Spec.Containers {
-		if c.Name != shimDaemonSet {
+		if c.Name != shimContainer {
 			continue
 		}
 		if len(c.Args) > 0 && c.Args[0] == "uninstall" {
@@ -204,7 +205,7 @@ func cleaningPatch(o *unstructured.Unstructured) ([]byte, error) {
 				map[string]any{"name": c.Name, "args": append([]string{"uninstall", "--wait"}, c.Args...)}}}},
 		}})
 	}
-	return nil, fmt.Errorf("it has no container %s", shimDaemonSet)
+	return nil, fmt.Errorf("it has no container %s", shimContainer)
 }
 
 // remove deletes what bears our label.
