@@ -65,6 +65,7 @@ type Service struct {
 	face    *server.Server
 	rpc     *rpc.Server
 	synced  atomic.Bool
+	read    chan struct{}     // Closed when synced becomes true.
 	cluster *identity.Cluster // Nil: certificates are not the cluster's.
 
 	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
@@ -102,6 +103,7 @@ func New(cfg Config) (*Service, error) {
 		engine:    engine.New(),
 		evaluator: evaluate.New(),
 		rules:     validate.NewIndex(),
+		read:      make(chan struct{}),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
 		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects that are not in force as they stand."}),
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
@@ -211,11 +213,30 @@ func (s *Service) Run(ctx context.Context) error {
 		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
 	g.Go(func() error { return s.write(ctx) })
+	g.Go(func() error { return s.becomeReady(ctx) })
 	g.Go(func() error { return s.face.Run(ctx) })
 	g.Go(func() error { return s.rpc.Run(ctx) })
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}
+	return nil
+}
+
+// becomeReady says that the service can be used, once it has read its sources
+// and has a certificate.
+func (s *Service) becomeReady(ctx context.Context) error {
+	wait := []<-chan struct{}{s.read}
+	if s.cluster != nil {
+		wait = append(wait, s.cluster.Issued())
+	}
+	for _, c := range wait {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s.rpc.SetServing(true)
 	return nil
 }
 
@@ -255,7 +276,7 @@ func (s *Service) take(b Batch) {
 	s.problems.Set(float64(b.Problems))
 	s.revision.Set(float64(revision))
 	if b.Synced && !s.synced.Swap(true) {
-		s.rpc.SetServing(true)
+		close(s.read)
 	}
 	level := hclog.Info
 	if b.Read != nil && len(b.Events) < 100 { // A cluster changes all the time.
