@@ -172,6 +172,8 @@ func (s *objects) only(ctx context.Context, list []*unstructured.Unstructured) e
 	return nil
 }
 
+var podsResource = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+
 // markers have a label that changes, so that its resourceVersion tells when what
 // was written to their kind before has been read.
 const markerName = "weir-e2e-marker"
