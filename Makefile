@@ -37,14 +37,16 @@ $(TOOLS)/grpcurl-$(GRPCURL_VERSION):
 $(TOOLS)/staticcheck-$(STATICCHECK_VERSION):
 	GOBIN=$(TOOLS) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION) && touch $@
 
+GENERATED := proto deploy/base/crds
 .PHONY: generate
-generate: $(TOOLS)/buf-$(BUF_VERSION) $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION) $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION) ## Generate code from the protos.
+generate: $(TOOLS)/buf-$(BUF_VERSION) $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION) $(TOOLS)/protoc-gen-go-grpc-$(PROTOC_GEN_GO_GRPC_VERSION) ## Generate code from the protos, and the CRDs.
 	cd proto && buf generate --template buf.gen.yaml .
+	$(GO) run ./services/policy/api/crds -dir deploy/base/crds
 
 .PHONY: generate-check
-generate-check: generate ## Fail if the committed generated code is not what the protos give.
-	@git diff --exit-code -- proto || { echo 'generated code is stale: run make generate and commit'; exit 1; }
-	@test -z "$$(git status --porcelain -- proto)" || { git status --short -- proto; echo 'uncommitted files under proto'; exit 1; }
+generate-check: generate ## Fail if the committed generated code is not what its sources give.
+	@git diff --exit-code -- $(GENERATED) || { echo 'generated code is stale: run make generate and commit'; exit 1; }
+	@test -z "$$(git status --porcelain -- $(GENERATED))" || { git status --short -- $(GENERATED); echo 'uncommitted files under $(GENERATED)'; exit 1; }
 
 .PHONY: lint
 lint: $(TOOLS)/buf-$(BUF_VERSION) $(TOOLS)/staticcheck-$(STATICCHECK_VERSION) ## Run vet, staticcheck, gofmt and buf lint.

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	grpccredentials "google.golang.org/grpc/credentials"
 
+	"github.com/weirnet/weir/shim/credentials"
 	"github.com/weirnet/weir/shim/podnet"
 )
 
@@ -22,7 +24,8 @@ type Config struct {
 	Node           string   // Name of the node; required.
 	PolicyServers  []string // host:port; at least one.
 	Collectors     []string // host:port. None: events are counted and dropped.
-	TLS            TLSFiles
+	TLS            credentials.Files
+	TokenFile      string // Of a service-account token, in place of a certificate and key; with TLS.CA.
 	Bridge         string // Name of the OVS bridge.
 	RunDir         string // Of OVS. Empty: its default.
 	Datapath       string // "system" or "netdev".
@@ -87,6 +90,24 @@ func (c *Config) validate() error {
 	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
 	require(c.CNIConfDir == "" || c.Socket != "", "CNI: weir-cni needs a socket to ask (--socket)")
 	return errors.Join(errs...)
+}
+
+// credentials are what the shim shows its servers; nil for plain text. A Token
+// has to be run.
+func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentials.Token, error) {
+	if c.TokenFile == "" {
+		creds, err := c.TLS.Transport()
+		return creds, nil, err
+	}
+	if c.TLS.Cert != "" || c.TLS.Key != "" {
+		return nil, nil, errors.New("TLS: a token gets the shim its certificate: leave --cert and --key out")
+	}
+	t, err := credentials.NewToken(credentials.TokenConfig{Node: c.Node, Servers: c.PolicyServers, CA: c.TLS.CA, File: c.TokenFile, Dir: c.StateDir,
+		Logger: c.Logger.Named("identity"), Dial: c.Dial})
+	if err != nil {
+		return nil, nil, err
+	}
+	return t.Transport(), t, nil
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

@@ -18,6 +18,7 @@ import (
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/client"
+	"github.com/weirnet/weir/shim/credentials"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -43,8 +44,9 @@ type Shim struct {
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
 
-	node *node
-	pods *pods // Nil: neither a Pod network nor CNI is asked for.
+	token *credentials.Token // Nil: certificates are files, or there are none.
+	node  *node
+	pods  *pods // Nil: neither a Pod network nor CNI is asked for.
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -55,11 +57,11 @@ func New(cfg Config) (*Shim, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	tlsConfig, err := cfg.TLS.Client()
+	creds, token, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode()}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
@@ -67,14 +69,14 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	replica, assignment, restored := restore(&cfg)
-	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, TLS: tlsConfig, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
+	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.follow(s.client)
 	if len(cfg.Collectors) > 0 {
-		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, TLS: tlsConfig, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
+		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, Credentials: creds, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
 		if err != nil {
 			return nil, err
 		}
@@ -124,6 +126,9 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bridge.Run(ctx) })
 	g.Go(func() error { return s.loop.run(ctx) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
+	if s.token != nil {
+		g.Go(func() error { return s.token.Run(ctx) })
+	}
 	if s.reporter != nil {
 		g.Go(func() error { return s.reporter.Run(ctx) })
 	} else {

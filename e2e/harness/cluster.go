@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -196,12 +195,12 @@ func (c *Cluster) startServices(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	tls, err := identity.ClientTLS(identity.Files{CA: c.PKI("ca.crt"), Cert: c.PKI("operator.crt"), Key: c.PKI("operator.key")})
+	operator, err := identity.Files{CA: c.PKI("ca.crt"), Cert: c.PKI("operator.crt"), Key: c.PKI("operator.key")}.Credentials()
 	if err != nil {
 		return err
 	}
 	dial := func(address string) (*grpc.ClientConn, error) {
-		return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(tls)),
+		return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(operator.Client()),
 			grpc.WithContextDialer(func(_ context.Context, addr string) (conn net.Conn, err error) {
 				err = c.Fabric.Do(func() error { conn, err = net.DialTimeout("tcp", addr, 5*time.Second); return err })
 				return conn, err

@@ -31,11 +31,12 @@ const (
 
 // Config of a Service.
 type Config struct {
-	Dir      string         // Folder of the event log; required.
-	Listen   string         // host:port of gRPC.
-	TLS      identity.Files // All empty: plain text.
-	Insecure bool           // Plain text may be listened to beyond loopback.
-	Metrics  string         // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Dir      string                   // Folder of the event log; required.
+	Listen   string                   // host:port of gRPC.
+	TLS      identity.Files           // All empty: plain text, or Enroll.
+	Enroll   *identity.EnrolledConfig // Certificates by a token, from the policy service. Nil: TLS counts.
+	Insecure bool                     // Plain text may be listened to beyond loopback.
+	Metrics  string                   // host:port of /metrics, /healthz, /readyz. Empty: none.
 
 	RetentionAge   time.Duration // Zero: no limit.
 	RetentionBytes uint64        // Zero: no limit.
@@ -66,6 +67,7 @@ type Service struct {
 	log      *eventlog.Log
 	sinks    []*sink.Sink
 	rpc      *rpc.Server
+	enrolled *identity.Enrolled // Nil: certificates are files, or there are none.
 	metrics  metrics
 	sessions sessions
 	stopping chan struct{} // Closed when streams are to end.
@@ -101,7 +103,7 @@ func (c *Config) check() error {
 	if c.NPLogIsolation != "" && c.NPLogIsolation != IsolationKind && c.NPLogIsolation != IsolationNamed {
 		return fmt.Errorf("--np-log-isolation %q: write %s or %s", c.NPLogIsolation, IsolationKind, IsolationNamed)
 	}
-	return identity.CheckListen(c.Listen, c.TLS.Set(), c.Insecure)
+	return identity.CheckListen(c.Listen, c.TLS.Set() || c.Enroll != nil, c.Insecure)
 }
 
 func (s *Service) open() error {
@@ -113,7 +115,13 @@ func (s *Service) open() error {
 	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
 		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec())}}
 	var err error
-	if s.cfg.TLS.Set() {
+	switch {
+	case s.cfg.Enroll != nil:
+		if s.enrolled, err = identity.NewEnrolled(*s.cfg.Enroll); err != nil {
+			return err
+		}
+		cfg.TLS = s.enrolled.Server()
+	case s.cfg.TLS.Set():
 		if cfg.TLS, err = identity.ServerTLS(s.cfg.TLS); err != nil {
 			return err
 		}
@@ -193,6 +201,9 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	g.Go(func() error { return s.log.Run(inner) })
 	for _, k := range s.sinks {
 		g.Go(func() error { return k.Run(inner) })
+	}
+	if s.enrolled != nil {
+		g.Go(func() error { return s.enrolled.Run(inner) })
 	}
 	g.Go(func() error { return s.watchHealth(inner) })
 	g.Go(func() error {

@@ -77,6 +77,15 @@ func files(dir, name string) Files {
 	return Files{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, name+".crt"), Key: filepath.Join(dir, name+".key")}
 }
 
+func credentialsOf(t *testing.T, f Files) Credentials {
+	t.Helper()
+	c, err := f.Credentials()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func initPKI(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "pki")
@@ -98,7 +107,7 @@ func TestInit(t *testing.T) {
 			t.Errorf("%s.key: %v, %v", name, info.Mode(), err)
 		}
 	}
-	config, err := ServerTLS(files(dir, "policyd"))
+	config, err := credentialsOf(t, files(dir, "policyd")).Server().GetConfigForClient(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,17 +176,13 @@ func call(t *testing.T, addr string, creds credentials.TransportCredentials) err
 
 func TestMutualTLS(t *testing.T) {
 	dir, other := initPKI(t), initPKI(t)
-	config, err := ServerTLS(files(dir, "policyd"))
+	addr, called := serve(t, credentialsOf(t, files(dir, "policyd")).Server())
+	client := func(f Files) credentials.TransportCredentials {
+		return credentialsOf(t, f).Client()
+	}
+	roots, err := readRoots(files(dir, "").CA)
 	if err != nil {
 		t.Fatal(err)
-	}
-	addr, called := serve(t, config)
-	client := func(f Files) credentials.TransportCredentials {
-		c, err := ClientTLS(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return credentials.NewTLS(c)
 	}
 	if err := call(t, addr, client(files(dir, "node-n2"))); err != nil {
 		t.Fatal(err)
@@ -197,18 +202,14 @@ func TestMutualTLS(t *testing.T) {
 		"a certificate of another CA": client(mixed),
 		"a server of another CA":      client(files(other, "node-n1")),
 		"no TLS":                      insecure.NewCredentials(),
-		"no certificate":              credentials.NewTLS(&tls.Config{RootCAs: config.ClientCAs}),
+		"no certificate":              credentials.NewTLS(&tls.Config{RootCAs: roots}),
 	} {
 		if err := call(t, addr, creds); err == nil {
 			t.Errorf("%s is let in", name)
 		}
 	}
 	// A node's certificate is no server's.
-	posing, err := ServerTLS(files(dir, "node-n1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, _ = serve(t, posing)
+	addr, _ = serve(t, credentialsOf(t, files(dir, "node-n1")).Server())
 	if err := call(t, addr, client(files(dir, "operator"))); err == nil {
 		t.Error("a node poses as a server")
 	}
@@ -227,7 +228,7 @@ func TestWithoutTLSNobodyHasAnIdentity(t *testing.T) {
 func TestFilesMustBeComplete(t *testing.T) {
 	dir := initPKI(t)
 	for _, f := range []Files{{}, {CA: "x"}, {CA: filepath.Join(dir, "ca.key"), Cert: "x", Key: "y"}, {CA: filepath.Join(dir, "ca.crt"), Cert: "x", Key: "y"}} {
-		if _, err := ClientTLS(f); err == nil {
+		if _, err := f.Credentials(); err == nil {
 			t.Errorf("%+v is taken", f)
 		}
 	}

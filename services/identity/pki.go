@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -104,6 +103,8 @@ type request struct {
 	name  string
 	uri   *url.URL
 	hosts []string // Of a server. Empty: a client.
+
+	lifetime time.Duration // Zero: certificateLifetime.
 }
 
 func (a *pair) issue(r request, now time.Time) (*pair, error) {
@@ -111,27 +112,9 @@ func (a *pair) issue(r request, now time.Time) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber:          serial(),
-		Subject:               pkix.Name{CommonName: "weir " + r.name},
-		NotBefore:             now.Add(-time.Hour),
-		NotAfter:              now.Add(certificateLifetime),
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
-		URIs:                  []*url.URL{r.uri},
-	}
-	if len(r.hosts) > 0 {
-		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-	}
-	for _, h := range r.hosts {
-		if ip := net.ParseIP(h); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else if msgs := validation.IsDNS1123Subdomain(h); len(msgs) > 0 {
-			return nil, fmt.Errorf("server %q is neither an address nor a host name", h)
-		} else {
-			template.DNSNames = append(template.DNSNames, h)
-		}
+	template, err := r.template(now)
+	if err != nil {
+		return nil, err
 	}
 	return sign(template, a.cert, key, a.key)
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 )
 
 // Files are the paths of the PEM files of one party.
@@ -24,13 +23,9 @@ func (f Files) load() (*x509.CertPool, tls.Certificate, error) {
 	if f.CA == "" || f.Cert == "" || f.Key == "" {
 		return nil, tls.Certificate{}, errors.New("mutual TLS needs a CA, a certificate and a key")
 	}
-	text, err := os.ReadFile(f.CA)
+	pool, err := readRoots(f.CA)
 	if err != nil {
-		return nil, tls.Certificate{}, fmt.Errorf("read CA: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, tls.Certificate{}, fmt.Errorf("read CA: %s holds no PEM certificate", f.CA)
+		return nil, tls.Certificate{}, err
 	}
 	pair, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
@@ -42,16 +37,11 @@ func (f Files) load() (*x509.CertPool, tls.Certificate, error) {
 // ServerTLS is the configuration of a server that takes callers with a
 // certificate of the CA alone.
 func ServerTLS(f Files) (*tls.Config, error) {
-	pool, pair, err := f.load()
+	c, err := f.Credentials()
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{pair},
-		ClientAuth:   tls.RequireAndVerifyClientCert,
-		ClientCAs:    pool,
-	}, nil
+	return c.Server(), nil
 }
 
 // ClientTLS is the configuration of a client. The server must have a

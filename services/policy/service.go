@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/engine"
@@ -36,12 +37,17 @@ type Config struct {
 	Kubernetes bool   // An API server, by Kubeconfig or, where that is empty, the service account of the Pod.
 	Source     Source
 
+	TakeOver   bool           // Of an API server that has Antrea's kinds.
 	Kubeconfig string         // File.
 	Listen     string         // host:port of gRPC.
-	TLS        identity.Files // All empty: plain text.
-	Insecure   bool           // Plain text may be listened to beyond loopback.
-	Metrics    string         // host:port of /metrics, /healthz, /readyz. Empty: none.
-	Logger     hclog.Logger
+	TLS        identity.Files // All empty: plain text, or Cluster.
+	// Cluster has the service keep a certificate authority in the cluster, and
+	// Grants say who gets a certificate of it by a token. Nil: TLS counts.
+	Cluster  *identity.ClusterConfig
+	Grants   []identity.Grant
+	Insecure bool   // Plain text may be listened to beyond loopback.
+	Metrics  string // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Logger   hclog.Logger
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
@@ -52,13 +58,14 @@ type Config struct {
 
 // Service is the policy service.
 type Service struct {
-	cfg    Config
-	logger hclog.Logger
-	source Source
-	store  *storage.Store
-	face   *server.Server
-	rpc    *rpc.Server
-	synced atomic.Bool
+	cfg     Config
+	logger  hclog.Logger
+	source  Source
+	store   *storage.Store
+	face    *server.Server
+	rpc     *rpc.Server
+	synced  atomic.Bool
+	cluster *identity.Cluster // Nil: certificates are not the cluster's.
 
 	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
 	engine    *engine.Engine
@@ -85,7 +92,7 @@ func New(cfg Config) (*Service, error) {
 	case sources > 1:
 		return nil, errors.New("more than one source of objects: give one of --manifests and --kubeconfig")
 	}
-	if err := identity.CheckListen(cfg.Listen, cfg.TLS.Set(), cfg.Insecure); err != nil {
+	if err := identity.CheckListen(cfg.Listen, cfg.TLS.Set() || cfg.Cluster != nil, cfg.Insecure); err != nil {
 		return nil, err
 	}
 	s := &Service{
@@ -113,25 +120,51 @@ func New(cfg Config) (*Service, error) {
 	if a, is := s.source.(Announcer); is {
 		faceCfg.Ports = a.Announce
 	}
-	if cfg.TLS.Set() {
-		if faceCfg.ReplicaTLS, err = identity.ClientTLS(cfg.TLS); err != nil {
-			return nil, err
-		}
+	creds, enrollment, err := s.credentials()
+	if err != nil {
+		return nil, err
+	}
+	if creds != nil {
+		faceCfg.ReplicaCredentials = creds.Client()
 	}
 	s.face, err = server.New(faceCfg)
 	if err != nil {
 		return nil, err
 	}
 	rpcCfg := rpc.Config{Listen: cfg.Listen, Metrics: cfg.Metrics, Logger: cfg.Logger, Registry: registry, MaxConnectionAge: cfg.MaxConnectionAge}
-	if cfg.TLS.Set() {
-		if rpcCfg.TLS, err = identity.ServerTLS(cfg.TLS); err != nil {
-			return nil, err
-		}
+	if creds != nil {
+		rpcCfg.TLS = creds.Server()
+	}
+	if enrollment != nil {
+		rpcCfg.Anyone = []string{identity.EnrollMethod}
 	}
 	if s.rpc, err = s.face.Transport(rpcCfg); err != nil {
 		return nil, err
 	}
+	if enrollment != nil {
+		policyv1.RegisterEnrollmentServiceServer(s.rpc.GRPC, enrollment)
+	}
 	return s, nil
+}
+
+// credentials are what the service shows and believes; nil for plain text. With
+// certificates of the cluster it gives some to others, too.
+func (s *Service) credentials() (identity.Credentials, *identity.Enrollment, error) {
+	if s.cfg.Cluster == nil {
+		if !s.cfg.TLS.Set() {
+			return nil, nil, nil
+		}
+		creds, err := s.cfg.TLS.Credentials()
+		return creds, nil, err
+	}
+	c, err := identity.NewCluster(*s.cfg.Cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.cluster = c
+	e, err := identity.NewEnrollment(identity.EnrollmentConfig{Authority: c.Authority, Reviewer: c.Reviewer(), Grants: s.cfg.Grants,
+		Lifetime: s.cfg.Cluster.Lifetime, Registry: s.registry, Logger: s.logger.Named("enrollment")})
+	return c, e, err
 }
 
 // newSource is the source that a configuration names.
@@ -140,7 +173,7 @@ func newSource(cfg *Config, registry prometheus.Registerer) (Source, error) {
 	case cfg.Source != nil:
 		return cfg.Source, nil
 	case cfg.Kubernetes:
-		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
+		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, TakeOver: cfg.TakeOver, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
 		if err != nil {
 			return nil, err
 		}
@@ -171,9 +204,12 @@ func (s *Service) Metrics() prometheus.Gatherer { return s.registry }
 
 // Run serves until the context ends.
 func (s *Service) Run(ctx context.Context) error {
-	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "kubernetes", s.cfg.Kubernetes, "tls", s.cfg.TLS.Set(), "epoch", s.store.Epoch())
+	s.logger.Info("serving", "address", s.Addr(), "manifests", s.cfg.Manifests, "kubernetes", s.cfg.Kubernetes, "tls", s.cfg.TLS.Set() || s.cfg.Cluster != nil, "epoch", s.store.Epoch())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.source.Run(ctx) })
+	if s.cluster != nil {
+		g.Go(func() error { return s.cluster.Run(ctx) })
+	}
 	g.Go(func() error { return s.write(ctx) })
 	g.Go(func() error { return s.face.Run(ctx) })
 	g.Go(func() error { return s.rpc.Run(ctx) })

@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 )
@@ -59,6 +60,9 @@ type Config struct {
 	Listen  string      // TCP address of the gRPC side.
 	TLS     *tls.Config // Nil: plain text.
 	Metrics string      // TCP address of the HTTP side. Empty: none.
+	// Anyone are the methods that callers without a certificate may call, where
+	// TLS lets such callers in; health is always one of them. Empty: TLS decides.
+	Anyone  []string
 	Options []grpc.ServerOption
 	// MaxConnectionAge is after how long, give or take a tenth, a client is sent
 	// away to connect anew. Zero: never.
@@ -89,6 +93,7 @@ func New(cfg Config) (*Server, error) {
 		return status.Error(codes.Internal, "internal error")
 	})
 	logOpts := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithLevels(level)}
+	admitUnary, admitStream := admit(cfg.Anyone)
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(MaxMessageBytes),
 		grpc.MaxConcurrentStreams(MaxStreams),
@@ -98,8 +103,8 @@ func New(cfg Config) (*Server, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout,
 			MaxConnectionAge: cfg.MaxConnectionAge, MaxConnectionAgeGrace: connectionGrace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minClientPing, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), logging.UnaryServerInterceptor(sink(logger), logOpts...), recovery.UnaryServerInterceptor(recoverOpt)),
-		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), logging.StreamServerInterceptor(sink(logger), logOpts...), recovery.StreamServerInterceptor(recoverOpt)),
+		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), logging.UnaryServerInterceptor(sink(logger), logOpts...), recovery.UnaryServerInterceptor(recoverOpt), admitUnary),
+		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), logging.StreamServerInterceptor(sink(logger), logOpts...), recovery.StreamServerInterceptor(recoverOpt), admitStream),
 	}
 	if cfg.TLS != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg.TLS)))
@@ -120,6 +125,37 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	return s, nil
+}
+
+// admit turns callers without a verified certificate away from all methods but
+// some. Without such methods, the transport has decided.
+func admit(anyone []string) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
+	open := make(map[string]bool)
+	for _, m := range append([]string{healthv1.Health_Check_FullMethodName}, anyone...) {
+		open[m] = true
+	}
+	check := func(ctx context.Context, method string) error {
+		if len(anyone) == 0 || open[method] {
+			return nil
+		}
+		if p, ok := peer.FromContext(ctx); ok {
+			if info, ok := p.AuthInfo.(credentials.TLSInfo); !ok || len(info.State.VerifiedChains) > 0 {
+				return nil
+			}
+		}
+		return status.Error(codes.Unauthenticated, "the caller shows no certificate")
+	}
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+			if err := check(ctx, info.FullMethod); err != nil {
+				return nil, err
+			}
+			return next(ctx, req)
+		}, func(srv any, call grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+			if err := check(call.Context(), info.FullMethod); err != nil {
+				return err
+			}
+			return next(srv, call)
+		}
 }
 
 // level logs what a server's owner should see: failures of its own, not those

@@ -18,7 +18,6 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -60,10 +59,11 @@ type Handler interface {
 // Config of a Client.
 type Config struct {
 	Addresses []string // Of policy services, host:port; at least one.
-	TLS       *tls.Config
-	Dial      func(ctx context.Context, address string) (net.Conn, error) // Nil: TCP.
-	Node      string
-	Version   string
+	// Credentials are those of the node; nil for plain text.
+	Credentials credentials.TransportCredentials
+	Dial        func(ctx context.Context, address string) (net.Conn, error) // Nil: TCP.
+	Node        string
+	Version     string
 	// Replica to begin with, from a checkpoint. Nil: none.
 	Replica *storage.Replica
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 10 s.
@@ -204,9 +204,9 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, spread time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	creds := insecure.NewCredentials()
-	if c.cfg.TLS != nil {
-		creds = credentials.NewTLS(c.cfg.TLS)
+	creds := c.cfg.Credentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
 	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),

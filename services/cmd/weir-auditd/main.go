@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -29,6 +30,7 @@ func main() {
 
 func command() *cobra.Command {
 	var cfg audit.Config
+	var enroll identity.EnrolledConfig
 	var level, zone, retention, rotate, free string
 	cmd := &cobra.Command{
 		Use:           "weir-auditd",
@@ -53,6 +55,13 @@ func command() *cobra.Command {
 				}
 			}
 			cfg.Rotation.MaxBytes = int64(rotateBytes)
+			if enroll.TokenFile != "" {
+				if cfg.TLS.Cert != "" || cfg.TLS.Key != "" {
+					return errors.New("--token-file gets the collector its certificate: leave --cert and --key out")
+				}
+				enroll.CA, enroll.Logger = cfg.TLS.CA, cfg.Logger.Named("identity")
+				cfg.Enroll, cfg.TLS = &enroll, identity.Files{}
+			}
 			s, err := audit.New(cfg)
 			if err != nil {
 				return err
@@ -67,6 +76,8 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
+	f.StringVar(&enroll.TokenFile, "token-file", "", "file of a service-account token, by which the policy service gives a certificate; in place of --cert and --key")
+	f.StringSliceVar(&enroll.PolicyServers, "policy-server", nil, "host:port of the policy service, for --token-file; may be repeated")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
 	f.DurationVar(&cfg.RetentionAge, "retention-age", 30*24*time.Hour, "how long records are kept; 0 for ever")
 	f.StringVar(&retention, "retention-size", "10Gi", "how much disk the event log may take; 0 for any")

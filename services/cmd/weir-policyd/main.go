@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -29,6 +30,9 @@ func main() {
 func command() *cobra.Command {
 	var cfg policy.Config
 	var level string
+	var issue bool
+	var issuer identity.ClusterConfig
+	var grants []string
 	cmd := &cobra.Command{
 		Use:           "weir-policyd",
 		Short:         "Work out what each node must enforce, and stream it",
@@ -40,6 +44,20 @@ func command() *cobra.Command {
 			inPod := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 			cfg.Kubernetes = cfg.Kubeconfig != "" || cfg.Manifests == "" && inPod
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-policyd", Level: hclog.LevelFromString(level)})
+			if issue {
+				if cfg.TLS.Cert != "" || cfg.TLS.Key != "" {
+					return errors.New("--issue-certificates makes the service's own certificate: leave --cert and --key out")
+				}
+				issuer.Kubeconfig, issuer.Trust, issuer.Logger = cfg.Kubeconfig, cfg.TLS.CA, cfg.Logger.Named("identity")
+				cfg.Cluster, cfg.TLS = &issuer, identity.Files{}
+				for _, text := range grants {
+					g, err := identity.ParseGrant(text)
+					if err != nil {
+						return fmt.Errorf("--grant: %w", err)
+					}
+					cfg.Grants = append(cfg.Grants, g)
+				}
+			}
 			s, err := policy.New(cfg)
 			if err != nil {
 				return err
@@ -50,6 +68,7 @@ func command() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&cfg.Manifests, "manifests", "", "folder of manifests, read again whenever it changes")
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig of the API server to read; in a Pod without --manifests, that of the cluster by the Pod's service account")
+	f.BoolVar(&cfg.TakeOver, "take-over", false, "start although Antrea's kinds are installed: its agents must not run any more")
 	f.StringVar(&cfg.Listen, "listen", identity.DefaultPolicyAddress, "address of gRPC")
 	f.StringVar(&cfg.Metrics, "metrics-listen", "127.0.0.1:9750", "address of /metrics, /healthz and /readyz; none if empty")
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
@@ -58,6 +77,11 @@ func command() *cobra.Command {
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
 	f.DurationVar(&cfg.MaxConnectionAge, "max-connection-age", 30*time.Minute, "after how long a shim is sent to connect anew; 0 for never")
 	f.StringSliceVar(&cfg.Replicas, "replicas", nil, "host:port of all replicas, to wait for each other's nodes before a new Pod's port opens; a name may have several addresses")
+	f.BoolVar(&issue, "issue-certificates", false, "keep a certificate authority in the Secret weir-pki of --namespace, and give certificates to who has a token; --ca then names further authorities")
+	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself; POD_NAMESPACE by default")
+	f.StringSliceVar(&issuer.Hosts, "server-name", nil, "name or address by which the service is reached, for its certificate; may be repeated")
+	f.DurationVar(&issuer.Lifetime, "certificate-lifetime", 8*time.Hour, "of certificates that are issued; they are renewed after two thirds of it")
+	f.StringArrayVar(&grants, "grant", nil, "who gets a certificate by a token, ROLE=NAMESPACE/SERVICEACCOUNT; the role is node, auditd (with ,HOST for each of its names) or operator; may be repeated")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }

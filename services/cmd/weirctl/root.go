@@ -53,6 +53,7 @@ func New(streams Streams) *cobra.Command {
 		newGet(streams),
 		newAudit(streams),
 		newPKI(streams),
+		newUninstall(streams),
 	)
 	return root
 }

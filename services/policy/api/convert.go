@@ -27,6 +27,10 @@ const (
 	AnnotationAntreaTransport = "node.antrea.io/transport-addresses"
 	// AnnotationLogPolicies on a Namespace is "true" where its NetworkPolicies log.
 	AnnotationLogPolicies = "networkpolicy.antrea.io/enable-logging"
+	// LabelPartOf is PartOf on what Weir is installed with, its
+	// CustomResourceDefinitions included.
+	LabelPartOf = "app.kubernetes.io/part-of"
+	PartOf      = "weir"
 	// LabelNamespaceName holds a Namespace's own name.
 	LabelNamespaceName = "kubernetes.io/metadata.name"
 	// LabelAntreaNamespaceName holds a Namespace's own name too.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"maps"
 	"net"
@@ -24,7 +23,7 @@ import (
 // about arrivals. A replica that cannot be reached has no connected nodes.
 type replicas struct {
 	addresses []string // host:port; a host may have several addresses.
-	tls       *tls.Config
+	creds     credentials.TransportCredentials
 	epoch     string
 	logger    hclog.Logger
 
@@ -41,8 +40,8 @@ const (
 	maxArrivals     = 10000
 )
 
-func newReplicas(addresses []string, tls *tls.Config, epoch string, logger hclog.Logger) *replicas {
-	return &replicas{addresses: addresses, tls: tls, epoch: epoch, logger: logger,
+func newReplicas(addresses []string, creds credentials.TransportCredentials, epoch string, logger hclog.Logger) *replicas {
+	return &replicas{addresses: addresses, creds: creds, epoch: epoch, logger: logger,
 		conns: make(map[string]*grpc.ClientConn), self: make(map[string]bool)}
 }
 
@@ -99,9 +98,9 @@ func (r *replicas) resolve(ctx context.Context) error {
 		if r.conns[address] != nil {
 			continue
 		}
-		creds := insecure.NewCredentials()
-		if r.tls != nil {
-			creds = credentials.NewTLS(r.tls)
+		creds := r.creds
+		if creds == nil {
+			creds = insecure.NewCredentials()
 		}
 		conn, err := grpc.NewClient("passthrough:"+address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(found[address]))
 		if err != nil {

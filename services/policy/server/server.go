@@ -2,13 +2,13 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
@@ -28,7 +28,7 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }
 
-// Config of a Server. All fields but Replicas, ReplicaTLS and Ports are required.
+// Config of a Server. All fields but Replicas, ReplicaCredentials and Ports are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -40,10 +40,10 @@ type Config struct {
 	// MayReplicate decides over ReplicaService from transport credentials.
 	MayReplicate func(context.Context) error
 	// Replicas are host:port of all replicas, which may include this one; a name
-	// may have the addresses of several. ReplicaTLS is how they are called; nil
-	// is plain text.
-	Replicas   []string
-	ReplicaTLS *tls.Config
+	// may have the addresses of several. ReplicaCredentials are shown to
+	// them; nil is plain text.
+	Replicas           []string
+	ReplicaCredentials credentials.TransportCredentials
 	// Ports is told what a node reports of its ports, all of them, and nil when
 	// it is not connected any more. It must not block. Nil: nobody is told.
 	Ports func(node string, ports []*policyv1.PortState)
@@ -98,7 +98,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.barriers = newBarriers(cfg.Store, &s.sessions)
 	if len(cfg.Replicas) > 0 {
-		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaTLS, cfg.Store.Epoch(), cfg.Logger)
+		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaCredentials, cfg.Store.Epoch(), cfg.Logger)
 	}
 	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.barriers.settled, s.barriers.expired} {
 		if err := cfg.Registry.Register(c); err != nil {

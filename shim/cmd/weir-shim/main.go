@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/weirnet/weir/shim"
 	"github.com/weirnet/weir/shim/cni"
+	"github.com/weirnet/weir/shim/credentials"
 )
 
 func main() {
@@ -38,8 +40,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-shim", Level: hclog.LevelFromString(level)})
-			if cfg.TLS == (shim.TLSFiles{}) && !insecure {
-				return fmt.Errorf("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), or --insecure for plain text")
+			if cfg.TLS == (credentials.Files{}) && !insecure {
+				return errors.New("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), --ca and --token-file in a Pod of a cluster, or --insecure for plain text")
 			}
 			s, err := shim.New(cfg)
 			if err != nil {
@@ -55,6 +57,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the node's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
+	f.StringVar(&cfg.TokenFile, "token-file", "", "file of a service-account token that is bound to the shim's Pod, by which the policy service gives a certificate; in place of --cert and --key")
 	f.BoolVar(&insecure, "insecure", false, "connect in plain text, where no certificate is given")
 	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it is Weir's alone")
 	f.StringVar(&cfg.RunDir, "ovs-rundir", cfg.RunDir, "run folder of Open vSwitch; its own default if empty")

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/weirv1alpha1"
 )
 
 // nodeEndpoints is where the addresses that shims report are kept.
@@ -41,12 +42,12 @@ type announcer struct {
 	source *Source
 	kind   *kind
 	store  *mirror[map[key]nodeAddress]
-	queue  workqueue.TypedRateLimitingInterface[string] // Of nodes whose object may have to be written.
 
-	mu     sync.Mutex                     // Guards what follows.
-	wanted map[string][]Address           // By node, of the nodes that are connected to this replica.
-	there  map[string]map[key]nodeAddress // As read.
-	failed map[string]string              // By node, the last error, to say it once.
+	mu     sync.Mutex                                   // Guards what follows.
+	queue  workqueue.TypedRateLimitingInterface[string] // Of nodes whose object may have to be written; nil while nothing runs.
+	wanted map[string][]Address                         // By node, of the nodes that are connected to this replica.
+	there  map[string]map[key]nodeAddress               // As read.
+	failed map[string]string                            // By node, the last error, to say it once.
 }
 
 // Limits of what is tried again.
@@ -57,8 +58,7 @@ const writers = 4
 
 func newAnnouncer(s *Source) *announcer {
 	a := &announcer{source: s, kind: &kind{resource: nodeEndpoints}, wanted: make(map[string][]Address),
-		there: make(map[string]map[key]nodeAddress), failed: make(map[string]string),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](minWriteRetry, maxWriteRetry))}
+		there: make(map[string]map[key]nodeAddress), failed: make(map[string]string)}
 	a.store = newMirror(readNodeEndpoints, a.changed, func(version uint64, whole bool) { s.wasRead(a.kind, version, whole) })
 	return a
 }
@@ -72,14 +72,19 @@ func (s *Source) Announce(node string, addresses []Address) {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
 	})
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if addresses == nil {
 		delete(a.wanted, node)
 		delete(a.failed, node)
-	} else {
-		a.wanted[node] = addresses
+		return
 	}
-	a.mu.Unlock()
-	if addresses != nil {
+	a.wanted[node] = addresses
+	a.considerLocked(node)
+}
+
+// considerLocked has a node's object written if it is not as wanted.
+func (a *announcer) considerLocked(node string) {
+	if _, ours := a.wanted[node]; ours && a.queue != nil {
 		a.queue.Add(node)
 	}
 }
@@ -107,12 +112,9 @@ func (a *announcer) changed(k key, now *entry[map[key]nodeAddress], at uint64) {
 	} else {
 		a.there[k.name] = value
 	}
-	_, ours := a.wanted[k.name]
+	a.considerLocked(k.name) // Somebody else may have changed it.
 	a.mu.Unlock()
 	a.source.report(k.name, former, value, at)
-	if ours {
-		a.queue.Add(k.name) // Somebody else may have changed it.
-	}
 }
 
 // report takes over the addresses of a node's Pods.
@@ -153,26 +155,33 @@ func (s *Source) touchPodLocked(ref api.Ref) {
 
 // run writes until the context ends.
 func (a *announcer) run(ctx context.Context) error {
+	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](minWriteRetry, maxWriteRetry))
+	a.mu.Lock()
+	a.queue = queue
+	for node := range a.wanted {
+		a.considerLocked(node)
+	}
+	a.mu.Unlock()
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	for range writers {
 		wait.Go(func() {
 			for {
-				node, shutdown := a.queue.Get()
+				node, shutdown := queue.Get()
 				if shutdown {
 					return
 				}
 				if a.write(ctx, node) {
-					a.queue.Forget(node)
+					queue.Forget(node)
 				} else {
-					a.queue.AddRateLimited(node)
+					queue.AddRateLimited(node)
 				}
-				a.queue.Done(node)
+				queue.Done(node)
 			}
 		})
 	}
 	<-ctx.Done()
-	a.queue.ShutDown()
+	queue.ShutDown()
 	return ctx.Err()
 }
 
@@ -225,25 +234,10 @@ func sameAddresses(there map[key]nodeAddress, wanted []Address) bool {
 	return true
 }
 
-// wireEndpoints is a NodeEndpoints object.
-type wireEndpoints struct {
-	APIVersion string         `json:"apiVersion"`
-	Kind       string         `json:"kind"`
-	Metadata   map[string]any `json:"metadata"`
-	Endpoints  []wireEndpoint `json:"endpoints"`
-}
-
-type wireEndpoint struct {
-	Namespace string   `json:"namespace"`
-	Name      string   `json:"name"`
-	UID       string   `json:"uid,omitempty"`
-	IPs       []string `json:"ips"`
-}
-
 func applyOf(node string, addresses []Address) ([]byte, error) {
-	o := wireEndpoints{APIVersion: nodeEndpoints.GroupVersion().String(), Kind: "NodeEndpoints", Metadata: map[string]any{"name": node}, Endpoints: []wireEndpoint{}}
+	o := weirv1alpha1.NodeEndpoints{TypeMeta: metav1.TypeMeta{APIVersion: weirv1alpha1.APIVersion, Kind: "NodeEndpoints"}, ObjectMeta: metav1.ObjectMeta{Name: node}}
 	for _, a := range addresses {
-		e := wireEndpoint{Namespace: a.Namespace, Name: a.Name, UID: a.UID}
+		e := weirv1alpha1.Endpoint{Namespace: a.Namespace, Name: a.Name, UID: a.UID}
 		for _, ip := range a.IPs {
 			e.IPs = append(e.IPs, ip.String())
 		}
@@ -257,14 +251,8 @@ func readNodeEndpoints(o runtime.Object) (map[key]nodeAddress, error) {
 	if !is {
 		return nil, fmt.Errorf("%T is not what the API server sends", o)
 	}
-	var read struct {
-		Endpoints []wireEndpoint `json:"endpoints"`
-	}
-	raw, err := json.Marshal(map[string]any{"endpoints": u.Object["endpoints"]})
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(raw, &read); err != nil {
+	var read weirv1alpha1.NodeEndpoints
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &read); err != nil {
 		return nil, err
 	}
 	out := make(map[key]nodeAddress, len(read.Endpoints))

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 )
 
 // How long a reflector waits after an error, at first and at the most. The most
@@ -29,7 +30,7 @@ func (s *Source) follow(ctx context.Context, k *kind, store cache.ReflectorStore
 		Name: k.String(), TypeDescription: k.String(), Logger: &logger,
 		Backoff: &wait.Backoff{Duration: minRetry, Cap: maxRetry, Steps: 16, Factor: 2, Jitter: 0.5},
 	})
-	r.RunWithContext(ctx)
+	r.RunWithContext(klog.NewContext(ctx, logger)) // What fails is told by watched.
 }
 
 // watched counts how reading a kind goes, and says once when it fails and once
