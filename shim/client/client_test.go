@@ -538,12 +538,12 @@ func TestStatsAreSent(t *testing.T) {
 	}
 }
 
-// Stats with ports go with a stream's Hello, and again at once when they change;
+// Stats with addresses of ports go with a stream's Hello, and again at once when they change;
 // what changes many times in a moment goes once or twice.
 func TestPortsAreToldAtOnce(t *testing.T) {
 	s, address := newScript(t)
 	h := newHandler()
-	h.ports = []*policyv1.PortState{{Interface: "if-web"}}
+	h.ports = []*policyv1.PortState{{Interface: "if-web", Ips: [][]byte{{10, 0, 0, 1}}}}
 	changed := make(chan struct{}, 1)
 	start(t, Config{Addresses: []string{address}, StatsInterval: time.Hour, StatsChanged: changed}, h)
 	p, _ := s.next(t)

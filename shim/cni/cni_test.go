@@ -186,6 +186,14 @@ func TestConflist(t *testing.T) {
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("left in the folder: %v", entries)
 	}
+	for range 2 {
+		if err := RemoveConflist(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("left in the folder: %v", entries)
+	}
 }
 
 func TestInstallCopiesWhatDiffers(t *testing.T) {

@@ -256,3 +256,23 @@ func TestKernelFollowsTheCluster(t *testing.T) {
 	a.holds("route", "10.0.3.0/24 via 192.0.2.3 dev uplink proto 87 onlink", true)
 	a.holds("link", "weir-vx0", false)
 }
+
+// Remove leaves nothing of ours, and all that is others'.
+func TestRemove(t *testing.T) {
+	a, _, nodes := twoHosts(t, VXLAN, "192.0.2.1", "192.0.2.2")
+	a.ip("route", "add", "10.9.0.0/16", "via", "192.0.2.9")
+	before := a.ip("route", "show") + a.ip("-6", "route", "show", "dev", "uplink")
+	if err := a.make(nodes[0], nodes[1]); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := ns.WithNetNSPath("/run/netns/"+a.name, func(ns.NetNS) error { return Remove("br-weir") }); err != nil {
+			t.Fatal(err)
+		}
+		if after := a.ip("route", "show") + a.ip("-6", "route", "show", "dev", "uplink"); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		a.holds("link", deviceName, false)
+		a.holds("addr", "10.0.1.1/24", false)
+	}
+}
