@@ -3,6 +3,7 @@ package harness
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -123,13 +125,12 @@ func (s *objects) applyStatus(ctx context.Context, o *unstructured.Unstructured)
 	if err != nil {
 		return err
 	}
-	only := &unstructured.Unstructured{Object: map[string]any{"apiVersion": o.GetAPIVersion(), "kind": o.GetKind(), "status": status,
-		"metadata": map[string]any{"name": k.name}}}
-	if k.namespace != "" {
-		only.SetNamespace(k.namespace)
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
 	}
-	if _, err := s.on(k).ApplyStatus(ctx, k.name, only, metav1.ApplyOptions{FieldManager: fieldManager, Force: true}); err != nil {
-		return fmt.Errorf("apply status of %s %s/%s: %w", o.GetKind(), k.namespace, k.name, err)
+	if _, err := s.on(k).Patch(ctx, k.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "status"); err != nil {
+		return fmt.Errorf("write status of %s %s/%s: %w", o.GetKind(), k.namespace, k.name, err)
 	}
 	return nil
 }
