@@ -44,6 +44,9 @@ func (c *Cluster) attach(ctx context.Context, p PodConfig, uid string) (*Host, e
 	h.call = &CNICall{ContainerID: fmt.Sprintf("c%d-%s", serial, uid), NetNS: "/run/netns/" + ns.Name, Config: conf,
 		Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=" + p.Namespace + ";K8S_POD_NAME=" + p.Name + ";K8S_POD_UID=" + uid}
 	for _, ip := range p.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route replace %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return h, err
+		}
 		if err := c.route(ctx, ip, node, "replace"); err != nil {
 			return h, err
 		}
@@ -97,6 +100,9 @@ func (c *Cluster) detach(ctx context.Context, name string, h *Host) error {
 		return err
 	}
 	for _, ip := range h.pod.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route del %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return err
+		}
 		if err := c.route(ctx, ip, node, "del"); err != nil {
 			return err
 		}
