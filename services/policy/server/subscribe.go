@@ -116,7 +116,7 @@ func (v *serving) inSync(held storage.Digest) (bool, error) {
 		return false, nil
 	}
 	v.log.Debug("node is in sync", "revision", rev)
-	v.session.told(v.stream, rev, held)
+	v.session.told(v.stream, sentCut{revision: rev, digest: held, since: time.Now()})
 	m := &policyv1.InSync{Epoch: v.server.cfg.Store.Epoch(), Revision: rev, Position: &policyv1.Position{Sources: pos}}
 	return true, v.call.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InSync{InSync: m}})
 }
@@ -243,7 +243,8 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 }
 
 func (v *serving) send(cut *storage.Cut) error {
-	v.session.told(v.stream, cut.Revision, cut.Digest)
+	since, known := v.server.commits.at(cut.Oldest)
+	v.session.told(v.stream, sentCut{cut.Revision, cut.Digest, since, known})
 	cut.Held = v.server.barriers.held(v.session.node)
 	frames := cut.Frames(frameBytes)
 	for _, f := range frames {
@@ -354,7 +355,7 @@ func (s *Server) answer(se *session, st *stream, a nodeAnswer, digest []byte, lo
 		}
 		a.held = &d
 	}
-	known, differs := se.answered(st, a)
+	known, differs, committed := se.answered(st, a)
 	if !known {
 		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", a.revision)
 	}
@@ -364,6 +365,9 @@ func (s *Server) answer(se *session, st *stream, a nodeAnswer, digest []byte, lo
 		log.Warn("the node's state differs from what it was sent: repairing it", "revision", a.revision)
 	case a.inForce:
 		s.barriers.applied(se.node, a.revision)
+		if !committed.IsZero() {
+			s.ackedSec.Observe(time.Since(committed).Seconds())
+		}
 	}
 	return nil
 }
