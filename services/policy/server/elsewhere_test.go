@@ -200,3 +200,50 @@ func TestNodeMetrics(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// A replica whose sources are several watches may have read one of them less far
+// than the position says. A node that comes meanwhile is in sync a moment later,
+// and is sent nothing.
+func TestANodeInSyncWithALateReplicaIsLeftAlone(t *testing.T) {
+	f := newFixture(t)
+	f.server.cfg.Settle = 20 * time.Second // The commit ends it.
+	f.member("a")
+	f.member("b")
+	whole := f.subscribe(hello("node-1")).cut()
+	f.store.Commit([]storage.Change{{Op: storage.OpRemove, Scope: groupID, Item: storage.Encoded{Key: storage.PodKey("ns", "b")}}}, storage.Position{"manifests": 1})
+	c := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: whole.GetDigest(), Position: whole.GetPosition()})
+	timer := time.AfterFunc(50*time.Millisecond, func() { f.member("b") })
+	defer timer.Stop()
+	resp, err := c.stream.Recv()
+	if err != nil || resp.GetInSync() == nil {
+		t.Fatalf("got %v, %v; want to be in sync", resp, err)
+	}
+	c.ack(resp.GetInSync().GetRevision(), whole.GetDigest())
+	if _, _, err := c.replica.Apply(whole); err != nil {
+		t.Fatal(err)
+	}
+	f.member("c")
+	if cut := c.cut(); len(cut.GetScopes()) != 1 || len(cut.GetScopes()[0].GetUpserts()) != 1 {
+		t.Errorf("the next cut is %v, want the one member that is new", cut)
+	}
+}
+
+func TestANodeThatDiffersIsRepairedAfterSettling(t *testing.T) {
+	f := newFixture(t)
+	f.server.cfg.Settle = 100 * time.Millisecond
+	f.member("a")
+	first := f.subscribe(hello("node-1")).cut()
+	f.member("b")
+	began := time.Now()
+	c := f.subscribe(&policyv1.Hello{Node: "node-1", Digest: first.GetDigest(), Position: first.GetPosition()})
+	if _, _, err := c.replica.Apply(first); err != nil {
+		t.Fatal(err)
+	}
+	c.tell()
+	if took := time.Since(began); took < f.server.cfg.Settle {
+		t.Errorf("repaired after %v", took)
+	}
+	if cut := c.cut(); cut.GetSnapshot() || !slices.Equal(c.replica.Digest().Bytes(), cut.GetDigest()) {
+		t.Errorf("got %v", cut)
+	}
+}

@@ -28,7 +28,7 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }
 
-// Config of a Server. All fields but Replicas, ReplicaCredentials and Ports are required.
+// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle and Ports are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -44,6 +44,10 @@ type Config struct {
 	// them; nil is plain text.
 	Replicas           []string
 	ReplicaCredentials credentials.TransportCredentials
+	// Settle is how long a node whose digest is not what it must be is left
+	// alone when it comes, although its position is reached: for sources that are
+	// several watches, which are not in step. Zero: it is repaired at once.
+	Settle time.Duration
 	// Ports is told what a node reports of its ports, all of them, and nil when
 	// it is not connected any more. It must not block. Nil: nobody is told.
 	Ports func(node string, ports []*policyv1.PortState)

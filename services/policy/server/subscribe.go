@@ -104,10 +104,39 @@ func (v *serving) resume(held storage.Digest, position storage.Position) error {
 		v.log.Warn("the node has been told of a later position than this replica has read; it is served all the same",
 			"node_position", position, "position", own)
 	}
-	if done, err := v.inSync(held); done || err != nil {
+	if done, err := v.settle(held, reached); done || err != nil {
 		return err
 	}
 	return v.repair()
+}
+
+// settle waits until the node's digest is right after all, for Config.Settle at
+// the most: where the position is reached, this replica may not have read every
+// kind as far.
+func (v *serving) settle(held storage.Digest, reached bool) (done bool, err error) {
+	var timeout <-chan time.Time
+	if settle := v.server.cfg.Settle; settle > 0 && reached {
+		timer := time.NewTimer(settle)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	for {
+		advanced := v.server.cfg.Store.Advanced() // Taken first, so that nothing is missed between.
+		if done, err := v.inSync(held); done || err != nil || timeout == nil {
+			return done, err
+		}
+		select {
+		case <-advanced:
+		case <-timeout:
+			timeout = nil // One last look.
+		case err := <-v.received:
+			return false, cmp.Or(err, errEnded)
+		case <-v.stream.replaced:
+			return false, errReplaced
+		case <-v.server.stopping:
+			return false, errStopping
+		}
+	}
 }
 
 func (v *serving) inSync(held storage.Digest) (bool, error) {
