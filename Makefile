@@ -9,7 +9,7 @@ export PATH := $(TOOLS):/usr/local/go/bin:$(PATH)
 GO ?= go
 
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/weirnet/weir/services/policy.Version=$(VERSION) -X github.com/weirnet/weir/services/audit.Version=$(VERSION) -X github.com/weirnet/weir/shim.Version=$(VERSION)
+LDFLAGS := -s -w -X github.com/weirnet/weir/services/policy.Version=$(VERSION) -X github.com/weirnet/weir/services/audit.Version=$(VERSION) -X github.com/weirnet/weir/shim.Version=$(VERSION) -X github.com/weirnet/weir/shim/cni.Version=$(VERSION)
 
 BUF_VERSION := v1.73.0
 PROTOC_GEN_GO_VERSION := v1.36.12
@@ -22,9 +22,9 @@ help: ## Show this help.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build the binaries into bin/.
+build: ## Build the binaries, and the IPAM plugin host-local, into bin/.
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./services/cmd/... ./shim/cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./services/cmd/... ./shim/cmd/... github.com/containernetworking/plugins/plugins/ipam/host-local
 
 $(TOOLS)/buf-$(BUF_VERSION):
 	GOBIN=$(TOOLS) $(GO) install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION) && touch $@

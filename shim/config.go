@@ -6,9 +6,14 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	grpccredentials "google.golang.org/grpc/credentials"
+
+	"github.com/weirnet/weir/shim/credentials"
+	"github.com/weirnet/weir/shim/podnet"
 )
 
 // Version is the build's, set by the linker.
@@ -19,7 +24,8 @@ type Config struct {
 	Node           string   // Name of the node; required.
 	PolicyServers  []string // host:port; at least one.
 	Collectors     []string // host:port. None: events are counted and dropped.
-	TLS            TLSFiles
+	TLS            credentials.Files
+	TokenFile      string // Of a service-account token, in place of a certificate and key; with TLS.CA.
 	Bridge         string // Name of the OVS bridge.
 	RunDir         string // Of OVS. Empty: its default.
 	Datapath       string // "system" or "netdev".
@@ -27,7 +33,14 @@ type Config struct {
 	LogRate        uint32 // Log events a second.
 	LogIsolation   string // "annotated" or "all".
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
+	PodNetwork     string // "off", "routed" or "vxlan".
+	Masquerade     bool   // With a Pod network: what Pods send out of the cluster bears the node's address.
+	VXLANID        int
+	VXLANPort      int
+	CNIConfDir     string // Of the container runtime's network configuration, which is written there. Empty: it is not.
+	CNIBinDir      string // Where weir-cni is installed. Empty: it is not.
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
+	Socket         string // Path of the Unix socket of NodeService. Empty: none.
 	Reconcile      time.Duration
 	// PeerBarrier is how long a new Pod's port waits at the most for other nodes
 	// to have the Pod's address, where their rules await it. Zero: it does not.
@@ -50,6 +63,11 @@ func Defaults() Config {
 		LogIsolation:   "annotated",
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
+		PodNetwork:     string(podnet.Off),
+		Masquerade:     true,
+		VXLANID:        4100,
+		VXLANPort:      4789,
+		Socket:         "/run/weir/shim.sock",
 		Reconcile:      4 * time.Second,
 		PeerBarrier:    500 * time.Millisecond,
 	}
@@ -69,7 +87,27 @@ func (c *Config) validate() error {
 	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
 	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)
+	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
+	require(c.CNIConfDir == "" || c.Socket != "", "CNI: weir-cni needs a socket to ask (--socket)")
 	return errors.Join(errs...)
+}
+
+// credentials are what the shim shows its servers; nil for plain text. A Token
+// has to be run.
+func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentials.Token, error) {
+	if c.TokenFile == "" {
+		creds, err := c.TLS.Transport()
+		return creds, nil, err
+	}
+	if c.TLS.Cert != "" || c.TLS.Key != "" {
+		return nil, nil, errors.New("TLS: a token gets the shim its certificate: leave --cert and --key out")
+	}
+	t, err := credentials.NewToken(credentials.TokenConfig{Node: c.Node, Servers: c.PolicyServers, CA: c.TLS.CA, File: c.TokenFile, Dir: c.StateDir,
+		Logger: c.Logger.Named("identity"), Dial: c.Dial})
+	if err != nil {
+		return nil, nil, err
+	}
+	return t.Transport(), t, nil
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

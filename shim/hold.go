@@ -23,6 +23,7 @@ import (
 type hold struct {
 	until time.Time
 	was   []netip.Addr // With which its port was open when the hold began; nil where it was not.
+	uid   string       // Of the Pod, as the state says it.
 }
 
 // holdRequest is the client's.
@@ -86,6 +87,9 @@ func (l *loop) sift(state *storage.Replica) {
 			return
 		}
 		key := storage.PodKey(ep.GetNamespace(), ep.GetName())
+		if h := l.held[key]; h != nil {
+			h.uid = ep.GetUid()
+		}
 		if h := l.held[key]; h != nil && h.was != nil && slices.EqualFunc(h.was, ep.GetIps(), func(a netip.Addr, b []byte) bool {
 			return slices.Equal(a.AsSlice(), b)
 		}) {
@@ -100,8 +104,21 @@ func (l *loop) usable() []pipeline.Port {
 		return l.ports
 	}
 	return slices.DeleteFunc(slices.Clone(l.ports), func(p pipeline.Port) bool {
-		return l.held[storage.PodKey(p.Namespace, p.Name)] != nil || l.haunted[p.ID]
+		return l.isHeld(p) || l.haunted[p.ID]
 	})
+}
+
+// isHeld tells whether a port's Pod is.
+func (l *loop) isHeld(p pipeline.Port) bool {
+	if p.Name != "" {
+		return l.held[storage.PodKey(p.Namespace, p.Name)] != nil
+	}
+	for _, h := range l.held {
+		if h.uid != "" && h.uid == p.UID {
+			return true
+		}
+	}
+	return false
 }
 
 // openPorts brings to the bridge what changed in usable.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
 	"github.com/weirnet/weir/storage/checkpoint"
 )
@@ -42,6 +44,8 @@ type Dataplane interface {
 	// What the bridge tells of itself; the channels stay the same.
 	PortsChanged() <-chan struct{}
 	Reconnected() <-chan struct{}
+	// Connected tells whether the switch can be reached, and how often it was.
+	Connected() (bool, uint64)
 	PacketIns(id uint16) <-chan openflow.PacketIn
 }
 
@@ -60,18 +64,23 @@ type loop struct {
 	shim     *Shim
 	sw       Switch
 	compiler *pipeline.Compiler // Nil until the bridge's own MAC is known.
+	refused  error              // Why the last cut was not taken over; nil where it was.
 	blocked  error              // Why the state held gives no compiler; nil where that is not what is missing.
 	config   pipeline.Config
 	former   pipeline.Assignment
 	holder   Holder
 	complete bool // The state is whole: orphans may be swept.
 	ports    []pipeline.Port
-	held     map[string]*hold        // Of Pods, by the keys of their endpoints.
-	vacated  map[netip.Addr]struct{} // Addresses whose old connections are still to be forgotten.
-	haunted  map[string]bool         // Ports, by id, whose addresses may have a former owner's connections.
-	open     map[netip.Addr]string   // Addresses of open ports, with the port's id. Nil: not known yet.
-	hidden   map[string]bool         // Ports that the host ignores, by id; of a userspace datapath.
-	problems map[string]string       // Ports that cannot be used, by interface.
+	held     map[string]*hold            // Of Pods, by the keys of their endpoints.
+	vacated  map[netip.Addr]struct{}     // Addresses whose old connections are still to be forgotten.
+	haunted  map[string]bool             // Ports, by id, whose addresses may have a former owner's connections.
+	open     map[netip.Addr]string       // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden   map[string]bool             // Ports that the host ignores, by id; of a userspace datapath.
+	problems map[string]string           // Ports that cannot be used, by interface.
+	unusable []*policyv1.PortState       // The same, as they are told.
+	opened   map[string]bool             // Ports that were told to be open, by id.
+	peers    map[string]net.HardwareAddr // Of ports whose rows name no MAC, by id.
+	unread   bool                        // A MAC could not be read where the Pod has it.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -137,6 +146,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-s.reconnected:
 			l.stale = true
 			l.refreshPorts(ctx)
+			s.pods.kick()
 		case p := <-s.packetIns:
 			l.packetIn(p)
 		case now := <-flush.C:
@@ -144,6 +154,9 @@ func (l *loop) run(ctx context.Context) error {
 		case now := <-second.C:
 			l.countLosses(ctx, now)
 			l.save(false)
+			if l.unread {
+				l.refreshPorts(ctx)
+			}
 		case <-reconcile.C:
 			l.stale = true
 		case <-retry.C:
@@ -174,8 +187,11 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
+		l.refused = err
+		l.publish(nil)
 		return refusal(err)
 	}
+	l.refused = nil
 	if !l.complete {
 		l.complete, l.stale = true, true // Orphans go, with what the cut brings, in one bundle.
 	}
@@ -206,7 +222,6 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	// A new owner of an address must not inherit connections: they go before its
 	// port opens. Those of one that went go with it.
 	l.exorcise(ctx, before)
-	l.shim.setPorts(l.ports, l.compiler)
 	for addr, port := range before {
 		if l.open[addr] != port {
 			l.vacated[addr] = struct{}{}
@@ -215,10 +230,12 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
-	if err := l.bring(ctx, change); err != nil {
-		return err
+	err := l.bring(ctx, change)
+	if err == nil {
+		err = l.forgetPassedOn(ctx)
 	}
-	if err := l.forgetPassedOn(ctx); err != nil {
+	l.publish(err)
+	if err != nil {
 		return err
 	}
 	l.forgetVacated(ctx)
@@ -294,6 +311,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return l.failed(err)
 		}
 		l.stale, l.settled, l.lastReport = false, true, ""
+		l.publish(nil)
 		return nil
 	}
 	if err := l.put(ctx, change); err != nil {
@@ -305,6 +323,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	l.settled = true
 	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))
 	l.stale, l.lastReport = false, ""
+	l.publish(nil)
 	return nil
 }
 
@@ -338,17 +357,24 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		return
 	}
 	var local [6]byte
-	l.ports = nil
-	problems := make(map[string]string)
+	l.ports, l.unusable, l.unread = nil, nil, false
+	problems, peers := make(map[string]string), make(map[string]net.HardwareAddr)
 	for _, p := range ports {
 		if p.Local() {
 			local = p.MAC
 			continue
 		}
-		port, known, problem := podPort(p)
+		port, known, problem := podPort(p, func(netns, device string) (mac net.HardwareAddr, err error) {
+			if mac = l.peers[p.ID]; mac == nil {
+				mac, err = veth.Peer(netns, device)
+			}
+			peers[p.ID], l.unread = mac, l.unread || err != nil
+			return mac, err
+		})
 		switch {
 		case problem != "":
 			problems[p.Name] = problem
+			l.unusable = append(l.unusable, portState(port, problem))
 			if l.problems[p.Name] != problem && (p.Number != 0 || p.Error != "") { // Else it is being added.
 				l.shim.logger.Warn("port stays closed", "interface", p.Name, "why", problem)
 			}
@@ -356,11 +382,19 @@ func (l *loop) refreshPorts(ctx context.Context) {
 			l.ports = append(l.ports, port)
 		}
 	}
-	l.problems = problems
+	l.problems, l.peers = problems, peers
 	if err := l.hidePorts(ctx); err != nil {
 		l.failed(err)
+		for _, p := range l.ports {
+			l.unusable = append(l.unusable, portState(p, err.Error()))
+		}
 		l.ports = nil // No port is open that the host could answer past the bridge.
 	}
+	defer func() {
+		if l.compiler == nil {
+			l.publish(nil)
+		}
+	}()
 	if local == [6]byte{} {
 		return
 	}

@@ -227,7 +227,7 @@ func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest),
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
 	s.loop = newLoop(s, sw, w)
 	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,6 +18,7 @@ import (
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/client"
+	"github.com/weirnet/weir/shim/credentials"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -36,6 +36,7 @@ type Shim struct {
 	metrics  *metrics
 	loop     *loop
 	http     net.Listener
+	socket   net.Listener // Of the node's own service. Nil: none.
 
 	applies      chan applyRequest
 	holds        chan holdRequest
@@ -43,8 +44,9 @@ type Shim struct {
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
 
-	mu    sync.Mutex // Guards ports.
-	ports []*policyv1.PortState
+	token *credentials.Token // Nil: certificates are files, or there are none.
+	node  *node
+	pods  *pods // Nil: neither a Pod network nor CNI is asked for.
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -55,11 +57,11 @@ func New(cfg Config) (*Shim, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	tlsConfig, err := cfg.TLS.Client()
+	creds, token, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest)}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
@@ -67,14 +69,14 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	replica, assignment, restored := restore(&cfg)
-	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, TLS: tlsConfig, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
-		Replica: replica, Logger: cfg.Logger.Named("policy")})
+	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
+		Replica: replica, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.follow(s.client)
 	if len(cfg.Collectors) > 0 {
-		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, TLS: tlsConfig, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
+		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, Credentials: creds, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
 		if err != nil {
 			return nil, err
 		}
@@ -82,6 +84,14 @@ func New(cfg Config) (*Shim, error) {
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
 	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	if s.pods, err = newPods(s); err != nil {
+		return nil, err
+	}
+	if cfg.Socket != "" {
+		if s.socket, err = listenUnix(cfg.Socket); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.MetricsListen != "" {
 		if s.http, err = net.Listen("tcp", cfg.MetricsListen); err != nil {
 			return nil, fmt.Errorf("listen for metrics: %w", err)
@@ -116,10 +126,20 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bridge.Run(ctx) })
 	g.Go(func() error { return s.loop.run(ctx) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
+	if s.token != nil {
+		g.Go(func() error { return s.token.Run(ctx) })
+	}
 	if s.reporter != nil {
 		g.Go(func() error { return s.reporter.Run(ctx) })
 	} else {
 		g.Go(func() error { return s.discard(ctx) })
+	}
+	if s.pods != nil {
+		s.client.View(s.pods.look) // What a checkpoint says holds until there is better.
+		g.Go(func() error { return s.pods.run(ctx) })
+	}
+	if s.socket != nil {
+		g.Go(func() error { return s.serveNode(ctx) })
 	}
 	if s.http != nil {
 		web := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second}
@@ -175,32 +195,16 @@ func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storag
 	}
 	// Once handed over, the state must not change until the loop is done with it.
 	r := <-req.done
+	if s.pods != nil && touchesPods(state, touched) {
+		s.pods.look(state)
+	}
 	return r.problems, r.err
 }
 
 // Stats implements client.Handler.
 func (s *Shim) Stats() *policyv1.NodeStats {
 	_, dropped := s.log.Counts()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.ports}
-}
-
-// setPorts keeps what Stats says of the ports.
-func (s *Shim) setPorts(ports []pipeline.Port, c *pipeline.Compiler) {
-	states := make([]*policyv1.PortState, 0, len(ports))
-	open := 0
-	for _, p := range ports {
-		st := &policyv1.PortState{Namespace: p.Namespace, Name: p.Name, Interface: p.Interface, Open: c.Open(p.OFPort)}
-		if st.Open {
-			open++
-		}
-		states = append(states, st)
-	}
-	s.metrics.ports.Set(float64(open))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ports = states
+	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports()}
 }
 
 func (s *Shim) markOwn(ctx context.Context, mac [6]byte) error {

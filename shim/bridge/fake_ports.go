@@ -41,6 +41,19 @@ func (f *Fake) AddPort(_ context.Context, name string, externalIDs map[string]st
 	return nil
 }
 
+// SetPortIDs sets the external ids of the row of an interface's port, as others
+// than us write them.
+func (f *Fake) SetPortIDs(name string, ids map[string]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer signal(f.changed)
+	for i := range f.ports {
+		if f.ports[i].Name == name {
+			f.ports[i].PortIDs = maps.Clone(ids)
+		}
+	}
+}
+
 // RemovePort takes an interface off the bridge.
 func (f *Fake) RemovePort(_ context.Context, name string) error {
 	f.mu.Lock()

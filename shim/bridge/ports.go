@@ -26,7 +26,8 @@ type Port struct {
 	Name        string
 	Number      uint32 // in OpenFlow; 0: none yet, or it could not be opened
 	MAC         [6]byte
-	ExternalIDs map[string]string
+	ExternalIDs map[string]string // of the interface's row
+	PortIDs     map[string]string // external_ids of the row of the port that it is part of
 	AdminUp     bool
 	LinkUp      bool
 	Error       string // why it could not be opened; empty: it could
@@ -46,6 +47,8 @@ type portRow struct {
 	UUID       string   `ovsdb:"_uuid"`
 	Name       string   `ovsdb:"name"` // the schema's index, without which there is no copy
 	Interfaces []string `ovsdb:"interfaces"`
+
+	ExternalIDs map[string]string `ovsdb:"external_ids"`
 }
 
 type interfaceRow struct {
@@ -93,6 +96,17 @@ func (b *Bridge) Ports(ctx context.Context) ([]Port, error) {
 	b.ports.mu.Lock()
 	db := b.ports.db
 	b.ports.mu.Unlock()
+	return portsOf(db.Cache(), b.cfg.Name), nil
+}
+
+// ReadPorts reads the interfaces of the bridge once, for those who do not Run.
+// That there is no such bridge is no error: it has none.
+func (b *Bridge) ReadPorts(ctx context.Context) ([]Port, error) {
+	db, err := b.ports.connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read ports of bridge %s: %w", b.cfg.Name, err)
+	}
+	defer db.Close()
 	return portsOf(db.Cache(), b.cfg.Name), nil
 }
 
@@ -181,7 +195,7 @@ func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 	br, port, ifc := &bridgeRow{}, &portRow{}, &interfaceRow{}
 	_, err = db.Monitor(ctx, db.NewMonitor(
 		client.WithTable(br, &br.Name, &br.Ports),
-		client.WithTable(port, &port.Name, &port.Interfaces),
+		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs),
 		client.WithTable(ifc, &ifc.Name, &ifc.OFPort, &ifc.MACInUse, &ifc.ExternalIDs, &ifc.AdminState, &ifc.LinkState, &ifc.Error)))
 	if err != nil {
 		db.Close()
@@ -205,7 +219,9 @@ func portsOf(tables *cache.TableCache, bridge string) []Port {
 			}
 			for _, id := range port.Interfaces {
 				if ifc, ok := tables.Table("Interface").Row(id).(*interfaceRow); ok {
-					out = append(out, ifc.port())
+					p := ifc.port()
+					p.PortIDs = port.ExternalIDs
+					out = append(out, p)
 				}
 			}
 		}

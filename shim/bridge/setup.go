@@ -128,6 +128,19 @@ func (b *Bridge) AddPort(ctx context.Context, name string, externalIDs map[strin
 	return nil
 }
 
+// ReadDatapathType reads what kind of datapath the bridge has: "system" or
+// "netdev".
+func (b *Bridge) ReadDatapathType(ctx context.Context) (string, error) {
+	out, err := b.vsctl(ctx, "get", "bridge", b.cfg.Name, "datapath_type")
+	if err != nil {
+		return "", fmt.Errorf("read datapath type of bridge %s: %w", b.cfg.Name, err)
+	}
+	if kind := strings.Trim(strings.TrimSpace(string(out)), `"`); kind != "" {
+		return kind, nil
+	}
+	return "system", nil
+}
+
 // quote writes a string as OVSDB's command line reads it back.
 func quote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`

@@ -18,12 +18,12 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -59,17 +59,21 @@ type Handler interface {
 // Config of a Client.
 type Config struct {
 	Addresses []string // Of policy services, host:port; at least one.
-	TLS       *tls.Config
-	Dial      func(ctx context.Context, address string) (net.Conn, error) // Nil: TCP.
-	Node      string
-	Version   string
+	// Credentials are those of the node; nil for plain text.
+	Credentials credentials.TransportCredentials
+	Dial        func(ctx context.Context, address string) (net.Conn, error) // Nil: TCP.
+	Node        string
+	Version     string
 	// Replica to begin with, from a checkpoint. Nil: none.
 	Replica *storage.Replica
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 10 s.
 	MinBackoff, MaxBackoff time.Duration
 	// StatsInterval is how often stats are sent. Zero: 10 s.
 	StatsInterval time.Duration
-	Logger        hclog.Logger
+	// StatsChanged signals that they are worth sending now. They are, but not more
+	// often than every statsPause: what changes meanwhile goes as one. Nil: none do.
+	StatsChanged <-chan struct{}
+	Logger       hclog.Logger
 }
 
 // Client follows one node's stream.
@@ -200,9 +204,9 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, spread time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	creds := insecure.NewCredentials()
-	if c.cfg.TLS != nil {
-		creds = credentials.NewTLS(c.cfg.TLS)
+	creds := c.cfg.Credentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
 	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
@@ -223,9 +227,13 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	if err != nil {
 		return false, 0, fmt.Errorf("subscribe at %s: %w", address, err)
 	}
-	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval}
+	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
+	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}}
 	go out.run(ctx)
-	out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}})
+	if stats := h.Stats(); slices.ContainsFunc(stats.GetPorts(), func(p *policyv1.PortState) bool { return len(p.GetIps()) > 0 }) {
+		// Whoever answers may know of these addresses from nobody else yet.
+		out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}})
+	}
 	c.mu.Lock()
 	c.replica.Begin()
 	c.mu.Unlock()
@@ -428,7 +436,12 @@ type sender struct {
 	queue  chan *policyv1.SubscribeRequest
 	stats  func() *policyv1.NodeStats
 	every  time.Duration
+	// changed says that the stats are to be sent now.
+	changed <-chan struct{}
 }
+
+// statsPause is the least time between stats that are sent for what changed.
+const statsPause = 20 * time.Millisecond
 
 func (s *sender) send(ctx context.Context, m *policyv1.SubscribeRequest) {
 	select {
@@ -438,21 +451,38 @@ func (s *sender) send(ctx context.Context, m *policyv1.SubscribeRequest) {
 }
 
 func (s *sender) run(ctx context.Context) {
+	_ = s.stream.Send(<-s.queue) // The Hello, before all else.
 	ticker := time.NewTicker(s.every)
 	defer ticker.Stop()
+	changed, pause := s.changed, time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		var m *policyv1.SubscribeRequest
 		select {
 		case m = <-s.queue:
 		case <-ticker.C:
-			stats := s.stats()
-			if stats == nil {
-				continue
-			}
-			m = &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
+			m = s.report()
+		case <-changed:
+			m = s.report()
+			changed = nil
+			pause.Reset(statsPause)
+		case <-pause.C:
+			changed = s.changed
 		case <-ctx.Done():
 			return
 		}
+		if m == nil {
+			continue
+		}
 		_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
 	}
+}
+
+// report are the stats as they are now; nil where there are none.
+func (s *sender) report() *policyv1.SubscribeRequest {
+	stats := s.stats()
+	if stats == nil {
+		return nil
+	}
+	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
 }

@@ -12,6 +12,8 @@
 // the bridge get a source MAC of their own. Packets without it are judged, so
 // that a host without the rule fails closed.
 //
+// Masquerade has what Pods send out of the cluster bear the node's own address.
+//
 // Each call is one nftables transaction that makes the table what it must be.
 //
 // Read hostfw_test.go first.
@@ -21,6 +23,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 
 	"sigs.k8s.io/knftables"
 )
@@ -79,6 +83,60 @@ func HideFromHost(ctx context.Context, devices []string) error {
 	}
 	if err := nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("nftables: hide ports from the host: %w", err)
+	}
+	return nil
+}
+
+// Masquerade makes exactly this be masqueraded: what comes from the pods'
+// prefixes and goes to none of the cluster's prefixes, to none of its nodes'
+// addresses, and not out of the bridge. Of no pods, nothing.
+func Masquerade(ctx context.Context, bridge string, pods, cluster []netip.Prefix, nodes []netip.Addr) error {
+	nft, err := knftables.New(knftables.InetFamily, table)
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	tx := nft.NewTransaction()
+	chain := &knftables.Chain{Name: "pods-out", Type: knftables.PtrTo(knftables.NATType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(knftables.SNATPriority)}
+	tx.Add(&knftables.Table{})
+	tx.Add(chain)
+	tx.Flush(&knftables.Chain{Name: chain.Name})
+	for _, f := range []struct {
+		name string
+		v6   bool
+		kind string
+	}{{"ip", false, "ipv4_addr"}, {"ip6", true, "ipv6_addr"}} {
+		of := func(list []netip.Prefix) (out []string) {
+			for _, p := range list {
+				if p.Addr().Is6() == f.v6 {
+					out = append(out, p.String())
+				}
+			}
+			slices.Sort(out)
+			return slices.Compact(out)
+		}
+		var hosts []string
+		for _, a := range nodes {
+			if a.Is6() == f.v6 {
+				hosts = append(hosts, a.String())
+			}
+		}
+		slices.Sort(hosts)
+		put := func(name string, flags []knftables.SetFlag, elements []string) string {
+			set := &knftables.Set{Name: name + "-" + f.name, Type: f.kind, Flags: flags}
+			tx.Add(set)
+			tx.Flush(&knftables.Set{Name: set.Name})
+			for _, e := range elements {
+				tx.Add(&knftables.Element{Set: set.Name, Key: []string{e}})
+			}
+			return "@" + set.Name
+		}
+		prefixes := []knftables.SetFlag{knftables.IntervalFlag}
+		tx.Add(&knftables.Rule{Chain: chain.Name, Rule: knftables.Concat(f.name, "saddr", put("pods", prefixes, of(pods)),
+			f.name, "daddr !=", put("cluster", prefixes, of(cluster)), f.name, "daddr !=", put("nodes", nil, slices.Compact(hosts)),
+			fmt.Sprintf("oifname != %q", bridge), "masquerade")})
+	}
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("nftables: masquerade: %w", err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package hostfw
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -106,5 +107,31 @@ func TestHideFromHostAndRemove(t *testing.T) {
 		if after := ruleset(t); after != before {
 			t.Errorf("before:\n%s\nafter:\n%s", before, after)
 		}
+	}
+}
+
+func TestMasquerade(t *testing.T) {
+	isolate(t)
+	ctx := context.Background()
+	prefixes := func(texts ...string) (out []netip.Prefix) {
+		for _, p := range texts {
+			out = append(out, netip.MustParsePrefix(p))
+		}
+		return out
+	}
+	nodes := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for range 2 {
+		if err := Masquerade(ctx, "weir-br", prefixes("10.0.1.0/24", "fd00:1::/64"), prefixes("10.0.1.0/24", "10.0.2.0/24", "fd00:1::/64"), nodes); err != nil {
+			t.Fatal(err)
+		}
+		wants(t, ruleset(t), "hook postrouting priority srcnat", "elements = { 10.0.1.0/24 }", "10.0.1.0/24, 10.0.2.0/24", "elements = { 192.0.2.1 }", "elements = { 2001:db8::1 }",
+			`ip saddr @pods-ip ip daddr != @cluster-ip ip daddr != @nodes-ip oifname != "weir-br" masquerade`,
+			`ip6 saddr @pods-ip6 ip6 daddr != @cluster-ip6 ip6 daddr != @nodes-ip6 oifname != "weir-br" masquerade`)
+	}
+	if err := Masquerade(ctx, "weir-br", nil, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if text := ruleset(t); strings.Contains(text, "elements") {
+		t.Errorf("of no Pods there is still\n%s", text)
 	}
 }

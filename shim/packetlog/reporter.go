@@ -3,7 +3,6 @@ package packetlog
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -23,9 +22,10 @@ import (
 // ReporterConfig of a Reporter.
 type ReporterConfig struct {
 	Addresses []string // Of collectors, host:port; at least one.
-	TLS       *tls.Config
-	Node      string
-	Log       *Log
+	// Credentials are those of the node; nil for plain text.
+	Credentials credentials.TransportCredentials
+	Node        string
+	Log         *Log
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 5 s.
 	MinBackoff, MaxBackoff time.Duration
 	Logger                 hclog.Logger
@@ -99,9 +99,9 @@ func (r *Reporter) Run(ctx context.Context) error {
 func (r *Reporter) stream(ctx context.Context, address string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	creds := insecure.NewCredentials()
-	if r.cfg.TLS != nil {
-		creds = credentials.NewTLS(r.cfg.TLS)
+	creds := r.cfg.Credentials
+	if creds == nil {
+		creds = insecure.NewCredentials()
 	}
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(creds),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))

@@ -30,16 +30,6 @@ type Config struct {
 
 const defaultClauseCap = 200
 
-// Port is a port of the bridge that belongs to a Pod.
-type Port struct {
-	OFPort    uint32
-	ID        string // Of its Interface row: a re-added name is another port.
-	Interface string
-	Namespace string // Of the Pod.
-	Name      string
-	MAC       [6]byte // The Pod's.
-}
-
 // Problem is an item that could not be compiled, or not wholly.
 type Problem struct {
 	Scope storage.ScopeID
@@ -59,6 +49,7 @@ type Compiler struct {
 	groups    map[storage.ScopeID]map[string]*policyv1.Member
 	policies  map[storage.ScopeID]map[string]*policy
 	endpoints map[string]*endpoint // By item key.
+	byUID     map[string]string    // Keys of endpoints whose object is known, by its UID.
 	nodeScope map[string]storage.ScopeID
 	ports     map[uint32]*endpoint
 
@@ -91,6 +82,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		groups:     make(map[storage.ScopeID]map[string]*policyv1.Member),
 		policies:   make(map[storage.ScopeID]map[string]*policy),
 		endpoints:  make(map[string]*endpoint),
+		byUID:      make(map[string]string),
 		nodeScope:  make(map[string]storage.ScopeID),
 		ports:      make(map[uint32]*endpoint),
 		peerOf:     make(map[storage.ScopeID]map[*rule]struct{}),
@@ -354,9 +346,6 @@ func unlink[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
 		delete(m, k)
 	}
 }
-
-// Open says whether a port carries traffic.
-func (c *Compiler) Open(ofport uint32) bool { return c.ports[ofport] != nil }
 
 // Knows says whether the state places an endpoint on this node.
 func (c *Compiler) Knows(endpoint string) bool { return c.endpoints[endpoint] != nil }

@@ -53,6 +53,9 @@ func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpo
 		c.giveUp(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips)
 		delete(c.endpoints, key)
 		delete(c.nodeScope, key)
+		if uid := former.wire.GetUid(); c.byUID[uid] == key {
+			delete(c.byUID, uid)
+		}
 	}
 	if w == nil {
 		return
@@ -67,38 +70,11 @@ func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpo
 		}
 	}
 	c.endpoints[key], c.nodeScope[key] = ep, id
+	if w.GetUid() != "" {
+		c.byUID[w.GetUid()] = key
+	}
 	c.named(w.GetNamespace()+"/"+w.GetName(), ep.ips, 1)
 	c.attach(ep, port)
-}
-
-// setPorts takes over which Pods have ports. Of two ports of one Pod, the one
-// that it had stays, or else the lower has it.
-func (c *Compiler) setPorts(ports []Port) {
-	byPod := make(map[string]*Port)
-	for i := range ports {
-		p := &ports[i]
-		key := storage.PodKey(p.Namespace, p.Name)
-		ep, other := c.endpoints[key], byPod[key]
-		keeps := ep != nil && ep.port != nil && *ep.port == *p
-		holds := other != nil && ep != nil && ep.port != nil && *ep.port == *other
-		if other == nil || keeps || (!holds && p.OFPort < other.OFPort) {
-			byPod[key] = p
-		}
-	}
-	var changed []string
-	for key, ep := range c.endpoints {
-		p := byPod[key]
-		if (p == nil) != (ep.port == nil) || (p != nil && *p != *ep.port) {
-			changed = append(changed, key)
-		}
-	}
-	slices.Sort(changed)
-	for _, key := range changed { // All go before any comes: a port number may change hands.
-		c.detach(c.endpoints[key])
-	}
-	for _, key := range changed {
-		c.attach(c.endpoints[key], byPod[key])
-	}
 }
 
 // attach makes the flows of an endpoint and brings it under the rules that

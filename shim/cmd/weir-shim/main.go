@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -13,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weirnet/weir/shim"
+	"github.com/weirnet/weir/shim/cni"
+	"github.com/weirnet/weir/shim/credentials"
 )
 
 func main() {
@@ -37,8 +40,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-shim", Level: hclog.LevelFromString(level)})
-			if cfg.TLS == (shim.TLSFiles{}) && !insecure {
-				return fmt.Errorf("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), or --insecure for plain text")
+			if cfg.TLS == (credentials.Files{}) && !insecure {
+				return errors.New("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), --ca and --token-file in a Pod of a cluster, or --insecure for plain text")
 			}
 			s, err := shim.New(cfg)
 			if err != nil {
@@ -54,6 +57,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the node's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
+	f.StringVar(&cfg.TokenFile, "token-file", "", "file of a service-account token that is bound to the shim's Pod, by which the policy service gives a certificate; in place of --cert and --key")
 	f.BoolVar(&insecure, "insecure", false, "connect in plain text, where no certificate is given")
 	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it is Weir's alone")
 	f.StringVar(&cfg.RunDir, "ovs-rundir", cfg.RunDir, "run folder of Open vSwitch; its own default if empty")
@@ -63,6 +67,13 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
+	f.StringVar(&cfg.Socket, "socket", cfg.Socket, "Unix socket on which the node's CNI plugin and operators ask about ports; none if empty")
+	f.StringVar(&cfg.PodNetwork, "pod-network", cfg.PodNetwork, "how Pods of other nodes are reached: off (somebody else sees to it), routed (routes through the nodes' addresses, on one link) or vxlan")
+	f.BoolVar(&cfg.Masquerade, "masquerade", cfg.Masquerade, "with a Pod network: what Pods send out of the cluster bears the node's address (nftables)")
+	f.IntVar(&cfg.VXLANID, "vxlan-id", cfg.VXLANID, "network identifier of the Pod network's VXLAN, the same on all nodes")
+	f.IntVar(&cfg.VXLANPort, "vxlan-port", cfg.VXLANPort, "UDP port of the Pod network's VXLAN, the same on all nodes")
+	f.StringVar(&cfg.CNIConfDir, "cni-conf-dir", cfg.CNIConfDir, "folder where "+cni.ConflistName+" is written once Pods can be added (/etc/cni/net.d); nothing if empty")
+	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "folder where weir-cni, and host-local if it is there, are installed from beside this program (/opt/cni/bin); nothing if empty")
 	f.DurationVar(&cfg.PeerBarrier, "peer-barrier", cfg.PeerBarrier, "how long a new Pod's port waits at the most for other nodes to have the Pod's address, where their drop, reject or pass rules await it; 0 for not at all")
 	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
