@@ -31,8 +31,8 @@ func (c *Config) checkForward() error {
 	return nil
 }
 
-// credentialsOf are those of files or by a token; nil for plain text.
-func (s *Service) credentialsOf(files identity.Files, enroll *identity.EnrolledConfig) (identity.Credentials, error) {
+// credentials are those of files or by a token; nil for plain text.
+func (s *Service) credentials(files identity.Files, enroll *identity.EnrolledConfig) (identity.Credentials, error) {
 	switch {
 	case enroll != nil:
 		e, err := identity.NewEnrolled(*enroll)
@@ -47,18 +47,18 @@ func (s *Service) credentialsOf(files identity.Files, enroll *identity.EnrolledC
 	return nil, nil
 }
 
-// addForward makes the forwarder. Own are the credentials of the listener.
-func (s *Service) addForward(own identity.Credentials) error {
+// addForward makes the forwarder.
+func (s *Service) addForward() error {
 	c := &s.cfg
 	if len(c.Forward) == 0 {
 		return nil
 	}
-	creds, err := s.credentialsOf(c.ForwardTLS, c.ForwardEnroll)
+	creds, err := s.credentials(c.ForwardTLS, c.ForwardEnroll)
 	if err != nil {
 		return fmt.Errorf("--forward: %w", err)
 	}
 	if creds == nil {
-		creds = own
+		creds = s.own
 	}
 	cfg := sink.ForwardConfig{Name: forwardSink, Log: s.log, Addresses: c.Forward, Node: c.Node, Logger: c.Logger.Named("sink")}
 	if creds != nil {

@@ -16,10 +16,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/shim/packetlog"
+	"github.com/weirnet/weir/storage/eventlog"
 )
 
 // pkiFiles makes an authority with certificates, and says where they are.
@@ -166,6 +168,38 @@ func TestForwardWaitsForTheCentre(t *testing.T) {
 	if err != nil || st.GetKept() != 6 || st.GetDuplicates() != 0 || len(st.GetLost()) != 0 {
 		t.Errorf("%v, %v", st, err)
 	}
+}
+
+// More nodes than there may be streams are forwarded all the same, by streams
+// that end and begin again.
+func TestForwardManyNodes(t *testing.T) {
+	centre := start(t, nil)
+	local := start(t, func(c *Config) { c.Forward, c.NPLogDir, c.JSONFile = []string{centre.Addr()}, "", "" })
+	data, err := proto.Marshal(drop(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nodes, rounds = 300, 3
+	for round := range rounds {
+		for i := range nodes {
+			b := eventlog.Batch{Node: fmt.Sprintf("n%d", i), Boot: "b", First: uint64(round + 1), Events: []eventlog.Event{{Data: data}}, Received: time.Now()}
+			if err := local.log.Submit(t.Context(), b, func(_ eventlog.Result, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "all at the centre", func() bool { return centre.log.Stats().Kept == nodes*rounds })
+	if st := centre.log.Stats(); st.Duplicates != 0 || len(st.Nodes) != nodes {
+		t.Errorf("%d nodes, %d duplicates", len(st.Nodes), st.Duplicates)
+	}
+	eventually(t, "the cursor to be stored", func() bool {
+		cursor, err := local.log.Cursors().Load(forwardSink)
+		return err == nil && cursor == nodes*rounds
+	})
 }
 
 // A collector's certificate speaks for all nodes, a node's for its own.

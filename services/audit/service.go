@@ -74,6 +74,7 @@ type Service struct {
 	log      *eventlog.Log
 	sinks    []projection
 	rpc      *rpc.Server
+	own      identity.Credentials // Of the listener. Nil: plain text.
 	enrolled []*identity.Enrolled // Whose certificates are to be got and renewed.
 	metrics  metrics
 	sessions sessions
@@ -124,22 +125,22 @@ func (c *Config) check() error {
 }
 
 func (s *Service) open() error {
-	creds, err := s.credentialsOf(s.cfg.TLS, s.cfg.Enroll)
-	if err != nil {
+	var err error
+	if s.own, err = s.credentials(s.cfg.TLS, s.cfg.Enroll); err != nil {
 		return err
 	}
 	if err := s.addSinks(); err != nil {
 		return err
 	}
-	if err := s.addForward(creds); err != nil {
+	if err := s.addForward(); err != nil {
 		return err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
 		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec())}}
-	if creds != nil {
-		cfg.TLS = creds.Server()
+	if s.own != nil {
+		cfg.TLS = s.own.Server()
 	}
 	if s.rpc, err = rpc.New(cfg); err != nil {
 		return err
@@ -245,8 +246,9 @@ func (s *Service) watchHealth(ctx context.Context) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	serving := false
+	byToken, _ := s.own.(*identity.Enrolled)
 	for {
-		if now := s.log.Health() == nil && (s.enrolled == nil || s.enrolled.Issued()); now != serving {
+		if now := s.log.Health() == nil && (byToken == nil || byToken.Issued()); now != serving {
 			serving = now
 			s.rpc.SetServing(now)
 		}
