@@ -2,9 +2,14 @@ package audit
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,9 +21,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/storage/eventlog"
@@ -200,6 +207,60 @@ func TestForwardManyNodes(t *testing.T) {
 		cursor, err := local.log.Cursors().Load(forwardSink)
 		return err == nil && cursor == nodes*rounds
 	})
+}
+
+// enroller gives who asks the certificate of a node.
+type enroller struct {
+	policyv1.UnimplementedEnrollmentServiceServer
+	ca   tls.Certificate
+	node string
+}
+
+func (e enroller) Enroll(_ context.Context, r *policyv1.EnrollRequest) (*policyv1.EnrollResponse, error) {
+	if r.GetToken() != "token" {
+		return nil, status.Error(codes.Unauthenticated, "unknown token")
+	}
+	csr, err := x509.ParseCertificateRequest(r.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, URIs: []*url.URL{{Scheme: "weir", Host: "node", Path: "/" + e.node}}}, e.ca.Leaf, csr.PublicKey, e.ca.PrivateKey)
+	return &policyv1.EnrollResponse{Certificate: der}, err
+}
+
+// A collector that gets the node's certificate by a token forwards with it, and
+// takes events before it has one.
+func TestForwardByToken(t *testing.T) {
+	files := pkiFiles(t, "n1")
+	pair := func(name string) tls.Certificate {
+		c, err := tls.LoadX509KeyPair(files(name).Cert, files(name).Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair("policyd")}})))
+	policyv1.RegisterEnrollmentServiceServer(g, enroller{ca: pair("ca"), node: "n1"})
+	centre := start(t, func(c *Config) { c.TLS = files("auditd") })
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("token\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	local := start(t, func(c *Config) {
+		c.Node, c.Forward = "n1", []string{centre.Addr()}
+		c.ForwardEnroll = &identity.EnrolledConfig{PolicyServers: []string{l.Addr().String()}, CA: files("ca").CA, TokenFile: token, Logger: hclog.NewNullLogger()}
+	})
+	s := local.report("n1", "b")
+	s.batch(1, drop(1), drop(2))
+	s.acked(2)
+	go g.Serve(l)
+	t.Cleanup(g.Stop)
+	eventually(t, "all at the centre", func() bool { return centre.log.Stats().Kept == 2 })
 }
 
 // A collector's certificate speaks for all nodes, a node's for its own.
