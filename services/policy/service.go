@@ -37,6 +37,7 @@ type Config struct {
 	Kubernetes bool   // An API server, by Kubeconfig or, where that is empty, the service account of the Pod.
 	Source     Source
 
+	TakeOver   bool           // Of an API server that has Antrea's kinds.
 	Kubeconfig string         // File.
 	Listen     string         // host:port of gRPC.
 	TLS        identity.Files // All empty: plain text, or Cluster.
@@ -174,7 +175,7 @@ func newSource(cfg *Config, registry prometheus.Registerer) (Source, error) {
 	case cfg.Source != nil:
 		return cfg.Source, nil
 	case cfg.Kubernetes:
-		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
+		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, TakeOver: cfg.TakeOver, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
 		if err != nil {
 			return nil, err
 		}

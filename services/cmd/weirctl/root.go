@@ -54,6 +54,7 @@ func New(streams Streams) *cobra.Command {
 		newGet(streams),
 		newAudit(streams),
 		newPKI(streams),
+		newUninstall(streams),
 	)
 	return root
 }
