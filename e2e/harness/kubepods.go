@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -39,13 +37,16 @@ func (c *Cluster) attach(ctx context.Context, p PodConfig, uid string) (*Host, e
 		return nil, err
 	}
 	h := &Host{NS: ns, IPs: p.IPs, pod: &p, remove: ns.remove}
-	conf, err := node.podNetwork(p.IPs, serial)
+	conf, err := node.podNetwork(p.IPs)
 	if err != nil {
 		return h, err
 	}
 	h.call = &CNICall{ContainerID: fmt.Sprintf("c%d-%s", serial, uid), NetNS: "/run/netns/" + ns.Name, Config: conf,
 		Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=" + p.Namespace + ";K8S_POD_NAME=" + p.Name + ";K8S_POD_UID=" + uid}
 	for _, ip := range p.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route replace %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return h, err
+		}
 		if err := c.route(ctx, ip, node, "replace"); err != nil {
 			return h, err
 		}
@@ -72,21 +73,20 @@ func (c *Cluster) attach(ctx context.Context, p PodConfig, uid string) (*Host, e
 
 // podNetwork is a configuration of the plugin, for fixed addresses or for the
 // node's own prefixes.
-func (n *Node) podNetwork(ips []netip.Addr, serial int) (map[string]any, error) {
+func (n *Node) podNetwork(ips []netip.Addr) (map[string]any, error) {
 	if len(ips) == 0 {
 		return n.CNIConfig()
 	}
-	var ranges []any
+	var addresses []any
 	for _, ip := range ips {
-		gateway, bits := Gateway, 24
+		gateway := Gateway
 		if ip.Is6() {
-			gateway, bits = gateLL, 64
+			gateway = gateLL
 		}
-		ranges = append(ranges, []any{map[string]any{"subnet": netip.PrefixFrom(ip, bits).Masked().String(),
-			"rangeStart": ip.String(), "rangeEnd": ip.String(), "gateway": gateway}})
+		addresses = append(addresses, map[string]any{"address": netip.PrefixFrom(ip, ip.BitLen()).String(), "gateway": gateway})
 	}
 	return map[string]any{"cniVersion": "1.1.0", "name": "weir", "type": "weir-cni", "bridge": Bridge, "socket": n.Socket(), "ovsRunDir": n.OVS.Dir, "timeout": "20s",
-		"ipam": map[string]any{"type": "host-local", "dataDir": filepath.Join(n.dir, "leases", strconv.Itoa(serial)), "ranges": ranges}}, nil
+		"ipam": map[string]any{"type": "static", "addresses": addresses}}, nil
 }
 
 // detach takes a Pod's network away, and then the Pod's object.
@@ -100,6 +100,9 @@ func (c *Cluster) detach(ctx context.Context, name string, h *Host) error {
 		return err
 	}
 	for _, ip := range h.pod.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route del %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return err
+		}
 		if err := c.route(ctx, ip, node, "del"); err != nil {
 			return err
 		}

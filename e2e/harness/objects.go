@@ -105,6 +105,7 @@ func (s *objects) apply(ctx context.Context, o *unstructured.Unstructured) (*uns
 	unstructured.RemoveNestedField(o.Object, "metadata", "uid")
 	unstructured.RemoveNestedField(o.Object, "metadata", "creationTimestamp")
 	unstructured.RemoveNestedField(o.Object, "metadata", "generation")
+	complete(o)
 	now, err := s.on(k).Apply(ctx, k.name, o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	if err != nil {
 		return nil, fmt.Errorf("apply %s %s/%s: %w", o.GetKind(), k.namespace, k.name, err)
@@ -113,6 +114,27 @@ func (s *objects) apply(ctx context.Context, o *unstructured.Unstructured) (*uns
 	defer s.mu.Unlock()
 	s.applied[k] = now
 	return now, nil
+}
+
+// complete fills in what an API server insists on and cases leave out, and takes
+// out what only a cluster with their address ranges would take.
+func complete(o *unstructured.Unstructured) {
+	switch o.GetKind() {
+	case "Pod":
+		containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "containers")
+		if len(containers) == 0 {
+			containers = []any{map[string]any{"name": "c"}}
+		}
+		for _, c := range containers {
+			if c := c.(map[string]any); c["image"] == nil {
+				c["image"] = "none"
+			}
+		}
+		_ = unstructured.SetNestedSlice(o.Object, containers, "spec", "containers") // It is a map that was read just now.
+	case "Service":
+		unstructured.RemoveNestedField(o.Object, "spec", "clusterIP")
+		unstructured.RemoveNestedField(o.Object, "spec", "clusterIPs")
+	}
 }
 
 // applyStatus writes the status that an object has in the text.
