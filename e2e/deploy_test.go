@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -328,7 +329,13 @@ func (p *installedPod) probe(container, path string) error {
 	return fmt.Errorf("container %s has no such probe", container)
 }
 
+// ask is an error where the answer is not that all is well.
 func (in *installation) ask(ns *harness.NetNS, url string) error {
+	_, err := in.read(ns, url)
+	return err
+}
+
+func (in *installation) read(ns *harness.NetNS, url string) (string, error) {
 	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 			err = ns.Do(func() error { conn, err = new(net.Dialer).DialContext(ctx, network, address); return err })
@@ -336,13 +343,14 @@ func (in *installation) ask(ns *harness.NetNS, url string) error {
 		}}}
 	resp, err := client.Get(url)
 	if err != nil {
-		return err
+		return "", err
 	}
-	resp.Body.Close()
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", url, resp.Status)
+		return "", fmt.Errorf("%s: %s", url, resp.Status)
 	}
-	return nil
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
 }
 
 // ready waits until the container's probe says that it is.
@@ -400,10 +408,14 @@ func running(p *harness.Process) error {
 	return nil
 }
 
-// weirctl runs the command in a node's network, as kubectl port-forward to a
-// replica there would let it.
+// weirctl runs the command in the network of a replica of the policy service, as
+// kubectl port-forward would let it, and weirctlAt in another's.
 func (in *installation) weirctl(stdin string, args ...string) (string, error) {
-	cmd := in.nodes["node-1"].ns.Command(in.t.Context(), filepath.Join(bin, "weirctl"), args...)
+	return in.weirctlAt(in.nodes["node-1"].ns, stdin, args...)
+}
+
+func (in *installation) weirctlAt(ns *harness.NetNS, stdin string, args ...string) (string, error) {
+	cmd := ns.Command(in.t.Context(), filepath.Join(bin, "weirctl"), args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()
 	if exit, is := err.(*exec.ExitError); is {
