@@ -1,14 +1,23 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
+	"flag"
 	"fmt"
+	"net/netip"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate/conformance"
 )
@@ -26,34 +35,6 @@ func startInstalled(t *testing.T, cfg harness.Config) *harness.Cluster {
 	return startCluster(t, cfg)
 }
 
-const clusterObjects = `
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, annotations: {networkpolicy.antrea.io/enable-logging: "true"}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: node-1, containers: [{name: c, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: shop, labels: {app: client}}
-spec: {nodeName: node-2, containers: [{name: c, image: none}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: other, namespace: shop, labels: {app: other}}
-spec: {nodeName: node-3, containers: [{name: c, image: none}]}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
-`
-
 // nodeObjects are the Node objects of a cluster, with prefixes for Pods.
 func nodeObjects(c *harness.Cluster) string {
 	var b strings.Builder
@@ -65,39 +46,312 @@ func nodeObjects(c *harness.Cluster) string {
 	return b.String()
 }
 
-// TestInstalledCluster installs the production overlay: two policy services,
-// three nodes, the collector, with the identities of the manifests; Pods get
-// their networks by weir-cni, addresses of their nodes, and reach each other by
-// VXLAN as far as the policy allows, from their first packet.
-func TestInstalledCluster(t *testing.T) {
-	c := startInstalled(t, harness.Config{PodNetwork: "vxlan", Nodes: []harness.NodeConfig{{Name: "node-1"}, {Name: "node-2"}, {Name: "node-3"}}})
-	serves := []harness.Service{{Protocol: 6, Port: 80}}
-	pod := func(name, node string) harness.PodConfig {
-		return harness.PodConfig{Namespace: "shop", Name: name, Node: node, Serves: serves}
+// guests is an installed cluster whose Pods get their networks by weir-cni,
+// with addresses of their nodes, and reach each other by VXLAN.
+type guests struct {
+	*harness.Cluster
+	t    *testing.T
+	pods []harness.PodConfig
+	text strings.Builder
+}
+
+func (c *guests) namespace(name, more string) {
+	fmt.Fprintf(&c.text, "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %s%s}\n", name, more)
+}
+
+// pod adds a Pod NAMESPACE/NAME that answers on TCP ports.
+func (c *guests) pod(name, node, labels string, ports ...uint16) {
+	namespace, name, _ := strings.Cut(name, "/")
+	p := harness.PodConfig{Namespace: namespace, Name: name, Node: node}
+	for _, port := range ports {
+		p.Serves = append(p.Serves, harness.Service{Protocol: api.ProtocolTCP, Port: port})
 	}
-	must(t, c.SetManifests(t.Context(), []byte(nodeObjects(c))))
+	c.pods = append(c.pods, p)
+	fmt.Fprintf(&c.text, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s, labels: {%s}}\nspec: {nodeName: %s, containers: [{name: c, image: none}]}\n",
+		name, namespace, labels, node)
+}
+
+// apply has the API server hold what was added, and waits until it is in force.
+func (c *guests) apply() {
+	c.t.Helper()
+	must(c.t, c.SetPods(c.t.Context(), c.pods))
+	must(c.t, c.SetManifests(c.t.Context(), []byte(nodeObjects(c.Cluster)+c.text.String())))
+}
+
+// kubectl runs kubectl and waits until what it did is in force.
+func (c *guests) kubectl(stdin string, args ...string) {
+	c.t.Helper()
+	kubectl(c.t, c.Kube, stdin, args...)
+	must(c.t, c.Settled(c.t.Context()))
+}
+
+// expect sends packets from Pod to Pod, of both families.
+func (c *guests) expect(from, to string, port uint16, want string) {
+	c.t.Helper()
+	for _, ip := range c.Pod(to).IPs {
+		if got := c.probe(from, ip, port, want == harness.Allow); got != want {
+			c.t.Errorf("%s to %s at %s, port %d: %s, want %s", from, to, ip, port, got, want)
+		}
+	}
+}
+
+func (c *guests) probe(from string, to netip.Addr, port uint16, allowed bool) string {
+	c.t.Helper()
+	got, err := harness.Run(c.t.Context(), []harness.Probe{{From: c.Pod(from), To: to, Protocol: api.ProtocolTCP, Port: port, Allowed: allowed}})
+	must(c.t, err)
+	return got[0]
+}
+
+// TestInstalledCluster installs the production overlay: two policy services,
+// three nodes, the collector, with the identities of the manifests.
+func TestInstalledCluster(t *testing.T) {
+	c := &guests{t: t, Cluster: startInstalled(t, harness.Config{PodNetwork: "vxlan", Nodes: []harness.NodeConfig{{Name: "node-1"}, {Name: "node-2"}, {Name: "node-3"}}})}
+	must(t, c.SetManifests(t.Context(), []byte(nodeObjects(c.Cluster))))
 	for _, n := range c.Nodes {
 		must(t, harness.Eventually(t.Context(), 20*time.Second, func() error { _, err := n.CNIConfig(); return err }))
 	}
-	must(t, c.SetPods(t.Context(), []harness.PodConfig{pod("web", "node-1"), pod("client", "node-2"), pod("other", "node-3")}))
-	must(t, c.SetManifests(t.Context(), []byte(nodeObjects(c)+"---\n"+clusterObjects)))
-	web := c.Pod("shop/web")
-	for _, ip := range web.IPs {
-		for from, allowed := range map[string]bool{"client": true, "other": false} {
-			outcomes, err := harness.Run(t.Context(), []harness.Probe{{From: c.Pod("shop/" + from), To: ip, Protocol: 6, Port: 80, Allowed: allowed}})
-			must(t, err)
-			if (outcomes[0] == harness.Allow) != allowed {
-				t.Errorf("%s to %s: %v", from, ip, outcomes[0])
+	c.namespace("default", `, annotations: {networkpolicy.antrea.io/enable-logging: "true"}`)
+	c.namespace("monitoring", "")
+	c.pod("default/nginx", "node-1", "app: nginx", 80)
+	c.pod("default/backend", "node-1", "app: backend", 8080)
+	c.pod("default/mysql", "node-2", "app: mysql", 3306)
+	c.pod("default/frontend", "node-2", "app: frontend", 80)
+	c.pod("default/api-server", "node-3", "app: api-server", 80)
+	c.pod("default/tester", "node-3", "env: test", 9100)
+	c.pod("monitoring/scraper", "node-1", "app: scraper", 80)
+	c.apply()
+	t.Run("the examples of the guides, by kubectl", func(t *testing.T) { c.t = t; c.examples() })
+	t.Run("Namespaces and Pods that come after a policy", func(t *testing.T) { c.t = t; c.newPods() })
+	t.Run("what goes away and comes back", func(t *testing.T) { c.t = t; c.outages() })
+}
+
+// networkPolicyExamples are like those that operators' guides have; those of
+// WEIR_EXAMPLES_DIR are added.
+var networkPolicyExamples = []string{
+	"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: shut}, spec: {podSelector: {matchLabels: {app: nginx}}, policyTypes: [Ingress]}}",
+	"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: backend}, spec: {podSelector: {matchLabels: {app: backend}}, " +
+		"ingress: [{from: [{podSelector: {matchLabels: {app: frontend}}}], ports: [{port: 8080}]}]}}",
+}
+
+// examples creates policies one by one, and holds packets to what the policy
+// service says, and the record to what was denied.
+func (c *guests) examples() {
+	texts := slices.Clone(networkPolicyExamples)
+	if dir := os.Getenv("WEIR_EXAMPLES_DIR"); dir != "" {
+		files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+		must(c.t, err)
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			must(c.t, err)
+			if strings.Contains(string(text), "networking.k8s.io/v1") {
+				texts = append(texts, string(text))
 			}
 		}
 	}
-	must(t, harness.Eventually(t.Context(), 10*time.Second, func() error {
-		text, err := os.ReadFile(c.NPLog("node-1"))
-		if err == nil && !strings.Contains(string(text), "IngressDefaultRule") {
-			err = fmt.Errorf("np.log has no line of the denial:\n%s", text)
+	for _, text := range texts {
+		c.kubectl(text, "create", "-n", "default", "-f", "-")
+		verdicts := make(map[string]int)
+		for _, p := range []struct {
+			from, to string
+			port     uint16
+		}{
+			{"default/frontend", "default/backend", 8080}, {"default/api-server", "default/backend", 8080}, {"default/api-server", "default/mysql", 3306},
+			{"default/nginx", "default/mysql", 3306}, {"default/frontend", "default/nginx", 80}, {"default/tester", "default/frontend", 80},
+			{"monitoring/scraper", "default/tester", 9100}, {"default/nginx", "monitoring/scraper", 80}, {"monitoring/scraper", "default/nginx", 80},
+		} {
+			said, err := c.Inspection().Explain(c.t.Context(), &policyv1.ExplainRequest{From: p.from, To: p.to, Port: uint32(p.port)})
+			must(c.t, err)
+			want := harness.Allow
+			if said.GetVerdict() != policyv1.Verdict_VERDICT_ALLOW {
+				want = harness.Drop
+			}
+			verdicts[want]++
+			c.expect(p.from, p.to, p.port, want)
+			if want == harness.Drop && said.GetIngress().GetAction() != policyv1.Action_ACTION_ALLOW && strings.HasPrefix(p.to, "default/") {
+				c.onRecord(p.to, c.Pod(p.from).Addr(false), c.Pod(p.to).Addr(false))
+			}
 		}
-		return err
+		if verdicts[harness.Drop] == 0 {
+			c.t.Errorf("the probes do not tell the policy: %v\n%s", verdicts, text)
+		}
+		c.kubectl(text, "delete", "-n", "default", "-f", "-")
+	}
+}
+
+// onRecord waits for a line of np.log about a denial at a Pod.
+func (c *guests) onRecord(pod string, from, to netip.Addr) {
+	c.t.Helper()
+	var node string
+	for _, p := range c.pods {
+		if p.Namespace+"/"+p.Name == pod {
+			node = p.Node
+		}
+	}
+	must(c.t, harness.Eventually(c.t.Context(), 10*time.Second, func() error {
+		text, err := os.ReadFile(c.NPLog(node))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "IngressDefaultRule K8sNetworkPolicy") && strings.Contains(line, from.String()+" ") && strings.Contains(line, to.String()+" ") {
+				return nil
+			}
+		}
+		return fmt.Errorf("np.log of %s has no line of %s to %s:\n%s", node, from, to, text)
 	}))
+}
+
+const guard = `
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: guard-nginx}
+spec:
+  priority: 1
+  tier: securityops
+  appliedTo: [{podSelector: {matchLabels: {app: nginx}}}]
+  ingress: [{action: Drop, from: [{podSelector: {matchLabels: {app: attacker}}}], enableLogging: true}]
+`
+
+// newPods: a policy for the whole cluster covers Namespaces and Pods that are
+// made after it, from their first packet, and that can be seen.
+func (c *guests) newPods() {
+	c.kubectl(guard, "create", "-f", "-")
+	c.namespace("later", "")
+	c.pod("later/nginx", "node-2", "app: nginx", 80)
+	c.pod("later/attacker", "node-3", "app: attacker", 80)
+	c.pod("later/friend", "node-3", "app: friend", 80)
+	c.apply()
+	c.expect("later/attacker", "later/nginx", 80, harness.Drop)
+	c.expect("later/attacker", "default/nginx", 80, harness.Drop)
+	c.expect("later/friend", "later/nginx", 80, harness.Allow)
+	// What is in force where is seen the same at either replica.
+	for i := range c.Policyds {
+		must(c.t, harness.Eventually(c.t.Context(), 10*time.Second, func() error {
+			out, err := c.Weirctl(i, "get", "nodes", "-o", "json")
+			if err != nil {
+				return err
+			}
+			for _, node := range []string{"node-1", "node-2", "node-3"} {
+				if n := gjson(out, node); n == nil || n["inSync"] != true || n["connected"] != true || n["lastError"] != "" || n["digest"] == "" {
+					return fmt.Errorf("replica %d says of %s: %v", i, node, n)
+				}
+			}
+			if out, err = c.Weirctl(i, "get", "policies"); err == nil && !regexp.MustCompile(`guard-nginx .* 2/2 `).MatchString(out) {
+				err = fmt.Errorf("replica %d says of the policy:\n%s", i, out)
+			}
+			return err
+		}))
+		text, err := c.PolicydMetrics(i)
+		must(c.t, err)
+		if strings.Contains(text, "weir_policy_node_behind_seconds{") || !strings.Contains(text, "weir_policy_nodes_connected") {
+			c.t.Errorf("the metrics of replica %d do not say that no node is behind", i)
+		}
+	}
+}
+
+// gjson is the node of a name in what weirctl get nodes says.
+func gjson(text, node string) map[string]any {
+	var list struct{ Nodes []map[string]any }
+	if json.Unmarshal([]byte(text), &list) != nil {
+		return nil
+	}
+	for _, n := range list.Nodes {
+		if n["name"] == node {
+			return n
+		}
+	}
+	return nil
+}
+
+var outage = flag.Duration("outage", 30*time.Second, "how long the API server is away in TestInstalledCluster")
+
+// outages: the API server is away, policy services and shims are rolled one by
+// one, while packets are sent and, where there is an API server, Pods change
+// their labels: no verdict is wrong. With nothing changing, nobody who is in sync
+// is sent anything.
+func (c *guests) outages() {
+	ctx, stop := context.WithCancel(c.t.Context())
+	defer stop()
+	var sent, wrong atomic.Int64
+	var load sync.WaitGroup
+	var last atomic.Value
+	for _, p := range []struct{ from, want string }{{"later/attacker", harness.Drop}, {"later/friend", harness.Allow}} {
+		load.Go(func() {
+			for ctx.Err() == nil {
+				got, err := harness.Run(ctx, []harness.Probe{{From: c.Pod(p.from), To: c.Pod("later/nginx").IPs[0], Protocol: api.ProtocolTCP, Port: 80, Allowed: p.want == harness.Allow}})
+				if err != nil || ctx.Err() != nil {
+					continue
+				}
+				if sent.Add(1); got[0] != p.want {
+					wrong.Add(1)
+					last.Store(fmt.Sprintf("%s at %s: %s", p.from, time.Now().UTC().Format(time.TimeOnly), got[0]))
+				}
+			}
+		})
+	}
+	check := func(what string) {
+		c.t.Helper()
+		c.t.Logf("%s: %d connections", what, sent.Swap(0))
+		if n := wrong.Swap(0); n > 0 {
+			c.t.Errorf("%s: %d verdicts are wrong, the last: %v", what, n, last.Load())
+		}
+	}
+	// Pods of which a policy takes notice, one after the other.
+	changing, halt := context.WithCancel(ctx)
+	var changes sync.WaitGroup
+	changes.Go(func() {
+		for i := 0; changing.Err() == nil; i++ {
+			_, _ = c.Kube.Kubectl(changing, nil, "label", "pod", "-n", "default", "tester", "--overwrite", "app="+[]string{"attacker", "none"}[i%2])
+		}
+	})
+	c.Kube.StopServer()
+	select {
+	case <-ctx.Done():
+	case <-time.After(*outage):
+	}
+	check("no API server")
+	must(c.t, c.Kube.StartServer(ctx))
+	roll := func() {
+		for _, p := range c.Policyds {
+			p.Terminate()
+			must(c.t, p.Start())
+			must(c.t, c.InSync(ctx))
+		}
+		for _, name := range []string{"node-1", "node-2", "node-3"} {
+			n := c.Nodes[name]
+			n.Shim.Terminate()
+			must(c.t, n.Shim.Start())
+			must(c.t, c.InSync(ctx))
+		}
+	}
+	roll()
+	check("rolled under load")
+	halt()
+	changes.Wait()
+	must(c.t, c.Settled(ctx))
+	before := make(map[string]int)
+	for name, n := range c.Nodes {
+		before[name] = len(n.Shim.Lines())
+	}
+	roll()
+	must(c.t, c.Settled(ctx))
+	check("rolled with nothing changing")
+	for name, n := range c.Nodes {
+		resumed := 0
+		for _, line := range n.Shim.Lines()[before[name]:] {
+			switch {
+			case strings.Contains(line, "in sync: server="):
+				resumed++
+			case strings.Contains(line, "state is not the service's present one"):
+				c.t.Errorf("%s was sent what it had: %s", name, line)
+			}
+		}
+		if resumed == 0 {
+			c.t.Errorf("%s did not resume in sync:\n%s", name, n.Shim.Tail())
+		}
+	}
+	stop()
+	load.Wait()
 }
 
 // Cases through an API server: how many share a cluster, and how many clusters

@@ -56,7 +56,7 @@ func (m *model) state(node string) map[string]string {
 
 func replicaState(r *Replica) map[string]string {
 	out := map[string]string{}
-	for _, kind := range []ScopeKind{ScopeNode, ScopePolicies, ScopeAddressGroup} {
+	for _, kind := range []ScopeKind{ScopeNode, ScopePolicies, ScopeAddressGroup, ScopeRoutes} {
 		for _, id := range r.ids(kind) {
 			out[id.String()] = ""
 		}

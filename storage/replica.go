@@ -326,7 +326,11 @@ func (r *Replica) ids(kind ScopeKind) []ScopeID {
 // Snapshot is the whole state as one cut, for a checkpoint.
 func (r *Replica) Snapshot() *policyv1.Cut {
 	cut := &policyv1.Cut{Epoch: r.epoch, Revision: r.revision, Position: r.position, Digest: r.digest.Bytes(), Snapshot: true}
-	for _, kind := range []ScopeKind{ScopeNode, ScopePolicies, ScopeAddressGroup} {
+	kinds := make(map[ScopeKind]struct{}) // Those of a later service too.
+	for _, sc := range r.scopes {
+		kinds[sc.kind] = struct{}{}
+	}
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		for _, id := range r.ids(kind) {
 			sd := &policyv1.ScopeDelta{Id: id[:], Kind: kind, Reset_: true}
 			for _, key := range slices.Sorted(maps.Keys(r.scopes[id].items)) {

@@ -134,3 +134,29 @@ func TestResetTouchesWhatDiffers(t *testing.T) {
 		t.Errorf("touched %v (all %v), want %v", got, touched[id].All, want)
 	}
 }
+
+// A snapshot is the whole state: scopes of every kind, and of kinds that are not
+// known here.
+func TestSnapshotHoldsEveryKind(t *testing.T) {
+	r := &Replica{}
+	cut := &policyv1.Cut{Epoch: "e", Revision: 1, Digest: make([]byte, 16)}
+	for kind := range policyv1.ScopeKind_name {
+		if kind == 0 {
+			continue
+		}
+		id := NewScopeID(ScopeKind(kind), "x")
+		cut.Scopes = append(cut.Scopes, &policyv1.ScopeDelta{Id: id[:], Kind: ScopeKind(kind), Upserts: []*policyv1.Item{member("a", 1)}})
+	}
+	later := NewScopeID(99, "x")
+	cut.Scopes = append(cut.Scopes, &policyv1.ScopeDelta{Id: later[:], Kind: 99, Upserts: []*policyv1.Item{member("b", 2)}})
+	if _, _, err := r.Apply(cut); err != nil {
+		t.Fatal(err)
+	}
+	again := &Replica{}
+	if _, _, err := again.Apply(r.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	if again.Digest() != r.Digest() {
+		t.Error("a replica of the snapshot holds something else")
+	}
+}

@@ -179,7 +179,7 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 		return c, err
 	}
 	if c.Kube != nil { // Else the first SetManifests waits.
-		if err := c.settled(ctx); err != nil {
+		if err := c.Settled(ctx); err != nil {
 			return c, err
 		}
 	}

@@ -251,3 +251,37 @@ func (c *Cluster) enrollOperator(ctx context.Context) error {
 		return nil
 	})
 }
+
+// Weirctl runs weirctl as an operator, against the i-th policy service.
+func (c *Cluster) Weirctl(i int, args ...string) (string, error) {
+	address := netip.AddrPortFrom(replicaAddress(i), policydPort).String()
+	cmd := c.Fabric.Command(context.Background(), filepath.Join(c.cfg.Bin, "weirctl"), slices.Concat(args, []string{"--server", address}, c.OperatorArgs())...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out), fmt.Errorf("weirctl %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return string(out), nil
+}
+
+// PolicydMetrics are the metrics of the i-th policy service.
+func (c *Cluster) PolicydMetrics(i int) (string, error) {
+	return metrics(c.Fabric, netip.AddrPortFrom(replicaAddress(i), 9750).String())
+}
+
+// InSync waits until every node is in sync with a policy service.
+func (c *Cluster) InSync(ctx context.Context) error {
+	return Eventually(ctx, 30*time.Second, func() error {
+		nodes, err := c.nodesNow(ctx)
+		if err != nil {
+			return err
+		}
+		for name, n := range c.Nodes {
+			if !nodes[name].GetInSync() {
+				return fmt.Errorf("node %s is not in sync: %v\n%s", name, nodes[name], n.Shim.Tail())
+			}
+		}
+		return nil
+	})
+}

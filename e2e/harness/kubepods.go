@@ -279,8 +279,8 @@ func (c *Cluster) nodesNow(ctx context.Context) (map[string]*policyv1.NodeSummar
 	return out, nil
 }
 
-// settled waits until what was written is in force everywhere.
-func (c *Cluster) settled(ctx context.Context) error {
+// settledByServer waits until what the API server has is in force everywhere.
+func (c *Cluster) settledByServer(ctx context.Context) error {
 	if err := c.readBy(ctx); err != nil {
 		return err
 	}

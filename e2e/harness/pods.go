@@ -206,7 +206,7 @@ func (c *Cluster) SetManifests(ctx context.Context, text []byte) error {
 		if err := c.SetObjects(ctx, text); err != nil {
 			return err
 		}
-		return c.settled(ctx)
+		return c.Settled(ctx)
 	}
 	if err := c.WriteManifests(ctx, text); err != nil {
 		return err
@@ -255,8 +255,12 @@ func (c *Cluster) Applied(ctx context.Context, node string) error {
 	})
 }
 
-// Settled waits until the last SetManifests is in force everywhere.
+// Settled waits until the last SetManifests, or with an API server whatever it
+// has by now, is in force everywhere.
 func (c *Cluster) Settled(ctx context.Context) error {
+	if c.Kube != nil {
+		return c.settledByServer(ctx)
+	}
 	return Eventually(ctx, 30*time.Second, func() error {
 		resp, err := c.Inspection().ListNodes(ctx, &policyv1.ListNodesRequest{})
 		if err != nil {

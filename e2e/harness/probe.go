@@ -361,10 +361,18 @@ func answer(l net.PacketConn) {
 
 // Metrics is the text that the node's shim serves.
 func (n *Node) Metrics() (text string, err error) {
+	if text, err = metrics(n.NS, "127.0.0.1:9752"); err != nil {
+		return "", fmt.Errorf("node %s: %w", n.Name, err)
+	}
+	return text, nil
+}
+
+// metrics reads those of a process in a namespace.
+func metrics(ns *NetNS, address string) (string, error) {
 	var conn net.Conn
-	err = n.NS.Do(func() error { conn, err = net.DialTimeout("tcp", "127.0.0.1:9752", 2*time.Second); return err })
+	err := ns.Do(func() (err error) { conn, err = net.DialTimeout("tcp", address, 2*time.Second); return err })
 	if err != nil {
-		return "", fmt.Errorf("node %s: metrics: %w", n.Name, err)
+		return "", fmt.Errorf("metrics: %w", err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(3 * time.Second))

@@ -70,9 +70,14 @@ func (p *Process) Running() bool {
 	}
 }
 
+// Lines are the lines of the process's log.
+func (p *Process) Lines() []string {
+	b, _ := os.ReadFile(p.Log)
+	return strings.Split(strings.TrimSpace(string(b)), "\n")
+}
+
 // Tail is the end of the process's log, for messages.
 func (p *Process) Tail() string {
-	b, _ := os.ReadFile(p.Log)
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	lines := p.Lines()
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
