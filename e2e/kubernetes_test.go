@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -85,21 +84,31 @@ func (c *guests) kubectl(stdin string, args ...string) {
 	must(c.t, c.Settled(c.t.Context()))
 }
 
-// expect sends packets from Pod to Pod, of both families.
-func (c *guests) expect(from, to string, port uint16, want string) {
-	c.t.Helper()
-	for _, ip := range c.Pod(to).IPs {
-		if got := c.probe(from, ip, port, want == harness.Allow); got != want {
-			c.t.Errorf("%s to %s at %s, port %d: %s, want %s", from, to, ip, port, got, want)
-		}
-	}
+// connection is one from Pod to Pod, and what has to become of it.
+type connection struct {
+	from, to string
+	port     uint16
+	want     string
 }
 
-func (c *guests) probe(from string, to netip.Addr, port uint16, allowed bool) string {
+// expect makes connections of both families, all at once.
+func (c *guests) expect(connections ...connection) {
 	c.t.Helper()
-	got, err := harness.Run(c.t.Context(), []harness.Probe{{From: c.Pod(from), To: to, Protocol: api.ProtocolTCP, Port: port, Allowed: allowed}})
+	var probes []harness.Probe
+	var of []connection
+	for _, p := range connections {
+		for _, ip := range c.Pod(p.to).IPs {
+			probes = append(probes, harness.Probe{From: c.Pod(p.from), To: ip, Protocol: api.ProtocolTCP, Port: p.port, Allowed: p.want == harness.Allow})
+			of = append(of, p)
+		}
+	}
+	got, err := harness.Run(c.t.Context(), probes)
 	must(c.t, err)
-	return got[0]
+	for i, p := range of {
+		if got[i] != p.want {
+			c.t.Errorf("%s to %s at %s, port %d: %s, want %s", p.from, p.to, probes[i].To, p.port, got[i], p.want)
+		}
+	}
 }
 
 // TestInstalledCluster installs the production overlay: two policy services,
@@ -150,54 +159,54 @@ func (c *guests) examples() {
 	}
 	for _, text := range texts {
 		c.kubectl(text, "create", "-n", "default", "-f", "-")
-		verdicts := make(map[string]int)
-		for _, p := range []struct {
-			from, to string
-			port     uint16
-		}{
-			{"default/frontend", "default/backend", 8080}, {"default/api-server", "default/backend", 8080}, {"default/api-server", "default/mysql", 3306},
-			{"default/nginx", "default/mysql", 3306}, {"default/frontend", "default/nginx", 80}, {"default/tester", "default/frontend", 80},
-			{"monitoring/scraper", "default/tester", 9100}, {"default/nginx", "monitoring/scraper", 80}, {"monitoring/scraper", "default/nginx", 80},
+		var probes []connection
+		denied := 0
+		for _, p := range []connection{
+			{"default/frontend", "default/backend", 8080, ""}, {"default/api-server", "default/backend", 8080, ""}, {"default/api-server", "default/mysql", 3306, ""},
+			{"default/nginx", "default/mysql", 3306, ""}, {"default/frontend", "default/nginx", 80, ""}, {"default/tester", "default/frontend", 80, ""},
+			{"monitoring/scraper", "default/tester", 9100, ""}, {"default/nginx", "monitoring/scraper", 80, ""}, {"monitoring/scraper", "default/nginx", 80, ""},
 		} {
 			said, err := c.Inspection().Explain(c.t.Context(), &policyv1.ExplainRequest{From: p.from, To: p.to, Port: uint32(p.port)})
 			must(c.t, err)
-			want := harness.Allow
+			p.want = harness.Allow
 			if said.GetVerdict() != policyv1.Verdict_VERDICT_ALLOW {
-				want = harness.Drop
+				p.want = harness.Drop
+				denied++
 			}
-			verdicts[want]++
-			c.expect(p.from, p.to, p.port, want)
-			if want == harness.Drop && said.GetIngress().GetAction() != policyv1.Action_ACTION_ALLOW && strings.HasPrefix(p.to, "default/") {
-				c.onRecord(p.to, c.Pod(p.from).Addr(false), c.Pod(p.to).Addr(false))
-			}
+			probes = append(probes, p)
 		}
-		if verdicts[harness.Drop] == 0 {
-			c.t.Errorf("the probes do not tell the policy: %v\n%s", verdicts, text)
+		if denied == 0 {
+			c.t.Errorf("the probes do not tell the policy\n%s", text)
+		}
+		c.expect(probes...)
+		for _, p := range probes {
+			if p.want == harness.Drop {
+				c.onRecord(p)
+			}
 		}
 		c.kubectl(text, "delete", "-n", "default", "-f", "-")
 	}
 }
 
-// onRecord waits for a line of np.log about a denial at a Pod.
-func (c *guests) onRecord(pod string, from, to netip.Addr) {
+// onRecord waits for a line of np.log about a denial, by the node of either end.
+func (c *guests) onRecord(p connection) {
 	c.t.Helper()
-	var node string
-	for _, p := range c.pods {
-		if p.Namespace+"/"+p.Name == pod {
-			node = p.Node
-		}
-	}
+	from, to := c.Pod(p.from).Addr(false).String()+" ", c.Pod(p.to).Addr(false).String()+" "
 	must(c.t, harness.Eventually(c.t.Context(), 10*time.Second, func() error {
-		text, err := os.ReadFile(c.NPLog(node))
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(string(text)) {
-			if strings.Contains(line, "IngressDefaultRule K8sNetworkPolicy") && strings.Contains(line, from.String()+" ") && strings.Contains(line, to.String()+" ") {
-				return nil
+		var all strings.Builder
+		for name := range c.Nodes {
+			text, err := os.ReadFile(c.NPLog(name))
+			if err != nil && !os.IsNotExist(err) {
+				return err
 			}
+			for line := range strings.Lines(string(text)) {
+				if strings.Contains(line, "DefaultRule K8sNetworkPolicy") && strings.Contains(line, from) && strings.Contains(line, to) {
+					return nil
+				}
+			}
+			all.Write(text)
 		}
-		return fmt.Errorf("np.log of %s has no line of %s to %s:\n%s", node, from, to, text)
+		return fmt.Errorf("np.log has no line of %s to %s:\n%s", from, to, all.String())
 	}))
 }
 
@@ -221,9 +230,8 @@ func (c *guests) newPods() {
 	c.pod("later/attacker", "node-3", "app: attacker", 80)
 	c.pod("later/friend", "node-3", "app: friend", 80)
 	c.apply()
-	c.expect("later/attacker", "later/nginx", 80, harness.Drop)
-	c.expect("later/attacker", "default/nginx", 80, harness.Drop)
-	c.expect("later/friend", "later/nginx", 80, harness.Allow)
+	c.expect(connection{"later/attacker", "later/nginx", 80, harness.Drop}, connection{"later/attacker", "default/nginx", 80, harness.Drop},
+		connection{"later/friend", "later/nginx", 80, harness.Allow})
 	// What is in force where is seen the same at either replica.
 	for i := range c.Policyds {
 		must(c.t, harness.Eventually(c.t.Context(), 10*time.Second, func() error {
