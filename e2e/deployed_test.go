@@ -32,6 +32,7 @@ import (
 func TestDeployed(t *testing.T) {
 	for overlay, gates := range map[string]string{"dev": "WatchList=true", "production": listsOnly, "node-logs": listsOnly} {
 		t.Run(overlay, func(t *testing.T) {
+			t.Parallel()
 			in := install(t, overlay, gates)
 			kept := in.startAll()
 			in.useAll()
