@@ -11,6 +11,7 @@ import (
 	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -128,16 +129,19 @@ func (c *Cluster) SetObjects(ctx context.Context, text []byte) error {
 		return err
 	}
 	slices.SortStableFunc(list, func(a, b *unstructured.Unstructured) int { return rankOf(a) - rankOf(b) })
-	var work sync.WaitGroup
-	slots := make(chan struct{}, attachesAtOnce)
-	var mu sync.Mutex // Guards errs and c.pods.
-	var errs []error
+	var arrivals []arrival
 	for _, o := range list {
+		name := o.GetNamespace() + "/" + o.GetName()
 		now, err := c.objects.apply(ctx, o)
+		if apierrors.IsInvalid(err) && o.GetKind() == "Pod" { // What cannot change in a Pod makes another of it.
+			if err := c.removePodObject(ctx, name, o); err != nil {
+				return err
+			}
+			now, err = c.objects.apply(ctx, o)
+		}
 		if err != nil {
 			return err
 		}
-		name := o.GetNamespace() + "/" + o.GetName()
 		p, wanted := c.wanted[name]
 		if o.GetKind() != "Pod" || !wanted || c.pods[name] != nil {
 			if err := c.objects.applyStatus(ctx, o); err != nil {
@@ -145,25 +149,52 @@ func (c *Cluster) SetObjects(ctx context.Context, text []byte) error {
 			}
 			continue
 		}
+		arrivals = append(arrivals, arrival{name, p, now})
+	}
+	return c.arrive(ctx, arrivals)
+}
+
+// arrival is a Pod that is to get its network.
+type arrival struct {
+	name   string
+	pod    PodConfig
+	object *unstructured.Unstructured
+}
+
+// arrive gives Pods their networks and then their status, several at a time.
+func (c *Cluster) arrive(ctx context.Context, arrivals []arrival) error {
+	var work sync.WaitGroup
+	slots := make(chan struct{}, attachesAtOnce)
+	var mu sync.Mutex // Guards errs and c.pods.
+	var errs []error
+	for _, a := range arrivals {
 		work.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			h, err := c.attach(ctx, p, string(now.GetUID()))
+			h, err := c.attach(ctx, a.pod, string(a.object.GetUID()))
 			if err == nil {
-				err = c.writeStatus(ctx, o, h)
+				err = c.writeStatus(ctx, a.object, h)
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			if h != nil {
-				c.pods[name] = h
+				c.pods[a.name] = h
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("pod %s: %w", name, err))
+				errs = append(errs, fmt.Errorf("pod %s: %w", a.name, err))
 			}
 		})
 	}
 	work.Wait()
 	return errors.Join(errs...)
+}
+
+// removePodObject takes away a Pod, with its network if it has one.
+func (c *Cluster) removePodObject(ctx context.Context, name string, o *unstructured.Unstructured) error {
+	if h := c.pods[name]; h != nil {
+		return c.detach(ctx, name, h)
+	}
+	return c.objects.remove(ctx, objectKey{podsResource, o.GetNamespace(), o.GetName()})
 }
 
 // writeStatus writes what a kubelet does once a Pod's sandbox is there.
