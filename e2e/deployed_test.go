@@ -17,8 +17,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weirnet/weir/e2e/harness"
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
@@ -28,6 +32,7 @@ import (
 func TestDeployed(t *testing.T) {
 	for overlay, gates := range map[string]string{"dev": "WatchList=true", "production": listsOnly, "node-logs": listsOnly} {
 		t.Run(overlay, func(t *testing.T) {
+			t.Parallel()
 			in := install(t, overlay, gates)
 			kept := in.startAll()
 			in.useAll()
@@ -115,14 +120,11 @@ func (in *installation) useAll() {
 	must(t, err)
 	_, err = in.weirctlAt(in.network.NS, "", append([]string{"audit", "stats"}, operator...)...)
 	must(t, err)
-	// Both nodes report to the collector, by way of their own where there is one.
-	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
-		text, err := in.read(in.network.NS, "http://"+in.network.Address.String()+":9751/metrics")
-		if err == nil && !strings.Contains(text, "\nweir_audit_streams 2\n") {
-			err = errors.New("the collector has no streams of two nodes")
-		}
-		return err
-	}))
+	if slices.ContainsFunc(in.shims[0].object.Spec.Containers, func(c corev1.Container) bool { return c.Name == "auditd" }) {
+		in.useNodeLogs(operator)
+	} else {
+		in.reported(in.network.NS, in.network.Address, 2)
+	}
 	for _, p := range in.shims {
 		for name, file := range map[string]string{"cni-bin": "weir-cni", "cni-conf": "10-weir.conflist", "state": "identity.pem", "socket": "shim.sock"} {
 			err := harness.Eventually(t.Context(), 20*time.Second, func() error { _, err := os.Stat(filepath.Join(p.volumes[name], file)); return err })
@@ -134,6 +136,53 @@ func (in *installation) useAll() {
 	in.announce()
 }
 
+// reported waits until so many nodes report to a collector.
+func (in *installation) reported(ns *harness.NetNS, collector netip.Addr, nodes int) {
+	in.t.Helper()
+	must(in.t, harness.Eventually(in.t.Context(), 20*time.Second, func() error {
+		text, err := in.read(ns, fmt.Sprintf("http://%s:9751/metrics", collector))
+		if err == nil && !strings.Contains(text, fmt.Sprintf("\nweir_audit_streams %d\n", nodes)) {
+			err = fmt.Errorf("not %d nodes report to the collector at %s", nodes, collector)
+		}
+		return err
+	}))
+}
+
+// useNodeLogs has a drop reported to a node's own collector: it is in the node's
+// np.log, and at the centre.
+func (in *installation) useNodeLogs(operator []string) {
+	t := in.t
+	t.Helper()
+	for _, p := range in.shims {
+		in.reported(p.ns, p.address, 1)
+	}
+	p := in.shims[0]
+	conn, err := p.dial("127.0.0.1:9741", insecure.NewCredentials())
+	must(t, err)
+	defer conn.Close()
+	stream, err := auditv1.NewCollectorServiceClient(conn).Report(t.Context())
+	must(t, err)
+	must(t, stream.Send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Hello{Hello: &auditv1.ReportHello{Node: p.node.name, Boot: "test"}}}))
+	drop := &auditv1.PacketEvent{First: timestamppb.Now(), Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_DROP, Table: "IngressDefaultRule",
+		Policies:  []*policyv1.PolicyRef{{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: "default", Name: "deny"}},
+		Isolation: true, AppliedTo: "default/web", SourceIp: []byte{10, 244, 2, 9}, DestinationIp: []byte{10, 244, 1, 9}, Protocol: 1, Length: 84}
+	must(t, stream.Send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Batch{Batch: &auditv1.EventBatch{FirstSequence: 1, Events: []*auditv1.Event{{Kind: &auditv1.Event_Packet{Packet: drop}}}}}}))
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
+		log, err := os.ReadFile(filepath.Join(p.volumes["antrea-logs"], "networkpolicy", "np.log"))
+		if err == nil && !strings.Contains(string(log), "IngressDefaultRule K8sNetworkPolicy") {
+			err = fmt.Errorf("np.log has %q", log)
+		}
+		return err
+	}))
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
+		out, err := in.weirctlAt(in.network.NS, "", append([]string{"audit", "tail", "-o", "json"}, operator...)...)
+		if err == nil && (!strings.Contains(out, p.node.name) || !strings.Contains(out, "10.244.2.9")) {
+			err = fmt.Errorf("the collector has %q", out)
+		}
+		return err
+	}))
+}
+
 // announce reports a Pod's address as a shim of a third node does, and another
 // one afterwards.
 func (in *installation) announce() {
@@ -143,7 +192,7 @@ func (in *installation) announce() {
 	in.nodes["node-3"] = &installedNode{name: "node-3", ns: in.nodes["node-1"].ns, address: netip.MustParseAddr("198.18.0.99"), folders: map[string]string{"/run/openvswitch": in.dir}}
 	p := in.pod("daemonset/weir-shim", "weir-shim-node-3", "node-3")
 	cert, roots := in.enrollNode(p.token("--audience", "weir"))
-	conn, err := in.dial(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert}, RootCAs: roots}))
+	conn, err := in.replicas[0].dial("127.0.0.1:9740", credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert}, RootCAs: roots}))
 	must(t, err)
 	defer conn.Close()
 	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(t.Context())
@@ -163,9 +212,10 @@ func (in *installation) announce() {
 	}
 }
 
-func (in *installation) dial(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///127.0.0.1:9740", grpc.WithTransportCredentials(creds), grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
-		err = in.nodes["node-1"].ns.Do(func() error { conn, err = new(net.Dialer).DialContext(ctx, "tcp", "127.0.0.1:9740"); return err })
+// dial connects to an address in the Pod's network.
+func (p *installedPod) dial(address string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds), grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
+		err = p.ns.Do(func() error { conn, err = new(net.Dialer).DialContext(ctx, "tcp", address); return err })
 		return conn, err
 	}))
 }
