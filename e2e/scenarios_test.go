@@ -403,6 +403,19 @@ func TestGrpcurlReachesEveryService(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a node's ports", func(t *testing.T) {
+		node := c.Nodes["node-1"]
+		for method, want := range map[string]string{"list": "grpc.health.v1.Health", "weir.policy.v1.NodeService/Status": `"ready": true`} {
+			out, err := node.NS.Command(t.Context(), grpcurl, "-plaintext", "-unix", node.Socket(), method).CombinedOutput()
+			if err != nil || !strings.Contains(string(out), want) {
+				t.Errorf("%s: %v: no %q in\n%s", method, err, want, out)
+			}
+		}
+		out, err := node.NS.Command(t.Context(), grpcurl, "-plaintext", "-unix", "-d", `{"interface": "`+c.Pod("default/nginx").Port()+`"}`, node.Socket(), "weir.policy.v1.NodeService/AwaitPort").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), `"open": true`) || !strings.Contains(string(out), `"nginx"`) {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	t.Run("another node's stream is refused", func(t *testing.T) {
 		out, err := run("node-node-1", c.PolicyAddress(), "-d", `{"hello": {"node": "node-2"}}`, "weir.policy.v1.PolicyService/Subscribe")
 		if err == nil || !strings.Contains(out, "PermissionDenied") {

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -56,6 +55,12 @@ func readServer(t testing.TB, kubeconfig string) reader {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return follow(t, s)
+}
+
+// follow runs a policy service until the test ends.
+func follow(t testing.TB, s *policyd.Service) reader {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
@@ -149,7 +154,7 @@ func TestKubernetesSource(t *testing.T) {
 
 	// Kinds that were absent at the start are taken up when they appear, with
 	// the static tiers.
-	if err := k.ApplyCRDs(t.Context(), filepath.Join("..", "deploy", "base", "crds")); err != nil {
+	if err := k.ApplyWeirCRDs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	kubectl(t, k, sourceACNP, "apply", "-f", "-")
@@ -177,9 +182,46 @@ func TestKubernetesSource(t *testing.T) {
 	// A kind that is taken away takes its objects with it, and may come back.
 	kubectl(t, k, "", "delete", "crd", "clusternetworkpolicies.crd.antrea.io")
 	r.policies()
-	if err := k.ApplyCRDs(t.Context(), filepath.Join("..", "deploy", "base", "crds")); err != nil {
+	if err := k.ApplyWeirCRDs(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	kubectl(t, k, sourceACNP, "apply", "-f", "-")
 	r.policies("ANTREA_CLUSTER_NETWORK_POLICY /guard 1")
+}
+
+const antreaCRD = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: antreaagentinfos.crd.antrea.io}
+spec:
+  group: crd.antrea.io
+  scope: Cluster
+  names: {kind: AntreaAgentInfo, plural: antreaagentinfos, singular: antreaagentinfo}
+  versions: [{name: v1beta1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+`
+
+// TestAntreaIsNotTakenOverUnasked starts where Antrea was installed.
+func TestAntreaIsNotTakenOverUnasked(t *testing.T) {
+	requireDataplane(t)
+	k := apiServer(t)
+	kubectl(t, k, antreaCRD, "apply", "-f", "-")
+	if err := k.ApplyWeirCRDs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := policyd.Config{Kubernetes: true, Kubeconfig: k.AdminKubeconfig(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()}
+	s, err := policyd.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := s.Run(ctx); err == nil || !strings.Contains(err.Error(), "antreaagentinfos.crd.antrea.io") || !strings.Contains(err.Error(), "--take-over") {
+		t.Errorf("it ends with %v", err)
+	}
+	kubectl(t, k, sourceObjects, "apply", "-f", "-")
+	cfg.TakeOver = true
+	if s, err = policyd.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, s).policies("K8S_NETWORK_POLICY shop/deny 0")
 }

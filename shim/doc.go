@@ -15,6 +15,10 @@
 // read back at intervals, and after every reconnect to the switch, and what
 // differs is mended and counted.
 //
+// Beside the loop a shim serves NodeService on its node (node.go), by which the
+// CNI plugin waits for a port to open, and, where told to, makes the node's Pod
+// network and configures the container runtime (pods.go, package podnet).
+//
 // When the policy service is away, the collector is away, or the shim itself
 // ends, what is in force stays. An error of the bridge refuses the cut with
 // that error; the loop tries again until the bridge holds the state.

@@ -59,10 +59,13 @@ func newest[T any](c chan T, v T) {
 	c <- v
 }
 
-// touchesPods says whether a cut may have changed where Pods are.
+// touchesPods says whether a cut may have changed where Pods are, or the node's
+// gateways.
 func touchesPods(state *storage.Replica, touched storage.Touched) bool {
-	for id := range touched {
-		if kind, held := state.Kind(id); !held || kind == storage.ScopeRoutes || kind == storage.ScopeNode {
+	for id, ts := range touched {
+		_, facts := ts.Keys["node"]
+		switch kind, held := state.Kind(id); {
+		case !held, kind == storage.ScopeRoutes, kind == storage.ScopeNode && (facts || ts.All):
 			return true
 		}
 	}

@@ -28,6 +28,15 @@ type Config struct {
 	Nodes []NodeConfig
 	// PolicydArgs, AuditdArgs and ShimArgs are added to the flags of each.
 	PolicydArgs, AuditdArgs, ShimArgs []string
+	// PodNetwork is the mode of the Pod network that the shims make, and for which
+	// they configure a container runtime. Empty: Pods are SetPods's alone.
+	PodNetwork string
+	// Overlay is a folder of manifests that Weir is installed from, into a real API
+	// server whose objects are then read; KubeBin is that of its binaries, and
+	// Replicas how many policy services there are (zero: two). Empty: a folder of
+	// objects is read, see SetManifests.
+	Overlay, KubeBin string
+	Replicas         int
 	// Log gets a line about each step that takes long. Nil: none.
 	Log func(format string, args ...any)
 }
@@ -43,18 +52,28 @@ type Cluster struct {
 	Dir     string // Of everything that its processes write.
 	Fabric  *NetNS
 	Nodes   map[string]*Node
-	Policyd *Process
+	Policyd *Process // The first of Policyds.
 	Auditd  *Process
+	// With an Overlay:
+	Kube     *Kube
+	Policyds []*Process
 
 	cfg       Config
 	prefix    string
 	pods      map[string]*Host
 	podSerial int
+	sandboxes []*Host // Of Pods whose network the CNI plugin makes.
 	outside   map[netip.Addr]*Host
 	sequence  uint64 // Position that the last manifests bring.
 	markers   int
+	objects   *objects             // With an Overlay.
+	wanted    map[string]PodConfig // With an Overlay, by NAMESPACE/NAME.
 	conn      *grpc.ClientConn
-	auditConn *grpc.ClientConn
+	conns     []*grpc.ClientConn // One to each of Policyds.
+
+	mu          sync.Mutex // Guards projections.
+	projections []string   // Folders that await the authority.
+	auditConn   *grpc.ClientConn
 }
 
 // Node is one node of a cluster.
@@ -65,6 +84,7 @@ type Node struct {
 	Shim    *Process
 	IPs     []netip.Addr
 	via     [2]netip.Addr // Its addresses on the fabric, v4 and v6.
+	dir     string
 	cluster *Cluster
 }
 
@@ -112,11 +132,24 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	if err := c.startFabric(ctx); err != nil {
 		return c, fmt.Errorf("fabric: %w", err)
 	}
-	if err := c.makePKI(); err != nil {
-		return c, err
-	}
-	if err := c.startServices(ctx); err != nil {
-		return c, err
+	switch {
+	case cfg.Overlay != "":
+		if c.cfg.Replicas == 0 {
+			c.cfg.Replicas = 2
+		}
+		if err := c.install(ctx); err != nil {
+			return c, err
+		}
+		if err := c.startInstalled(ctx); err != nil {
+			return c, err
+		}
+	default:
+		if err := c.makePKI(); err != nil {
+			return c, err
+		}
+		if err := c.startServices(ctx); err != nil {
+			return c, err
+		}
 	}
 	errs := make([]error, len(cfg.Nodes))
 	var wait sync.WaitGroup
@@ -132,6 +165,17 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	}
 	wait.Wait()
 	if err := errors.Join(errs...); err != nil {
+		return c, err
+	}
+	if c.Kube != nil {
+		if err := c.projectAuthority(ctx); err != nil {
+			return c, err
+		}
+		if err := c.enrollOperator(ctx); err != nil {
+			return c, err
+		}
+	}
+	if err := c.connect(); err != nil {
 		return c, err
 	}
 	return c, c.routeNodes(ctx)
@@ -166,8 +210,14 @@ func (c *Cluster) NPLog(node string) string { return filepath.Join(c.Dir, "audit
 // JSONLog is the path of the collector's JSON lines.
 func (c *Cluster) JSONLog() string { return filepath.Join(c.Dir, "audit", "audit.json") }
 
-// PolicyAddress and AuditAddress are where the services listen, in the fabric.
-func (c *Cluster) PolicyAddress() string { return netip.AddrPortFrom(fabric4, policydPort).String() }
+// PolicyAddress is where the policy service, or the first of them, listens, in
+// the fabric.
+func (c *Cluster) PolicyAddress() string {
+	if c.Kube != nil {
+		return netip.AddrPortFrom(replicaAddress(0), policydPort).String()
+	}
+	return netip.AddrPortFrom(fabric4, policydPort).String()
+}
 
 // AuditAddress is where the collector listens, in the fabric.
 func (c *Cluster) AuditAddress() string { return netip.AddrPortFrom(fabric4, auditdPort).String() }
@@ -190,6 +240,11 @@ func (c *Cluster) startServices(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	return nil
+}
+
+// connect makes clients of the services, as an operator.
+func (c *Cluster) connect() error {
 	operator, err := identity.Files{CA: c.PKI("ca.crt"), Cert: c.PKI("operator.crt"), Key: c.PKI("operator.key")}.Credentials()
 	if err != nil {
 		return err
@@ -201,9 +256,14 @@ func (c *Cluster) startServices(ctx context.Context) (err error) {
 				return conn, err
 			}))
 	}
-	if c.conn, err = dial(c.PolicyAddress()); err != nil {
-		return err
+	for address := range strings.SplitSeq(c.policyAddresses(), ",") {
+		conn, err := dial(address)
+		if err != nil {
+			return err
+		}
+		c.conns = append(c.conns, conn)
 	}
+	c.conn = c.conns[0]
 	c.auditConn, err = dial(c.AuditAddress())
 	return err
 }
@@ -252,17 +312,26 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 		return err
 	}
 	dir := filepath.Join(c.Dir, link)
-	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o755); err != nil {
-		return err
+	n.dir = dir
+	for _, d := range []string{"state", "net.d", "bin", "run"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
 	}
 	if n.OVS, err = ovstest.Start(ctx, ovstest.Config{NetNS: n.NS.Name, Dir: dir}); err != nil {
 		return err
 	}
-	n.Shim = c.process(n.NS, "shim-"+link, "weir-shim", slices.Concat([]string{
+	args := slices.Concat([]string{
 		"--node", n.Name, "--policy-server", c.PolicyAddress(), "--collector", c.AuditAddress(), "--bridge", Bridge,
 		"--ovs-rundir", n.OVS.Dir, "--datapath", "netdev", "--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "127.0.0.1:9752",
 		"--socket", n.Socket()},
-		c.tlsArgs("node-"+n.Name), c.cfg.ShimArgs))
+		c.tlsArgs("node-"+n.Name), n.cniArgs())
+	if c.Kube != nil {
+		if args, err = n.shimArgs(ctx); err != nil {
+			return err
+		}
+	}
+	n.Shim = c.process(n.NS, "shim-"+link, "weir-shim", append(args, c.cfg.ShimArgs...))
 	if err := n.Shim.Start(); err != nil {
 		return err
 	}
@@ -273,7 +342,7 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 }
 
 // Socket is where the node's shim answers about its ports.
-func (n *Node) Socket() string { return filepath.Join(n.OVS.Dir, "shim.sock") }
+func (n *Node) Socket() string { return filepath.Join(n.dir, "run", "shim.sock") }
 
 // bridgeMade fails until the bridge's own port has the address that it is to
 // keep: to set it, the switch takes the port down for a moment, and its routes go.
@@ -347,12 +416,15 @@ func (c *Cluster) route(ctx context.Context, ip netip.Addr, behind *Node, op str
 // Stop ends the processes and removes everything.
 func (c *Cluster) Stop() error {
 	var errs []error
-	for _, conn := range []*grpc.ClientConn{c.conn, c.auditConn} {
+	for _, conn := range append(c.conns, c.auditConn) {
 		if conn != nil {
 			conn.Close()
 		}
 	}
 	for _, h := range c.pods {
+		errs = append(errs, h.close())
+	}
+	for _, h := range c.sandboxes {
 		errs = append(errs, h.close())
 	}
 	for _, h := range c.outside {
@@ -369,10 +441,13 @@ func (c *Cluster) Stop() error {
 			errs = append(errs, n.NS.remove())
 		}
 	}
-	for _, p := range []*Process{c.Policyd, c.Auditd} {
+	for _, p := range append(c.Policyds, c.Policyd, c.Auditd) {
 		if p != nil {
 			p.Kill()
 		}
+	}
+	if c.Kube != nil {
+		c.Kube.Stop()
 	}
 	if c.Fabric != nil {
 		errs = append(errs, c.Fabric.remove())

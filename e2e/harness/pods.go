@@ -35,6 +35,7 @@ type Host struct {
 
 	pod    *PodConfig // Nil: no Pod.
 	link   string     // Of a Pod: its port's name.
+	call   *CNICall   // Of a Pod whose network the CNI plugin made.
 	served []closer
 	remove func() error
 }
@@ -70,7 +71,13 @@ func (h *Host) Addr(v6 bool) netip.Addr {
 func (c *Cluster) Pod(name string) *Host { return c.pods[name] }
 
 // SetPods makes exactly these Pods exist. Those that are as they should be stay.
+//
+// With an API server, a Pod that is to come gets its network once SetManifests
+// has its object.
 func (c *Cluster) SetPods(ctx context.Context, pods []PodConfig) error {
+	if c.Kube != nil {
+		return c.setWanted(ctx, pods)
+	}
 	want := make(map[string]PodConfig)
 	for _, p := range pods {
 		want[p.Namespace+"/"+p.Name] = p
@@ -186,10 +193,21 @@ func (n *Node) Host() *Host { return &Host{NS: n.NS, IPs: n.IPs} }
 // Via is the node's IPv4 address on the fabric, to route through.
 func (n *Node) Via() netip.Addr { return n.via[0] }
 
+// Vias are the node's addresses on the fabric, of either family.
+func (n *Node) Vias() []netip.Addr { return n.via[:] }
+
 // SetManifests makes the text the whole content of the manifest folder, and
 // waits until every node with a shim holds what follows from it and every Pod
 // of the cluster that ought to has an open port.
+//
+// With an API server, the objects are put there instead.
 func (c *Cluster) SetManifests(ctx context.Context, text []byte) error {
+	if c.Kube != nil {
+		if err := c.SetObjects(ctx, text); err != nil {
+			return err
+		}
+		return c.settled(ctx)
+	}
 	if err := c.WriteManifests(ctx, text); err != nil {
 		return err
 	}
@@ -279,3 +297,6 @@ func (n *Node) portsOpen(endpoints int) error {
 	}
 	return nil
 }
+
+// Port is the name of the Pod's port on the node's bridge.
+func (h *Host) Port() string { return h.link }

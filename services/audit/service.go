@@ -225,13 +225,13 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	return nil
 }
 
-// watchHealth says by the health service whether events can be stored.
+// watchHealth says by the health service whether events can be brought and stored.
 func (s *Service) watchHealth(ctx context.Context) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	serving := false
 	for {
-		if now := s.log.Health() == nil; now != serving {
+		if now := s.log.Health() == nil && (s.enrolled == nil || s.enrolled.Issued()); now != serving {
 			serving = now
 			s.rpc.SetServing(now)
 		}

@@ -46,12 +46,16 @@ type Cluster struct {
 	api       kubernetes.Interface
 	authority atomic.Pointer[Authority]
 	current   current
+	issued    chan struct{} // Closed with the first certificate.
 }
 
 // NewCluster asks nothing of the cluster yet.
 func NewCluster(cfg ClusterConfig) (*Cluster, error) {
 	if cfg.Namespace == "" {
 		return nil, errors.New("certificates by the cluster: no Namespace of our own is given (--namespace)")
+	}
+	if _, err := (request{hosts: cfg.Hosts}).template(time.Time{}); err != nil {
+		return nil, fmt.Errorf("certificates by the cluster: %w", err)
 	}
 	var config *rest.Config
 	var err error
@@ -68,8 +72,11 @@ func NewCluster(cfg ClusterConfig) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificates by the cluster: %w", err)
 	}
-	return &Cluster{cfg: cfg, api: api}, nil
+	return &Cluster{cfg: cfg, api: api, issued: make(chan struct{})}, nil
 }
+
+// Issued is closed once this process has a certificate.
+func (c *Cluster) Issued() <-chan struct{} { return c.issued }
 
 // Server implements Credentials: callers without a certificate are let in, for
 // package rpc to turn away from all but enrolling.
@@ -142,7 +149,9 @@ func (c *Cluster) renew(ctx context.Context) (*x509.Certificate, error) {
 		return nil, err
 	}
 	c.authority.Store(a)
-	c.current.Store(&held{cert, roots})
+	if c.current.Swap(&held{cert, roots}) == nil {
+		close(c.issued)
+	}
 	return cert.Leaf, nil
 }
 

@@ -53,6 +53,9 @@ func (e *Enrolled) Client() credentials.TransportCredentials {
 	return configs{get: e.current.get}.Client()
 }
 
+// Issued says whether there is a certificate.
+func (e *Enrolled) Issued() bool { return e.current.Load() != nil }
+
 // Run gets a certificate and renews it until the context ends.
 func (e *Enrolled) Run(ctx context.Context) error {
 	said := ""

@@ -37,6 +37,7 @@ type Config struct {
 	Kubernetes bool   // An API server, by Kubeconfig or, where that is empty, the service account of the Pod.
 	Source     Source
 
+	TakeOver   bool           // Of an API server that has Antrea's kinds.
 	Kubeconfig string         // File.
 	Listen     string         // host:port of gRPC.
 	TLS        identity.Files // All empty: plain text, or Cluster.
@@ -64,6 +65,7 @@ type Service struct {
 	face    *server.Server
 	rpc     *rpc.Server
 	synced  atomic.Bool
+	read    chan struct{}     // Closed when synced becomes true.
 	cluster *identity.Cluster // Nil: certificates are not the cluster's.
 
 	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
@@ -101,6 +103,7 @@ func New(cfg Config) (*Service, error) {
 		engine:    engine.New(),
 		evaluator: evaluate.New(),
 		rules:     validate.NewIndex(),
+		read:      make(chan struct{}),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
 		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects that are not in force as they stand."}),
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
@@ -172,7 +175,7 @@ func newSource(cfg *Config, registry prometheus.Registerer) (Source, error) {
 	case cfg.Source != nil:
 		return cfg.Source, nil
 	case cfg.Kubernetes:
-		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
+		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, TakeOver: cfg.TakeOver, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
 		if err != nil {
 			return nil, err
 		}
@@ -210,11 +213,30 @@ func (s *Service) Run(ctx context.Context) error {
 		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
 	g.Go(func() error { return s.write(ctx) })
+	g.Go(func() error { return s.becomeReady(ctx) })
 	g.Go(func() error { return s.face.Run(ctx) })
 	g.Go(func() error { return s.rpc.Run(ctx) })
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}
+	return nil
+}
+
+// becomeReady says that the service can be used, once it has read its sources
+// and has a certificate.
+func (s *Service) becomeReady(ctx context.Context) error {
+	wait := []<-chan struct{}{s.read}
+	if s.cluster != nil {
+		wait = append(wait, s.cluster.Issued())
+	}
+	for _, c := range wait {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s.rpc.SetServing(true)
 	return nil
 }
 
@@ -254,7 +276,7 @@ func (s *Service) take(b Batch) {
 	s.problems.Set(float64(b.Problems))
 	s.revision.Set(float64(revision))
 	if b.Synced && !s.synced.Swap(true) {
-		s.rpc.SetServing(true)
+		close(s.read)
 	}
 	level := hclog.Info
 	if b.Read != nil && len(b.Events) < 100 { // A cluster changes all the time.

@@ -26,6 +26,7 @@ import (
 type handler struct {
 	calls chan call
 	holds chan string // What was held and released.
+	ports []*policyv1.PortState
 }
 
 // call is one Apply: what was touched, by key, and the members then held.
@@ -70,7 +71,9 @@ func (h *handler) Apply(ctx context.Context, state *storage.Replica, touched sto
 	}
 }
 
-func (h *handler) Stats() *policyv1.NodeStats { return &policyv1.NodeStats{PacketInsLost: 7} }
+func (h *handler) Stats() *policyv1.NodeStats {
+	return &policyv1.NodeStats{PacketInsLost: 7, Ports: h.ports}
+}
 
 // next waits for an Apply.
 func (h *handler) next(t *testing.T) call {
@@ -532,6 +535,30 @@ func TestStatsAreSent(t *testing.T) {
 	p, _ := s.next(t)
 	if got := p.request(t).GetStats(); got.GetPacketInsLost() != 7 {
 		t.Errorf("stats: %v", got)
+	}
+}
+
+// Stats with addresses of ports go with a stream's Hello, and again at once when they change;
+// what changes many times in a moment goes once or twice.
+func TestPortsAreToldAtOnce(t *testing.T) {
+	s, address := newScript(t)
+	h := newHandler()
+	h.ports = []*policyv1.PortState{{Interface: "if-web", Ips: [][]byte{{10, 0, 0, 1}}}}
+	changed := make(chan struct{}, 1)
+	start(t, Config{Addresses: []string{address}, StatsInterval: time.Hour, StatsChanged: changed}, h)
+	p, _ := s.next(t)
+	if got := p.request(t).GetStats(); len(got.GetPorts()) != 1 {
+		t.Fatalf("first after Hello: %v", got)
+	}
+	began := time.Now()
+	for range 3 {
+		changed <- struct{}{}
+		if got := p.request(t).GetStats(); len(got.GetPorts()) != 1 {
+			t.Fatalf("a change: %v", got)
+		}
+	}
+	if took := time.Since(began); took < 2*statsPause {
+		t.Errorf("three reports in %v", took)
 	}
 }
 

@@ -82,7 +82,7 @@ func (p pod) String() string { return p.namespace + "/" + p.name }
 func parsePod(args string) (pod, error) {
 	var a struct {
 		types.CommonArgs
-		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString //nolint // The runtime's names.
+		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString
 	}
 	a.IgnoreUnknown = true
 	if err := types.LoadArgs(args, &a); err != nil {

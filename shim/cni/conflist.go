@@ -67,6 +67,15 @@ func WriteConflist(dir string, n Network) (changed bool, err error) {
 	return changed, nil
 }
 
+// RemoveConflist takes the file away, for a node that is to take no Pods by Weir
+// any more; that it is not there is no error.
+func RemoveConflist(dir string) error {
+	if err := os.Remove(filepath.Join(dir, ConflistName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("configuration of CNI: %w", err)
+	}
+	return nil
+}
+
 // Install copies programs from one folder to another where they differ. Those
 // that are not in the first are left out; required is not.
 func Install(from, to, required string, others ...string) (installed []string, err error) {

@@ -40,7 +40,8 @@ type Network struct {
 
 	// Run's own.
 	said  string
-	masks *plan // Of the last masquerading that worked.
+	masks *plan // Of the last masquerading that worked, and when it was set.
+	since time.Time
 }
 
 // Made is what is there for Pods.
@@ -87,6 +88,10 @@ func (n *Network) Kick() {
 	}
 }
 
+// renewMasks is how often masquerading is set again though nothing changed:
+// firewalls are flushed by their owners, and nobody tells of it.
+const renewMasks = time.Minute
+
 // Run keeps the network as it is to be until the context ends; it stays then.
 func (n *Network) Run(ctx context.Context) error {
 	ticker := time.NewTicker(n.cfg.Interval)
@@ -128,7 +133,7 @@ func (n *Network) make(ctx context.Context) error {
 			n.changed(*n.made)
 		}
 	}
-	if masks := (&plan{pods: p.pods, cluster: p.cluster, nodes: p.nodes}); n.cfg.Masquerader != nil && (n.masks == nil || !reflect.DeepEqual(masks, n.masks)) {
+	if masks := (&plan{pods: p.pods, cluster: p.cluster, nodes: p.nodes}); n.cfg.Masquerader != nil && (time.Since(n.since) > renewMasks || !reflect.DeepEqual(masks, n.masks)) {
 		pods := p.pods
 		if !n.cfg.Masquerade {
 			pods = nil
@@ -136,7 +141,7 @@ func (n *Network) make(ctx context.Context) error {
 		if failed := n.cfg.Masquerader(ctx, pods, p.cluster, p.nodes); failed != nil {
 			err = errors.Join(err, failed)
 		} else {
-			n.masks = masks
+			n.masks, n.since = masks, time.Now()
 		}
 	}
 	if len(problems) > 0 {

@@ -5,7 +5,7 @@
 //
 // The command line is New, a tree of commands over the Streams that it is given; main
 // only runs it. Offline commands (validate, evaluate, explain -f, pki init) touch nothing
-// but files. The others call one gRPC service and show its answer. Every
+// but files. The others call one gRPC service and show its answer (pki enroll: write it down). Every
 // command that shows something takes -o json; that JSON is a stable interface.
 //
 // The exit status is 0 when all is well, and 1 when something was found wrong
@@ -22,7 +22,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	code := Run(ctx, Streams{Out: os.Stdout, Err: os.Stderr}, os.Args[1:])
+	code := Run(ctx, Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}, os.Args[1:])
 	stop()
 	os.Exit(code)
 }

@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,6 +35,53 @@ func newPKI(streams Streams) *cobra.Command {
 	init.Flags().StringArrayVar(&cfg.Nodes, "node", nil, "name of a node; may be given several times")
 	init.Flags().StringArrayVar(&cfg.Servers, "server", nil, "name or address of the servers, besides localhost; may be given several times")
 	must(init.MarkFlagRequired("dir"))
-	cmd.AddCommand(init)
+	cmd.AddCommand(init, newEnroll(streams))
 	return cmd
+}
+
+func newEnroll(streams Streams) *cobra.Command {
+	var server, ca, tokenFile, dir string
+	cmd := &cobra.Command{
+		Use:   "enroll --server HOST:PORT --ca FILE --token-file FILE|- --dir DIR",
+		Short: "Get a certificate from the policy service of a cluster, by a service-account token",
+		Long: "Get a short-lived certificate from the policy service of a cluster, and write it with its key and\n" +
+			"the CA as NAME.crt, NAME.key and ca.crt; NAME is who the token is for, as a rule operator. A token is\n" +
+			"made by kubectl create token weir-operator --namespace weir-system --audience weir. What an earlier\n" +
+			"call wrote is replaced.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			token, err := readToken(streams.In, tokenFile)
+			if err != nil {
+				return err
+			}
+			written, err := identity.EnrollFiles(cmd.Context(), identity.EnrollFilesConfig{Server: server, CA: ca, Token: token, Dir: dir})
+			for _, path := range written {
+				fmt.Fprintln(streams.Out, path)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&server, "server", identity.DefaultPolicyAddress, "address of the policy service, HOST:PORT")
+	f.StringVar(&ca, "ca", "", "file of its certificate authority, PEM")
+	f.StringVar(&tokenFile, "token-file", "", "file of the token; - for standard input")
+	f.StringVar(&dir, "dir", "", "folder to write to")
+	for _, name := range []string{"ca", "token-file", "dir"} {
+		must(cmd.MarkFlagRequired(name))
+	}
+	return cmd
+}
+
+func readToken(in io.Reader, path string) (string, error) {
+	var text []byte
+	var err error
+	if path == "-" {
+		text, err = io.ReadAll(in)
+	} else {
+		text, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read token: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
 }

@@ -12,8 +12,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Streams are where a command writes.
+// Streams are where a command reads and writes.
 type Streams struct {
+	In  io.Reader
 	Out io.Writer // Answers.
 	Err io.Writer // Errors.
 }
@@ -53,6 +54,7 @@ func New(streams Streams) *cobra.Command {
 		newGet(streams),
 		newAudit(streams),
 		newPKI(streams),
+		newUninstall(streams),
 	)
 	return root
 }

@@ -25,8 +25,15 @@ const (
 	AnnotationTransport = "weir.dev/transport-addresses"
 	// AnnotationAntreaTransport is read where AnnotationTransport is absent.
 	AnnotationAntreaTransport = "node.antrea.io/transport-addresses"
+	// annotationMirror is on the API server's picture of a static Pod, and bears the
+	// UID that the Pod has on its node.
+	annotationMirror = "kubernetes.io/config.mirror"
 	// AnnotationLogPolicies on a Namespace is "true" where its NetworkPolicies log.
 	AnnotationLogPolicies = "networkpolicy.antrea.io/enable-logging"
+	// LabelPartOf is PartOf on what Weir is installed with, its
+	// CustomResourceDefinitions included.
+	LabelPartOf = "app.kubernetes.io/part-of"
+	PartOf      = "weir"
 	// LabelNamespaceName holds a Namespace's own name.
 	LabelNamespaceName = "kubernetes.io/metadata.name"
 	// LabelAntreaNamespaceName holds a Namespace's own name too.
@@ -139,6 +146,9 @@ func FromPod(o *corev1.Pod) *Pod {
 	}
 	if p.ServiceAccount == "" {
 		p.ServiceAccount = "default"
+	}
+	if own := o.Annotations[annotationMirror]; own != "" {
+		p.UID = own // Of a static Pod, as its kubelet and so the CNI plugin knows it.
 	}
 	for _, s := range podIPs(o) {
 		if ip, err := netip.ParseAddr(s); err == nil {

@@ -7,6 +7,8 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/weirnet/weir/services/policy/api"
 )
 
 // kind is a kind with one version.
@@ -51,7 +53,7 @@ func (k kind) yaml() ([]byte, error) {
 	}
 	raw, err := json.Marshal(apiextensionsv1.CustomResourceDefinition{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apiextensions.k8s.io/v1", Kind: "CustomResourceDefinition"},
-		ObjectMeta: metav1.ObjectMeta{Name: k.name()},
+		ObjectMeta: metav1.ObjectMeta{Name: k.name(), Labels: map[string]string{api.LabelPartOf: api.PartOf}},
 		Spec:       apiextensionsv1.CustomResourceDefinitionSpec{Group: k.group, Names: k.names, Scope: scope, Versions: []apiextensionsv1.CustomResourceDefinitionVersion{v}},
 	})
 	if err != nil {

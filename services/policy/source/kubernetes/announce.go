@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/weirv1alpha1"
 )
 
 // nodeEndpoints is where the addresses that shims report are kept.
@@ -233,25 +234,10 @@ func sameAddresses(there map[key]nodeAddress, wanted []Address) bool {
 	return true
 }
 
-// wireEndpoints is a NodeEndpoints object.
-type wireEndpoints struct {
-	APIVersion string         `json:"apiVersion"`
-	Kind       string         `json:"kind"`
-	Metadata   map[string]any `json:"metadata"`
-	Endpoints  []wireEndpoint `json:"endpoints"`
-}
-
-type wireEndpoint struct {
-	Namespace string   `json:"namespace"`
-	Name      string   `json:"name"`
-	UID       string   `json:"uid,omitempty"`
-	IPs       []string `json:"ips"`
-}
-
 func applyOf(node string, addresses []Address) ([]byte, error) {
-	o := wireEndpoints{APIVersion: nodeEndpoints.GroupVersion().String(), Kind: "NodeEndpoints", Metadata: map[string]any{"name": node}, Endpoints: []wireEndpoint{}}
+	o := weirv1alpha1.NodeEndpoints{TypeMeta: metav1.TypeMeta{APIVersion: weirv1alpha1.APIVersion, Kind: "NodeEndpoints"}, ObjectMeta: metav1.ObjectMeta{Name: node}}
 	for _, a := range addresses {
-		e := wireEndpoint{Namespace: a.Namespace, Name: a.Name, UID: a.UID}
+		e := weirv1alpha1.Endpoint{Namespace: a.Namespace, Name: a.Name, UID: a.UID}
 		for _, ip := range a.IPs {
 			e.IPs = append(e.IPs, ip.String())
 		}
@@ -265,14 +251,8 @@ func readNodeEndpoints(o runtime.Object) (map[key]nodeAddress, error) {
 	if !is {
 		return nil, fmt.Errorf("%T is not what the API server sends", o)
 	}
-	var read struct {
-		Endpoints []wireEndpoint `json:"endpoints"`
-	}
-	raw, err := json.Marshal(map[string]any{"endpoints": u.Object["endpoints"]})
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(raw, &read); err != nil {
+	var read weirv1alpha1.NodeEndpoints
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &read); err != nil {
 		return nil, err
 	}
 	out := make(map[key]nodeAddress, len(read.Endpoints))

@@ -2,11 +2,16 @@ package kubernetes
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/weirnet/weir/services/policy/api"
 )
 
 // definitionsResource is where CustomResourceDefinitions are.
@@ -16,6 +21,7 @@ var definitionsResource = schema.GroupVersionResource{Group: "apiextensions.k8s.
 type definition struct {
 	established bool
 	served      map[string]bool // By version.
+	ours        bool            // Weir was installed with it.
 }
 
 // definitions says which kinds the API server has. A kind that it answers to
@@ -37,6 +43,7 @@ func readDefinition(o runtime.Object) (definition, error) {
 	if !is {
 		return d, nil
 	}
+	d.ours = u.GetLabels()[api.LabelPartOf] == api.PartOf
 	versions, _, _ := unstructured.NestedSlice(u.Object, "spec", "versions")
 	for _, v := range versions {
 		m, _ := v.(map[string]any)
@@ -85,6 +92,21 @@ func (d *definitions) serves(r schema.GroupVersionResource) (is, known bool) {
 	return def.established && def.served[r.Version], d.known
 }
 
+// foreign are the definitions of Antrea's group that are not ours: where there
+// is one, Antrea is or was installed.
+func (d *definitions) foreign() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var names []string
+	for name, def := range d.byName {
+		if strings.HasSuffix(name, "."+tiersResource.Group) && !def.ours {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // established says whether a kind is there, in whatever version.
 func (d *definitions) established(name string) bool {
 	d.mu.Lock()
@@ -115,17 +137,21 @@ func (s *Source) followCustom(ctx context.Context) error {
 				absent: func() { s.wasRead(k, 0, true) }})
 		}
 	}
+	ctx, stop := context.WithCancel(ctx)
 	var wait sync.WaitGroup
-	defer wait.Wait()
+	defer func() {
+		stop()
+		for _, f := range followers {
+			f.end()
+		}
+		wait.Wait()
+	}()
 	wait.Go(func() {
 		s.follow(ctx, &kind{resource: definitionsResource}, s.crds.mirror())
 	})
 	for {
 		select {
 		case <-ctx.Done():
-			for _, f := range followers {
-				f.end()
-			}
 			return ctx.Err()
 		case <-s.crds.changed:
 		}
@@ -138,6 +164,9 @@ func (s *Source) followCustom(ctx context.Context) error {
 			f.set(ctx, s, is)
 		}
 		if known {
+			if names := s.crds.foreign(); len(names) > 0 && !s.takeOver {
+				return fmt.Errorf("the kinds of Antrea are installed (%s), and its agents may enforce the same policies: uninstall Antrea first, or give --take-over if nothing enforces them", strings.Join(names, ", "))
+			}
 			s.mu.Lock()
 			s.settled = true
 			s.mu.Unlock()

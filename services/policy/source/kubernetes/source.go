@@ -22,8 +22,11 @@ import (
 type Config struct {
 	Kubeconfig string       // Empty: the service account of the Pod that it runs in.
 	Rest       *rest.Config // In place of Kubeconfig. Tests set it.
-	Registry   prometheus.Registerer
-	Logger     hclog.Logger
+	// TakeOver goes on where Antrea's CustomResourceDefinitions are installed;
+	// otherwise Run ends with an error.
+	TakeOver bool
+	Registry prometheus.Registerer
+	Logger   hclog.Logger
 }
 
 // Batch is what changed between two calls of Next.
@@ -36,13 +39,14 @@ type Batch struct {
 
 // Source reads an API server.
 type Source struct {
-	clients *clients
-	logger  hclog.Logger
-	kinds   []*kind
-	crds    *definitions
-	nodes   *announcer
-	metrics *metrics
-	wake    chan struct{} // One slot: something is dirty, or has been read.
+	clients  *clients
+	takeOver bool
+	logger   hclog.Logger
+	kinds    []*kind
+	crds     *definitions
+	nodes    *announcer
+	metrics  *metrics
+	wake     chan struct{} // One slot: something is dirty, or has been read.
 
 	mu       sync.Mutex // Guards what follows.
 	objects  map[api.Ref]api.Object
@@ -73,7 +77,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{
-		clients: c, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
+		clients: c, takeOver: cfg.TakeOver, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
 		objects: make(map[api.Ref]api.Object), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
 		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[api.Ref]podAddress),
 		unread: make(map[*kind]struct{}),

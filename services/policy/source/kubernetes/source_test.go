@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/weirv1alpha1"
 )
 
 // newTestSource is a source that nothing runs: tests fill its mirrors.
@@ -207,7 +208,7 @@ func TestWhatCannotStandBesideOthersIsNotInForce(t *testing.T) {
 	}
 }
 
-func endpoints(node, version string, of ...wireEndpoint) *unstructured.Unstructured {
+func endpoints(node, version string, of ...weirv1alpha1.Endpoint) *unstructured.Unstructured {
 	var list []any
 	for _, e := range of {
 		var ips []any
@@ -223,8 +224,8 @@ func TestAddressesThatShimsReport(t *testing.T) {
 	s := newTestSource(t)
 	s.readAll(1)
 	pods, nodes := s.mirrorOf(s.kindOf(api.KindPod)), s.nodes.store
-	said := func(name, uid string, ips ...string) wireEndpoint {
-		return wireEndpoint{Namespace: "x", Name: name, UID: uid, IPs: ips}
+	said := func(name, uid string, ips ...string) weirv1alpha1.Endpoint {
+		return weirv1alpha1.Endpoint{Namespace: "x", Name: name, UID: uid, IPs: ips}
 	}
 	for _, step := range []struct {
 		name string
@@ -273,5 +274,37 @@ func TestWhatIsWrittenIsWhatIsRead(t *testing.T) {
 	}
 	if sameAddresses(read, want[:1]) || sameAddresses(read, []Address{want[0], {Namespace: "x", Name: "b", IPs: want[0].IPs}}) {
 		t.Error("other addresses count as the same")
+	}
+}
+
+func TestKindsOfAntreaAreKnown(t *testing.T) {
+	d := newDefinitions()
+	m := d.mirror()
+	crd := func(name, version string, labels map[string]any) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": name, "resourceVersion": version, "labels": labels},
+			"spec":   map[string]any{"versions": []any{map[string]any{"name": "v1beta1", "served": true}, map[string]any{"name": "v1alpha1", "served": false}}},
+			"status": map[string]any{"conditions": []any{map[string]any{"type": "Established", "status": "True"}}}}}
+	}
+	ours := map[string]any{api.LabelPartOf: api.PartOf}
+	if _, known := d.serves(tiersResource); known {
+		t.Error("known before anything was read")
+	}
+	if err := m.Replace([]any{crd("tiers.crd.antrea.io", "1", ours), crd("certificates.cert-manager.io", "2", nil)}, "3"); err != nil {
+		t.Fatal(err)
+	}
+	if is, known := d.serves(tiersResource); !is || !known {
+		t.Error("tiers are not served")
+	}
+	if is, _ := d.serves(tiersResource.GroupResource().WithVersion("v1alpha1")); is {
+		t.Error("a version that is not served counts")
+	}
+	if names := d.foreign(); len(names) > 0 {
+		t.Errorf("foreign: %v", names)
+	}
+	if err := m.Add(crd("antreaagentinfos.crd.antrea.io", "4", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if names := d.foreign(); len(names) != 1 {
+		t.Errorf("foreign: %v", names)
 	}
 }
