@@ -360,7 +360,10 @@ func answer(l net.PacketConn) {
 }
 
 // Metrics is the text that the node's shim serves.
-func (n *Node) Metrics() (text string, err error) {
+func (n *Node) Metrics() (text string, err error) { return n.Get("/metrics") }
+
+// Get is the answer of the node's shim to a request, with its header.
+func (n *Node) Get(path string) (text string, err error) {
 	var conn net.Conn
 	err = n.NS.Do(func() error { conn, err = net.DialTimeout("tcp", "127.0.0.1:9752", 2*time.Second); return err })
 	if err != nil {
@@ -368,7 +371,7 @@ func (n *Node) Metrics() (text string, err error) {
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(3 * time.Second))
-	fmt.Fprint(conn, "GET /metrics HTTP/1.0\r\n\r\n")
+	fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path)
 	b, err := io.ReadAll(conn)
 	return string(b), err
 }
