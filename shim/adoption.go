@@ -250,8 +250,20 @@ func (l *loop) closeBridge(ctx context.Context) error {
 	}
 	l.adopting = nil
 	l.stale, l.settled = true, false // The switch empties its tables when a bridge's fail mode changes.
-	l.shim.logger.Info("bridge adopted", "ports", len(l.ports), "open", len(l.compiler.OpenAddresses()), "establishedUntil", l.until)
-	return l.updatePorts(ctx)
+	if err := l.updatePorts(ctx); err != nil {
+		return err
+	}
+	cut := slices.Clone(l.nobodys)
+	for _, p := range l.ports {
+		if !l.compiler.Open(p.OFPort) {
+			cut = append(cut, p.Interface)
+		}
+	}
+	if len(cut) > 0 {
+		l.shim.logger.Warn("ports that the policy service has no Pod for are closed", "interfaces", cut)
+	}
+	l.shim.logger.Info("bridge adopted", "ports", len(l.ports))
+	return nil
 }
 
 func (l *loop) reconcileIfStale(ctx context.Context) error {

@@ -81,6 +81,7 @@ type loop struct {
 	opened   map[string]bool             // Ports that were told to be open, by id.
 	peers    map[string]net.HardwareAddr // Of ports whose rows name no MAC, by id.
 	unread   bool                        // A MAC could not be read where the Pod has it.
+	nobodys  []string                    // Ports that are no Pod's, the host's or its uplink.
 	adopting *adoption                   // Nil: the bridge is ours alone.
 	until    time.Time                   // Older connections go on until then. Zero: none does.
 
@@ -383,7 +384,7 @@ func (l *loop) refreshPorts(ctx context.Context) {
 	}
 	var local [6]byte
 	var uplink uint32
-	l.ports, l.unusable, l.unread = nil, nil, false
+	l.ports, l.unusable, l.nobodys, l.unread = nil, nil, nil, false
 	problems, peers := make(map[string]string), make(map[string]net.HardwareAddr)
 	for _, p := range ports {
 		if p.Local() {
@@ -412,6 +413,8 @@ func (l *loop) refreshPorts(ctx context.Context) {
 			l.ports = append(l.ports, port)
 		case l.shim.cfg.Uplink == "" && uplink == 0 && physical(p.Name):
 			uplink = p.Number
+		default:
+			l.nobodys = append(l.nobodys, p.Name)
 		}
 	}
 	l.problems, l.peers = problems, peers

@@ -67,16 +67,13 @@ func Uninstall(ctx context.Context, cfg Config, force bool) error {
 		}
 		cfg.Logger.Info("bridge forwards by itself", "bridge", cfg.Bridge)
 	}
-	if err := hostfw.Remove(ctx); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
-	if err := removeFiles(&cfg); err != nil {
-		return fmt.Errorf("uninstall: %w", err)
-	}
+	// One is no reason to leave the other.
+	err = errors.Join(hostfw.Remove(ctx), removeFiles(&cfg))
 	if made {
-		if err := removeBridge(ctx, &cfg, b); err != nil {
-			return fmt.Errorf("uninstall: %w", err)
-		}
+		err = errors.Join(err, removeBridge(ctx, &cfg, b))
+	}
+	if err != nil {
+		return fmt.Errorf("uninstall: %w", err)
 	}
 	cfg.Logger.Info("uninstalled", "bridge", cfg.Bridge)
 	return nil
