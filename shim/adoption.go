@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 //	sharing   each port that the state knows is taken, in a bundle of its own;
 //	          flows of others serve the rest
 //	closing   one bundle: default drop, and what is not ours goes; then the
-//	          bridge fails closed
+//	          bridge is made to fail closed, for which it is empty for a moment
 //
 // Connections may be marked allowed that a port's rules have not judged, up to
 // the moment in which it is taken: so at first its packets skip no rules, then
@@ -31,8 +32,9 @@ type adoption struct {
 
 // closer is the part of a bridge that ends its adoption.
 type closer interface {
-	// Close makes the bridge fail closed; flows may be gone when it returns.
-	Close(ctx context.Context, until time.Time) error
+	// Close makes the bridge fail closed; right before that it calls empty. Flows
+	// may be gone when it returns.
+	Close(ctx context.Context, until time.Time, empty func(context.Context) error) error
 }
 
 // finder is a Dataplane whose bridge may be somebody else's.
@@ -245,11 +247,11 @@ func (l *loop) closeBridge(ctx context.Context) error {
 	if l.shim.cfg.Adopt == AdoptEstablished {
 		l.until = time.Now().Add(l.shim.cfg.AdoptWindow)
 	}
-	if err := a.bridge.Close(ctx, l.until); err != nil {
+	l.stale, l.settled = true, false // Whatever becomes of it, the bridge may be empty.
+	if err := a.bridge.Close(ctx, l.until, l.empty); err != nil {
 		return err
 	}
 	l.adopting = nil
-	l.stale, l.settled = true, false // The switch empties its tables when a bridge's fail mode changes.
 	if err := l.updatePorts(ctx); err != nil {
 		return err
 	}
@@ -264,6 +266,16 @@ func (l *loop) closeBridge(ctx context.Context) error {
 	}
 	l.shim.logger.Info("bridge adopted", "ports", len(l.ports))
 	return nil
+}
+
+// empty takes all flows off the bridge in one bundle: nothing passes.
+func (l *loop) empty(ctx context.Context) error {
+	actual, err := l.sw.Read(ctx)
+	if err != nil {
+		return err
+	}
+	keys := append(slices.Collect(maps.Keys(actual.Flows)), slices.Collect(maps.Keys(actual.Foreign))...)
+	return l.put(ctx, bridge.Change{Delete: keys})
 }
 
 func (l *loop) reconcileIfStale(ctx context.Context) error {

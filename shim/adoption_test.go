@@ -19,12 +19,13 @@ import (
 // are those of client (1), web (2) and lone (3), of whom the state knows two.
 type found struct {
 	*tap
-	t      *testing.T
-	left   int // Bundles until it can be written no more; below zero: no end.
-	looked func()
-	closed time.Time // What Close was given.
-	closes int
-	talks  bool // Client and web talk on while connections are forgotten.
+	t       *testing.T
+	left    int // Bundles until it can be written no more; below zero: no end.
+	looked  func()
+	closed  time.Time // What Close was given.
+	closes  int
+	closing bool // In Close.
+	talks   bool // Client and web talk on while connections are forgotten.
 }
 
 var errGone = errors.New("gone")
@@ -67,23 +68,30 @@ func (f *found) talk() {
 	f.passes(answer, 1)
 }
 
-// Close empties the tables, as the switch does.
-func (f *found) Close(ctx context.Context, until time.Time) error {
+// Close refuses to empty tables that hold more than what Settle puts in.
+func (f *found) Close(ctx context.Context, until time.Time, empty func(context.Context) error) error {
 	if f.left == 0 {
 		return errGone
 	}
+	f.closing = true
+	defer func() { f.closing = false }()
+	if err := empty(ctx); err != nil {
+		return err
+	}
+	if n := len(f.flows(f.t)); n > 1 {
+		f.t.Errorf("%d flows would go one by one", n)
+	}
 	f.closes, f.closed = f.closes+1, until
-	state, err := f.Fake.Read(ctx)
-	must(f.t, err)
-	maps.Copy(state.Flows, state.Foreign)
-	return f.Fake.Apply(ctx, bridge.Change{Delete: slices.Collect(maps.Keys(state.Flows))})
+	return f.Fake.Apply(ctx, bridge.Change{Delete: slices.Collect(maps.Keys(f.flows(f.t)))})
 }
 
 // adopting is a shim that is to adopt the bridge.
 func (f *found) adopting(w *world, dir string) *Shim {
 	s := newShim(f.t, f.tap, w, dir)
 	s.loop.sw = f
-	s.loop.adopting = &adoption{bridge: f, begun: s.loop.complete}
+	if f.closes == 0 { // Or the bridge's row says that it is ours.
+		s.loop.adopting = &adoption{bridge: f, begun: s.loop.complete}
+	}
 	return s
 }
 
@@ -139,7 +147,7 @@ func (f *found) invariants() {
 			return
 		}
 	}
-	if f.closes > 0 {
+	if f.closes > 0 || f.closing {
 		return
 	}
 	for what, p := range map[[2]byte]bridge.Packet{{1, 3}: direct(1, 3), {3, 1}: direct(3, 1), {2, 3}: direct(2, 3), {2, 1}: direct(2, 1)} {

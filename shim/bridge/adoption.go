@@ -128,10 +128,15 @@ func (b *Bridge) fit(ctx context.Context, row *settings) error {
 
 // Close makes the bridge ours alone: it fails closed, keeps its address, and is
 // never taken for one to be adopted again. A change of the fail mode empties the
-// flow tables: put the flows in again at once. Until is kept for Standing.
-func (b *Bridge) Close(ctx context.Context, until time.Time) error {
+// flow tables, and not at once: what is left of the flows meanwhile could let
+// through what all of them deny. So empty, which is to take them out as one, is
+// called right before; put them in again at once. Until is kept for Standing.
+func (b *Bridge) Close(ctx context.Context, until time.Time, empty func(context.Context) error) error {
 	if err := b.keepAddress(ctx); err != nil {
 		return err
+	}
+	if err := empty(ctx); err != nil {
+		return fmt.Errorf("empty bridge %s: %w", b.cfg.Name, err)
 	}
 	args := []string{"set", "bridge", b.cfg.Name, "fail_mode=secure", "external_ids:" + idAdoption + "=" + adoptionDone}
 	if !until.IsZero() {

@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -68,7 +69,7 @@ func TestAdoptionIsOnTheBridgesRow(t *testing.T) {
 	must(in.StartSwitch(deadline(t)))
 	adopting(true, true) // Whatever else is known: it goes on.
 	until := time.Now().Add(time.Minute).Truncate(time.Second)
-	must(b.Close(deadline(t), until))
+	must(b.Close(deadline(t), until, func(context.Context) error { return nil }))
 	if mode := vsctl(t, in, "get bridge br0 fail_mode"); mode != "secure" {
 		t.Errorf("fail mode %s", mode)
 	}

@@ -59,7 +59,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.StringVar(&cfg.TokenFile, "token-file", "", "file of a service-account token that is bound to the shim's Pod, by which the policy service gives a certificate; in place of --cert and --key")
 	f.BoolVar(&insecure, "insecure", false, "connect in plain text, where no certificate is given")
-	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it is Weir's alone")
+	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it becomes Weir's alone, and one with running Pods is adopted")
 	f.StringVar(&cfg.RunDir, "ovs-rundir", cfg.RunDir, "run folder of Open vSwitch; its own default if empty")
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath type: system or netdev")
 	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the checkpoint")
