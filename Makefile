@@ -26,6 +26,17 @@ build: ## Build the binaries, and the IPAM plugin host-local, into bin/.
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./services/cmd/... ./shim/cmd/... github.com/containernetworking/plugins/plugins/ipam/host-local
 
+.PHONY: host-local
+host-local: ## Build the address plugin that weir-cni calls, for images and nodes that have none.
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/ github.com/containernetworking/plugins/plugins/ipam/host-local
+
+IMAGES := policyd auditd shim ovs
+IMAGE_TAG ?= dev
+.PHONY: images
+images: ## Build the container images weir-NAME:dev (or IMAGE_TAG) with docker, for this machine.
+	for i in $(IMAGES); do docker build --target $$i -t weir-$$i:$(IMAGE_TAG) --build-arg VERSION=$(VERSION) $(IMAGE_ARGS) -f deploy/docker/Dockerfile . || exit 1; done
+
 $(TOOLS)/buf-$(BUF_VERSION):
 	GOBIN=$(TOOLS) $(GO) install github.com/bufbuild/buf/cmd/buf@$(BUF_VERSION) && touch $@
 $(TOOLS)/protoc-gen-go-$(PROTOC_GEN_GO_VERSION):

@@ -33,6 +33,26 @@ var (
 // packets. A failing case is a subtest of its suite and name.
 func TestConformance(t *testing.T) {
 	requireDataplane(t)
+	report := conformance.NewReport(conformance.ModeDatapath)
+	// Cases on the same nodes share a cluster, as far as that does not take long.
+	groups := groupCases(report, loadCases(report), casesPerCluster)
+	runAll(t, report, groups, clustersAtOnce, func(t *testing.T, nodes []harness.NodeConfig) *harness.Cluster {
+		return startCluster(t, harness.Config{Nodes: nodes})
+	})
+	if *conformanceReport != "" {
+		f, err := os.Create(*conformanceReport)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(report.Write(f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	judge(t, report)
+}
+
+// loadCases reads the cases that the flags and the environment name.
+func loadCases(report *conformance.Report) (cases []conformance.Case) {
 	dirs := []string{"testdata/conformance"}
 	if d := os.Getenv("WEIR_CONFORMANCE_DIR"); d != "" {
 		dirs = append(dirs, d)
@@ -40,8 +60,6 @@ func TestConformance(t *testing.T) {
 	if *conformanceDir != "" {
 		dirs = []string{*conformanceDir}
 	}
-	report := conformance.NewReport(conformance.ModeDatapath)
-	var cases []conformance.Case
 	for _, d := range dirs {
 		found, err := conformance.Load(d)
 		if err != nil {
@@ -49,7 +67,12 @@ func TestConformance(t *testing.T) {
 		}
 		cases = append(cases, found...)
 	}
-	// Cases on the same nodes share a cluster, as far as that does not take long.
+	return cases
+}
+
+// groupCases puts cases on the same nodes together, up to a number, and skips
+// those that cannot be run.
+func groupCases(report *conformance.Report, cases []conformance.Case, most int) [][]*conformance.Case {
 	groups := make(map[string][][]*conformance.Case)
 	for i := range cases {
 		if why := unsupportedOnDatapath(&cases[i]); why != "" {
@@ -60,22 +83,18 @@ func TestConformance(t *testing.T) {
 		}
 		text, _ := json.Marshal(cases[i].Fixture.Nodes)
 		shares := groups[string(text)]
-		if n := len(shares); n == 0 || len(shares[n-1]) == casesPerCluster {
+		if n := len(shares); n == 0 || len(shares[n-1]) == most {
 			shares = append(shares, nil)
 		}
 		shares[len(shares)-1] = append(shares[len(shares)-1], &cases[i])
 		groups[string(text)] = shares
 	}
-	runAll(t, report, slices.Concat(slices.Collect(maps.Values(groups))...))
-	if *conformanceReport != "" {
-		f, err := os.Create(*conformanceReport)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(report.Write(f), f.Close()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return slices.Concat(slices.Collect(maps.Values(groups))...)
+}
+
+// judge fails the test where the report has failures.
+func judge(t *testing.T, report *conformance.Report) {
+	t.Helper()
 	t.Logf("%d of %d cases passed, %d verdicts, %d wrong, %d skipped", report.Totals.Passed, report.Totals.Cases, report.Totals.Verdicts, report.Totals.Wrong, report.Totals.Skipped)
 	for _, f := range report.Failures {
 		t.Error(f)
@@ -136,16 +155,16 @@ const (
 )
 
 // runAll runs groups of cases, several at once, each on a cluster of its own.
-func runAll(t *testing.T, report *conformance.Report, groups [][]*conformance.Case) {
+func runAll(t *testing.T, report *conformance.Report, groups [][]*conformance.Case, atOnce int, start startFunc) {
 	var mu sync.Mutex // Guards report.
 	var work sync.WaitGroup
-	slots := make(chan struct{}, clustersAtOnce)
+	slots := make(chan struct{}, atOnce)
 	for _, group := range groups {
 		work.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			own := conformance.NewReport(conformance.ModeDatapath)
-			runGroup(t, own, group)
+			runGroup(t, own, group, start)
 			mu.Lock()
 			defer mu.Unlock()
 			report.Add(own)
@@ -154,8 +173,11 @@ func runAll(t *testing.T, report *conformance.Report, groups [][]*conformance.Ca
 	work.Wait()
 }
 
+// startFunc starts a cluster with these nodes, which ends with the test.
+type startFunc func(t *testing.T, nodes []harness.NodeConfig) *harness.Cluster
+
 // runGroup runs cases that have their nodes in common.
-func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Case) {
+func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Case, start startFunc) {
 	var nodes []harness.NodeConfig
 	for _, n := range group[0].Fixture.Nodes {
 		nc := harness.NodeConfig{Name: n.Name}
@@ -165,7 +187,7 @@ func runGroup(t *testing.T, report *conformance.Report, group []*conformance.Cas
 		nodes = append(nodes, nc)
 	}
 	t.Run(fmt.Sprintf("%d-cases-on-%d-nodes-from-%s-on", len(group), len(nodes), group[0].Name), func(t *testing.T) {
-		cluster := startCluster(t, harness.Config{Nodes: nodes})
+		cluster := start(t, nodes)
 		broken := 0 // Cases in a row that could not be run: the cluster is to blame then.
 		for _, c := range group {
 			t.Run(c.Suite+"/"+c.Name, func(t *testing.T) {

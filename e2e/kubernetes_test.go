@@ -3,11 +3,14 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
+	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/evaluate/conformance"
 )
 
 // startInstalled is a cluster with an API server, installed from an overlay.
@@ -95,4 +98,53 @@ func TestInstalledCluster(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// Cases through an API server: how many share a cluster, and how many clusters
+// there are at once; each has an API server.
+const casesPerInstallation, installationsAtOnce = 30, 2
+
+// TestConformanceThroughAPIServer runs the cases of Kubernetes NetworkPolicies on
+// installed clusters of three nodes: objects by the API server, Pods by weir-cni.
+func TestConformanceThroughAPIServer(t *testing.T) {
+	requireDataplane(t)
+	report := conformance.NewReport(conformance.ModeDatapath)
+	cases := slices.DeleteFunc(loadCases(report), func(c conformance.Case) bool { return !onlyNetworkPolicies(&c) })
+	if len(cases) < 10 {
+		t.Fatalf("%d cases are of Kubernetes NetworkPolicies alone", len(cases))
+	}
+	runAll(t, report, groupCases(report, cases, casesPerInstallation), installationsAtOnce, func(t *testing.T, nodes []harness.NodeConfig) *harness.Cluster {
+		for i := len(nodes); i < 3; i++ {
+			nodes = append(nodes, harness.NodeConfig{Name: fmt.Sprintf("spare-%d", i)})
+		}
+		return startInstalled(t, harness.Config{Nodes: nodes})
+	})
+	judge(t, report)
+}
+
+// onlyNetworkPolicies says that a case has policies of Kubernetes alone, and
+// nothing that an API server without its controllers would not have.
+func onlyNetworkPolicies(c *conformance.Case) bool {
+	if c.Schema == conformance.SchemaAdmission {
+		return false
+	}
+	for i := range c.Steps {
+		world, err := conformance.NewWorld(c)
+		if err != nil {
+			return true // Running it says it better.
+		}
+		for j := range c.Steps[:i+1] {
+			if _, err := world.Enter(&c.Steps[j]); err != nil {
+				return true
+			}
+		}
+		for _, o := range world.Objects() {
+			switch o.Ref().Kind {
+			case api.KindNamespace, api.KindNode, api.KindPod, api.KindNetworkPolicy, api.KindService:
+			default:
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -37,6 +37,7 @@ type Cut struct {
 	Digest   Digest   // Of the node's whole state after the cut.
 	Snapshot bool     // From nothing.
 	Scopes   []ScopeChange
+	Oldest   uint64   // Revision of the oldest change that it brings; zero for a snapshot, a repair, and where scopes ended alone.
 	Held     []string // Keys of endpoint items, for whoever sends the cut to say.
 }
 

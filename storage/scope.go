@@ -88,13 +88,21 @@ func (s *scope) whole() ScopeChange {
 	return c
 }
 
-// since is what changed after a revision.
-func (s *scope) since(rev uint64) ScopeChange {
+// since is what changed after a revision, and the revision of the oldest of it
+// that is known.
+func (s *scope) since(rev uint64) (c ScopeChange, oldest uint64) {
+	oldest = s.revision
 	if s.forgotten > rev {
-		return s.whole()
+		return s.whole(), oldest
 	}
-	c := ScopeChange{ID: s.id, Kind: s.kind}
-	s.entries.after(&s.entries.live, rev, func(e *entry) { c.Upserts = append(c.Upserts, e.body) })
-	s.entries.after(&s.entries.dead, rev, func(e *entry) { c.Removals = append(c.Removals, e.key) })
-	return c
+	c = ScopeChange{ID: s.id, Kind: s.kind}
+	s.entries.after(&s.entries.live, rev, func(e *entry) {
+		c.Upserts = append(c.Upserts, e.body)
+		oldest = min(oldest, e.revision)
+	})
+	s.entries.after(&s.entries.dead, rev, func(e *entry) {
+		c.Removals = append(c.Removals, e.key)
+		oldest = min(oldest, e.revision)
+	})
+	return c, oldest
 }

@@ -22,7 +22,7 @@ type Store struct {
 	numbered []*node          // By number; nil where it is unused.
 	unused   []uint32         // Numbers.
 	pending  []*scope         // Changed, and their subscribers not woken yet.
-	advanced chan struct{}    // Closed when the position changes; nil while nobody waits.
+	advanced chan struct{}    // Closed with a Commit or Advance; nil while nobody waits.
 }
 
 type node struct {
@@ -269,6 +269,16 @@ func (s *Store) Reached(p Position) <-chan struct{} {
 	if s.position.latest(s.read).Reaches(p) {
 		return nil
 	}
+	if s.advanced == nil {
+		s.advanced = make(chan struct{})
+	}
+	return s.advanced
+}
+
+// Advanced returns a channel that is closed with the next Commit or Advance.
+func (s *Store) Advanced() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.advanced == nil {
 		s.advanced = make(chan struct{})
 	}

@@ -148,12 +148,13 @@ func (sub *Subscriber) Next() *Cut {
 		return cut
 	}
 	var scopes []ScopeChange
-	digest, exact := sub.digest, true
+	digest, exact, oldest := sub.digest, true, s.revision
 	for _, sc := range sub.takeDirtyLocked() {
-		c, before, known := sub.changeLocked(sc)
+		c, before, known, since := sub.changeLocked(sc)
 		if c == nil {
 			continue
 		}
+		oldest = min(oldest, since)
 		scopes = append(scopes, *c)
 		digest, exact = digest.Minus(before).Plus(sc.digest), exact && known
 	}
@@ -165,11 +166,14 @@ func (sub *Subscriber) Next() *Cut {
 	if len(scopes) == 0 {
 		return nil
 	}
+	if len(scopes) == len(sub.gone) {
+		oldest = 0
+	}
 	if !exact {
 		digest = sub.node.digestLocked()
 	}
 	cut := sub.cutLocked()
-	cut.Scopes, cut.Digest = scopes, digest
+	cut.Scopes, cut.Digest, cut.Oldest = scopes, digest, oldest
 	clear(sub.gone)
 	sub.synced, sub.digest, sub.position = s.revision, digest, s.position
 	return cut
@@ -188,23 +192,24 @@ func (sub *Subscriber) cutLocked() *Cut {
 }
 
 // changeLocked is what changed in a dirty scope since the last cut, nil for
-// nothing, and what the scope added to the node's digest then, where known.
-func (sub *Subscriber) changeLocked(sc *scope) (c *ScopeChange, before Digest, known bool) {
+// nothing, what the scope added to the node's digest then, where known, and the
+// revision of the oldest change.
+func (sub *Subscriber) changeLocked(sc *scope) (c *ScopeChange, before Digest, known bool, oldest uint64) {
 	i := sc.span.find(sub.node)
 	if i < 0 {
 		panic("storage: dirty scope of another node")
 	}
-	if sc.span.nodes[i].revision > sub.synced {
+	if joined := sc.span.nodes[i].revision; joined > sub.synced {
 		whole := sc.whole()
 		_, held := sub.gone[sc.id]
 		delete(sub.gone, sc.id)
-		return &whole, Digest{}, !held
+		return &whole, Digest{}, !held, joined
 	}
 	if sc.revision <= sub.synced {
-		return nil, Digest{}, true
+		return nil, Digest{}, true, 0
 	}
-	change := sc.since(sub.synced)
-	return &change, sc.formerDigest, sc.formerRevision <= sub.synced
+	change, oldest := sc.since(sub.synced)
+	return &change, sc.formerDigest, sc.formerRevision <= sub.synced, oldest
 }
 
 func (n *node) digestLocked() Digest {

@@ -9,11 +9,15 @@ import (
 	"strings"
 )
 
-// hostLocal is the IPAM plugin that the CNI plugin is used with.
-const hostLocal = "github.com/containernetworking/plugins/plugins/ipam/host-local"
+// IPAM plugins: hostLocal is what the CNI plugin is used with, static gives Pods
+// the addresses that a test chooses.
+const (
+	hostLocal = "github.com/containernetworking/plugins/plugins/ipam/host-local"
+	static    = "github.com/containernetworking/plugins/plugins/ipam/static"
+)
 
-// Build builds the binaries of the module that the working folder is in, and an
-// IPAM plugin, into a folder of its own, and returns that.
+// Build builds the binaries of the module that the working folder is in, and
+// IPAM plugins, into a folder of its own, and returns that.
 func Build(ctx context.Context) (bin string, err error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -23,7 +27,7 @@ func Build(ctx context.Context) (bin string, err error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin+string(filepath.Separator), "./services/cmd/...", "./shim/cmd/...", hostLocal)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin+string(filepath.Separator), "./services/cmd/...", "./shim/cmd/...", hostLocal, static)
 	cmd.Dir = strings.TrimSpace(string(out))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -181,6 +181,11 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	if err := c.connect(); err != nil {
 		return c, err
 	}
+	if c.Kube != nil { // Else the first SetManifests waits.
+		if err := c.settled(ctx); err != nil {
+			return c, err
+		}
+	}
 	return c, c.routeNodes(ctx)
 }
 

@@ -78,7 +78,7 @@ func (n *Node) CNI(ctx context.Context, call CNICall) ([]byte, error) {
 	}
 	cmd := n.NS.Command(ctx, filepath.Join(n.CNIBin(), "weir-cni"))
 	cmd.Env = append(os.Environ(), "CNI_COMMAND="+call.Command, "CNI_CONTAINERID="+call.ContainerID, "CNI_NETNS="+call.NetNS,
-		"CNI_IFNAME=eth0", "CNI_ARGS="+call.Args, "CNI_PATH="+n.CNIBin())
+		"CNI_IFNAME=eth0", "CNI_ARGS="+call.Args, "CNI_PATH="+n.CNIBin()+":"+n.cluster.cfg.Bin)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

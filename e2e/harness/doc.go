@@ -16,7 +16,8 @@
 // packets are made here, since kernels may lack it) and ICMP.
 //
 // StartKube runs a real Kubernetes API server, built by BuildKube, on the host or
-// in one of the namespaces.
+// in one of the namespaces. A Container runs what a Pod's container says, on a
+// Network that is no Cluster.
 //
 // Read the scenarios in package e2e for how it is used.
 package harness

@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -39,13 +38,16 @@ func (c *Cluster) attach(ctx context.Context, p PodConfig, uid string) (*Host, e
 		return nil, err
 	}
 	h := &Host{NS: ns, IPs: p.IPs, pod: &p, remove: ns.remove}
-	conf, err := node.podNetwork(p.IPs, serial)
+	conf, err := node.podNetwork(p.IPs)
 	if err != nil {
 		return h, err
 	}
 	h.call = &CNICall{ContainerID: fmt.Sprintf("c%d-%s", serial, uid), NetNS: "/run/netns/" + ns.Name, Config: conf,
 		Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=" + p.Namespace + ";K8S_POD_NAME=" + p.Name + ";K8S_POD_UID=" + uid}
 	for _, ip := range p.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route replace %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return h, err
+		}
 		if err := c.route(ctx, ip, node, "replace"); err != nil {
 			return h, err
 		}
@@ -72,21 +74,20 @@ func (c *Cluster) attach(ctx context.Context, p PodConfig, uid string) (*Host, e
 
 // podNetwork is a configuration of the plugin, for fixed addresses or for the
 // node's own prefixes.
-func (n *Node) podNetwork(ips []netip.Addr, serial int) (map[string]any, error) {
+func (n *Node) podNetwork(ips []netip.Addr) (map[string]any, error) {
 	if len(ips) == 0 {
 		return n.CNIConfig()
 	}
-	var ranges []any
+	var addresses []any
 	for _, ip := range ips {
-		gateway, bits := Gateway, 24
+		gateway := Gateway
 		if ip.Is6() {
-			gateway, bits = gateLL, 64
+			gateway = gateLL
 		}
-		ranges = append(ranges, []any{map[string]any{"subnet": netip.PrefixFrom(ip, bits).Masked().String(),
-			"rangeStart": ip.String(), "rangeEnd": ip.String(), "gateway": gateway}})
+		addresses = append(addresses, map[string]any{"address": netip.PrefixFrom(ip, ip.BitLen()).String(), "gateway": gateway})
 	}
 	return map[string]any{"cniVersion": "1.1.0", "name": "weir", "type": "weir-cni", "bridge": Bridge, "socket": n.Socket(), "ovsRunDir": n.OVS.Dir, "timeout": "20s",
-		"ipam": map[string]any{"type": "host-local", "dataDir": filepath.Join(n.dir, "leases", strconv.Itoa(serial)), "ranges": ranges}}, nil
+		"ipam": map[string]any{"type": "static", "addresses": addresses}}, nil
 }
 
 // detach takes a Pod's network away, and then the Pod's object.
@@ -100,6 +101,9 @@ func (c *Cluster) detach(ctx context.Context, name string, h *Host) error {
 		return err
 	}
 	for _, ip := range h.pod.IPs {
+		if err := node.NS.IP(ctx, fmt.Sprintf("route del %s/%d dev %s", ip, ip.BitLen(), Bridge)); err != nil {
+			return err
+		}
 		if err := c.route(ctx, ip, node, "del"); err != nil {
 			return err
 		}
@@ -125,16 +129,19 @@ func (c *Cluster) SetObjects(ctx context.Context, text []byte) error {
 		return err
 	}
 	slices.SortStableFunc(list, func(a, b *unstructured.Unstructured) int { return rankOf(a) - rankOf(b) })
-	var work sync.WaitGroup
-	slots := make(chan struct{}, attachesAtOnce)
-	var mu sync.Mutex // Guards errs and c.pods.
-	var errs []error
+	var arrivals []arrival
 	for _, o := range list {
+		name := o.GetNamespace() + "/" + o.GetName()
 		now, err := c.objects.apply(ctx, o)
+		if apierrors.IsInvalid(err) && o.GetKind() == "Pod" { // What cannot change in a Pod makes another of it.
+			if err := c.removePodObject(ctx, name, o); err != nil {
+				return err
+			}
+			now, err = c.objects.apply(ctx, o)
+		}
 		if err != nil {
 			return err
 		}
-		name := o.GetNamespace() + "/" + o.GetName()
 		p, wanted := c.wanted[name]
 		if o.GetKind() != "Pod" || !wanted || c.pods[name] != nil {
 			if err := c.objects.applyStatus(ctx, o); err != nil {
@@ -142,25 +149,52 @@ func (c *Cluster) SetObjects(ctx context.Context, text []byte) error {
 			}
 			continue
 		}
+		arrivals = append(arrivals, arrival{name, p, now})
+	}
+	return c.arrive(ctx, arrivals)
+}
+
+// arrival is a Pod that is to get its network.
+type arrival struct {
+	name   string
+	pod    PodConfig
+	object *unstructured.Unstructured
+}
+
+// arrive gives Pods their networks and then their status, several at a time.
+func (c *Cluster) arrive(ctx context.Context, arrivals []arrival) error {
+	var work sync.WaitGroup
+	slots := make(chan struct{}, attachesAtOnce)
+	var mu sync.Mutex // Guards errs and c.pods.
+	var errs []error
+	for _, a := range arrivals {
 		work.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			h, err := c.attach(ctx, p, string(now.GetUID()))
+			h, err := c.attach(ctx, a.pod, string(a.object.GetUID()))
 			if err == nil {
-				err = c.writeStatus(ctx, o, h)
+				err = c.writeStatus(ctx, a.object, h)
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			if h != nil {
-				c.pods[name] = h
+				c.pods[a.name] = h
 			}
 			if err != nil {
-				errs = append(errs, fmt.Errorf("pod %s: %w", name, err))
+				errs = append(errs, fmt.Errorf("pod %s: %w", a.name, err))
 			}
 		})
 	}
 	work.Wait()
 	return errors.Join(errs...)
+}
+
+// removePodObject takes away a Pod, with its network if it has one.
+func (c *Cluster) removePodObject(ctx context.Context, name string, o *unstructured.Unstructured) error {
+	if h := c.pods[name]; h != nil {
+		return c.detach(ctx, name, h)
+	}
+	return c.objects.remove(ctx, objectKey{podsResource, o.GetNamespace(), o.GetName()})
 }
 
 // writeStatus writes what a kubelet does once a Pod's sandbox is there.

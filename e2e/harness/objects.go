@@ -105,7 +105,8 @@ func (s *objects) apply(ctx context.Context, o *unstructured.Unstructured) (*uns
 	unstructured.RemoveNestedField(o.Object, "metadata", "uid")
 	unstructured.RemoveNestedField(o.Object, "metadata", "creationTimestamp")
 	unstructured.RemoveNestedField(o.Object, "metadata", "generation")
-	now, err := s.on(k).Apply(ctx, k.name, o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	complete(o)
+	now, err := s.put(ctx, k, o)
 	if err != nil {
 		return nil, fmt.Errorf("apply %s %s/%s: %w", o.GetKind(), k.namespace, k.name, err)
 	}
@@ -113,6 +114,44 @@ func (s *objects) apply(ctx context.Context, o *unstructured.Unstructured) (*uns
 	defer s.mu.Unlock()
 	s.applied[k] = now
 	return now, nil
+}
+
+// put writes an object. What others write fields of is applied; the rest is put in
+// the place of what there was, or fields that were defaulted then would stay.
+func (s *objects) put(ctx context.Context, k objectKey, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	if slices.Contains([]string{"Namespace", "Node", "Pod"}, o.GetKind()) {
+		return s.on(k).Apply(ctx, k.name, o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	}
+	was, err := s.on(k).Get(ctx, k.name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return s.on(k).Create(ctx, o, metav1.CreateOptions{FieldManager: fieldManager})
+	case err != nil:
+		return nil, err
+	}
+	o.SetResourceVersion(was.GetResourceVersion())
+	return s.on(k).Update(ctx, o, metav1.UpdateOptions{FieldManager: fieldManager})
+}
+
+// complete fills in what an API server insists on and cases leave out, and takes
+// out what only a cluster with their address ranges would take.
+func complete(o *unstructured.Unstructured) {
+	switch o.GetKind() {
+	case "Pod":
+		containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "containers")
+		if len(containers) == 0 {
+			containers = []any{map[string]any{"name": "c"}}
+		}
+		for _, c := range containers {
+			if c := c.(map[string]any); c["image"] == nil {
+				c["image"] = "none"
+			}
+		}
+		_ = unstructured.SetNestedSlice(o.Object, containers, "spec", "containers") // It is a map that was read just now.
+	case "Service":
+		unstructured.RemoveNestedField(o.Object, "spec", "clusterIP")
+		unstructured.RemoveNestedField(o.Object, "spec", "clusterIPs")
+	}
 }
 
 // applyStatus writes the status that an object has in the text.

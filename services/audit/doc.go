@@ -4,6 +4,7 @@
 //	                                  ├─► sink np.log  ─► files
 //	                                  ├─► sink JSON    ─► file
 //	                                  ├─► sink syslog  ─► udp, tcp
+//	                                  ├─► forward ══Report══► another collector
 //	                                  └─► Tail ══gRPC══► weirctl, subscribers
 //
 // A stream of Report has two goroutines: one reads batches, checks every event

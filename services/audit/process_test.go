@@ -28,16 +28,23 @@ import (
 type auditd struct {
 	*testing.T
 	binary, dir, addr string
+	args              []string // Further ones.
 	cmd               *exec.Cmd
 }
 
 func buildAuditd(t *testing.T) *auditd {
 	t.Helper()
-	dir := t.TempDir()
-	a := &auditd{T: t, binary: filepath.Join(dir, "weir-auditd"), dir: dir}
-	if out, err := exec.Command("go", "build", "-o", a.binary, "github.com/weirnet/weir/services/cmd/weir-auditd").CombinedOutput(); err != nil {
+	binary := filepath.Join(t.TempDir(), "weir-auditd")
+	if out, err := exec.Command("go", "build", "-o", binary, "github.com/weirnet/weir/services/cmd/weir-auditd").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	return newAuditd(t, binary)
+}
+
+// newAuditd has a folder and an address of its own.
+func newAuditd(t *testing.T, binary string, args ...string) *auditd {
+	t.Helper()
+	a := &auditd{T: t, binary: binary, dir: t.TempDir(), args: args}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -50,8 +57,8 @@ func buildAuditd(t *testing.T) *auditd {
 
 func (a *auditd) start() {
 	a.Helper()
-	a.cmd = exec.Command(a.binary, "--dir", filepath.Join(a.dir, "log"), "--listen", a.addr, "--metrics-listen", "", "--min-free", "1",
-		"--np-log-dir", filepath.Join(a.dir, "np"), "--json-file", filepath.Join(a.dir, "audit.json"), "--log-timezone", "UTC", "--log-level", "warn")
+	a.cmd = exec.Command(a.binary, append([]string{"--dir", filepath.Join(a.dir, "log"), "--listen", a.addr, "--metrics-listen", "", "--min-free", "1",
+		"--np-log-dir", filepath.Join(a.dir, "np"), "--json-file", filepath.Join(a.dir, "audit.json"), "--log-timezone", "UTC", "--log-level", "warn"}, a.args...)...)
 	a.cmd.Stderr = os.Stderr
 	if err := a.cmd.Start(); err != nil {
 		a.Fatal(err)
@@ -86,18 +93,7 @@ func TestKill(t *testing.T) {
 
 	const rounds, perRound = 4, 5000
 	sent := 0
-	feed := func(n int) {
-		now := time.Now()
-		for range n {
-			sent++
-			log.Add(now, packetlog.Key{Table: 1}, packetlog.Packet{Src: netip.AddrFrom4([4]byte{10, 0, byte(sent >> 8), byte(sent)}), Dst: netip.MustParseAddr("10.0.0.1"),
-				Proto: 17, Length: 40, HasPorts: true, SrcPort: uint16(sent >> 16), DstPort: 53}, func() (packetlog.Meaning, bool) {
-				return packetlog.Meaning{Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_ALLOW, Table: "IngressRule",
-					Policies: []*policyv1.PolicyRef{{Kind: 1, Namespace: "shop", Name: "p"}}, AppliedTo: "shop/db"}, true
-			})
-		}
-		log.Flush(now.Add(packetlog.Window))
-	}
+	feed := func(n int) { feedAllows(log, &sent, n) }
 	for range rounds {
 		before := reporter.Acked()
 		feed(perRound)
@@ -156,6 +152,20 @@ func TestKill(t *testing.T) {
 	})
 }
 
+// feedAllows has a shim see so many more packets that are allowed, no two alike.
+func feedAllows(log *packetlog.Log, sent *int, n int) {
+	now := time.Now()
+	for range n {
+		*sent++
+		log.Add(now, packetlog.Key{Table: 1}, packetlog.Packet{Src: netip.AddrFrom4([4]byte{10, 0, byte(*sent >> 8), byte(*sent)}), Dst: netip.MustParseAddr("10.0.0.1"),
+			Proto: 17, Length: 40, HasPorts: true, SrcPort: uint16(*sent >> 16), DstPort: 53}, func() (packetlog.Meaning, bool) {
+			return packetlog.Meaning{Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_ALLOW, Table: "IngressRule",
+				Policies: []*policyv1.PolicyRef{{Kind: 1, Namespace: "shop", Name: "p"}}, AppliedTo: "shop/db"}, true
+		})
+	}
+	log.Flush(now.Add(packetlog.Window))
+}
+
 // distinctLines counts the lines of a file by what tells them apart. Its last
 // line may be under way.
 func distinctLines(t *testing.T, path string, id func(string) string) int {
@@ -185,6 +195,10 @@ func TestFlags(t *testing.T) {
 		{[]string{"--rotate-size", "-1"}, "--rotate-size"},
 		{[]string{"--syslog", "x"}, "syslog target"},
 		{[]string{"--node", "n1"}, "--np-log"},
+		{[]string{"--forward", "192.0.2.1:9741"}, "--forward: 192.0.2.1:9741 is beyond loopback"},
+		{[]string{"--forward-ca", "ca.crt"}, "--forward HOST:PORT"},
+		{[]string{"--forward", "x:1", "--forward-token-file", "t", "--forward-cert", "c"}, "leave --forward-cert and --forward-key out"},
+		{[]string{"--forward", "x:1", "--forward-token-file", "t"}, "--policy-server"},
 		{[]string{"--np-log-isolation", "all"}, "--np-log-isolation"},
 	} {
 		out, err := exec.Command(a.binary, append(slices.Clone(tt.args), "--dir", filepath.Join(a.dir, "log"))...).CombinedOutput()

@@ -66,6 +66,9 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 	if err != nil {
 		return err
 	}
+	if !s.cfg.takes(hello.GetNode()) {
+		return status.Errorf(codes.PermissionDenied, "this collector takes the events of node %s alone", s.cfg.Node)
+	}
 	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), replaced: make(chan struct{}), wake: make(chan struct{}, 1)}
 	if s.sessions.begin(se) {
 		s.logger.Warn("a newer stream of the node replaces the older", "node", se.node)
@@ -125,7 +128,8 @@ func receiveHello(call grpc.ServerStream) (*auditv1.ReportHello, error) {
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
-	if verified && id.Node != r.hello.GetNode() {
+	// A collector speaks for the nodes that report to it.
+	if verified && id.Node != r.hello.GetNode() && !id.Has(identity.RoleAuditd) {
 		return nil, status.Errorf(codes.PermissionDenied, "%s may not report for node %s", id, r.hello.GetNode())
 	}
 	return r.hello, nil

@@ -35,7 +35,7 @@ type Config struct {
 	Listen   string                   // host:port of gRPC.
 	TLS      identity.Files           // All empty: plain text, or Enroll.
 	Enroll   *identity.EnrolledConfig // Certificates by a token, from the policy service. Nil: TLS counts.
-	Insecure bool                     // Plain text may be listened to beyond loopback.
+	Insecure bool                     // Plain text may be listened to, and forwarded, beyond loopback.
 	Metrics  string                   // host:port of /metrics, /healthz, /readyz. Empty: none.
 
 	RetentionAge   time.Duration // Zero: no limit.
@@ -49,7 +49,14 @@ type Config struct {
 	LogZone        *time.Location // Of np.log. Nil: local.
 	JSONFile       string         // Empty: none.
 	Syslog         []string       // udp://HOST:PORT or tcp://HOST:PORT.
-	Rotation       sink.Rotation  // Of all files.
+	// Forward are host:port of another collector, or of several on one log, to any
+	// of which the record is sent on; with Node, that node's alone, and then others
+	// may not report. It is dialled as ForwardTLS or ForwardEnroll say, which are
+	// not shown to who reports; both empty: as TLS or Enroll say.
+	Forward       []string
+	ForwardTLS    identity.Files
+	ForwardEnroll *identity.EnrolledConfig
+	Rotation      sink.Rotation // Of all files.
 
 	Logger hclog.Logger
 }
@@ -65,13 +72,21 @@ type Service struct {
 	cfg      Config
 	logger   hclog.Logger
 	log      *eventlog.Log
-	sinks    []*sink.Sink
+	sinks    []projection
 	rpc      *rpc.Server
-	enrolled *identity.Enrolled // Nil: certificates are files, or there are none.
+	own      identity.Credentials // Of the listener. Nil: plain text.
+	enrolled []*identity.Enrolled // Whose certificates are to be got and renewed.
 	metrics  metrics
 	sessions sessions
 	stopping chan struct{} // Closed when streams are to end.
 	now      func() time.Time
+}
+
+// projection is what reads the log at its own pace and keeps a cursor.
+type projection interface {
+	// Run projects until the context ends.
+	Run(ctx context.Context) error
+	Stats() sink.Stats
 }
 
 // New checks the configuration, opens the log, binds the addresses, and starts
@@ -97,8 +112,11 @@ func (c *Config) check() error {
 	if c.Dir == "" {
 		return errors.New("no folder for the event log: give --dir DIR")
 	}
-	if (c.Node == "") != (c.NPLog == "") {
+	if c.NPLog != "" && c.Node == "" || c.Node != "" && c.NPLog == "" && len(c.Forward) == 0 {
 		return errors.New("--node and --np-log belong together: the file is of that node's lines")
+	}
+	if err := c.checkForward(); err != nil {
+		return err
 	}
 	if c.NPLogIsolation != "" && c.NPLogIsolation != IsolationKind && c.NPLogIsolation != IsolationNamed {
 		return fmt.Errorf("--np-log-isolation %q: write %s or %s", c.NPLogIsolation, IsolationKind, IsolationNamed)
@@ -107,24 +125,22 @@ func (c *Config) check() error {
 }
 
 func (s *Service) open() error {
+	var err error
+	if s.own, err = s.credentials(s.cfg.TLS, s.cfg.Enroll); err != nil {
+		return err
+	}
 	if err := s.addSinks(); err != nil {
+		return err
+	}
+	if err := s.addForward(); err != nil {
 		return err
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
 		Options: []grpc.ServerOption{grpc.ForceServerCodecV2(newCodec())}}
-	var err error
-	switch {
-	case s.cfg.Enroll != nil:
-		if s.enrolled, err = identity.NewEnrolled(*s.cfg.Enroll); err != nil {
-			return err
-		}
-		cfg.TLS = s.enrolled.Server()
-	case s.cfg.TLS.Set():
-		if cfg.TLS, err = identity.ServerTLS(s.cfg.TLS); err != nil {
-			return err
-		}
+	if s.own != nil {
+		cfg.TLS = s.own.Server()
 	}
 	if s.rpc, err = rpc.New(cfg); err != nil {
 		return err
@@ -191,7 +207,7 @@ func (s *Service) Addr() string { return s.rpc.Addr().String() }
 // Run serves until the context ends. The streams end first, then the log, whose
 // last records the sinks still write.
 func (s *Service) Run(ctx context.Context) (err error) {
-	s.logger.Info("serving", "address", s.Addr(), "dir", s.cfg.Dir, "tls", s.cfg.TLS.Set(), "sinks", len(s.sinks))
+	s.logger.Info("serving", "address", s.Addr(), "dir", s.cfg.Dir, "tls", s.cfg.TLS.Set() || s.cfg.Enroll != nil, "sinks", len(s.sinks))
 	defer func() { err = errors.Join(err, s.log.Close()) }()
 	rpcCtx, stopRPC := context.WithCancel(ctx)
 	defer stopRPC()
@@ -202,8 +218,8 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	for _, k := range s.sinks {
 		g.Go(func() error { return k.Run(inner) })
 	}
-	if s.enrolled != nil {
-		g.Go(func() error { return s.enrolled.Run(inner) })
+	for _, e := range s.enrolled {
+		g.Go(func() error { return e.Run(inner) })
 	}
 	g.Go(func() error { return s.watchHealth(inner) })
 	g.Go(func() error {
@@ -230,8 +246,9 @@ func (s *Service) watchHealth(ctx context.Context) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	serving := false
+	byToken, _ := s.own.(*identity.Enrolled)
 	for {
-		if now := s.log.Health() == nil && (s.enrolled == nil || s.enrolled.Issued()); now != serving {
+		if now := s.log.Health() == nil && (byToken == nil || byToken.Issued()); now != serving {
 			serving = now
 			s.rpc.SetServing(now)
 		}

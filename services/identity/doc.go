@@ -15,7 +15,8 @@
 // Serving beyond loopback needs TLS, or the operator's word (CheckListen).
 //
 // Used by the roots of the policy service and the collector, and by weirctl,
-// which makes certificates (Init). The shim has a small client of its own.
+// which makes certificates (Init) or gets one (EnrollFiles). The shim has a small
+// client of its own.
 //
 // Read certificate_test.go first.
 package identity

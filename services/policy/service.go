@@ -79,6 +79,9 @@ type Service struct {
 	revision prometheus.Gauge
 }
 
+// settleKubernetes is how far the watches of one API server may be apart.
+const settleKubernetes = 300 * time.Millisecond
+
 // New checks the configuration, binds the addresses and starts nothing.
 func New(cfg Config) (*Service, error) {
 	sources := 0
@@ -118,6 +121,9 @@ func New(cfg Config) (*Service, error) {
 	faceCfg := server.Config{
 		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, MayReplicate: server.CertifiedReplica,
 		Synced: s.synced.Load, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
+	}
+	if cfg.Kubernetes {
+		faceCfg.Settle = settleKubernetes
 	}
 	if a, is := s.source.(Announcer); is {
 		faceCfg.Ports = a.Announce

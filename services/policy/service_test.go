@@ -2,11 +2,14 @@ package policy
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -66,22 +70,30 @@ func newFixture(t *testing.T) *fixture {
 
 // replica starts a service on the folder, and returns its address.
 func (f *fixture) replica() (addr string) {
+	f.t.Helper()
+	addr, _ = f.start("127.0.0.1:0")
+	return addr
+}
+
+// start starts a service that knows of replicas, and returns how it is stopped.
+func (f *fixture) start(listen string, replicas ...string) (addr string, stop func()) {
 	t := f.t
 	t.Helper()
-	s, err := New(Config{Manifests: f.manifests, Listen: "127.0.0.1:0", TLS: f.files("policyd"), Logger: hclog.NewNullLogger()})
+	s, err := New(Config{Manifests: f.manifests, Listen: listen, Replicas: replicas, TLS: f.files("policyd"), Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return s.Addr()
+	t.Cleanup(stop)
+	return s.Addr(), stop
 }
 
 func (f *fixture) files(name string) identity.Files {
@@ -309,6 +321,91 @@ func TestReplicasAreInterchangeable(t *testing.T) {
 	if bytes >= 200 {
 		t.Errorf("a reconnect in sync exchanges %d bytes", bytes)
 	}
+}
+
+// Each replica says of all nodes what the one knows that they are connected to,
+// and of all policies on how many nodes they are in force. One that is dead, and
+// one that was never there, are left out.
+func TestReplicasAnswerForAll(t *testing.T) {
+	f := newFixture(t)
+	var addresses []string
+	for range 3 { // Nobody listens at the third.
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addresses = append(addresses, l.Addr().String())
+		l.Close()
+	}
+	f.write(strings.Replace(manifest, "{matchLabels: {app: web}}", "{}", 1))
+	var stop [2]func()
+	for i := range 2 {
+		_, stop[i] = f.start(addresses[i], addresses...)
+	}
+	ask := make([]policyv1.InspectionServiceClient, 2)
+	var ctx context.Context
+	for i := range 2 {
+		f.addr = addresses[i]
+		name := "n" + strconv.Itoa(i+1)
+		n := f.subscribe("node-"+name, name)
+		n.until("the policy", func() bool { return len(n.policies()) == 1 })
+		var conn *grpc.ClientConn
+		conn, ctx = f.dial("operator")
+		ask[i] = policyv1.NewInspectionServiceClient(conn)
+	}
+	nodes := func(from int, local bool) (lines []string) {
+		list, err := ask[from].ListNodes(ctx, &policyv1.ListNodesRequest{Local: local})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range list.GetNodes() {
+			at := "nobody"
+			switch n.GetReplica() {
+			case "":
+			case list.GetEpoch():
+				at = "own"
+			default:
+				at = "other"
+			}
+			lines = append(lines, fmt.Sprint(n.GetName(), " ", at, " ", n.GetInSync(), " ", n.GetAckedRevision() > 0))
+		}
+		return lines
+	}
+	realized := func(from int, local bool) string {
+		list, err := ask[from].ListPolicies(ctx, &policyv1.ListPoliciesRequest{Local: local})
+		if err != nil || len(list.GetPolicies()) != 1 {
+			t.Fatal(list, err)
+		}
+		p := list.GetPolicies()[0]
+		return fmt.Sprint(p.GetNodesRealized(), "/", p.GetNodes())
+	}
+	await := func(what string, from int, wantNodes []string, wantRealized string) {
+		t.Helper()
+		for deadline := time.Now().Add(8 * time.Second); !slices.Equal(nodes(from, false), wantNodes) || realized(from, false) != wantRealized; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %q, realised on %s; want %q, %s", what, nodes(from, false), realized(from, false), wantNodes, wantRealized)
+			}
+		}
+	}
+	await("asked at the first", 0, []string{"n1 own true true", "n2 other true true"}, "2/2")
+	await("asked at the second", 1, []string{"n1 other true true", "n2 own true true"}, "2/2")
+	if got, want := nodes(0, true), []string{"n1 own true true", "n2 nobody false false"}; !slices.Equal(got, want) || realized(0, true) != "1/2" {
+		t.Errorf("the first by itself: %q, %s; want %q", got, realized(0, true), want)
+	}
+	// The same question has the same answer, to the byte.
+	encoded := func() string {
+		list, err := ask[0].ListNodes(ctx, &policyv1.ListNodesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return prototext.MarshalOptions{Multiline: false}.Format(list)
+	}
+	if strip := func(s string) string { return strings.ReplaceAll(s, " ", "") }; strip(encoded()) != strip(encoded()) {
+		t.Errorf("%s\n%s", encoded(), encoded())
+	}
+	stop[1]()
+	await("the second is gone", 0, []string{"n1 own true true", "n2 nobody false false"}, "1/2")
 }
 
 // What a status is to say of policies and groups is told over gRPC: whether

@@ -1,7 +1,10 @@
-// Package sink projects the event log to files and syslog.
+// Package sink projects the event log to files and syslog, and forwards it to
+// another collector.
 //
 //	eventlog ─► Reader ─► record.Decoder ─► record.Dedup ─► Output (NPLogs, JSONFile, Syslog)
 //	   └──────── Cursors ◄── commit: below the oldest open window, once that is safe
+//
+//	eventlog ─► Reader ─► batches ══Report══► another collector ─► acks ─► Cursors (Forward)
 //
 // Each sink is one goroutine with a reader, a de-duplication and a cursor of
 // its own, and so at its own pace: one that is stuck holds nothing back but

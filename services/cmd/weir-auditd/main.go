@@ -30,7 +30,7 @@ func main() {
 
 func command() *cobra.Command {
 	var cfg audit.Config
-	var enroll identity.EnrolledConfig
+	var enroll, forward identity.EnrolledConfig
 	var level, zone, retention, rotate, free string
 	cmd := &cobra.Command{
 		Use:           "weir-auditd",
@@ -62,6 +62,13 @@ func command() *cobra.Command {
 				enroll.CA, enroll.Logger = cfg.TLS.CA, cfg.Logger.Named("identity")
 				cfg.Enroll, cfg.TLS = &enroll, identity.Files{}
 			}
+			if forward.TokenFile != "" {
+				if cfg.ForwardTLS.Cert != "" || cfg.ForwardTLS.Key != "" {
+					return errors.New("--forward-token-file gets the collector a certificate: leave --forward-cert and --forward-key out")
+				}
+				forward.CA, forward.PolicyServers, forward.Logger = cfg.ForwardTLS.CA, enroll.PolicyServers, cfg.Logger.Named("identity")
+				cfg.ForwardEnroll, cfg.ForwardTLS = &forward, identity.Files{}
+			}
 			s, err := audit.New(cfg)
 			if err != nil {
 				return err
@@ -77,18 +84,23 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.StringVar(&enroll.TokenFile, "token-file", "", "file of a service-account token, by which the policy service gives a certificate; in place of --cert and --key")
-	f.StringSliceVar(&enroll.PolicyServers, "policy-server", nil, "host:port of the policy service, for --token-file; may be repeated")
-	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
+	f.StringSliceVar(&enroll.PolicyServers, "policy-server", nil, "host:port of the policy service, for --token-file and --forward-token-file; may be repeated")
+	f.BoolVar(&cfg.Insecure, "insecure", false, "listen, and forward, in plain text beyond loopback")
 	f.DurationVar(&cfg.RetentionAge, "retention-age", 30*24*time.Hour, "how long records are kept; 0 for ever")
 	f.StringVar(&retention, "retention-size", "10Gi", "how much disk the event log may take; 0 for any")
 	f.StringVar(&free, "min-free", "256Mi", "room on the event log's disk below which nothing is taken")
 	f.StringVar(&cfg.NPLogDir, "np-log-dir", "/var/log/weir", "folder of the nodes' folders with np.log; none if empty")
 	f.StringVar(&cfg.NPLog, "np-log", "", "np.log of the node of --node, such as /var/log/antrea/networkpolicy/np.log")
-	f.StringVar(&cfg.Node, "node", "", "node whose lines go to --np-log")
+	f.StringVar(&cfg.Node, "node", "", "node whose lines go to --np-log; with --forward, only that node may report, and its record is forwarded")
 	f.StringVar(&cfg.NPLogIsolation, "np-log-isolation", audit.IsolationKind, "how np.log refers to the policies of an isolation drop: kind or named")
 	f.StringVar(&zone, "log-timezone", "Local", "time zone of np.log, such as UTC or Europe/Berlin")
 	f.StringVar(&cfg.JSONFile, "json-file", "", "file of JSON lines; none if empty")
 	f.StringArrayVar(&cfg.Syslog, "syslog", nil, "udp://HOST:PORT or tcp://HOST:PORT, RFC 5424; may be repeated")
+	f.StringSliceVar(&cfg.Forward, "forward", nil, "host:port of another collector to send the record on to; may be repeated, for several addresses of it")
+	f.StringVar(&cfg.ForwardTLS.CA, "forward-ca", "", "file of the certificate authority to forward with, PEM; these four are for forwarding alone, which otherwise uses --ca, --cert and --key, or --token-file")
+	f.StringVar(&cfg.ForwardTLS.Cert, "forward-cert", "", "file of the certificate to forward with, such as the node's, PEM")
+	f.StringVar(&cfg.ForwardTLS.Key, "forward-key", "", "file of that certificate's key, PEM")
+	f.StringVar(&forward.TokenFile, "forward-token-file", "", "file of a service-account token, by which the policy service gives a certificate to forward with; in place of --forward-cert and --forward-key")
 	f.StringVar(&rotate, "rotate-size", "500Mi", "size at which a file is set aside; 0 for never")
 	f.DurationVar(&cfg.Rotation.Every, "rotate-every", 0, "age at which a file is set aside; 0 for never")
 	f.IntVar(&cfg.Rotation.Keep, "rotate-keep", 3, "how many files set aside are kept; 0 for all")

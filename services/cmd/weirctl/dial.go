@@ -16,6 +16,9 @@ import (
 	"github.com/weirnet/weir/services/identity"
 )
 
+// maxAnswerBytes is room for a list of hundreds of thousands of nodes.
+const maxAnswerBytes = 64 << 20
+
 // dial is how a service is reached.
 type dial struct {
 	server   string
@@ -63,7 +66,7 @@ func (d *dial) client() (*grpc.ClientConn, error) {
 			return nil, err
 		}
 	}
-	conn, err := grpc.NewClient(d.server, grpc.WithTransportCredentials(creds))
+	conn, err := grpc.NewClient(d.server, grpc.WithTransportCredentials(creds), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswerBytes)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", d.server, err)
 	}

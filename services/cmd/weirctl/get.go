@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -165,12 +166,23 @@ func newGetNodes(streams Streams) *cobra.Command {
 		func(m proto.Message) ([]string, [][]string) {
 			var rows [][]string
 			for _, n := range m.(*policyv1.ListNodesResponse).GetNodes() {
-				rows = append(rows, []string{n.GetName(), yes(n.GetConnected()), yes(n.GetInSync()), fmt.Sprint(n.GetAckedRevision()), fmt.Sprint(n.GetLag()),
-					fmt.Sprint(n.GetEndpoints()), fmt.Sprint(n.GetPolicies()), hex.EncodeToString(n.GetDigest()), n.GetVersion(), n.GetLastError()})
+				rows = append(rows, []string{n.GetName(), yes(n.GetConnected()), yes(n.GetInSync()), behind(n.GetBehindSeconds()), fmt.Sprint(n.GetAckedRevision()), fmt.Sprint(n.GetLag()),
+					short(n.GetReplica()), fmt.Sprint(n.GetEndpoints()), fmt.Sprint(n.GetPolicies()), hex.EncodeToString(n.GetDigest()), n.GetVersion(), n.GetLastError()})
 			}
-			return []string{"NODE", "CONNECTED", "IN-SYNC", "REVISION", "LAG", "PODS", "POLICIES", "DIGEST", "VERSION", "LAST-ERROR"}, rows
+			return []string{"NODE", "CONNECTED", "IN-SYNC", "BEHIND", "REVISION", "LAG", "REPLICA", "PODS", "POLICIES", "DIGEST", "VERSION", "LAST-ERROR"}, rows
 		})
 }
+
+// behind is for how long a node has not been in sync; empty while it is.
+func behind(seconds uint64) string {
+	if seconds == 0 {
+		return ""
+	}
+	return (time.Duration(min(seconds, 1<<32)) * time.Second).String()
+}
+
+// short is as much of an epoch as tells a few replicas apart.
+func short(epoch string) string { return epoch[:min(len(epoch), 6)] }
 
 func yes(b bool) string {
 	if b {

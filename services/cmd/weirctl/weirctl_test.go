@@ -378,7 +378,8 @@ func (s *inspection) ListGroups(_ context.Context, r *policyv1.ListGroupsRequest
 
 func (s *inspection) ListNodes(_ context.Context, r *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
 	s.asked = r
-	return &policyv1.ListNodesResponse{Nodes: []*policyv1.NodeSummary{{Name: "n1", Connected: true, AckedRevision: 7, Digest: []byte{0xab}, LastError: "bridge is away"}}}, nil
+	return &policyv1.ListNodesResponse{Nodes: []*policyv1.NodeSummary{{Name: "n1", Connected: true, AckedRevision: 7, Digest: []byte{0xab}, LastError: "bridge is away",
+		BehindSeconds: 75, Replica: "0123456789abcdef"}}}, nil
 }
 
 func (s *inspection) Explain(_ context.Context, r *policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
@@ -504,7 +505,7 @@ func TestOnlineCommands(t *testing.T) {
 		{[]string{"get", "policies"}, []string{"K8sNetworkPolicy:shop/web   -      252", "1/2"}},
 		{[]string{"get", "policies", "-o", "json"}, []string{`"nodesRealized": 1`, `"name": "web"`, `"warnings": []`}},
 		{[]string{"get", "groups", "--members"}, []string{"01ff    applied-to   1", "app=web", "shop/web"}},
-		{[]string{"get", "nodes"}, []string{"n1     yes         no        7", "ab", "bridge is away"}},
+		{[]string{"get", "nodes"}, []string{"n1     yes         no        1m15s    7          0     012345    0", "ab", "bridge is away"}},
 		{[]string{"explain", "--from", "x/y", "--to", "shop/web", "--protocol", "ICMP", "-o", "json"}, []string{`"verdict": "reject"`, `"policy": "K8sNetworkPolicy:shop/web"`, `"isolatedBy": []`}},
 		{[]string{"audit", "stats"}, []string{"received 10, kept 9, repeated 1; cursors 1 to 9", "n1     ovs       3", "np.log"}},
 		{[]string{"audit", "stats", "-o", "json"}, []string{`"received": "10"`, `"LOSS_STAGE_OVS"`}},

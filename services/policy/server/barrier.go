@@ -95,10 +95,14 @@ func newBarriers(store *storage.Store, sessions *sessions) *barriers {
 // Commit commits what the engine changed, and begins to wait for what moved
 // before any stream can tell of it.
 func (s *Server) Commit(changes []storage.Change, position storage.Position, moves engine.Moves) (revision uint64) {
+	now := time.Now()
 	if len(moves.Arrivals)+len(moves.Departures) == 0 {
-		return s.cfg.Store.Commit(changes, position)
+		revision = s.cfg.Store.Commit(changes, position)
+	} else {
+		revision = s.barriers.commit(changes, position, moves, now)
 	}
-	return s.barriers.commit(changes, position, moves, time.Now())
+	s.commits.add(revision, now)
+	return revision
 }
 
 func (b *barriers) commit(changes []storage.Change, position storage.Position, moves engine.Moves, now time.Time) (revision uint64) {

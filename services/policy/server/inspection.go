@@ -7,8 +7,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -23,6 +26,7 @@ func (s *Server) admit(ctx context.Context) error {
 	if !s.cfg.Synced() {
 		return status.Error(codes.Unavailable, "sources have not been read yet; try again shortly")
 	}
+	_ = grpc.SetHeader(ctx, metadata.Pairs(EpochHeader, s.cfg.Store.Epoch())) // It fails for callers in this process, who have none.
 	return nil
 }
 
@@ -55,13 +59,26 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		}
 		resp.Policies = append(resp.Policies, summary)
 	}
+	if r := s.barriers.replicas; r != nil && !req.GetLocal() {
+		ask := &policyv1.ListPoliciesRequest{Namespace: req.GetNamespace(), Local: true}
+		mergePolicies(resp.Policies, elsewhere(ctx, r, func(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListPoliciesResponse, error) {
+			return c.ListPolicies(ctx, ask, opts...)
+		}))
+	}
 	return resp, nil
 }
+
+// The type of the condition that a policy is enforced as it is written, and the
+// reason where nodes say that they do not.
+const (
+	typeRealizable = "Realizable"
+	reasonRefused  = "RefusedByNode"
+)
 
 // realizable is the condition that a policy can be enforced as it is written.
 // The reason is that of the first fault by which more gets through, if any.
 func realizable(faults []engine.Fault) *policyv1.Condition {
-	c := &policyv1.Condition{Type: "Realizable", Status: len(faults) == 0}
+	c := &policyv1.Condition{Type: typeRealizable, Status: len(faults) == 0}
 	var messages []string
 	for _, f := range faults {
 		messages = append(messages, f.Message)
@@ -115,14 +132,14 @@ func (s *Server) failures(p engine.PolicyInfo, span map[string]uint64) []engine.
 		se.mu.Lock()
 		for _, item := range p.Items {
 			if why := se.failed[item]; why != "" {
-				out = append(out, engine.Fault{Reason: "RefusedByNode", Message: "node " + node + ": " + why, Widens: true})
+				out = append(out, engine.Fault{Reason: reasonRefused, Message: "node " + node + ": " + why, Widens: true})
 				break // A node's first is enough, and counted below as a node.
 			}
 		}
 		se.mu.Unlock()
 	}
 	if most := 4; len(out) > most {
-		out = append(out[:most-1], engine.Fault{Reason: "RefusedByNode", Message: fmt.Sprintf("and %d nodes more", len(out)-most+1)})
+		out = append(out[:most-1], engine.Fault{Reason: reasonRefused, Message: fmt.Sprintf("and %d nodes more", len(out)-most+1)})
 	}
 	return out
 }
@@ -154,21 +171,37 @@ func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest
 }
 
 // ListNodes implements InspectionService.
-func (s *Server) ListNodes(ctx context.Context, _ *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
+func (s *Server) ListNodes(ctx context.Context, req *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
 	if err := s.admit(ctx); err != nil {
 		return nil, err
 	}
 	revision, position := s.cfg.Store.Revision()
 	resp := &policyv1.ListNodesResponse{Epoch: s.cfg.Store.Epoch(), Revision: revision, Position: &policyv1.Position{Sources: position}}
-	names := append(s.cfg.Store.Nodes(), s.sessions.names()...)
-	slices.Sort(names)
-	for _, name := range slices.Compact(names) {
-		resp.Nodes = append(resp.Nodes, s.nodeSummary(name))
+	now := time.Now()
+	for _, name := range s.known() {
+		resp.Nodes = append(resp.Nodes, s.nodeSummary(name, now))
+	}
+	if r := s.barriers.replicas; r != nil && !req.GetLocal() {
+		resp.Nodes = mergeNodes(resp.Nodes, elsewhere(ctx, r, localNodes))
 	}
 	return resp, nil
 }
 
-func (s *Server) nodeSummary(name string) *policyv1.NodeSummary {
+// known are the nodes that ought to hold something, or are connected, by name.
+func (s *Server) known() []string {
+	names := s.cfg.Store.Nodes()
+	for _, se := range s.sessions.all() {
+		se.mu.Lock()
+		if se.stream != nil {
+			names = append(names, se.node)
+		}
+		se.mu.Unlock()
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 	want := s.cfg.Store.Node(name)
 	out := &policyv1.NodeSummary{
 		Name:      name,
@@ -178,7 +211,7 @@ func (s *Server) nodeSummary(name string) *policyv1.NodeSummary {
 	}
 	se := s.sessions.find(name)
 	if se == nil {
-		out.Lag = want.Revision
+		out.Lag, out.BehindSeconds = want.Revision, seconds(s.absences.of(name), now)
 		return out
 	}
 	se.mu.Lock()
@@ -188,7 +221,10 @@ func (s *Server) nodeSummary(name string) *policyv1.NodeSummary {
 	out.InSync = out.Connected && se.acked > 0 && se.digest == want.Digest && se.lastErr == ""
 	out.LastError, out.ApplyMicros = se.lastErr, se.apply
 	if out.Connected {
-		out.Version = se.version
+		out.Version, out.Replica = se.version, s.cfg.Store.Epoch()
+	}
+	if !out.InSync {
+		out.BehindSeconds = seconds(se.behind, now)
 	}
 	if !out.InSync && want.Revision > se.acked {
 		out.Lag = want.Revision - se.acked

@@ -192,7 +192,7 @@ func (l *loaded) verify(before answer, cuts func(node int) int, inSyncs int) (pa
 		if held, _ := storage.DigestFromBytes(r.Digest); held != want.Digest {
 			l.b.Fatalf("%s holds %s, want %s", nodeName(i), held, want.Digest)
 		}
-		if s := l.server.nodeSummary(nodeName(i)); !s.GetInSync() || s.GetLastError() != "" {
+		if s := l.server.nodeSummary(nodeName(i), time.Now()); !s.GetInSync() || s.GetLastError() != "" {
 			l.b.Fatalf("the server says of %s: %v", nodeName(i), s)
 		}
 		payload += r.Payload - was.Payload

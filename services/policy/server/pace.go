@@ -67,9 +67,10 @@ func (s *Server) Run(ctx context.Context) error {
 	defer expire.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var began time.Time // Of the wave under way; zero for none.
-	resting := false    // The wave has passed, and the timer ends its rest.
-	idle := false       // No wave is under way, and the timer tells when that has lasted.
+	var looked time.Time // For nodes that were never here.
+	var began time.Time  // Of the wave under way; zero for none.
+	resting := false     // The wave has passed, and the timer ends its rest.
+	idle := false        // No wave is under way, and the timer tells when that has lasted.
 	garbage := newCollector()
 	wave := func() {
 		before, start := s.pace.cuts.Load(), time.Now()
@@ -87,6 +88,10 @@ func (s *Server) Run(ctx context.Context) error {
 			return ctx.Err()
 		case now := <-expire.C:
 			s.barriers.expire(now)
+			if now.Sub(looked) >= absenceInterval {
+				looked = now
+				s.absences.look(s.cfg.Store.Nodes(), &s.sessions, now)
+			}
 		case <-s.cfg.Store.Changed():
 			if began.IsZero() {
 				wave()

@@ -20,7 +20,8 @@ import (
 )
 
 // replicas are the other replicas of the policy service, and how they are asked
-// about arrivals. A replica that cannot be reached has no connected nodes.
+// about arrivals, and about what they know (elsewhere.go). A replica that cannot
+// be reached has no connected nodes.
 type replicas struct {
 	addresses []string // host:port; a host may have several addresses.
 	creds     credentials.TransportCredentials
@@ -30,6 +31,8 @@ type replicas struct {
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn // By address and host.
 	self  map[string]bool             // Those that answered as this replica itself.
+	mute  map[string]bool             // Those that did not answer when they were last asked what they know.
+	nodes map[string]bool             // That are connected to another, as of the last exchange. Immutable.
 }
 
 // How often names are resolved, and how long a replica may take to answer. It
@@ -42,13 +45,16 @@ const (
 
 func newReplicas(addresses []string, creds credentials.TransportCredentials, epoch string, logger hclog.Logger) *replicas {
 	return &replicas{addresses: addresses, creds: creds, epoch: epoch, logger: logger,
-		conns: make(map[string]*grpc.ClientConn), self: make(map[string]bool)}
+		conns: make(map[string]*grpc.ClientConn), self: make(map[string]bool), mute: make(map[string]bool)}
 }
 
-// run keeps a connection to every address of every name.
+// run keeps a connection to every address of every name, and asks now and then
+// which nodes are connected there.
 func (r *replicas) run(ctx context.Context) error {
 	ticker := time.NewTicker(resolveInterval)
 	defer ticker.Stop()
+	exchange := time.NewTicker(exchangeInterval)
+	defer exchange.Stop()
 	said := ""
 	for {
 		if err := r.resolve(ctx); err == nil {
@@ -66,6 +72,8 @@ func (r *replicas) run(ctx context.Context) error {
 			}
 			return ctx.Err()
 		case <-ticker.C:
+		case <-exchange.C:
+			r.exchange(ctx)
 		}
 	}
 }
@@ -92,6 +100,7 @@ func (r *replicas) resolve(ctx context.Context) error {
 			conn.Close()
 			delete(r.conns, address)
 			delete(r.self, address)
+			delete(r.mute, address)
 		}
 	}
 	for _, address := range slices.Sorted(maps.Keys(found)) {

@@ -28,7 +28,7 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 }
 
-// Config of a Server. All fields but Replicas, ReplicaCredentials and Ports are required.
+// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle and Ports are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -44,6 +44,10 @@ type Config struct {
 	// them; nil is plain text.
 	Replicas           []string
 	ReplicaCredentials credentials.TransportCredentials
+	// Settle is how long a node whose digest is not what it must be is left
+	// alone when it comes, although its position is reached: for sources that are
+	// several watches, which are not in step. Zero: it is repaired at once.
+	Settle time.Duration
 	// Ports is told what a node reports of its ports, all of them, and nil when
 	// it is not connected any more. It must not block. Nil: nobody is told.
 	Ports func(node string, ports []*policyv1.PortState)
@@ -61,6 +65,8 @@ type Server struct {
 	cfg      Config
 	sessions sessions
 	barriers *barriers
+	commits  commits
+	absences absences
 	pace     pace
 	stopping chan struct{} // Closed when Run ends.
 
@@ -68,6 +74,7 @@ type Server struct {
 	repairs   prometheus.Counter
 	rollbacks prometheus.Counter
 	applySec  prometheus.Histogram
+	ackedSec  prometheus.Histogram
 }
 
 // Streams are cut into frames of this size; one item may be larger.
@@ -95,12 +102,15 @@ func New(cfg Config) (*Server, error) {
 			Name: "weir_policy_position_rollbacks_total", Help: "Nodes that were served although they had been told of a later position than this replica has read."}),
 		applySec: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "weir_policy_apply_seconds", Help: "Time that nodes took to apply a cut.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
+		ackedSec: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "weir_policy_acknowledged_seconds", Help: "Time from the commit of a change until a node that it concerns had acknowledged it, by node and cut.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}),
 	}
 	s.barriers = newBarriers(cfg.Store, &s.sessions)
 	if len(cfg.Replicas) > 0 {
 		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaCredentials, cfg.Store.Epoch(), cfg.Logger)
 	}
-	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.barriers.settled, s.barriers.expired} {
+	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.ackedSec, nodeMetrics{s}, s.barriers.settled, s.barriers.expired} {
 		if err := cfg.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

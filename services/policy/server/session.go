@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/engine"
@@ -23,6 +24,7 @@ type session struct {
 	lastErr string
 	failed  map[engine.ItemPlace]string // Items that the node says it does not enforce, with its reasons, as of its last answer.
 	apply   uint64                      // Microseconds of the last ack.
+	behind  time.Time                   // Since when the node lacks something; zero: it has all that it was sent.
 	stats   *policyv1.NodeStats
 	calls   int // Subscribe calls that have not returned.
 }
@@ -41,6 +43,8 @@ type stream struct {
 type sentCut struct {
 	revision uint64
 	digest   storage.Digest
+	since    time.Time // When the oldest change that it brings was committed; where that is not known, when it was sent.
+	changes  bool      // It is known.
 }
 
 // window is how many cuts may be unacknowledged on a stream.
@@ -57,7 +61,7 @@ func (s *sessions) get(node string) *session {
 	defer s.mu.Unlock()
 	se := s.byNode[node]
 	if se == nil {
-		se = &session{node: node}
+		se = &session{node: node, behind: time.Now()}
 		s.byNode[node] = se
 	}
 	return se
@@ -70,10 +74,11 @@ func (s *sessions) find(node string) *session {
 	return s.byNode[node]
 }
 
-func (s *sessions) names() []string {
+// all are the sessions there are, in no order.
+func (s *sessions) all() []*session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.byNode))
+	return slices.Collect(maps.Values(s.byNode))
 }
 
 // maxCalls is how many Subscribe calls of one node may be there at a time: the
@@ -107,7 +112,15 @@ func (se *session) begin(st *stream, version string) (replaced bool) {
 		replaced = true
 	}
 	se.stream, se.version, se.sent, se.acked, se.lastErr, se.failed = st, version, 0, 0, "", nil
+	se.late(time.Now()) // Until it says otherwise.
 	return replaced
+}
+
+// late says that the node lacks something since a time, if it did not before.
+func (se *session) late(since time.Time) {
+	if se.behind.IsZero() {
+		se.behind = since
+	}
 }
 
 // end says that a stream has ended; gone that the node has no other.
@@ -116,6 +129,7 @@ func (se *session) end(st *stream, ports func(string, []*policyv1.PortState)) (g
 	defer se.mu.Unlock()
 	if se.stream == st {
 		se.stream = nil
+		se.late(time.Now())
 		if ports != nil {
 			ports(se.node, nil)
 		}
@@ -135,12 +149,22 @@ func (se *session) mayCut(st *stream) (room, differs bool) {
 	return len(st.outstanding) < window, false
 }
 
-// sent says that the node was told of a revision, whose digest it is to acknowledge.
-func (se *session) told(st *stream, revision uint64, digest storage.Digest) {
+// told says that the node is told of a revision, whose digest it is to acknowledge.
+func (se *session) told(st *stream, cut sentCut) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
-	se.sent = revision
-	st.outstanding = append(st.outstanding, sentCut{revision, digest})
+	se.sent = cut.revision
+	se.late(cut.since)
+	st.outstanding = append(st.outstanding, cut)
+}
+
+// caughtUp says that the node has all that it was sent, but for what is
+// outstanding.
+func (se *session) caughtUp(st *stream) {
+	se.behind = time.Time{}
+	if len(st.outstanding) > 0 {
+		se.behind = st.outstanding[0].since
+	}
 }
 
 // nodeAnswer is an ack (err empty) or a nack.
@@ -154,8 +178,9 @@ type nodeAnswer struct {
 }
 
 // answered takes an answer. Known is false for a revision that is not outstanding;
-// differs says that the node's digest is not the cut's.
-func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool) {
+// differs says that the node's digest is not the cut's. Committed is when the
+// oldest change was that is now in force; zero for none, and where it is not known.
+func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool, committed time.Time) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	i := slices.IndexFunc(st.outstanding, func(c sentCut) bool { return c.revision == a.revision })
@@ -167,10 +192,14 @@ func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool) {
 			if a.held != nil {
 				se.digest = *a.held
 			}
+			se.caughtUp(st)
 		}
-		return known, false
+		return known, false, time.Time{}
 	}
 	want, full := st.outstanding[i].digest, len(st.outstanding) >= window
+	if oldest := st.outstanding[0]; a.inForce && oldest.changes {
+		committed = oldest.since
+	}
 	st.outstanding = slices.Delete(st.outstanding, 0, i+1)
 	if a.held == nil {
 		a.held = &want
@@ -182,6 +211,8 @@ func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool) {
 	}
 	if differs = want != *a.held; differs {
 		st.differs = true
+	} else if a.err == "" {
+		se.caughtUp(st)
 	}
 	if full || differs { // Otherwise the sender need not be woken.
 		select {
@@ -189,7 +220,7 @@ func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool) {
 		default:
 		}
 	}
-	return true, differs
+	return true, differs, committed
 }
 
 // release has the node's stream say that an endpoint is held no more.

@@ -104,10 +104,39 @@ func (v *serving) resume(held storage.Digest, position storage.Position) error {
 		v.log.Warn("the node has been told of a later position than this replica has read; it is served all the same",
 			"node_position", position, "position", own)
 	}
-	if done, err := v.inSync(held); done || err != nil {
+	if done, err := v.settle(held, reached); done || err != nil {
 		return err
 	}
 	return v.repair()
+}
+
+// settle waits until the node's digest is right after all, for Config.Settle at
+// the most: where the position is reached, this replica may not have read every
+// kind as far.
+func (v *serving) settle(held storage.Digest, reached bool) (done bool, err error) {
+	var timeout <-chan time.Time
+	if settle := v.server.cfg.Settle; settle > 0 && reached {
+		timer := time.NewTimer(settle)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	for {
+		advanced := v.server.cfg.Store.Advanced() // Taken first, so that nothing is missed between.
+		if done, err := v.inSync(held); done || err != nil || timeout == nil {
+			return done, err
+		}
+		select {
+		case <-advanced:
+		case <-timeout:
+			timeout = nil // One last look.
+		case err := <-v.received:
+			return false, cmp.Or(err, errEnded)
+		case <-v.stream.replaced:
+			return false, errReplaced
+		case <-v.server.stopping:
+			return false, errStopping
+		}
+	}
 }
 
 func (v *serving) inSync(held storage.Digest) (bool, error) {
@@ -116,7 +145,7 @@ func (v *serving) inSync(held storage.Digest) (bool, error) {
 		return false, nil
 	}
 	v.log.Debug("node is in sync", "revision", rev)
-	v.session.told(v.stream, rev, held)
+	v.session.told(v.stream, sentCut{revision: rev, digest: held, since: time.Now()})
 	m := &policyv1.InSync{Epoch: v.server.cfg.Store.Epoch(), Revision: rev, Position: &policyv1.Position{Sources: pos}}
 	return true, v.call.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_InSync{InSync: m}})
 }
@@ -243,7 +272,8 @@ func (v *serving) inventory() (*policyv1.Inventory, error) {
 }
 
 func (v *serving) send(cut *storage.Cut) error {
-	v.session.told(v.stream, cut.Revision, cut.Digest)
+	since, known := v.server.commits.at(cut.Oldest)
+	v.session.told(v.stream, sentCut{cut.Revision, cut.Digest, since, known})
 	cut.Held = v.server.barriers.held(v.session.node)
 	frames := cut.Frames(frameBytes)
 	for _, f := range frames {
@@ -354,7 +384,7 @@ func (s *Server) answer(se *session, st *stream, a nodeAnswer, digest []byte, lo
 		}
 		a.held = &d
 	}
-	known, differs := se.answered(st, a)
+	known, differs, committed := se.answered(st, a)
 	if !known {
 		return status.Errorf(codes.InvalidArgument, "revision %d was never sent", a.revision)
 	}
@@ -364,6 +394,9 @@ func (s *Server) answer(se *session, st *stream, a nodeAnswer, digest []byte, lo
 		log.Warn("the node's state differs from what it was sent: repairing it", "revision", a.revision)
 	case a.inForce:
 		s.barriers.applied(se.node, a.revision)
+		if !committed.IsZero() {
+			s.ackedSec.Observe(time.Since(committed).Seconds())
+		}
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func command() *cobra.Command {
 	f := cmd.PersistentFlags()
 	f.StringVar(&cfg.Node, "node", os.Getenv("NODE_NAME"), "name of this node; NODE_NAME by default")
 	f.StringSliceVar(&cfg.PolicyServers, "policy-server", nil, "address of a policy service, host:port; may be repeated")
-	f.StringSliceVar(&cfg.Collectors, "collector", nil, "address of an audit collector, host:port; may be repeated")
+	f.StringSliceVar(&cfg.Collectors, "collector", nil, "address of an audit collector, host:port; may be repeated; one on loopback (127.0.0.0/8, ::1, localhost, unix:PATH) is reached in plain text")
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the node's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")

@@ -1,0 +1,227 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/weirnet/weir/e2e/harness"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// TestDeployed applies every overlay to a real API server, twice and in both ways, and
+// runs what it says: with the flags, users, capabilities, volumes and permissions
+// of the manifests, and no others.
+func TestDeployed(t *testing.T) {
+	for overlay, gates := range map[string]string{"dev": "WatchList=true", "production": listsOnly, "node-logs": listsOnly} {
+		t.Run(overlay, func(t *testing.T) {
+			in := install(t, overlay, gates)
+			kept := in.startAll()
+			in.useAll()
+			in.protectTiers()
+			in.apply(overlay)
+			if now := in.secrets(); now != kept {
+				t.Errorf("applying again changed the authority:\n%s\n%s", kept, now)
+			}
+			in.judgePermissions(gates == listsOnly) // An API server that begins refuses what it has not read yet.
+			in.surviveServer()
+		})
+	}
+}
+
+// listsOnly makes an API server like older ones, which give lists only where they
+// are asked for, and not as the beginning of a watch.
+const listsOnly = "WatchList=false"
+
+// startAll starts everything as a first installation does, and waits until it is
+// ready. It returns the authority that was made.
+func (in *installation) startAll() string {
+	in.t.Helper()
+	in.replicas, in.shims = nil, nil
+	var later []*installedPod // Until the policy service has made an authority.
+	collector := in.pod("statefulset/weir-auditd", "weir-auditd-0", "node-1")
+	collector.start("auditd")
+	later = append(later, collector)
+	for _, name := range []string{"node-1", "node-2"} {
+		in.startSwitch(in.nodes[name])
+		p := in.pod("daemonset/weir-shim", "weir-shim-"+name, name)
+		for _, c := range p.object.Spec.Containers {
+			p.start(c.Name)
+		}
+		in.shims = append(in.shims, p)
+		later = append(later, p)
+	}
+	for i, name := range []string{"node-1", "node-2"} {
+		p := in.pod("deployment/weir-policyd", fmt.Sprintf("weir-policyd-%d", i), name)
+		p.start("policyd")
+		in.replicas = append(in.replicas, p)
+	}
+	for _, p := range in.replicas {
+		p.ready("policyd")
+	}
+	if err := collector.probe("auditd", "ready"); err == nil {
+		in.t.Error("the collector says that it is ready without a certificate")
+	}
+	for _, p := range later {
+		p.giveRoots()
+	}
+	for _, p := range later {
+		for _, c := range p.object.Spec.Containers {
+			p.ready(c.Name)
+		}
+	}
+	return in.secrets()
+}
+
+func (in *installation) secrets() string {
+	in.t.Helper()
+	out := kubectl(in.t, in.Kube, "", "get", "-n", weirNamespace, "secret/weir-pki", "configmap/weir-ca", "-o", "jsonpath={range .items[*]}{.data}{end}")
+	if !strings.Contains(out, "ca.key") || strings.Count(out, "ca.crt") != 2 {
+		in.t.Errorf("the authority is %s", out)
+	}
+	return out
+}
+
+// useAll has each part do its work once.
+func (in *installation) useAll() {
+	t := in.t
+	t.Helper()
+	operator := in.operator()
+	err := harness.Eventually(t.Context(), 20*time.Second, func() error {
+		out, err := in.weirctl("", append([]string{"get", "nodes", "-o", "json"}, operator...)...)
+		if err != nil {
+			return err
+		}
+		for _, name := range []string{"node-1", "node-2"} {
+			if !strings.Contains(out, name) {
+				return fmt.Errorf("%s is not there: %s", name, out)
+			}
+		}
+		return nil
+	})
+	must(t, err)
+	_, err = in.weirctlAt(in.network.NS, "", append([]string{"audit", "stats"}, operator...)...)
+	must(t, err)
+	// Both nodes report to the collector, by way of their own where there is one.
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
+		text, err := in.read(in.network.NS, "http://"+in.network.Address.String()+":9751/metrics")
+		if err == nil && !strings.Contains(text, "\nweir_audit_streams 2\n") {
+			err = errors.New("the collector has no streams of two nodes")
+		}
+		return err
+	}))
+	for _, p := range in.shims {
+		for name, file := range map[string]string{"cni-bin": "weir-cni", "cni-conf": "10-weir.conflist", "state": "identity.pem", "socket": "shim.sock"} {
+			err := harness.Eventually(t.Context(), 20*time.Second, func() error { _, err := os.Stat(filepath.Join(p.volumes[name], file)); return err })
+			if err != nil {
+				t.Errorf("%s: %v", p.object.Name, err)
+			}
+		}
+	}
+	in.announce()
+}
+
+// announce reports a Pod's address as a shim of a third node does, and another
+// one afterwards.
+func (in *installation) announce() {
+	t := in.t
+	t.Helper()
+	kubectl(t, in.Kube, "apiVersion: v1\nkind: Node\nmetadata: {name: node-3}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec: {nodeName: node-3, containers: [{name: c, image: i}]}\n", "apply", "-f", "-")
+	in.nodes["node-3"] = &installedNode{name: "node-3", ns: in.nodes["node-1"].ns, address: netip.MustParseAddr("198.18.0.99"), folders: map[string]string{"/run/openvswitch": in.dir}}
+	p := in.pod("daemonset/weir-shim", "weir-shim-node-3", "node-3")
+	cert, roots := in.enrollNode(p.token("--audience", "weir"))
+	conn, err := in.dial(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert}, RootCAs: roots}))
+	must(t, err)
+	defer conn.Close()
+	stream, err := policyv1.NewPolicyServiceClient(conn).Subscribe(t.Context())
+	must(t, err)
+	must(t, stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: &policyv1.Hello{Node: "node-3"}}}))
+	for _, address := range []string{"10.244.3.2", "10.244.3.3"} {
+		port := &policyv1.PortState{Namespace: "default", Name: "web", Interface: "v", Ips: [][]byte{netip.MustParseAddr(address).AsSlice()}}
+		must(t, stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: &policyv1.NodeStats{Ports: []*policyv1.PortState{port}}}}))
+		err := harness.Eventually(t.Context(), 20*time.Second, func() error {
+			out, err := in.Kubectl(t.Context(), nil, "get", "nodeendpoints", "node-3", "-o", "jsonpath={.endpoints[0].ips[0]}")
+			if err == nil && out != address {
+				err = fmt.Errorf("the address written is %q", out)
+			}
+			return err
+		})
+		must(t, err)
+	}
+}
+
+func (in *installation) dial(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///127.0.0.1:9740", grpc.WithTransportCredentials(creds), grpc.WithContextDialer(func(ctx context.Context, address string) (conn net.Conn, err error) {
+		err = in.nodes["node-1"].ns.Do(func() error { conn, err = new(net.Dialer).DialContext(ctx, "tcp", "127.0.0.1:9740"); return err })
+		return conn, err
+	}))
+}
+
+// enrollNode gets the certificate of a node by a token.
+func (in *installation) enrollNode(token string) (*tls.Certificate, *x509.CertPool) {
+	t := in.t
+	t.Helper()
+	dir, ca, file := in.path("node-3-pki"), in.path("ca.crt"), in.path("node-3-token")
+	must(t, os.WriteFile(file, []byte(token), 0o600))
+	_, err := in.weirctl("", "pki", "enroll", "--token-file", file, "--ca", ca, "--dir", dir)
+	must(t, err)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "node-node-3.crt"), filepath.Join(dir, "node-node-3.key"))
+	must(t, err)
+	roots := x509.NewCertPool()
+	text, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	must(t, err)
+	if !roots.AppendCertsFromPEM(text) {
+		t.Fatal("ca.crt holds no certificate")
+	}
+	return &cert, roots
+}
+
+// protectTiers tries to change the static tiers.
+func (in *installation) protectTiers() {
+	t := in.t
+	t.Helper()
+	for _, name := range []string{"emergency", "securityops", "networkops", "platform", "application", "baseline"} {
+		for want, args := range map[string][]string{
+			"tier " + name + " is static and cannot be deleted":          {"delete", "tier", name},
+			"tier " + name + " is static and its spec cannot be changed": {"patch", "tier", name, "--type=merge", "-p", `{"spec": {"description": "mine"}}`},
+		} {
+			if out, err := in.Kubectl(t.Context(), nil, args...); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("kubectl %s: %s, %v", strings.Join(args, " "), out, err)
+			}
+		}
+	}
+	kubectl(t, in.Kube, "", "label", "tier", "emergency", "a=b")
+	kubectl(t, in.Kube, "apiVersion: crd.antrea.io/v1beta1\nkind: Tier\nmetadata: {name: mine}\nspec: {priority: 20}\n", "apply", "-f", "-")
+	kubectl(t, in.Kube, "", "patch", "tier", "mine", "--type=merge", "-p", `{"spec": {"description": "mine"}}`)
+	kubectl(t, in.Kube, "", "delete", "tier", "mine")
+}
+
+// surviveServer takes the API server away: everything stays alive and ready.
+func (in *installation) surviveServer() {
+	t := in.t
+	t.Helper()
+	in.StopServer()
+	pods := slices.Concat(in.replicas, in.shims)
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		for _, p := range pods {
+			c := p.object.Spec.Containers[0].Name
+			if err := errors.Join(p.probe(c, "live"), p.probe(c, "ready")); err != nil {
+				t.Fatalf("without an API server, %s: %v", p.object.Name, err)
+			}
+		}
+	}
+	must(t, in.StartServer(t.Context()))
+}
