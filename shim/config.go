@@ -42,6 +42,18 @@ type Config struct {
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Socket         string // Path of the Unix socket of NodeService. Empty: none.
 	Reconcile      time.Duration
+	// Uplink is the port of the bridge by which the node reaches its network,
+	// where that is on the bridge. Empty: none is.
+	Uplink string
+	// Adopt says what becomes of connections that are older than a bridge's
+	// adoption: AdoptJudge or AdoptEstablished, and then for how long after it
+	// conntrack may get to know them.
+	Adopt       string
+	AdoptWindow time.Duration
+	// TakeOver goes on where Antrea's agent is at work; AntreaRunDir is where
+	// that has its sockets. Empty: they are not looked for.
+	TakeOver     bool
+	AntreaRunDir string
 	// PeerBarrier is how long a new Pod's port waits at the most for other nodes
 	// to have the Pod's address, where their rules await it. Zero: it does not.
 	PeerBarrier time.Duration
@@ -70,6 +82,9 @@ func Defaults() Config {
 		Socket:         "/run/weir/shim.sock",
 		Reconcile:      4 * time.Second,
 		PeerBarrier:    500 * time.Millisecond,
+		Adopt:          AdoptJudge,
+		AdoptWindow:    time.Minute,
+		AntreaRunDir:   "/var/run/antrea",
 	}
 }
 
@@ -88,6 +103,8 @@ func (c *Config) validate() error {
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
 	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)
 	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
+	require(slices.Contains([]string{"", AdoptJudge, AdoptEstablished}, c.Adopt), "adoption: %q is neither judge nor allow-established (--adopt)", c.Adopt)
+	require(c.AdoptWindow >= 0, "adoption: the window must not be below zero (--adopt-window)")
 	require(c.CNIConfDir == "" || c.Socket != "", "CNI: weir-cni needs a socket to ask (--socket)")
 	return errors.Join(errs...)
 }

@@ -100,10 +100,11 @@ func (l *loop) sift(state *storage.Replica) {
 
 // usable are the ports that may be open.
 func (l *loop) usable() []pipeline.Port {
+	ports := l.adopted(l.ports)
 	if len(l.held)+len(l.haunted) == 0 {
-		return l.ports
+		return ports
 	}
-	return slices.DeleteFunc(slices.Clone(l.ports), func(p pipeline.Port) bool {
+	return slices.DeleteFunc(slices.Clone(ports), func(p pipeline.Port) bool {
 		return l.isHeld(p) || l.haunted[p.ID]
 	})
 }
@@ -126,6 +127,7 @@ func (l *loop) openPorts(ctx context.Context) {
 	if l.compiler == nil {
 		return
 	}
+	l.share()
 	change, err := l.compiler.Update(nil, nil, l.usable()) // With no policies touched it refuses none.
 	if err == nil {
 		err = l.tell(ctx, change)

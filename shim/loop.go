@@ -81,6 +81,9 @@ type loop struct {
 	opened   map[string]bool             // Ports that were told to be open, by id.
 	peers    map[string]net.HardwareAddr // Of ports whose rows name no MAC, by id.
 	unread   bool                        // A MAC could not be read where the Pod has it.
+	nobodys  []string                    // Ports that are no Pod's, the host's or its uplink.
+	adopting *adoption                   // Nil: the bridge is ours alone.
+	until    time.Time                   // Older connections go on until then. Zero: none does.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -153,6 +156,7 @@ func (l *loop) run(ctx context.Context) error {
 			s.log.Flush(now)
 		case now := <-second.C:
 			l.countLosses(ctx, now)
+			l.endEstablished(ctx, now)
 			l.save(false)
 			if l.unread {
 				l.refreshPorts(ctx)
@@ -162,6 +166,9 @@ func (l *loop) run(ctx context.Context) error {
 		case <-retry.C:
 			l.retryHaunted(ctx)
 			l.forgetVacated(ctx)
+			if err := l.adopt(ctx); err != nil {
+				l.failed(err)
+			}
 		}
 		if l.stale {
 			l.reconcile(ctx)
@@ -171,6 +178,9 @@ func (l *loop) run(ctx context.Context) error {
 
 // apply puts a cut in force.
 func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storage.Touched) applyResult {
+	if l.adopting != nil {
+		l.adopting.begun = true
+	}
 	if l.compiler == nil {
 		l.refreshPorts(ctx)
 		switch {
@@ -199,6 +209,9 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		return applyResult{err: err}
 	}
 	l.unsaved = true
+	if err := l.adopt(ctx); err != nil {
+		return applyResult{err: err}
+	}
 	return applyResult{problems: itemErrors(l.compiler.Problems())}
 }
 
@@ -284,6 +297,9 @@ func (l *loop) settle(ctx context.Context) error {
 
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
 func (l *loop) reconcile(ctx context.Context) error {
+	if l.adopting != nil && !l.complete { // Or it would go on with half of a state.
+		return nil
+	}
 	if l.compiler == nil {
 		l.refreshPorts(ctx)
 		if l.compiler == nil {
@@ -294,6 +310,12 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
+	if l.sharing() && !l.coexists(actual) {
+		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
+		if err := l.endSharing(ctx); err != nil {
+			return l.failed(err)
+		}
+	}
 	want := bridge.NewContent()
 	for _, f := range l.compiler.Desired() {
 		want.Flows[f.Key()] = f
@@ -302,7 +324,11 @@ func (l *loop) reconcile(ctx context.Context) error {
 		want.Meters[m.ID] = m
 	}
 	change := bridge.Diff(want, actual)
-	change.Delete = append(change.Delete, foreign(want, actual)...)
+	if l.sharing() {
+		change.DeleteGroups, change.DeleteMeters = nil, nil
+	} else {
+		change.Delete = append(change.Delete, foreign(want, actual)...)
+	}
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
@@ -357,11 +383,16 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		return
 	}
 	var local [6]byte
-	l.ports, l.unusable, l.unread = nil, nil, false
+	var uplink uint32
+	l.ports, l.unusable, l.nobodys, l.unread = nil, nil, nil, false
 	problems, peers := make(map[string]string), make(map[string]net.HardwareAddr)
 	for _, p := range ports {
 		if p.Local() {
 			local = p.MAC
+			continue
+		}
+		if p.Name == l.shim.cfg.Uplink {
+			uplink = p.Number
 			continue
 		}
 		port, known, problem := podPort(p, func(netns, device string) (mac net.HardwareAddr, err error) {
@@ -380,6 +411,10 @@ func (l *loop) refreshPorts(ctx context.Context) {
 			}
 		case known:
 			l.ports = append(l.ports, port)
+		case l.shim.cfg.Uplink == "" && uplink == 0 && physical(p.Name):
+			uplink = p.Number
+		default:
+			l.nobodys = append(l.nobodys, p.Name)
 		}
 	}
 	l.problems, l.peers = problems, peers
@@ -395,11 +430,11 @@ func (l *loop) refreshPorts(ctx context.Context) {
 			l.publish(nil)
 		}
 	}()
-	if local == [6]byte{} {
+	if local == [6]byte{} || l.waits() {
 		return
 	}
-	if l.compiler == nil || l.config.LocalMAC != local {
-		l.restart(ctx, local)
+	if l.compiler == nil || l.config.LocalMAC != local || l.config.Uplink != uplink {
+		l.restart(ctx, local, uplink)
 		return
 	}
 	l.openPorts(ctx)
@@ -411,9 +446,12 @@ func (l *loop) hidePorts(ctx context.Context) error {
 	if l.shim.cfg.Datapath != "netdev" {
 		return nil
 	}
+	if l.sharing() && l.adopting.taken == nil {
+		return nil // Nothing is known to be ours yet.
+	}
 	var fresh []string
 	now := make(map[string]bool)
-	for _, p := range l.ports {
+	for _, p := range l.adopted(l.ports) {
 		now[p.ID] = true
 		if !l.hidden[p.ID] {
 			fresh = append(fresh, p.Interface)
@@ -428,9 +466,13 @@ func (l *loop) hidePorts(ctx context.Context) error {
 	return nil
 }
 
-// restart begins with a new compiler, for another MAC of the bridge, from the
-// state and the assignment that there are.
-func (l *loop) restart(ctx context.Context, local [6]byte) {
+// restart begins with a new compiler, for another MAC or uplink of the bridge,
+// from the state and the assignment that there are.
+func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
+	if err := l.recall(ctx); err != nil {
+		l.failed(err)
+		return
+	}
 	if l.compiler != nil {
 		l.former = l.compiler.Assignment()
 	} else {
@@ -444,7 +486,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 		}
 		l.former.Next = next
 	}
-	l.config.LocalMAC = local
+	l.config.LocalMAC, l.config.Uplink = local, uplink
 	l.config.HostMAC = [6]byte{}
 	if l.shim.cfg.MarkOwnTraffic {
 		mac := hostMAC(local)
@@ -455,6 +497,10 @@ func (l *loop) restart(ctx context.Context, local [6]byte) {
 		}
 	}
 	compiler := pipeline.New(l.config, l.former)
+	if l.lets(time.Now()) {
+		compiler.LetEstablished(true)
+	}
+	l.shareBy(compiler)
 	var change pipeline.Change
 	err := errors.New("the state held is wrong; awaiting a repair")
 	l.holder.View(func(state *storage.Replica) {

@@ -3,6 +3,8 @@ package shim
 import (
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -76,6 +78,12 @@ func podPort(p bridge.Port, peer func(netns, device string) (net.HardwareAddr, e
 	return port, true, ""
 }
 
+// physical says whether a network device is a machine's, and so leads out of it.
+func physical(device string) bool {
+	_, err := os.Stat(filepath.Join("/sys/class/net", filepath.Base(device), "device"))
+	return err == nil
+}
+
 // portState is what is told of a port.
 func portState(p pipeline.Port, reason string) *policyv1.PortState {
 	st := &policyv1.PortState{Namespace: p.Namespace, Name: p.Name, Interface: p.Interface, Uid: p.UID, Open: reason == "", Reason: reason}
@@ -116,8 +124,12 @@ func (l *loop) closed(p pipeline.Port) string {
 	switch {
 	case l.blocked != nil:
 		return "the node's state cannot be put in force: " + l.blocked.Error()
+	case l.waits():
+		return "not adopted yet: others' flows serve it until there is a state of the policy service"
 	case l.compiler == nil:
 		return "the bridge cannot be read yet"
+	case l.sharing() && !l.compiler.Open(p.OFPort):
+		return "not adopted yet: others' flows serve it"
 	case l.isHeld(p):
 		return "held until other nodes know its address"
 	case l.haunted[p.ID]:

@@ -119,6 +119,11 @@ func (s *Shim) Metrics() prometheus.Gatherer { return s.metrics.registry }
 // Run sets the bridge up and serves until the context ends. What is in force
 // then stays.
 func (s *Shim) Run(ctx context.Context) error {
+	held, err := lock(s.cfg.StateDir, false)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
 	if err := s.setUp(ctx); err != nil {
 		return err
 	}
@@ -146,19 +151,22 @@ func (s *Shim) Run(ctx context.Context) error {
 		g.Go(func() error { return web.Serve(s.http) })
 		g.Go(func() error { <-ctx.Done(); return web.Close() })
 	}
-	err := g.Wait()
+	err = g.Wait()
 	if errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
 }
 
-// setUp makes the bridge, and tries again for as long as the switch is away.
+// setUp makes the bridge, or finds one to adopt, and tries again for as long as
+// the switch is away.
 func (s *Shim) setUp(ctx context.Context) error {
 	for said := ""; ; {
-		err := s.bridge.SetUp(ctx)
-		if err == nil {
-			return nil
+		err := s.prepare(ctx)
+		var unfit *bridge.UnfitError
+		var occupied *OccupiedError
+		if err == nil || errors.As(err, &unfit) || errors.As(err, &occupied) {
+			return err
 		}
 		if err.Error() != said {
 			said = err.Error()
@@ -170,6 +178,33 @@ func (s *Shim) setUp(ctx context.Context) error {
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+func (s *Shim) prepare(ctx context.Context) error {
+	err := s.unoccupied(ctx)
+	var occupied *OccupiedError
+	switch {
+	case err == nil:
+	case s.cfg.TakeOver && errors.As(err, &occupied):
+		s.logger.Warn("taking over a node of Antrea's agent, as told", "found", occupied.Found)
+	default:
+		return err
+	}
+	f, ok := s.bridge.(finder)
+	if !ok {
+		return s.bridge.SetUp(ctx)
+	}
+	standing, err := f.Find(ctx, s.loop.complete)
+	if err != nil {
+		return err
+	}
+	s.loop.until = standing.EstablishedUntil
+	if !standing.Adopting {
+		return s.bridge.SetUp(ctx)
+	}
+	s.loop.adopting = &adoption{bridge: f, begun: s.loop.complete}
+	s.logger.Info("the bridge is to be adopted: it is left as it is until there is a state of the policy service", "bridge", s.cfg.Bridge, "connections", s.cfg.Adopt)
+	return nil
 }
 
 // discard empties the log where there is no collector.

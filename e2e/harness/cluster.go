@@ -37,6 +37,9 @@ type Config struct {
 	// objects is read, see SetManifests.
 	Overlay, KubeBin string
 	Replicas         int
+	// Found says that the nodes' bridges are there before Weir, and forward; the
+	// shims are started by the test.
+	Found bool
 	// Log gets a line about each step that takes long. Nil: none.
 	Log func(format string, args ...any)
 }
@@ -337,13 +340,16 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 		}
 	}
 	n.Shim = c.process(n.NS, "shim-"+link, "weir-shim", append(args, c.cfg.ShimArgs...))
+	if c.cfg.Found {
+		return n.findBridge(ctx)
+	}
 	if err := n.Shim.Start(); err != nil {
 		return err
 	}
 	if err := Eventually(ctx, 20*time.Second, func() error { return n.bridgeMade(ctx) }); err != nil {
 		return fmt.Errorf("the shim made no bridge: %w\n%s", err, n.Shim.Tail())
 	}
-	return n.NS.IP(ctx, "link set "+Bridge+" up", "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+	return n.gateway(ctx)
 }
 
 // Socket is where the node's shim answers about its ports.

@@ -267,7 +267,7 @@ func (c *Cluster) Weirctl(i int, args ...string) (string, error) {
 
 // PolicydMetrics are the metrics of the i-th policy service.
 func (c *Cluster) PolicydMetrics(i int) (string, error) {
-	return metrics(c.Fabric, netip.AddrPortFrom(replicaAddress(i), 9750).String())
+	return get(c.Fabric, netip.AddrPortFrom(replicaAddress(i), 9750).String(), "/metrics")
 }
 
 // InSync waits until every node is in sync with a policy service.

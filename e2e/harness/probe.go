@@ -360,23 +360,27 @@ func answer(l net.PacketConn) {
 }
 
 // Metrics is the text that the node's shim serves.
-func (n *Node) Metrics() (text string, err error) {
-	if text, err = metrics(n.NS, "127.0.0.1:9752"); err != nil {
+func (n *Node) Metrics() (text string, err error) { return n.Get("/metrics") }
+
+// Get is the answer of the node's shim to a request, with its header.
+func (n *Node) Get(path string) (string, error) {
+	text, err := get(n.NS, "127.0.0.1:9752", path)
+	if err != nil {
 		return "", fmt.Errorf("node %s: %w", n.Name, err)
 	}
 	return text, nil
 }
 
-// metrics reads those of a process in a namespace.
-func metrics(ns *NetNS, address string) (string, error) {
+// get asks a process in a namespace by HTTP.
+func get(ns *NetNS, address, path string) (string, error) {
 	var conn net.Conn
 	err := ns.Do(func() (err error) { conn, err = net.DialTimeout("tcp", address, 2*time.Second); return err })
 	if err != nil {
-		return "", fmt.Errorf("metrics: %w", err)
+		return "", fmt.Errorf("get %s: %w", path, err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(3 * time.Second))
-	fmt.Fprint(conn, "GET /metrics HTTP/1.0\r\n\r\n")
+	fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path)
 	b, err := io.ReadAll(conn)
 	return string(b), err
 }

@@ -42,7 +42,8 @@ func (b *Bridge) command(ctx context.Context, name string, args ...string) ([]by
 
 // SetUp makes the bridge, if there is none, and keeps it closed: datapath type,
 // fail_mode=secure, and the OpenFlow version that we speak. It changes nothing
-// on a bridge that is as it should be.
+// on a bridge that is as it should be. One that is to be adopted is not for it:
+// see Find.
 func (b *Bridge) SetUp(ctx context.Context) error {
 	vsctl := b.client(ctx).VSwitch
 	there, err := vsctl.ListBridges()
@@ -53,7 +54,8 @@ func (b *Bridge) SetUp(ctx context.Context) error {
 		// In one transaction, or the bridge would forward before it is closed;
 		// the client makes bridges without properties only.
 		_, err := b.vsctl(ctx, "add-br", b.cfg.Name, "--", "set", "bridge", b.cfg.Name, "fail_mode=secure",
-			"datapath_type="+b.cfg.DatapathType, "protocols="+strings.Join(protocols, ","), hardwareAddress())
+			"datapath_type="+b.cfg.DatapathType, "protocols="+strings.Join(protocols, ","), hardwareAddress(),
+			"external_ids:"+idMade+"=true", "external_ids:"+idAdoption+"="+adoptionDone)
 		if err != nil {
 			return fmt.Errorf("add bridge %s: %w", b.cfg.Name, err)
 		}
@@ -65,7 +67,7 @@ func (b *Bridge) SetUp(ctx context.Context) error {
 	if err := vsctl.Set.Bridge(b.cfg.Name, ovs.BridgeOptions{Protocols: protocols}); err != nil {
 		return fmt.Errorf("set protocols of bridge %s: %w", b.cfg.Name, err)
 	}
-	if _, err := b.vsctl(ctx, "set", "bridge", b.cfg.Name, "datapath_type="+b.cfg.DatapathType); err != nil {
+	if _, err := b.vsctl(ctx, "set", "bridge", b.cfg.Name, "datapath_type="+b.cfg.DatapathType, "external_ids:"+idAdoption+"="+adoptionDone); err != nil {
 		return fmt.Errorf("set datapath type of bridge %s: %w", b.cfg.Name, err)
 	}
 	return b.keepAddress(ctx)

@@ -43,9 +43,9 @@ type Token struct {
 	current atomic.Pointer[held]
 }
 
-// Names of the file in TokenConfig.Dir: certificate, key and authorities, in one
+// KeptFile is the file in TokenConfig.Dir: certificate, key and authorities, in one
 // piece, so that it is replaced as one.
-const keptFile = "identity.pem"
+const KeptFile = "identity.pem"
 
 // How long to wait after what failed, at the least and at the most.
 const minRetry, maxRetry = 500 * time.Millisecond, 10 * time.Second
@@ -193,7 +193,7 @@ func (t *Token) keep(leaf *x509.Certificate, key *ecdsa.PrivateKey, ca []byte) e
 	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf.Raw})...)
 	text = append(text, ca...) // The authorities come behind the node's own.
-	path := filepath.Join(t.cfg.Dir, keptFile)
+	path := filepath.Join(t.cfg.Dir, KeptFile)
 	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (t *Token) keep(leaf *x509.Certificate, key *ecdsa.PrivateKey, ca []byte) e
 
 // kept reads what keep wrote. A certificate that has ended is an error.
 func (t *Token) kept() (*held, error) {
-	text, err := os.ReadFile(filepath.Join(t.cfg.Dir, keptFile))
+	text, err := os.ReadFile(filepath.Join(t.cfg.Dir, KeptFile))
 	if err != nil {
 		return nil, err
 	}

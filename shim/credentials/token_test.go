@@ -185,7 +185,7 @@ func TestTokenGetsACertificateAndKeepsIt(t *testing.T) {
 		t.Errorf("the service sees %v", c)
 	}
 	stop()
-	if info, err := os.Stat(filepath.Join(dir, keptFile)); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir, KeptFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("kept as %v, %v", info, err)
 	}
 	// Another process begins with it, and asks nobody.

@@ -19,6 +19,10 @@ type Config struct {
 	// which they are told from what it forwards. Zero: they cannot be told,
 	// and the host's own traffic to its Pods is judged too.
 	HostMAC [6]byte
+	// Uplink is the port by which the node itself reaches its network, where
+	// that is on the bridge: what comes by it is for the host, and what the host
+	// sends to none of its Pods goes there. Zero: none.
+	Uplink uint32
 	// LogRate is the log events a second that the meter lets through.
 	LogRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
@@ -59,6 +63,8 @@ type Compiler struct {
 	reassess map[*endpoint]struct{} // To be worked out again: see assess.
 	judged   int                    // Endpoints that are judged by the staged world.
 	names    map[netip.Addr][]nameCount
+	sharing  *Sharing              // Nil: the bridge is ours alone.
+	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
 }
 

@@ -202,14 +202,37 @@ func (c *Compiler) portFlows(ep *endpoint) {
 		c.flows.set(ep.owner, f)
 		ep.flows = append(ep.flows, f.Key())
 	}
+	if c.cfg.Uplink != 0 && c.sharing == nil {
+		for _, ip := range ep.ips { // Else it is for the uplink.
+			put(TableResolution, prioNormal, actions(openflow.GotoTable(TableConntrack)), openflow.IPDst(host(ip)))
+		}
+	}
 	if ep.port == nil {
+		if c.sharing != nil {
+			return // Others' flows may serve it.
+		}
 		for _, ip := range ep.ips {
 			put(TableForwarding, prioNormal, openflow.Drop(), openflow.IPDst(host(ip)))
 		}
 		return
 	}
 	port, mac := ep.port.OFPort, ep.port.MAC
-	put(TableClassifier, prioNormal, actions(openflow.SetReg(regSource, sourcePod, maskSource), openflow.GotoTable(TableSpoofGuard)), openflow.InPort(port))
+	fromPort := actions(openflow.SetReg(regSource, sourcePod, maskSource), openflow.GotoTable(TableSpoofGuard))
+	if c.sharing == nil {
+		put(TableClassifier, prioNormal, fromPort, classify(port, false).Fields()...)
+	} else {
+		put(TableClassifier, prioSharedTop, fromPort, classify(port, true).Fields()...)
+		c.sharedPortFlows(ep.port, put)
+	}
+	if ep.port.Doubt {
+		judge := actions(openflow.GotoTable(TableServiceLB))
+		for _, table := range []uint8{TableConntrackState, TableSCTPState} {
+			put(table, prioNormal+1, judge, openflow.InPort(port))
+			for _, ip := range ep.ips {
+				put(table, prioNormal+1, judge, openflow.IPDst(host(ip)))
+			}
+		}
+	}
 	from := []openflow.Field{openflow.InPort(port), openflow.EthSrc(mac)}
 	with := func(more ...openflow.Field) []openflow.Field { return append(slices.Clone(from), more...) }
 	resolve := actions(openflow.GotoTable(TableResolution))

@@ -73,6 +73,7 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg0[12]    the host itself sends, and does not forward
 //	reg0[16..19], reg0[20..23]
 //	            the staged world's verdict, egress and ingress: see verdict
+//	reg0[24]    handed over to others' flows, while a bridge is adopted
 //	reg1        output port
 //	reg2, reg3  ids of the staged world's rules that decided and that passed
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
@@ -81,6 +82,7 @@ const (
 	regSource, maskSource     = 0, uint32(0xf)
 	sourcePod, sourceHost     = uint32(1), uint32(2)
 	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
+	bitHanded                 = uint32(1 << 24)
 	regOutput                 = 1
 	regStagedRule             = 2
 	regStagedPass             = 3
@@ -96,6 +98,9 @@ const (
 // localOutput is LOCAL in the output register: a port that is read from a
 // register has 16 bits, whatever the version of OpenFlow.
 const localOutput = uint32(0xfffe)
+
+// handedOutput, in the output register, is no port: others' flows are to find it.
+const handedOutput = uint32(0x10000)
 
 // Priorities within tables where order matters. K8s rules begin at 190, which
 // their audit lines show; ladders give those of the other rules.

@@ -21,11 +21,15 @@ type Port struct {
 	// not held to it. A port without a Pod's name belongs to the Pod of the UID.
 	UID string
 	IPs []netip.Addr
+	// Doubt says that connections may be marked allowed that the rules for this
+	// port have not judged: while others' flows served it, or before. So none
+	// skips them, until those are forgotten.
+	Doubt bool
 }
 
 func (p *Port) equal(o *Port) bool {
 	return p.OFPort == o.OFPort && p.ID == o.ID && p.Interface == o.Interface && p.Namespace == o.Namespace && p.Name == o.Name &&
-		p.MAC == o.MAC && p.UID == o.UID && slices.Equal(p.IPs, o.IPs)
+		p.MAC == o.MAC && p.UID == o.UID && p.Doubt == o.Doubt && slices.Equal(p.IPs, o.IPs)
 }
 
 // pod is the port's Pod, in words.

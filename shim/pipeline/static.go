@@ -16,33 +16,25 @@ var multicast = []netip.Prefix{
 // Types of ICMPv6 messages that routers send; none of them is a Pod.
 var routerMessages = []uint8{134, 137}
 
-// staticFlows are there for every node.
+// staticFlows are there for every node; so are those of hostFlows, in one way or
+// another.
 func (c *Compiler) staticFlows() {
 	put := func(table uint8, priority uint16, acts openflow.Actions, match ...openflow.Field) {
 		c.flows.set("", openflow.Flow{Table: table, Priority: priority, Match: openflow.NewMatch(match...), Cookie: cookie(KindStatic, 0), Actions: acts})
 	}
 	next := func(table uint8) openflow.Actions { return actions(openflow.GotoTable(table)) }
-	local := openflow.InPort(openflow.PortLocal)
 	fromPod := openflow.Reg(regSource, sourcePod, maskSource)
 	bypass := openflow.Reg(0, bitBypass, bitBypass)
 	families := [][]openflow.Field{{openflow.IPv4()}, {openflow.IPv6()}}
 
-	if c.cfg.HostMAC != [6]byte{} {
-		put(TableClassifier, prioHigh, actions(openflow.SetReg(regSource, sourceHost|bitOwnHost, maskSource|bitOwnHost), openflow.GotoTable(TableResolution)),
-			local, openflow.EthSrc(c.cfg.HostMAC))
-	}
-	put(TableClassifier, prioNormal, actions(openflow.SetReg(regSource, sourceHost, maskSource), openflow.GotoTable(TableResolution)), local)
-	put(TableClassifier, prioMiss, openflow.Drop())
+	c.hostFlows()
 	put(TableSpoofGuard, prioMiss, openflow.Drop())
 	for _, t := range routerMessages {
 		put(TableSpoofGuard, prioTop, openflow.Drop(), openflow.ICMPv6Type(t))
 	}
 
-	// ARP and ND that are for no open Pod are for the host.
-	put(TableResolution, prioDefault, actions(openflow.OutputPort(openflow.PortLocal)), openflow.ARP(), fromPod)
 	for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
 		put(TableResolution, prioDefault+1, openflow.Drop(), openflow.ICMPv6Type(t))
-		put(TableResolution, prioDefault+2, actions(openflow.OutputPort(openflow.PortLocal)), openflow.ICMPv6Type(t), fromPod)
 	}
 	for _, f := range families {
 		put(TableResolution, prioDefault, next(TableConntrack), f...)

@@ -50,7 +50,7 @@ func command() *cobra.Command {
 			return s.Run(cmd.Context())
 		},
 	}
-	f := cmd.Flags()
+	f := cmd.PersistentFlags()
 	f.StringVar(&cfg.Node, "node", os.Getenv("NODE_NAME"), "name of this node; NODE_NAME by default")
 	f.StringSliceVar(&cfg.PolicyServers, "policy-server", nil, "address of a policy service, host:port; may be repeated")
 	f.StringSliceVar(&cfg.Collectors, "collector", nil, "address of an audit collector, host:port; may be repeated; one on loopback (127.0.0.0/8, ::1, localhost, unix:PATH) is reached in plain text")
@@ -59,7 +59,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.StringVar(&cfg.TokenFile, "token-file", "", "file of a service-account token that is bound to the shim's Pod, by which the policy service gives a certificate; in place of --cert and --key")
 	f.BoolVar(&insecure, "insecure", false, "connect in plain text, where no certificate is given")
-	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it is Weir's alone")
+	f.StringVar(&cfg.Bridge, "bridge", cfg.Bridge, "name of the bridge; it becomes Weir's alone, and one with running Pods is adopted")
 	f.StringVar(&cfg.RunDir, "ovs-rundir", cfg.RunDir, "run folder of Open vSwitch; its own default if empty")
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath type: system or netdev")
 	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the checkpoint")
@@ -76,6 +76,33 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "folder where weir-cni, and host-local if it is there, are installed from beside this program (/opt/cni/bin); nothing if empty")
 	f.DurationVar(&cfg.PeerBarrier, "peer-barrier", cfg.PeerBarrier, "how long a new Pod's port waits at the most for other nodes to have the Pod's address, where their drop, reject or pass rules await it; 0 for not at all")
 	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
+	f.StringVar(&cfg.Uplink, "uplink", cfg.Uplink, "port of the bridge by which the node reaches its network, where that is on the bridge; a physical device by default")
+	f.StringVar(&cfg.Adopt, "adopt", cfg.Adopt, "what becomes of connections that are older than the adoption of a bridge with running Pods: judge (as if they were new) or allow-established (of TCP)")
+	f.DurationVar(&cfg.AdoptWindow, "adopt-window", cfg.AdoptWindow, "with --adopt=allow-established: how long after the adoption such connections are found and let through")
+	f.BoolVar(&cfg.TakeOver, "take-over", cfg.TakeOver, "go on where Antrea's agent is at work on the node")
+	f.StringVar(&cfg.AntreaRunDir, "antrea-run-dir", cfg.AntreaRunDir, "folder of the sockets by which Antrea's agent is known; not looked at if empty")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
+	cmd.AddCommand(uninstall(&cfg, &level))
+	return cmd
+}
+
+// uninstall takes the flags of the shim that it removes; those that say nothing
+// of what a shim leaves on a node mean nothing to it.
+func uninstall(cfg *shim.Config, level *string) *cobra.Command {
+	var force, wait bool
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take from the node what weir-shim put there, and leave its traffic flowing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-shim", Level: hclog.LevelFromString(*level)})
+			if err := shim.Uninstall(cmd.Context(), *cfg, force); err != nil || !wait {
+				return err
+			}
+			return shim.Idle(cmd.Context(), *cfg)
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "go on although a shim is running")
+	cmd.Flags().BoolVar(&wait, "wait", false, "then stay, and answer /readyz at --metrics-listen, in the place of a shim")
 	return cmd
 }
