@@ -167,7 +167,7 @@ func (c *Cluster) open(ctx context.Context) (*Authority, error) {
 		if len(s.Data[certKey])+len(s.Data[keyKey]) > 0 {
 			a, err := parseAuthority(s.Data[certKey], s.Data[keyKey])
 			if err != nil {
-				return nil, fmt.Errorf("Secret %s/%s: %w; empty its data to have a new one made", c.cfg.Namespace, authoritySecret, err)
+				return nil, fmt.Errorf("read secret %s/%s: %w; empty its data to have a new one made", c.cfg.Namespace, authoritySecret, err)
 			}
 			return a, nil
 		}

@@ -401,8 +401,9 @@ func TestReplicasAnswerForAll(t *testing.T) {
 		}
 		return prototext.MarshalOptions{Multiline: false}.Format(list)
 	}
-	if strip := func(s string) string { return strings.ReplaceAll(s, " ", "") }; strip(encoded()) != strip(encoded()) {
-		t.Errorf("%s\n%s", encoded(), encoded())
+	strip := func(s string) string { return strings.ReplaceAll(s, " ", "") }
+	if once, again := strip(encoded()), strip(encoded()); once != again {
+		t.Errorf("%s\n%s", once, again)
 	}
 	stop[1]()
 	await("the second is gone", 0, []string{"n1 own true true", "n2 nobody false false"}, "1/2")
