@@ -22,7 +22,7 @@ import (
 )
 
 // startInstalled is a cluster with an API server, installed from an overlay.
-func startInstalled(t *testing.T, cfg harness.Config) *harness.Cluster {
+func startInstalled(t testing.TB, cfg harness.Config) *harness.Cluster {
 	t.Helper()
 	requireDataplane(t)
 	kube, err := harness.BuildKube(t.Context())

@@ -230,8 +230,9 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
 	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}}
 	go out.run(ctx)
-	if stats := h.Stats(); slices.ContainsFunc(stats.GetPorts(), func(p *policyv1.PortState) bool { return len(p.GetIps()) > 0 }) {
-		// Whoever answers may know of these addresses from nobody else yet.
+	if stats := h.Stats(); slices.ContainsFunc(stats.GetPorts(), func(p *policyv1.PortState) bool { return len(p.GetIps()) > 0 && !p.GetOpen() }) {
+		// Whoever answers may know of these addresses from nobody else yet, and a Pod
+		// waits. Of open ports it is told with the next stats.
 		out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}})
 	}
 	c.mu.Lock()

@@ -538,8 +538,28 @@ func TestStatsAreSent(t *testing.T) {
 	}
 }
 
-// Stats with addresses of ports go with a stream's Hello, and again at once when they change;
-// what changes many times in a moment goes once or twice.
+// Where only open ports have addresses, a stream begins with the Hello alone: a
+// reconnect is short.
+func TestOpenPortsAreToldLater(t *testing.T) {
+	s, address := newScript(t)
+	h := newHandler()
+	h.ports = []*policyv1.PortState{{Interface: "if-web", Ips: [][]byte{{10, 0, 0, 1}}, Open: true}}
+	changed := make(chan struct{}, 1)
+	start(t, Config{Addresses: []string{address}, StatsInterval: time.Hour, StatsChanged: changed}, h)
+	p, _ := s.next(t)
+	select {
+	case got := <-p.requests:
+		t.Errorf("after the Hello: %v", got)
+	case <-time.After(50 * time.Millisecond):
+	}
+	changed <- struct{}{}
+	if got := p.request(t).GetStats(); len(got.GetPorts()) != 1 {
+		t.Errorf("a change: %v", got)
+	}
+}
+
+// Stats with addresses of closed ports go with a stream's Hello, and again at once when they
+// change; what changes many times in a moment goes once or twice.
 func TestPortsAreToldAtOnce(t *testing.T) {
 	s, address := newScript(t)
 	h := newHandler()
