@@ -184,8 +184,9 @@ type flowWatch struct {
 
 func watchFlows(b *testing.B, n *harness.Node) *flowWatch {
 	b.Helper()
-	cmd := exec.CommandContext(b.Context(), "ovs-ofctl", "monitor", n.OVS.Dir+"/"+harness.Bridge+".mgmt", "watch:!initial,add")
+	cmd := exec.CommandContext(b.Context(), "ovs-ofctl", "monitor", "unix:"+n.OVS.Dir+"/"+harness.Bridge+".mgmt", "watch:!initial,!delete,!modify")
 	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+n.OVS.Dir)
+	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	must(b, err)
 	must(b, cmd.Start())

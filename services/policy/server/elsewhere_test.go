@@ -173,7 +173,8 @@ func TestNodeMetrics(t *testing.T) {
 	}
 	waitFor(t, func() bool { // Nothing tells that an ack was taken.
 		m := metrics()
-		return m["nodes_connected"] == 2 && m["nodes_disconnected"] == 1 && len(m) == 2
+		taken := f.server.nodeSummary("node-1", time.Now()).GetInSync() && f.server.nodeSummary("node-2", time.Now()).GetInSync()
+		return taken && m["nodes_connected"] == 2 && m["nodes_disconnected"] == 1 && len(m) == 2
 	})
 	se := f.server.sessions.find("node-2")
 	se.mu.Lock()
