@@ -104,8 +104,9 @@ e2e: install-deps kube $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run the end-to-end
 	$(GO) test -timeout 30m -v ./e2e -run 'Test($(SCENARIO))'
 
 .PHONY: bench
-bench: install-deps ## Run the benchmarks.
+bench: install-deps kube ## Run the benchmarks.
 	$(GO) test -run xxx -bench . -benchmem ./services/... ./storage/... ./shim/...
+	$(GO) test -run xxx -bench . -benchtime 500x -timeout 30m ./e2e
 
 SOAK_FOR ?= 30m
 .PHONY: soak

@@ -59,6 +59,7 @@ func BenchmarkAPIServerToFlows(b *testing.B) {
 			<-tick.C
 		}
 	})
+	<-flows.begun
 	var took []float64
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
@@ -74,7 +75,8 @@ func BenchmarkAPIServerToFlows(b *testing.B) {
 		case at := <-seen:
 			took = append(took, float64(at.Sub(answered).Microseconds())/1000)
 		case <-time.After(20 * time.Second):
-			b.Fatalf("no flow of %s after 20 s\n%s", ip, c.Nodes["node-1"].Shim.Tail())
+			there, _ := c.Nodes["node-1"].OVS.Ofctl(ctx, "dump-flows", harness.Bridge)
+			b.Fatalf("not told of a flow of %s in 20 s; there are %d lines of flows, %d with it\n%s", ip, strings.Count(there, "\n"), strings.Count(there, ip.String()), c.Nodes["node-1"].Shim.Tail())
 		}
 	}
 	stop()
@@ -178,6 +180,9 @@ func (w *bench) status(ctx context.Context, space int, name string, ip netip.Add
 
 // flowWatch is told by Open vSwitch of flows that come.
 type flowWatch struct {
+	begun chan struct{} // Closed with the first.
+	once  sync.Once
+
 	mu      sync.Mutex // Guards waiting.
 	waiting map[string]chan time.Time
 }
@@ -186,13 +191,13 @@ func watchFlows(b *testing.B, n *harness.Node) *flowWatch {
 	b.Helper()
 	cmd := exec.CommandContext(b.Context(), "ovs-ofctl", "monitor", "unix:"+n.OVS.Dir+"/"+harness.Bridge+".mgmt", "watch:!initial,!delete,!modify")
 	cmd.Env = append(os.Environ(), "OVS_RUNDIR="+n.OVS.Dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
+	out, err := cmd.StderrPipe() // That is where it prints.
 	must(b, err)
 	must(b, cmd.Start())
-	f := &flowWatch{waiting: make(map[string]chan time.Time)}
+	f := &flowWatch{begun: make(chan struct{}), waiting: make(map[string]chan time.Time)}
 	go func() {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
+			f.once.Do(func() { close(f.begun) })
 			_, rest, is := strings.Cut(lines.Text(), "nw_src=")
 			if !is {
 				continue
