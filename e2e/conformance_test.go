@@ -32,6 +32,7 @@ var (
 // TestConformance runs conformance cases on real processes, Open vSwitch and
 // packets. A failing case is a subtest of its suite and name.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	report := conformance.NewReport(conformance.ModeDatapath)
 	// Cases on the same nodes share a cluster, as far as that does not take long.

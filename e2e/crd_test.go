@@ -44,6 +44,7 @@ func startKube(t testing.TB, cfg harness.KubeConfig) *harness.Kube {
 // TestCRDs holds the definitions of our kinds to a real API server, and to the
 // validation of package api, which must refuse whatever the schemas refuse.
 func TestCRDs(t *testing.T) {
+	t.Parallel()
 	k := startKube(t, harness.KubeConfig{})
 	if err := k.ApplyWeirCRDs(t.Context()); err != nil {
 		t.Fatal(err)

@@ -30,6 +30,7 @@ import (
 // runs what it says: with the flags, users, capabilities, volumes and permissions
 // of the manifests, and no others.
 func TestDeployed(t *testing.T) {
+	t.Parallel()
 	for overlay, gates := range map[string]string{"dev": "WatchList=true", "production": listsOnly, "node-logs": listsOnly} {
 		t.Run(overlay, func(t *testing.T) {
 			t.Parallel()

@@ -114,6 +114,7 @@ func (c *guests) expect(connections ...connection) {
 // TestInstalledCluster installs the production overlay: two policy services,
 // three nodes, the collector, with the identities of the manifests.
 func TestInstalledCluster(t *testing.T) {
+	t.Parallel()
 	c := &guests{t: t, Cluster: startInstalled(t, harness.Config{PodNetwork: "vxlan", Nodes: []harness.NodeConfig{{Name: "node-1"}, {Name: "node-2"}, {Name: "node-3"}}})}
 	must(t, c.SetManifests(t.Context(), []byte(nodeObjects(c.Cluster))))
 	for _, n := range c.Nodes {
@@ -271,7 +272,7 @@ func gjson(text, node string) map[string]any {
 	return nil
 }
 
-var outage = flag.Duration("outage", 30*time.Second, "how long the API server is away in TestInstalledCluster")
+var outage = flag.Duration("outage", time.Minute, "how long the API server is away in TestInstalledCluster")
 
 // outages: the API server is away, policy services and shims are rolled one by
 // one, while packets are sent and, where there is an API server, Pods change
@@ -369,6 +370,7 @@ const casesPerInstallation, installationsAtOnce = 30, 2
 // TestConformanceThroughAPIServer runs the cases of Kubernetes NetworkPolicies on
 // installed clusters of three nodes: objects by the API server, Pods by weir-cni.
 func TestConformanceThroughAPIServer(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	report := conformance.NewReport(conformance.ModeDatapath)
 	cases := slices.DeleteFunc(loadCases(report), func(c conformance.Case) bool { return !onlyNetworkPolicies(&c) })

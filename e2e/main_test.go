@@ -2,6 +2,9 @@
 // packets, in network namespaces. Where there is no root or a tool is missing
 // its tests are skipped with the reason; with WEIR_REQUIRE_DATAPLANE=1 they
 // fail instead.
+//
+// Tests that take long and mostly wait (for packets that must not arrive, for API
+// servers) run beside each other, after all others.
 package e2e
 
 import (

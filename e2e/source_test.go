@@ -144,6 +144,7 @@ spec:
 // TestKubernetesSource reads a real API server: what is there, what changes,
 // kinds that come and go, and a server that goes away.
 func TestKubernetesSource(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	k := apiServer(t)
 	kubectl(t, k, sourceObjects, "apply", "-f", "-")
@@ -202,6 +203,7 @@ spec:
 
 // TestAntreaIsNotTakenOverUnasked starts where Antrea was installed.
 func TestAntreaIsNotTakenOverUnasked(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	k := apiServer(t)
 	kubectl(t, k, antreaCRD, "apply", "-f", "-")

@@ -17,6 +17,7 @@ import (
 // clean their nodes before anything else goes, and what users wrote stays, until
 // it is purged. What a DaemonSet's controller would report is written here.
 func TestUninstallFromACluster(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	k := apiServer(t)
 	must(t, k.Install(t.Context(), "../deploy/overlays/production"))
