@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
-	"github.com/weirnet/weir/storage/checkpoint"
 )
 
 // Switch is the bridge as the loop uses it. Apply is atomic; Read returns what
@@ -546,83 +544,4 @@ func itemErrors(problems []pipeline.Problem) []*policyv1.ItemError {
 		out = append(out, &policyv1.ItemError{Scope: p.Scope[:], Key: p.Key, Error: p.Err.Error()})
 	}
 	return out
-}
-
-// packetIn records what a log flow reported.
-func (l *loop) packetIn(p openflow.PacketIn) {
-	pkt, err := packetlog.Parse(p.Packet)
-	if err != nil {
-		l.shim.metrics.unparsed.Inc()
-		return
-	}
-	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
-	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
-		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Unlogged: pipeline.Reported(p.UserData)}
-	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
-		if l.compiler == nil {
-			return packetlog.Meaning{}, false
-		}
-		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
-			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
-			Mark: mark, Reported: key.Unlogged})
-		return packetlog.Meaning(a), ok
-	})
-}
-
-// countLosses compares what the log flows reported with what arrived.
-func (l *loop) countLosses(ctx context.Context, now time.Time) {
-	stats, err := l.sw.MeterCounters(ctx)
-	if err != nil {
-		return // The bridge is away; reconcile says so.
-	}
-	in := l.sw.PacketInStats(pipeline.LogController)
-	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
-	for _, m := range stats {
-		if m.ID == pipeline.LogMeter {
-			r.Metered, r.Limited = m.Packets, m.Dropped
-		}
-	}
-	for _, e := range l.losses.Next(r) {
-		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
-		l.shim.log.Lose(e)
-	}
-}
-
-// save writes the checkpoint if something changed, at most once an interval.
-func (l *loop) save(now bool) {
-	if !l.unsaved || l.compiler == nil || (!now && time.Since(l.saved) < checkpointInterval) {
-		return
-	}
-	state := l.holder.Snapshot()
-	if state == nil {
-		return
-	}
-	err := checkpoint.Save(l.shim.cfg.checkpoint(), checkpoint.Checkpoint{
-		Node: l.shim.cfg.Node, State: state, Assignment: l.compiler.Assignment().Encode()})
-	if err != nil {
-		l.failed(err)
-		return
-	}
-	l.unsaved, l.saved = false, time.Now()
-}
-
-// restore reads the checkpoint; without one the shim begins with nothing.
-func restore(cfg *Config) (*storage.Replica, pipeline.Assignment, bool) {
-	replica := &storage.Replica{}
-	c, err := checkpoint.Load(cfg.checkpoint(), cfg.Node)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			cfg.Logger.Warn("starting without a checkpoint; unknown Pods stay closed", "err", err)
-		}
-		return replica, pipeline.Assignment{}, false
-	}
-	if _, _, err := replica.Apply(c.State); err != nil {
-		cfg.Logger.Warn("starting without a checkpoint; unknown Pods stay closed", "err", err)
-		return &storage.Replica{}, pipeline.Assignment{}, false
-	}
-	assignment, err := pipeline.DecodeAssignment(c.Assignment)
-	if err != nil {
-		cfg.Logger.Warn("the checkpoint's assignment cannot be used; flows get new ids", "err", err)
-	}
-	return replica, assignment, true
 }

@@ -1,0 +1,50 @@
+package shim
+
+import (
+	"context"
+	"time"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/packetlog"
+	"github.com/weirnet/weir/shim/pipeline"
+)
+
+// packetIn records what a log flow reported.
+func (l *loop) packetIn(p openflow.PacketIn) {
+	pkt, err := packetlog.Parse(p.Packet)
+	if err != nil {
+		l.shim.metrics.unparsed.Inc()
+		return
+	}
+	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
+		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Unlogged: pipeline.Reported(p.UserData)}
+	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		if l.compiler == nil {
+			return packetlog.Meaning{}, false
+		}
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
+			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
+			Mark: mark, Reported: key.Unlogged})
+		return packetlog.Meaning(a), ok
+	})
+}
+
+// countLosses compares what the log flows reported with what arrived.
+func (l *loop) countLosses(ctx context.Context, now time.Time) {
+	stats, err := l.sw.MeterCounters(ctx)
+	if err != nil {
+		return // The bridge is away; reconcile says so.
+	}
+	in := l.sw.PacketInStats(pipeline.LogController)
+	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
+	for _, m := range stats {
+		if m.ID == pipeline.LogMeter {
+			r.Metered, r.Limited = m.Packets, m.Dropped
+		}
+	}
+	for _, e := range l.losses.Next(r) {
+		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
+		l.shim.log.Lose(e)
+	}
+}
