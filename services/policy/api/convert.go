@@ -77,7 +77,7 @@ func FromNamespace(o *corev1.Namespace) *Namespace {
 
 // FromNode converts a Node.
 func FromNode(o *corev1.Node) *Node {
-	n := &Node{Name: intern(o.Name), Labels: labels(o.Labels)}
+	n := &Node{Name: intern(o.Name), UID: string(o.UID), Labels: labels(o.Labels)}
 	var internal []netip.Addr
 	for _, a := range o.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {

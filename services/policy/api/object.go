@@ -166,6 +166,7 @@ func (n *Namespace) Ref() Ref { return Ref{Kind: KindNamespace, Name: n.Name} }
 // Node mirrors v1 Node.
 type Node struct {
 	Name   string
+	UID    string // Empty: the source has none.
 	Labels Labels
 	// Addresses are status.addresses that are IP addresses, in order.
 	Addresses []netip.Addr

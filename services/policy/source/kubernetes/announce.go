@@ -117,36 +117,34 @@ func (a *announcer) changed(k key, now *entry[map[key]nodeAddress], at uint64) {
 	a.source.report(k.name, former, value, at)
 }
 
-// report takes over the addresses of a node's Pods.
+// report takes over what is said of a node's Pods. Each node's word stands by
+// itself: which one counts is for the Pod to say.
 func (s *Source) report(node string, former, now map[key]nodeAddress, at uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.position = max(s.position, at)
-	for k := range former {
-		if ref := podRef(k); s.reported[ref].node == node {
-			if _, still := now[k]; !still {
-				delete(s.reported, ref)
-				s.touchPodLocked(ref)
-			}
+	if now == nil {
+		delete(s.reported, node)
+	} else {
+		s.reported[node] = now
+	}
+	for k, was := range former {
+		if is, still := now[k]; !still || !was.equal(is) {
+			s.touchPodLocked(podRef(k))
 		}
 	}
-	for k, address := range now {
-		ref := podRef(k)
-		was, known := s.reported[ref]
-		// Of two nodes that report a Pod, its own counts.
-		if p, is := s.objects[ref].(*api.Pod); known && was.node != node && is && p.Node == was.node {
-			continue
+	for k := range now {
+		if _, known := former[k]; !known {
+			s.touchPodLocked(podRef(k))
 		}
-		if known && was.node == node && was.uid == address.uid && slices.Equal(was.ips, address.ips) {
-			continue
-		}
-		s.reported[ref] = podAddress{node, address}
-		s.touchPodLocked(ref)
 	}
 }
 
+func (a nodeAddress) equal(b nodeAddress) bool { return a.uid == b.uid && slices.Equal(a.ips, b.ips) }
+
 func podRef(k key) api.Ref { return api.Ref{Kind: api.KindPod, Namespace: k.namespace, Name: k.name} }
 
+// touchPodLocked has a Pod that there is looked at again.
 func (s *Source) touchPodLocked(ref api.Ref) {
 	if s.objects[ref] != nil {
 		s.dirty[ref] = struct{}{}
@@ -195,7 +193,7 @@ func (a *announcer) write(ctx context.Context, node string) bool {
 	if !ours || exists && sameAddresses(there, wanted) || !exists && len(wanted) == 0 {
 		return true
 	}
-	body, err := applyOf(node, wanted)
+	body, err := applyOf(node, a.source.uidOf(node), wanted)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
@@ -234,8 +232,22 @@ func sameAddresses(there map[key]nodeAddress, wanted []Address) bool {
 	return true
 }
 
-func applyOf(node string, addresses []Address) ([]byte, error) {
+// uidOf is that of a Node's object; empty where there is none.
+func (s *Source) uidOf(node string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n, is := s.objects[api.Ref{Kind: api.KindNode, Name: node}].(*api.Node); is {
+		return n.UID
+	}
+	return ""
+}
+
+// applyOf is the object that says a node's addresses. It goes with the Node.
+func applyOf(node, uid string, addresses []Address) ([]byte, error) {
 	o := weirv1alpha1.NodeEndpoints{TypeMeta: metav1.TypeMeta{APIVersion: weirv1alpha1.APIVersion, Kind: "NodeEndpoints"}, ObjectMeta: metav1.ObjectMeta{Name: node}}
+	if uid != "" {
+		o.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(uid)}}
+	}
 	for _, a := range addresses {
 		e := weirv1alpha1.Endpoint{Namespace: a.Namespace, Name: a.Name, UID: a.UID}
 		for _, ip := range a.IPs {

@@ -53,11 +53,11 @@ type Source struct {
 	problems map[api.Ref]string // Objects that cannot be read, with the reason.
 	refused  map[api.Ref]string // Objects that cannot stand beside others.
 	related  map[api.Ref]api.Object
-	stale    bool                   // refused is to be worked out again.
-	dirty    map[api.Ref]struct{}   // May differ from what was handed out.
-	reported map[api.Ref]podAddress // Addresses of Pods that shims report; see effective.
-	unread   map[*kind]struct{}     // Kinds that have not been read as a whole yet.
-	settled  bool                   // It is known which kinds there are.
+	stale    bool                           // refused is to be worked out again.
+	dirty    map[api.Ref]struct{}           // May differ from what was handed out.
+	reported map[string]map[key]nodeAddress // By node, what its shim says of Pods.
+	unread   map[*kind]struct{}             // Kinds that have not been read as a whole yet.
+	settled  bool                           // It is known which kinds there are.
 	position uint64
 	read     uint64
 	told     uint64 // read, as of the last batch.
@@ -79,7 +79,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{
 		clients: c, takeOver: cfg.TakeOver, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
 		objects: make(map[api.Ref]api.Object), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
-		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[api.Ref]podAddress),
+		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[string]map[key]nodeAddress),
 		unread: make(map[*kind]struct{}),
 	}
 	for _, k := range s.kinds {
@@ -254,17 +254,11 @@ func (s *Source) effectiveLocked(ref api.Ref) api.Object {
 	return o
 }
 
-// podAddress is what a node's shim says of a Pod.
-type podAddress struct {
-	node string
-	nodeAddress
-}
-
 // addressed is a Pod with the addresses that its node's shim reports, where it
 // does: a status has them later, and those of a former sandbox for a while.
 func (s *Source) addressed(p *api.Pod) *api.Pod {
-	r, is := s.reported[p.Ref()]
-	if !is || r.node != p.Node || r.uid != "" && r.uid != p.UID || p.HostNetwork || slices.Equal(r.ips, p.IPs) {
+	r, is := s.reported[p.Node][key{p.Namespace, p.Name}]
+	if !is || r.uid != "" && r.uid != p.UID || p.HostNetwork || slices.Equal(r.ips, p.IPs) {
 		return p
 	}
 	with := *p

@@ -236,8 +236,8 @@ func TestAddressesThatShimsReport(t *testing.T) {
 		{"its node reports one", func() error { return nodes.Add(endpoints("n1", "6", said("a", "u-1", "10.0.0.1", "fd00::1"))) }, "+Pod x/a 10.0.0.1 fd00::1"},
 		{"the status has it too", func() error { return pods.Update(pod("a", "n1", "1", "7", "10.0.0.1", "fd00::1")) }, "+Pod x/a 10.0.0.1 fd00::1"},
 		{"another sandbox of the Pod", func() error { return nodes.Update(endpoints("n1", "8", said("a", "u-1", "10.0.0.9"))) }, "+Pod x/a 10.0.0.9"},
-		{"another node claims the Pod", func() error { return nodes.Add(endpoints("n2", "9", said("a", "u-1", "10.0.2.2"))) }, "nothing"},
-		{"and does no more", func() error { return nodes.Update(endpoints("n2", "10")) }, "nothing"},
+		{"another node claims the Pod", func() error { return nodes.Add(endpoints("n2", "9", said("a", "u-1", "10.0.2.2"))) }, "+Pod x/a 10.0.0.9"},
+		{"and does no more", func() error { return nodes.Update(endpoints("n2", "10")) }, "+Pod x/a 10.0.0.9"},
 		{"another Pod of the name", func() error { return pods.Update(pod("a", "n1", "2", "11")) }, "+Pod x/a"},
 		{"its node reports it", func() error { return nodes.Update(endpoints("n1", "12", said("a", "u-2", "10.0.0.4"))) }, "+Pod x/a 10.0.0.4"},
 		{"and no more", func() error { return nodes.Update(endpoints("n1", "13")) }, "+Pod x/a"},
@@ -247,7 +247,11 @@ func TestAddressesThatShimsReport(t *testing.T) {
 		{"the Pod moves", func() error {
 			return errors.Join(nodes.Update(endpoints("n1", "17", said("b", "", "10.0.0.5"))), pods.Update(pod("b", "n2", "3", "18")))
 		}, "+Pod x/b"},
-		{"the kind ends", func() error { nodes.clear(); return nil }, "+Pod x/b"},
+		{"its new node has claimed it before", func() error {
+			return errors.Join(nodes.Update(endpoints("n2", "19", said("c", "", "10.0.2.7"))), nodes.Update(endpoints("n1", "20", said("c", "", "10.0.0.6"))))
+		}, "+Pod x/b"},
+		{"the Pod of which both speak", func() error { return pods.Add(pod("c", "n2", "4", "21")) }, "+Pod x/c 10.0.2.7"},
+		{"the kind ends", func() error { nodes.clear(); return nil }, "+Pod x/c"},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatalf("%s: %v", step.name, err)
@@ -260,13 +264,16 @@ func TestAddressesThatShimsReport(t *testing.T) {
 
 func TestWhatIsWrittenIsWhatIsRead(t *testing.T) {
 	want := []Address{{Namespace: "x", Name: "a", UID: "u", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}, {Namespace: "x", Name: "b", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}}
-	raw, err := applyOf("n1", want)
+	raw, err := applyOf("n1", "u-7", want)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var u unstructured.Unstructured
 	if err := u.UnmarshalJSON(raw); err != nil {
 		t.Fatal(err)
+	}
+	if owners := u.GetOwnerReferences(); len(owners) != 1 || owners[0].Kind != "Node" || owners[0].Name != "n1" || owners[0].UID != "u-7" {
+		t.Errorf("owned by %v", owners)
 	}
 	read, err := readNodeEndpoints(&u)
 	if err != nil || !sameAddresses(read, want) || u.GetName() != "n1" {
