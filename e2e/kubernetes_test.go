@@ -250,11 +250,13 @@ func (c *guests) newPods() {
 			}
 			return err
 		}))
-		text, err := c.PolicydMetrics(i)
-		must(c.t, err)
-		if strings.Contains(text, "weir_policy_node_behind_seconds{") || !strings.Contains(text, "weir_policy_nodes_connected") {
-			c.t.Errorf("the metrics of replica %d do not say that no node is behind", i)
-		}
+		must(c.t, harness.Eventually(c.t.Context(), 10*time.Second, func() error {
+			text, err := c.PolicydMetrics(i)
+			if err == nil && (strings.Contains(text, "weir_policy_node_behind_seconds{") || !strings.Contains(text, "weir_policy_nodes_connected")) {
+				err = fmt.Errorf("the metrics of replica %d do not say that no node is behind", i)
+			}
+			return err
+		}))
 	}
 }
 
@@ -286,7 +288,9 @@ func (c *guests) outages() {
 	var last atomic.Value
 	for _, p := range []struct{ from, want string }{{"later/attacker", harness.Drop}, {"later/friend", harness.Allow}} {
 		load.Go(func() {
-			for ctx.Err() == nil {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
+			for ; ctx.Err() == nil; <-pace.C {
 				got, err := harness.Run(ctx, []harness.Probe{{From: c.Pod(p.from), To: c.Pod("later/nginx").IPs[0], Protocol: api.ProtocolTCP, Port: 80, Allowed: p.want == harness.Allow}})
 				if err != nil || ctx.Err() != nil {
 					continue
