@@ -8,7 +8,7 @@ import (
 // commits remembers when the newest revisions were committed. The zero value has
 // none.
 type commits struct {
-	mu     sync.Mutex // Guards what follows.
+	mu     sync.RWMutex // Guards what follows.
 	ring   [1024]commit
 	next   int // Where the next goes, over the oldest.
 	newest uint64
@@ -34,8 +34,8 @@ func (c *commits) add(revision uint64, at time.Time) {
 // at is when a revision was committed, or, where that is forgotten, the oldest
 // that is not. Where it is not known, it is now.
 func (c *commits) at(revision uint64) (at time.Time, known bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	if revision == 0 || revision > c.newest {
 		return time.Now(), false
 	}
