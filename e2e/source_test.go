@@ -17,21 +17,6 @@ import (
 	policyd "github.com/weirnet/weir/services/policy"
 )
 
-// apiServer is a Kubernetes API server that ends with the test.
-func apiServer(t testing.TB) *harness.Kube {
-	t.Helper()
-	bin, err := harness.BuildKube(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := harness.StartKube(t.Context(), harness.KubeConfig{Bin: bin, Dir: t.TempDir(), Log: t.Logf})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(k.Stop)
-	return k
-}
-
 // kubectl runs kubectl, which has to go well.
 func kubectl(t testing.TB, k *harness.Kube, stdin string, args ...string) string {
 	t.Helper()
@@ -146,7 +131,7 @@ spec:
 func TestKubernetesSource(t *testing.T) {
 	t.Parallel()
 	requireDataplane(t)
-	k := apiServer(t)
+	k := startKube(t, harness.KubeConfig{})
 	kubectl(t, k, sourceObjects, "apply", "-f", "-")
 	r := readServer(t, k.AdminKubeconfig())
 	r.policies("K8S_NETWORK_POLICY shop/deny 0") // The Pod has no address yet.
@@ -205,7 +190,7 @@ spec:
 func TestAntreaIsNotTakenOverUnasked(t *testing.T) {
 	t.Parallel()
 	requireDataplane(t)
-	k := apiServer(t)
+	k := startKube(t, harness.KubeConfig{})
 	kubectl(t, k, antreaCRD, "apply", "-f", "-")
 	if err := k.ApplyWeirCRDs(t.Context()); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 func TestUninstallFromACluster(t *testing.T) {
 	t.Parallel()
 	requireDataplane(t)
-	k := apiServer(t)
+	k := startKube(t, harness.KubeConfig{})
 	must(t, k.Install(t.Context(), "../deploy/overlays/production"))
 	kubectl(t, k, sourceObjects, "apply", "-f", "-")
 	kubectl(t, k, sourceACNP, "apply", "-f", "-")

@@ -269,19 +269,3 @@ func (c *Cluster) Weirctl(i int, args ...string) (string, error) {
 func (c *Cluster) PolicydMetrics(i int) (string, error) {
 	return get(c.Fabric, netip.AddrPortFrom(replicaAddress(i), 9750).String(), "/metrics")
 }
-
-// InSync waits until every node is in sync with a policy service.
-func (c *Cluster) InSync(ctx context.Context) error {
-	return Eventually(ctx, 30*time.Second, func() error {
-		nodes, err := c.nodesNow(ctx)
-		if err != nil {
-			return err
-		}
-		for name, n := range c.Nodes {
-			if !nodes[name].GetInSync() {
-				return fmt.Errorf("node %s is not in sync: %v\n%s", name, nodes[name], n.Shim.Tail())
-			}
-		}
-		return nil
-	})
-}

@@ -284,6 +284,17 @@ func (c *Cluster) settledByServer(ctx context.Context) error {
 	if err := c.readBy(ctx); err != nil {
 		return err
 	}
+	return c.inForce(ctx, (*Node).portsOpen)
+}
+
+// InSync waits until every node is in sync with a policy service.
+func (c *Cluster) InSync(ctx context.Context) error {
+	return c.inForce(ctx, func(*Node, int) error { return nil })
+}
+
+// inForce waits until every node is in sync, and also is satisfied with it and
+// its number of endpoints.
+func (c *Cluster) inForce(ctx context.Context, also func(*Node, int) error) error {
 	return Eventually(ctx, 30*time.Second, func() error {
 		nodes, err := c.nodesNow(ctx)
 		if err != nil {
@@ -293,7 +304,7 @@ func (c *Cluster) settledByServer(ctx context.Context) error {
 			if !nodes[name].GetInSync() {
 				return fmt.Errorf("node %s is not in sync: %v\n%s", name, nodes[name], n.Shim.Tail())
 			}
-			if err := n.portsOpen(int(nodes[name].GetEndpoints())); err != nil {
+			if err := also(n, int(nodes[name].GetEndpoints())); err != nil {
 				return err
 			}
 		}
