@@ -266,7 +266,10 @@ func (in *installation) surviveServer() {
 	t.Helper()
 	in.StopServer()
 	pods := slices.Concat(in.replicas, in.shims)
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	look := time.NewTicker(200 * time.Millisecond) // 25 times: 5 s.
+	defer look.Stop()
+	for range 25 {
+		<-look.C
 		for _, p := range pods {
 			c := p.object.Spec.Containers[0].Name
 			if err := errors.Join(p.probe(c, "live"), p.probe(c, "ready")); err != nil {

@@ -41,7 +41,9 @@ func StartStream(from *Host, to netip.Addr, port uint16) (*Stream, error) {
 	go func() {
 		defer close(s.done)
 		buf := make([]byte, 1)
-		for {
+		pace := time.NewTicker(streamPause)
+		defer pace.Stop()
+		for ; ; <-pace.C {
 			s.count(true)
 			if _, err := conn.Write(buf); err != nil {
 				return
@@ -50,7 +52,6 @@ func StartStream(from *Host, to netip.Addr, port uint16) (*Stream, error) {
 				return
 			}
 			s.count(false)
-			time.Sleep(streamPause)
 		}
 	}()
 	return s, nil
@@ -64,7 +65,9 @@ func StartPing(from *Host, to netip.Addr) *Stream {
 		defer close(s.done)
 		var wait sync.WaitGroup
 		defer wait.Wait()
-		for ctx.Err() == nil {
+		pace := time.NewTicker(streamPause)
+		defer pace.Stop()
+		for ; ctx.Err() == nil; <-pace.C {
 			s.count(true)
 			p := Probe{From: from, To: to, Protocol: api.ProtocolICMP}
 			wait.Go(func() {
@@ -72,7 +75,6 @@ func StartPing(from *Host, to netip.Addr) *Stream {
 					s.count(false)
 				}
 			})
-			time.Sleep(streamPause)
 		}
 	}()
 	return s
