@@ -560,19 +560,35 @@ func TestPortComesAndGoes(t *testing.T) {
 	}
 	sw.addPod(t, "late", 3)
 	sw.until(t, "the port opens", func() bool { return delivered(sw, 1, 3) && delivered(sw, 3, 1) })
-	open := 0
-	for _, p := range s.Stats().GetPorts() {
-		if p.GetOpen() {
-			open++
-		}
-	}
-	if open != 3 {
-		t.Errorf("%d ports are said to be open: %v", open, s.Stats().GetPorts())
-	}
+	untilOpen(t, s, 3)
 	must(t, sw.RemovePort(context.Background(), "if-late"))
 	sw.until(t, "the port closes", func() bool { return !delivered(sw, 1, 3) && !delivered(sw, 3, 1) })
 	if !delivered(sw, 1, 2) {
 		t.Error("another Pod lost its port with it")
+	}
+}
+
+// untilOpen waits until so many ports are said to be open: the shim says so after
+// the bundle, so that packets may pass a moment before.
+func untilOpen(t *testing.T, s *Shim, want int) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		_, changed := s.node.port("")
+		open := 0
+		for _, p := range s.Stats().GetPorts() {
+			if p.GetOpen() {
+				open++
+			}
+		}
+		if open == want {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("%d ports are said to be open, not %d: %v", open, want, s.Stats().GetPorts())
+		}
 	}
 }
 
