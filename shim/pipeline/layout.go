@@ -147,6 +147,7 @@ const (
 	KindIsolation CookieKind = 5 // Id: OpenFlow port.
 	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
 	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
+	KindCount     CookieKind = 8 // Counts, and decides nothing. Id: of a rule, or of an isolation.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
