@@ -70,14 +70,10 @@ func CountOf(f openflow.Flow) (Count, bool) {
 // isolation each policy that isolates. They are known until the id is dropped.
 // That they are others than before, Change.Recounted says.
 func (c *Compiler) Subjects(id uint32) []Subject {
-	n := c.counts.of[id]
-	switch {
-	case n == nil:
-		return nil
-	case n.part != nil:
-		return []Subject{n.part.body.owner.subject()}
+	if n := c.counts.of[id]; n != nil {
+		return n.subjects()
 	}
-	return n.subjects
+	return nil
 }
 
 // Retired are the ids whose rules are not in force any more, or not by this id,
@@ -137,8 +133,7 @@ type counts struct {
 }
 
 type counted struct {
-	part     *part     // Of a rule that is in force: its body's owner is the subject.
-	subjects []Subject // Of what is no part, or is retired.
+	subjects func() []Subject // As they are now.
 	flows    []openflow.FlowKey
 }
 
@@ -153,7 +148,7 @@ func (n *counts) live(id uint32) bool {
 }
 
 // begin has flows count for an id, or go on to if it is retired.
-func (n *counts) begin(flows *flowSet, id uint32, subjects []Subject, list []openflow.Flow) {
+func (n *counts) begin(flows *flowSet, id uint32, subjects func() []Subject, list []openflow.Flow) {
 	delete(n.retired, id)
 	if at := n.of[id]; at != nil {
 		at.subjects = subjects
@@ -196,25 +191,26 @@ func (n *counts) drop(flows *flowSet, id uint32) {
 	delete(n.of, id)
 }
 
-// countPart has a part's packets counted, where it is a rule's to count them.
+// countPart has a part's packets counted, where it is a rule's to count them,
+// for the owner of its body.
 func (c *Compiler) countPart(pt *part) {
 	id, s := pt.place.Conj, pt.body.steps()
+	var flows []openflow.Flow
 	switch {
 	case pt.body.world == staged && !pt.body.own:
-		c.counts.begin(&c.flows, id, nil, nil)
 	case pt.body.world == staged || pt.body.action != policyv1.Action_ACTION_ALLOW:
-		c.counts.begin(&c.flows, id, nil, decided(id))
+		flows = decided(id)
 	default:
-		c.counts.begin(&c.flows, id, nil, s.allowing(id))
+		flows = s.allowing(id)
 	}
-	c.counts.of[id].part = pt
+	c.counts.begin(&c.flows, id, func() []Subject { return []Subject{pt.body.owner.subject()} }, flows)
 }
 
 // uncountPart undoes countPart; its flows are retired.
 func (c *Compiler) uncountPart(pt *part) {
-	id := pt.place.Conj
+	id, last := pt.place.Conj, []Subject{pt.body.owner.subject()}
 	n := c.counts.of[id]
-	n.part, n.subjects = nil, []Subject{pt.body.owner.subject()}
+	n.subjects = func() []Subject { return last }
 	if c.counts.end(id); len(n.flows) == 0 {
 		c.counts.drop(&c.flows, id)
 	}

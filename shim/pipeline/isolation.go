@@ -2,10 +2,9 @@ package pipeline
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
-
-	"github.com/zeebo/xxh3"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
@@ -13,12 +12,12 @@ import (
 )
 
 // isolation is a set of policies that isolate endpoints in a direction and
-// world. What is dropped for it counts for each of them.
+// world. What is dropped for it counts for each of them; in the staged world, for
+// the staged ones.
 type isolation struct {
-	key      string // In the assignment.
-	id       uint32
-	policies []*policy // By name; of the staged world, the staged ones alone.
-	ports    int       // Flows that lead to it.
+	key   string // In the assignment.
+	id    uint32
+	ports int // Flows that lead to it.
 }
 
 // isolating are the policies of a world that isolate an endpoint in a direction,
@@ -34,10 +33,20 @@ func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction, w world) []*p
 	return out
 }
 
+// isolators are the policies of a world that isolate what is in some groups, in
+// a direction.
+type isolators struct {
+	policies []*policy
+	logs     bool // One of them asks for records.
+	// sum is that of the policies' hashes: it tells sets apart, in whichever order
+	// they were found.
+	sum [2]uint64
+}
+
 // class is what policies as a whole mean for endpoints that are in the same
 // applied-to groups.
 type class struct {
-	isolating [2][directions][]*policy // By world.
+	isolators [2][directions]isolators // By world.
 	judged    [directions]bool         // The staged world judges them: a staged policy applies.
 }
 
@@ -55,32 +64,37 @@ func (cs classes) of(c *Compiler, ep *endpoint) *class {
 		key.Write(g[:])
 	}
 	found := cs[key.String()]
-	if found != nil {
-		return found
+	if found == nil {
+		found = c.classOf(ep)
+		cs[key.String()] = found
 	}
-	found = &class{}
-	for _, dir := range bothDirections {
-		for _, w := range []world{enforced, staged} {
-			found.isolating[w][dir] = c.isolating(ep, dir, w)
-		}
-	}
-	for p := range c.guarding(ep) {
-		if p.world() != staged {
-			continue
-		}
-		for _, r := range p.rules {
-			if r.appliesTo(ep) {
-				found.judged[r.direction] = true
-			}
-		}
-		for _, dir := range bothDirections {
-			if p.isolatesIn(dir) && p.appliesTo(ep) {
-				found.judged[dir] = true
-			}
-		}
-	}
-	cs[key.String()] = found
 	return found
+}
+
+func (c *Compiler) classOf(ep *endpoint) *class {
+	cl := &class{}
+	for p := range c.guarding(ep) {
+		applies, is := p.appliesTo(ep), p.world()
+		for _, dir := range bothDirections {
+			if !applies || !p.isolatesIn(dir) {
+				continue
+			}
+			for w := is; w <= staged; w++ {
+				in := &cl.isolators[w][dir]
+				in.policies, in.logs = append(in.policies, p), in.logs || p.wire.GetLogIsolation()
+				var carry uint64
+				in.sum[0], carry = bits.Add64(in.sum[0], p.hash.Lo, 0)
+				in.sum[1], _ = bits.Add64(in.sum[1], p.hash.Hi, carry)
+			}
+			cl.judged[dir] = cl.judged[dir] || is == staged
+		}
+		if is == staged {
+			for _, r := range p.rules {
+				cl.judged[r.direction] = cl.judged[r.direction] || r.appliesTo(ep)
+			}
+		}
+	}
+	return cl
 }
 
 // isolate works out again which isolation flows an endpoint has, and those that
@@ -96,9 +110,8 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		ep.verdicts = append(ep.verdicts, f.Key())
 	}
 	for _, dir := range bothDirections {
-		policies := cl.isolating[enforced][dir]
-		logged := c.cfg.LogIsolationAll || slices.ContainsFunc(policies, func(p *policy) bool { return p.wire.GetLogIsolation() })
-		here := c.isolation(ep, dir, enforced, policies)
+		logged := c.cfg.LogIsolationAll || cl.isolators[enforced][dir].logs
+		here := c.isolation(ep, dir, enforced, cl)
 		if here != nil {
 			acts := dropBy(here.id)
 			if logged {
@@ -110,7 +123,7 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		if !ep.judged[dir] {
 			continue
 		}
-		there, silent := c.isolation(ep, dir, staged, cl.isolating[staged][dir]), here
+		there, silent := c.isolation(ep, dir, staged, cl), here
 		if logged {
 			silent = nil
 		}
@@ -121,17 +134,14 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 	c.release(former)
 }
 
-// isolation is that of a set of policies, for one flow more of an endpoint; nil
-// where the set is empty.
-func (c *Compiler) isolation(ep *endpoint, dir policyv1.Direction, w world, policies []*policy) *isolation {
-	if len(policies) == 0 {
+// isolation is that of an endpoint's class, for one flow more; nil where nothing
+// isolates it.
+func (c *Compiler) isolation(ep *endpoint, dir policyv1.Direction, w world, cl *class) *isolation {
+	by := cl.isolators[w][dir]
+	if len(by.policies) == 0 {
 		return nil
 	}
-	h := xxh3.New()
-	for _, p := range policies {
-		fmt.Fprintf(h, "%d/%d/%s/%s/%s\x00", p.world(), p.wire.GetRef().GetKind(), p.wire.GetRef().GetNamespace(), p.wire.GetRef().GetName(), p.wire.GetUid())
-	}
-	key := fmt.Sprintf("isolation/%s/%x", directionName(dir), h.Sum128().Bytes())
+	key := fmt.Sprintf("isolation/%s/%016x%016x", directionName(dir), by.sum[1], by.sum[0])
 	if w == staged {
 		key = "staged/" + key
 	}
@@ -142,12 +152,9 @@ func (c *Compiler) isolation(ep *endpoint, dir policyv1.Direction, w world, poli
 			place = RulePlace{Conj: c.nextID()}
 			c.assignment.Rules[key] = place
 		}
-		if w == staged {
-			policies = slices.DeleteFunc(slices.Clone(policies), func(p *policy) bool { return p.world() != staged })
-		}
-		set = &isolation{key: key, id: place.Conj, policies: policies}
+		set = &isolation{key: key, id: place.Conj}
 		c.isolations[key] = set
-		c.counts.begin(&c.flows, set.id, subjectsOf(policies, dir), decided(set.id))
+		c.counts.begin(&c.flows, set.id, func() []Subject { return by.subjects(dir, w) }, decided(set.id))
 	}
 	set.ports++
 	ep.isolated = append(ep.isolated, set)
@@ -166,9 +173,12 @@ func (c *Compiler) release(list []*isolation) {
 	}
 }
 
-func subjectsOf(policies []*policy, dir policyv1.Direction) (out []Subject) {
+// subjects are those of an isolation, by name: in the staged world the staged
+// policies alone.
+func (by isolators) subjects(dir policyv1.Direction, w world) (out []Subject) {
+	policies := slices.SortedFunc(slices.Values(by.policies), comparePolicies)
 	for i, p := range policies {
-		if i == 0 || comparePolicies(policies[i-1], p) != 0 { // A policy may have come in several parts.
+		if p.world() == w && (i == 0 || comparePolicies(policies[i-1], p) != 0) { // A policy may have come in several parts.
 			s := p.subject(dir)
 			s.Isolation = true
 			out = append(out, s)

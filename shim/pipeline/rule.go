@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/zeebo/xxh3"
+
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/storage"
@@ -19,6 +21,7 @@ type policy struct {
 	applied  []storage.ScopeID
 	rules    []*rule
 	problems []error
+	hash     xxh3.Uint128 // Of its world and identity.
 }
 
 func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }
@@ -26,7 +29,10 @@ func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.
 // comparePolicies orders policies as people read them.
 func comparePolicies(a, b *policy) int {
 	x, y := a.wire.GetRef(), b.wire.GetRef()
-	return cmp.Or(strings.Compare(x.GetKind().String(), y.GetKind().String()), strings.Compare(x.GetNamespace(), y.GetNamespace()), strings.Compare(x.GetName(), y.GetName()))
+	if x.GetKind() != y.GetKind() {
+		return strings.Compare(x.GetKind().String(), y.GetKind().String())
+	}
+	return cmp.Or(strings.Compare(x.GetNamespace(), y.GetNamespace()), strings.Compare(x.GetName(), y.GetName()))
 }
 
 // isolatesIn says whether a policy isolates what it applies to in a direction.
@@ -109,6 +115,8 @@ func (r *content) egress() bool { return r.direction == egressDirection }
 // policy, and the rest stands: what is left out of a rule matches nothing.
 func newPolicy(w *policyv1.Policy) *policy {
 	p := &policy{wire: w}
+	id := p.identity()
+	p.hash = xxh3.HashString128(fmt.Sprintf("%d/%d/%s/%s/%s/%s", p.world(), id.kind, id.namespace, id.name, id.uid, w.GetPart()))
 	var err error
 	if p.applied, err = scopeIDs(w.GetAppliedTo()); err != nil {
 		p.problems = append(p.problems, err)
