@@ -62,6 +62,7 @@ type account struct {
 type owner struct {
 	accounts []*account
 	flows    int
+	carried  bool  // Connections carry the id.
 	counted  Stamp // When one of them last counted, or came.
 }
 
@@ -171,22 +172,15 @@ func (b *Books) Subjects(id uint32) []pipeline.Subject {
 	return out
 }
 
-// Counted is for how long no flow of an id has counted, as of a moment; false
-// where that is not known.
-func (b *Books) Counted(id uint32, now Stamp) (quiet time.Duration, known bool) {
+// Quiet is for how long no flow of an id has counted, as of a moment. Carried says
+// that connections carry the id; known is false where there is no such flow.
+func (b *Books) Quiet(id uint32, now Stamp) (quiet time.Duration, carried, known bool) {
 	o := b.ids[id]
 	if o == nil || o.flows == 0 {
-		return 0, false
+		return 0, false, false
 	}
-	return now.since(o.counted)
-}
-
-// MaxID is the highest id that the books know.
-func (b *Books) MaxID() (highest uint32) {
-	for id := range b.ids {
-		highest = max(highest, id)
-	}
-	return highest
+	quiet, known = now.since(o.counted)
+	return quiet, o.carried, known
 }
 
 // Keep forgets ids that have no flow and are not wanted.

@@ -108,6 +108,7 @@ func Decode(content []byte, node string) (*Books, error) {
 			return nil, errShort
 		}
 		o.flows++
+		o.carried = o.carried || f.count.Carried
 		b.flows[k] = f
 	}
 	if r.err == nil && len(r.rest) > 0 {

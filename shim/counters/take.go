@@ -34,13 +34,7 @@ const slack = 100 * time.Millisecond
 // Take enters a reading; changed says whether the books differ from what they
 // were, but for the reading's time and number.
 func (b *Books) Take(r Reading) (changed bool) {
-	b.reading = max(b.reading+1, uint64(r.Ended.Wall.UnixMilli()))
-	lost := b.lost
-	for i := range r.Flows {
-		if b.enter(&r, &r.Flows[i]) {
-			changed = true
-		}
-	}
+	changed = b.TakePart(r)
 	for k, f := range b.flows {
 		if f.seen == b.reading {
 			continue
@@ -52,7 +46,19 @@ func (b *Books) Take(r Reading) (changed bool) {
 		b.remove(k, f)
 	}
 	b.last = r.Ended
-	return b.forget(r.Ended.Wall) || changed || b.lost != lost
+	return b.forget(r.Ended.Wall) || changed
+}
+
+// TakePart enters a reading of some of the flows. It says nothing of the others.
+func (b *Books) TakePart(r Reading) (changed bool) {
+	b.reading = max(b.reading+1, uint64(r.Ended.Wall.UnixMilli()))
+	lost := b.lost
+	for i := range r.Flows {
+		if b.enter(&r, &r.Flows[i]) {
+			changed = true
+		}
+	}
+	return changed || b.lost != lost
 }
 
 // enter takes one flow's counters.
@@ -97,6 +103,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 	if leaving, replaced := r.Leaving[id], r.Replacing[read.Flow.Key()]; f.leaving != leaving || f.replaced != replaced {
 		f.leaving, f.replaced, changed = leaving, replaced, true
 	}
+	o.carried = o.carried || read.Count.Carried
 	for _, a := range o.accounts {
 		a.add(read.Count, packets, bytes, b.reading)
 	}
