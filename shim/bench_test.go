@@ -190,14 +190,9 @@ const fewest = 5
 func BenchmarkFlowInstall(b *testing.B) {
 	for _, flows := range []int{1000, 10000, 100000} {
 		b.Run(fmt.Sprint(flows), func(b *testing.B) {
-			const pods, each = 10, 1000
+			const pods = 10
 			n := newBenchNode(b, pods)
-			var objects, policies []api.Object
-			for i := range flows / each {
-				objects = append(objects, peers(fmt.Sprint("app-", i), i*each, each)...)
-				policies = append(policies, lets(fmt.Sprint("policy-", i), fmt.Sprint("pod-", i%pods), fmt.Sprint("app-", i), 80))
-			}
-			n.engineTakes(objects)
+			policies := n.thousands(flows, pods)
 			base := n.flowCount()
 			var ours, theirs []time.Duration
 			var ratios []float64
@@ -235,11 +230,19 @@ func BenchmarkFlowInstall(b *testing.B) {
 	}
 }
 
-// engineTakes gives the policy service objects that concern no node yet.
-func (n *benchNode) engineTakes(objects []api.Object) {
-	for _, o := range objects {
-		n.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
+// thousands are policies whose flows are about so many, a thousand each; their
+// targets are the first of the node's Pods, and the policy service has their
+// peers already.
+func (n *benchNode) thousands(flows, targets int) (policies []api.Object) {
+	const each = 1000
+	for i := range flows / each {
+		app := fmt.Sprint("app-", i)
+		for _, o := range peers(app, i*each, each) {
+			n.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
+		}
+		policies = append(policies, lets(fmt.Sprint("policy-", i), fmt.Sprint("pod-", i%targets), app, 80))
 	}
+	return policies
 }
 
 // ofctl has ovs-ofctl install flows in a bundle, says how long that took, and
