@@ -185,10 +185,22 @@ func (s *Switch) trace(ctx context.Context, node string, p bridge.Packet) (text 
 // anyRule is a cookie less the rule that it names: where the clauses of several
 // rules of one priority hold, which of them is hit is up to the switch.
 func anyRule(cookie uint64) uint64 {
-	if kind, id, ok := pipeline.ParseCookie(cookie); ok && (kind == pipeline.KindRule || kind == pipeline.KindStaged) {
+	if kind, id, ok := pipeline.ParseCookie(cookie); ok && (kind == pipeline.KindRule || kind == pipeline.KindStaged || kind == pipeline.KindCount) {
 		return cookie - uint64(id)
 	}
 	return cookie
+}
+
+// decisive leaves out of a way what depends on which of several rules was hit:
+// their ids, and that those of staged policies count what they would decide.
+func decisive(tables []uint8, cookies []uint64) (t []uint8, c []uint64) {
+	for i := range min(len(tables), len(cookies)) {
+		if tables[i] == pipeline.TableRuleMetric && i > 0 && tables[i-1] >= pipeline.TableStagedAntreaPolicyEgressRule {
+			continue
+		}
+		t, c = append(t, tables[i]), append(c, anyRule(cookies[i]))
+	}
+	return t, c
 }
 
 // trace holds the Fake's way of each hop's first packet against Open vSwitch's.
@@ -203,13 +215,12 @@ func (r *run) trace(way []hop) (*Difference, error) {
 			return nil, err
 		}
 		r.stats.Traces++
-		var cookies []uint64
+		var all []uint64
 		for _, hit := range w.Trail {
-			cookies = append(cookies, anyRule(hit.Flow.Cookie))
+			all = append(all, hit.Flow.Cookie)
 		}
-		for i, cookie := range o.Cookies {
-			o.Cookies[i] = anyRule(cookie)
-		}
+		tables, cookies := decisive(w.Tables(), all)
+		o.Tables, o.Cookies = decisive(o.Tables, o.Cookies)
 		ports := []string{}
 		for _, p := range w.Ports() {
 			if p == openflow.PortLocal {
@@ -223,8 +234,8 @@ func (r *run) trace(way []hop) (*Difference, error) {
 		switch {
 		case !slices.Equal(ports, o.Outputs):
 			problem = fmt.Sprintf("on %s, the fake lets the packet leave by %v, Open vSwitch by %v", h.node, ports, o.Outputs)
-		case !slices.Equal(w.Tables(), o.Tables):
-			problem = fmt.Sprintf("on %s, the fake looks the packet up in tables %v, Open vSwitch in %v", h.node, w.Tables(), o.Tables)
+		case !slices.Equal(tables, o.Tables):
+			problem = fmt.Sprintf("on %s, the fake looks the packet up in tables %v, Open vSwitch in %v", h.node, tables, o.Tables)
 		case !slices.Equal(cookies, o.Cookies):
 			problem = fmt.Sprintf("on %s, the fake hits flows of cookies %#x, Open vSwitch %#x", h.node, cookies, o.Cookies)
 		default:

@@ -107,12 +107,12 @@ type scene struct {
 // deciders are the rule that decides where a part of a rule was hit, and the
 // policies that do: of a Kubernetes allow all that allow.
 func (c *Compiler) deciders(pt *part, at scene) (*rule, []*policy) {
-	r := pt.rule
-	if r.level == nil {
-		if policies := c.allowing(r.world, at); len(policies) > 0 {
+	r := pt.body.owner
+	if pt.body.level == nil {
+		if policies := c.allowing(pt.body.world, at); len(policies) > 0 {
 			return r, policies
 		}
-	} else if first := c.decider(r.level, at); first != nil {
+	} else if first := c.decider(pt.body.level, at); first != nil {
 		r = first
 	}
 	return r, []*policy{r.policy}
@@ -133,10 +133,11 @@ func refs(policies []*policy) (out []*policyv1.PolicyRef) {
 // whose age is not known counts as the youngest.
 func (c *Compiler) decider(lv *level, at scene) *rule {
 	var first *rule
+	covered := make(covered)
 	for p := range c.guarding(at.ep) {
 		for _, r := range p.rules {
 			for _, in := range []*rule{r, r.twin} {
-				if in != nil && in.level == lv && c.ruleCovers(in, at) && (first == nil || compareTied(in.policy, first.policy) < 0) {
+				if in != nil && in.level == lv && covered.by(c, in, at) && (first == nil || compareTied(in.policy, first.policy) < 0) {
 					first = in
 				}
 			}
@@ -157,20 +158,31 @@ func (p *policy) born() int64 {
 	return math.MaxInt64
 }
 
-// ruleCovers says whether a rule holds for a hit on an endpoint.
-func (c *Compiler) ruleCovers(r *rule, at scene) bool {
-	_, guarded := r.guarded[at.ep]
-	return guarded && slices.ContainsFunc(r.parts, func(pt *part) bool { return c.covers(pt, at.ep, at.peer, at.hit) })
+// covered says which bodies hold for a hit, as far as was asked.
+type covered map[*body]bool
+
+// by says whether a rule holds for a hit on an endpoint.
+func (known covered) by(c *Compiler, r *rule, at scene) bool {
+	b := r.body
+	covers, is := known[b]
+	if !is {
+		if _, guarded := b.guarded[at.ep]; guarded {
+			covers = slices.ContainsFunc(b.parts, func(pt *part) bool { return c.covers(pt, at.ep, at.peer, at.hit) })
+		}
+		known[b] = covers
+	}
+	return covers
 }
 
 // allowing are the Kubernetes policies of a world that have a rule which allows
 // a hit, by name.
 func (c *Compiler) allowing(w world, at scene) []*policy {
 	var found []*policy
+	covered := make(covered)
 	for p := range c.guarding(at.ep) {
 		if slices.ContainsFunc(p.rules, func(r *rule) bool {
 			in := r.as(w)
-			return in != nil && !in.ordered() && in.wire.GetDirection() == at.dir && c.ruleCovers(in, at)
+			return in != nil && !in.ordered() && in.direction == at.dir && covered.by(c, in, at)
 		}) {
 			found = append(found, p)
 		}
@@ -182,7 +194,7 @@ func (c *Compiler) allowing(w world, at scene) []*policy {
 // covers says whether a part's clauses hold for a hit on one of its targets.
 // Group members are looked up among the clause flows, not gone through.
 func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
-	r, f := pt.rule, family(peer)
+	r, f := pt.body, family(peer)
 	listed := func(clause uint8, match openflow.Match) bool {
 		d := c.flows.flows[openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}]
 		if d == nil {
@@ -199,7 +211,7 @@ func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
 		if r.egress() {
 			return listed(pt.peer, openflow.NewMatch(openflow.IPDst(host(peer)), l4(h.Proto, h.DstPort, 0xffff)))
 		}
-		if !listed(pt.target, openflow.NewMatch(targetField(r.wire.GetDirection(), ep.port.OFPort), familyField(f), l4(h.Proto, h.DstPort, 0xffff))) {
+		if !listed(pt.target, openflow.NewMatch(targetField(r.direction, ep.port.OFPort), familyField(f), l4(h.Proto, h.DstPort, 0xffff))) {
 			return false
 		}
 	}

@@ -9,14 +9,14 @@ import (
 	"github.com/weirnet/weir/storage"
 )
 
-// The three functions here name every flow that a rule's clauses have, each as
-// a function of the rule and one thing: an endpoint that it guards, an address
+// The three functions here name every flow that a body's clauses have, each as
+// a function of the body and one thing: an endpoint that it guards, an address
 // family, a member of a group that it names. What is called with join when the
 // thing comes is called with leave when it goes.
 
 // targetClauses are those of one guarded endpoint.
-func (c *Compiler) targetClauses(r *rule, ep *endpoint, do emit) {
-	target := targetField(r.wire.GetDirection(), ep.port.OFPort)
+func (c *Compiler) targetClauses(r *body, ep *endpoint, do emit) {
+	target := targetField(r.direction, ep.port.OFPort)
 	for _, pt := range r.parts {
 		if !pt.named || r.egress() {
 			do(pt, pt.target, openflow.NewMatch(target))
@@ -34,7 +34,7 @@ func (c *Compiler) targetClauses(r *rule, ep *endpoint, do emit) {
 }
 
 // familyClauses are the peers and services of one address family.
-func (c *Compiler) familyClauses(r *rule, f int, do emit) {
+func (c *Compiler) familyClauses(r *body, f int, do emit) {
 	for _, g := range r.peers {
 		for _, m := range c.groups[g] {
 			c.peerClauses(r, f, m, do)
@@ -69,7 +69,7 @@ func (c *Compiler) familyClauses(r *rule, f int, do emit) {
 }
 
 // memberClauses are those of one member of a group that the rule names.
-func (c *Compiler) memberClauses(r *rule, g storage.ScopeID, m *policyv1.Member, do emit) {
+func (c *Compiler) memberClauses(r *body, g storage.ScopeID, m *policyv1.Member, do emit) {
 	for f, n := range r.in {
 		if n == 0 {
 			continue
@@ -88,7 +88,7 @@ func (c *Compiler) memberClauses(r *rule, g storage.ScopeID, m *policyv1.Member,
 }
 
 // peerClauses are those of one member of a peer group, in one family.
-func (c *Compiler) peerClauses(r *rule, f int, m *policyv1.Member, do emit) {
+func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
 	for _, ip := range addrs(m.GetIps()) {
 		if family(ip) != f {
 			continue
@@ -118,7 +118,7 @@ func (c *Compiler) peerClauses(r *rule, f int, m *policyv1.Member, do emit) {
 
 // nameClauses are those of one member on which port names are resolved for
 // peers that are absent or blocks.
-func (c *Compiler) nameClauses(r *rule, f int, m *policyv1.Member, do emit) {
+func (c *Compiler) nameClauses(r *body, f int, m *policyv1.Member, do emit) {
 	for _, ip := range addrs(m.GetIps()) {
 		if family(ip) != f || !r.holds(ip) {
 			continue
@@ -132,8 +132,8 @@ func (c *Compiler) nameClauses(r *rule, f int, m *policyv1.Member, do emit) {
 }
 
 // holds says whether absent peers or the blocks of the rule hold an address.
-func (r *rule) holds(ip netip.Addr) bool {
-	if r.wire.GetPeers() == nil {
+func (r *content) holds(ip netip.Addr) bool {
+	if r.anyPeer {
 		return true
 	}
 	for _, p := range r.blocks {
@@ -145,14 +145,14 @@ func (r *rule) holds(ip netip.Addr) bool {
 }
 
 // nameClause matches a destination and its port of a name, in one clause.
-func (c *Compiler) nameClause(r *rule, pt *part, ip netip.Addr, m *policyv1.Member, do emit) {
+func (c *Compiler) nameClause(r *body, pt *part, ip netip.Addr, m *policyv1.Member, do emit) {
 	for _, port := range resolve(r.services, m.GetPorts()) {
 		do(pt, pt.peer, openflow.NewMatch(openflow.IPDst(host(ip)), openflow.L4Dst(port.proto, port.number, 0xffff)))
 	}
 }
 
 // peerField matches the other end of the rule's traffic.
-func (r *rule) peerField(p netip.Prefix) openflow.Field {
+func (r *content) peerField(p netip.Prefix) openflow.Field {
 	if r.egress() {
 		return openflow.IPDst(p)
 	}

@@ -49,15 +49,20 @@ type Compiler struct {
 	ladders    map[uint8]*ladder // By rule table; Kubernetes rules need none.
 	byConj     map[uint32]*part
 	vacated    map[string]struct{} // Keys of places that may have no part, until the Update ends.
+	bodies     map[bodyKey]*body
+	orphaned   map[*body]struct{} // Whose owner left, until the Update ends.
+	counts     counts
 
-	groups    map[storage.ScopeID]map[string]*policyv1.Member
-	policies  map[storage.ScopeID]map[string]*policy
-	endpoints map[string]*endpoint // By item key.
-	byUID     map[string]string    // Keys of endpoints whose object is known, by its UID.
-	nodeScope map[string]storage.ScopeID
-	ports     map[uint32]*endpoint
+	groups       map[storage.ScopeID]map[string]*policyv1.Member
+	policies     map[storage.ScopeID]map[string]*policy
+	policiesHeld map[policyID]int // Items that a policy has.
+	isolations   map[string]*isolation
+	endpoints    map[string]*endpoint // By item key.
+	byUID        map[string]string    // Keys of endpoints whose object is known, by its UID.
+	nodeScope    map[string]storage.ScopeID
+	ports        map[uint32]*endpoint
 
-	peerOf   map[storage.ScopeID]map[*rule]struct{}   // Rules by the groups that they name.
+	peerOf   map[storage.ScopeID]map[*body]struct{}   // Bodies by the groups that they name.
 	guards   map[storage.ScopeID]map[*policy]struct{} // Policies by applied-to group.
 	inGroup  map[storage.ScopeID]map[*endpoint]struct{}
 	reassess map[*endpoint]struct{} // To be worked out again: see assess.
@@ -80,23 +85,28 @@ func New(cfg Config, former Assignment) *Compiler {
 	}
 	former.Next = max(former.Next, 1)
 	c := &Compiler{
-		cfg:        cfg,
-		flows:      newFlowSet(),
-		assignment: former,
-		byConj:     make(map[uint32]*part),
-		vacated:    make(map[string]struct{}),
-		groups:     make(map[storage.ScopeID]map[string]*policyv1.Member),
-		policies:   make(map[storage.ScopeID]map[string]*policy),
-		endpoints:  make(map[string]*endpoint),
-		byUID:      make(map[string]string),
-		nodeScope:  make(map[string]storage.ScopeID),
-		ports:      make(map[uint32]*endpoint),
-		peerOf:     make(map[storage.ScopeID]map[*rule]struct{}),
-		guards:     make(map[storage.ScopeID]map[*policy]struct{}),
-		inGroup:    make(map[storage.ScopeID]map[*endpoint]struct{}),
-		reassess:   make(map[*endpoint]struct{}),
-		names:      make(map[netip.Addr][]nameCount),
-		gaveUp:     make(map[netip.Addr]string),
+		cfg:          cfg,
+		flows:        newFlowSet(),
+		assignment:   former,
+		byConj:       make(map[uint32]*part),
+		vacated:      make(map[string]struct{}),
+		bodies:       make(map[bodyKey]*body),
+		orphaned:     make(map[*body]struct{}),
+		counts:       newCounts(),
+		groups:       make(map[storage.ScopeID]map[string]*policyv1.Member),
+		policies:     make(map[storage.ScopeID]map[string]*policy),
+		policiesHeld: make(map[policyID]int),
+		isolations:   make(map[string]*isolation),
+		endpoints:    make(map[string]*endpoint),
+		byUID:        make(map[string]string),
+		nodeScope:    make(map[string]storage.ScopeID),
+		ports:        make(map[uint32]*endpoint),
+		peerOf:       make(map[storage.ScopeID]map[*body]struct{}),
+		guards:       make(map[storage.ScopeID]map[*policy]struct{}),
+		inGroup:      make(map[storage.ScopeID]map[*endpoint]struct{}),
+		reassess:     make(map[*endpoint]struct{}),
+		names:        make(map[netip.Addr][]nameCount),
+		gaveUp:       make(map[netip.Addr]string),
 	}
 	for key := range former.Rules {
 		c.vacated[key] = struct{}{}
@@ -155,6 +165,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	}
 	c.setPorts(ports)
 	c.assess()
+	c.passOn()
 	c.forgetPlaces()
 	up, del := c.flows.take()
 	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated()}, nil

@@ -9,45 +9,57 @@ import (
 // world that acts, and logs where the rule asks for it; in the staged world it
 // marks the packet.
 
-// decisions puts in what happens to packets that satisfy all clauses of a rule,
-// if it guards any.
-func (c *Compiler) decisions(r *rule) {
-	if len(r.guarded) == 0 {
+// decisions puts in what happens to packets that satisfy all clauses of a body,
+// and what counts them, if it guards anything.
+func (c *Compiler) decisions(b *body) {
+	if len(b.guarded) == 0 {
 		return
 	}
-	for _, pt := range r.parts {
-		c.flows.set("", c.conjunctionFlow(pt))
-		if r.reports() {
+	for _, pt := range b.parts {
+		c.flows.set("", conjunctionFlow(pt))
+		if b.reports() {
 			c.flows.set("", reportFlow(pt))
 		}
+		c.countPart(pt)
 	}
 }
 
-// reports says whether a rule reports packets that the staged world judges
+// reports says whether a body reports packets that the staged world judges
 // otherwise. Rules that log report them anyway, with the marks.
-func (r *rule) reports() bool {
-	return r.world == enforced && r.twin != nil && !r.wire.GetLog() && verdictOf(r.wire.GetAction()) != 0
+func (b *body) reports() bool {
+	return b.world == enforced && b.reporting > 0 && !b.log && verdictOf(b.action) != 0
 }
 
 // undecide takes out what decisions put in.
-func (c *Compiler) undecide(r *rule) {
-	for _, pt := range r.parts {
-		f := c.conjunctionFlow(pt)
-		c.flows.unset("", f.Key())
-		if r.reports() {
-			f := reportFlow(pt)
-			c.flows.unset("", f.Key())
+func (c *Compiler) undecide(b *body) {
+	for _, pt := range b.parts {
+		c.flows.unset("", conjunctionFlow(pt).Key())
+		if b.reports() {
+			c.flows.unset("", reportFlow(pt).Key())
 		}
+		c.uncountPart(pt)
 	}
 }
 
+// report counts the members of a body that have a twin in the staged world, which
+// may change what the body reports.
+func (c *Compiler) report(b *body, delta int) {
+	if before := b.reporting; (before > 0) == (before+delta > 0) || len(b.guarded) == 0 {
+		b.reporting += delta
+		return
+	}
+	c.undecide(b)
+	b.reporting += delta
+	c.decisions(b)
+}
+
 // conjunctionFlow is what happens to a packet that satisfies all clauses.
-func (c *Compiler) conjunctionFlow(pt *part) openflow.Flow {
-	if pt.rule.world == staged {
+func conjunctionFlow(pt *part) openflow.Flow {
+	if pt.body.world == staged {
 		return stagedFlow(pt)
 	}
 	var acts []openflow.Action
-	if pt.rule.wire.GetLog() {
+	if pt.body.log {
 		acts = append(acts, logAction())
 	}
 	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
@@ -56,26 +68,32 @@ func (c *Compiler) conjunctionFlow(pt *part) openflow.Flow {
 
 // does is what a part of an enforced rule does with a packet.
 func does(pt *part) []openflow.Action {
-	s := pt.rule.steps()
-	switch pt.rule.wire.GetAction() {
+	s := pt.body.steps()
+	switch pt.body.action {
 	case policyv1.Action_ACTION_ALLOW:
 		return []openflow.Action{openflow.SetReg(s.allowed, pt.place.Conj, 0xffffffff), openflow.GotoTable(s.metric)}
 	case policyv1.Action_ACTION_PASS:
-		return []openflow.Action{openflow.GotoTable(s.k8s)}
+		return append(countBy(pt.place.Conj), openflow.GotoTable(s.k8s))
 	}
-	return nil
+	return dropBy(pt.place.Conj)
 }
 
 // stagedFlow is the flow of a part that decides, or passes, in the staged world:
-// it marks the packet, and comes back to where it was asked.
+// it marks the packet, and comes back to where it was asked. Rules of staged
+// policies count what they would decide.
 func stagedFlow(pt *part) openflow.Flow {
-	s, a := pt.rule.steps(), pt.rule.wire.GetAction()
-	acts := s.decide(verdictOf(a), pt.place.Conj)
+	s, a := pt.body.steps(), pt.body.action
+	var acts []openflow.Action
+	if pt.body.own {
+		acts = countBy(pt.place.Conj)
+	}
 	if a == policyv1.Action_ACTION_PASS {
-		acts = actions(openflow.SetReg(regStagedPass, pt.place.Conj, 0xffffffff), openflow.GotoTable(s.k8s))
+		acts = append(acts, openflow.SetReg(regStagedPass, pt.place.Conj, 0xffffffff), openflow.GotoTable(s.k8s))
+	} else {
+		acts = append(acts, s.decide(verdictOf(a), pt.place.Conj)...)
 	}
 	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
-		Cookie: cookie(KindStaged, pt.place.Conj), Actions: acts}
+		Cookie: cookie(KindStaged, pt.place.Conj), Actions: actions(acts...)}
 }
 
 // reportFlow is what a part of an enforced rule does with packets that the
@@ -83,7 +101,7 @@ func stagedFlow(pt *part) openflow.Flow {
 // conjunction's id, so that it is looked for where the clauses hold, and nowhere
 // else.
 func reportFlow(pt *part) openflow.Flow {
-	differs := pt.rule.steps().differs(verdictOf(pt.rule.wire.GetAction()))
+	differs := pt.body.steps().differs(verdictOf(pt.body.action))
 	return openflow.Flow{Table: pt.table, Priority: prioReport, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj), differs),
 		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append([]openflow.Action{reportAction()}, does(pt)...)...)}
 }

@@ -21,6 +21,7 @@ type endpoint struct {
 	owner    string // Of its flows: of two Pods of one address, the one with a port has it.
 	flows    []openflow.FlowKey
 	verdicts []openflow.FlowKey // Isolation, and what goes with the staged world.
+	isolated []*isolation       // By which it is.
 	judged   [directions]bool   // By the staged world.
 }
 
@@ -98,7 +99,7 @@ func (c *Compiler) attach(ep *endpoint, port *Port) {
 	for p := range c.guarding(ep) {
 		for _, r := range p.rules {
 			if r.world == enforced && r.appliesTo(ep) {
-				c.guard(r, ep)
+				c.guard(r.body, ep)
 			}
 		}
 	}
@@ -111,8 +112,8 @@ func (c *Compiler) detach(ep *endpoint) {
 		c.setJudged(ep, [directions]bool{})
 		for p := range c.guarding(ep) {
 			for _, r := range p.rules {
-				if r.appliesTo(ep) {
-					c.unguard(r, ep)
+				if r.world == enforced {
+					c.unguard(r.body, ep)
 				}
 			}
 		}
@@ -124,7 +125,8 @@ func (c *Compiler) detach(ep *endpoint) {
 	for _, key := range slices.Concat(ep.flows, ep.verdicts) {
 		c.flows.unset(ep.owner, key)
 	}
-	ep.flows, ep.verdicts, ep.port = nil, nil, nil
+	c.release(ep.isolated)
+	ep.flows, ep.verdicts, ep.isolated, ep.port = nil, nil, nil, nil
 	delete(c.reassess, ep)
 }
 
@@ -136,49 +138,6 @@ func (c *Compiler) guarding(ep *endpoint) map[*policy]struct{} {
 		maps.Copy(out, c.guards[g])
 	}
 	return out
-}
-
-// isolating are the policies of a world that isolate an endpoint in a direction,
-// by name.
-func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction, w world) []*policy {
-	var out []*policy
-	for p := range c.guarding(ep) {
-		if p.world() <= w && p.isolatesIn(dir) && p.appliesTo(ep) {
-			out = append(out, p)
-		}
-	}
-	slices.SortFunc(out, comparePolicies)
-	return out
-}
-
-// isolate works out again which isolation flows an endpoint has, and those that
-// lead to the staged world.
-func (c *Compiler) isolate(ep *endpoint) {
-	for _, key := range ep.verdicts {
-		c.flows.unset(ep.owner, key)
-	}
-	ep.verdicts = nil
-	put := func(f openflow.Flow) {
-		c.flows.set(ep.owner, f)
-		ep.verdicts = append(ep.verdicts, f.Key())
-	}
-	for _, dir := range bothDirections {
-		policies := c.isolating(ep, dir, enforced)
-		logged := c.cfg.LogIsolationAll || slices.ContainsFunc(policies, func(p *policy) bool { return p.wire.GetLogIsolation() })
-		if len(policies) > 0 {
-			f := openflow.Flow{Table: stepsOf[enforced][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
-				Cookie: cookie(KindIsolation, ep.port.OFPort)}
-			if logged {
-				f.Actions = actions(logAction())
-			}
-			put(f)
-		}
-		if ep.judged[dir] {
-			for _, f := range c.judgedFlows(ep, dir, len(policies) > 0 && !logged) {
-				put(f)
-			}
-		}
-	}
 }
 
 // targetField matches the traffic of a local port in a direction.

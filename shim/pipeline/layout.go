@@ -24,6 +24,9 @@ const (
 	TableConntrackCommit         = 24
 	TableSCTPCommit              = 25 // The same, for SCTP.
 	TableOutput                  = 26
+	TableRuleMetric              = 27 // Counts what rules decided, and lets nothing go on.
+	TableEgressSession           = 28 // Counts connections begun, and comes back.
+	TableIngressSession          = 29
 
 	// The staged world's rules: see world.go.
 	TableStagedAntreaPolicyEgressRule  = 30
@@ -54,6 +57,9 @@ var tableNames = map[uint8]string{
 	TableConntrackCommit:         "ConntrackCommit",
 	TableSCTPCommit:              "SCTPCommit",
 	TableOutput:                  "Output",
+	TableRuleMetric:              "RuleMetric",
+	TableEgressSession:           "EgressSession",
+	TableIngressSession:          "IngressSession",
 
 	TableStagedAntreaPolicyEgressRule:  "StagedAntreaPolicyEgressRule",
 	TableStagedEgressRule:              "StagedEgressRule",
@@ -76,6 +82,7 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg0[24]    handed over to others' flows, while a bridge is adopted
 //	reg1        output port
 //	reg2, reg3  ids of the staged world's rules that decided and that passed
+//	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet
 const (
@@ -86,6 +93,7 @@ const (
 	regOutput                 = 1
 	regStagedRule             = 2
 	regStagedPass             = 3
+	regDecision               = 4
 	regEgressRule             = 5
 	regIngressRule            = 6
 	regZone                   = 7
@@ -132,7 +140,7 @@ const lanesMax = 150
 const (
 	CookieMark    = uint64(0x57) << 56
 	CookieMask    = uint64(0xff) << 56
-	LayoutVersion = uint64(2)
+	LayoutVersion = uint64(3)
 )
 
 // CookieKind says what a flow stands for.
@@ -162,10 +170,10 @@ func ParseCookie(c uint64) (kind CookieKind, id uint32, ok bool) {
 	return CookieKind(c >> 40), uint32(c), true
 }
 
-// CarriedID is the rule id of a rule's flow, of this layout or an earlier one:
-// connections may carry it. It is zero for other flows.
+// CarriedID is the id of a rule's flow or a counting one, of this layout or an
+// earlier one: connections may carry it. It is zero for other flows.
 func CarriedID(c uint64) uint32 {
-	if c&CookieMask != CookieMark || CookieKind(c>>40) != KindRule {
+	if kind := CookieKind(c >> 40); c&CookieMask != CookieMark || (kind != KindRule && kind != KindCount) {
 		return 0
 	}
 	return uint32(c)

@@ -2,13 +2,19 @@ package pipeline
 
 import "github.com/weirnet/weir/shim/bridge/openflow"
 
+// nextID is an id that was never given.
+func (c *Compiler) nextID() uint32 {
+	c.assignment.Next++
+	return c.assignment.Next - 1
+}
+
 // place gives a part its id and lane: those that it has in the assignment, or
 // a new id and the first lane in which none of its clause flows is full.
 func (c *Compiler) place(pt *part, first *endpoint) {
+	pt.key = pt.body.owner.partKey(pt)
 	place, had := c.assignment.Rules[pt.key]
-	if !had {
-		place.Conj = c.assignment.Next
-		c.assignment.Next++
+	if had = had && c.byConj[place.Conj] == nil; !had { // What was like its rule once may still have it.
+		place = RulePlace{Conj: c.nextID()}
 	}
 	if !had || !c.enterLane(pt, place.Lane) {
 		place.Lane = c.freeLane(pt, first)
@@ -36,11 +42,11 @@ func (c *Compiler) unplace(pt *part) {
 // enterLane gives a part the priority of a lane; false where there is none. The
 // lanes of Kubernetes rules are there always, those of a level as needed.
 func (c *Compiler) enterLane(pt *part, lane int) bool {
-	if pt.rule.level == nil {
+	if pt.body.level == nil {
 		pt.priority = prioK8s - uint16(lane)
 		return lane < lanesMax
 	}
-	s := c.ladders[pt.table].lane(pt.rule.level, lane)
+	s := c.ladders[pt.table].lane(pt.body.level, lane)
 	if s == nil {
 		return false
 	}
@@ -60,10 +66,10 @@ func (c *Compiler) freeLane(pt *part, first *endpoint) int {
 				full = c.flows.shared(openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}) >= c.cfg.ClauseCap
 			}
 		}
-		c.targetClauses(pt.rule, first, look)
+		c.targetClauses(pt.body, first, look)
 		for f, has := range first.families {
 			if has {
-				c.familyClauses(pt.rule, f, look)
+				c.familyClauses(pt.body, f, look)
 			}
 		}
 		if !full {
@@ -75,28 +81,28 @@ func (c *Compiler) freeLane(pt *part, first *endpoint) int {
 // move takes the flows of a slot's parts to another priority.
 func (c *Compiler) move(s *slot, to uint16) {
 	for pt := range s.parts {
-		c.clauses(pt, c.leave)
-		former := c.conjunctionFlow(pt)
+		c.clausesOf(pt, c.leave)
+		former := conjunctionFlow(pt)
 		c.flows.unset("", former.Key())
 		pt.priority = to
-		c.clauses(pt, c.join)
-		c.flows.set("", c.conjunctionFlow(pt))
+		c.clausesOf(pt, c.join)
+		c.flows.set("", conjunctionFlow(pt))
 	}
 }
 
-// clauses are all that a part contributes at present.
-func (c *Compiler) clauses(pt *part, do emit) {
+// clausesOf are all that a part contributes at present.
+func (c *Compiler) clausesOf(pt *part, do emit) {
 	only := func(of *part, clause uint8, match openflow.Match) {
 		if of == pt {
 			do(of, clause, match)
 		}
 	}
-	for ep := range pt.rule.guarded {
-		c.targetClauses(pt.rule, ep, only)
+	for ep := range pt.body.guarded {
+		c.targetClauses(pt.body, ep, only)
 	}
-	for f, n := range pt.rule.in {
+	for f, n := range pt.body.in {
 		if n > 0 {
-			c.familyClauses(pt.rule, f, only)
+			c.familyClauses(pt.body, f, only)
 		}
 	}
 }
@@ -104,7 +110,7 @@ func (c *Compiler) clauses(pt *part, do emit) {
 // forgetPlaces drops the places of parts that are not installed any more.
 func (c *Compiler) forgetPlaces() {
 	for key := range c.vacated {
-		if _, used := c.byConj[c.assignment.Rules[key].Conj]; !used {
+		if !c.counts.live(c.assignment.Rules[key].Conj) {
 			delete(c.assignment.Rules, key)
 		}
 	}

@@ -133,9 +133,6 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 			continue
 		}
 		c.uninstall(former)
-		for _, r := range former.ordered() {
-			c.ladders[r.table()].exit(r)
-		}
 		if delete(c.policies[t.scope], t.key); len(c.policies[t.scope]) == 0 {
 			delete(c.policies, t.scope)
 		}
@@ -148,9 +145,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 			c.policies[t.scope] = make(map[string]*policy)
 		}
 		c.policies[t.scope][t.key] = t.next
-		for _, r := range t.next.ordered() {
-			c.ladders[r.table()].enter(r)
-		}
+		c.enter(t.next)
 	}
 	rose := c.settle(enforced)
 	for _, t := range policies {
@@ -170,8 +165,8 @@ func (c *Compiler) settle(w world) (rose []*level) {
 			fell, back := l.settle()
 			for _, lv := range fell {
 				for r := range lv.rules {
-					for ep := range r.guarded {
-						c.unguard(r, ep)
+					for ep := range r.body.guarded {
+						c.unguard(r.body, ep)
 					}
 				}
 			}
@@ -189,13 +184,106 @@ func (c *Compiler) guardRisen(rose []*level) {
 		for r := range lv.rules {
 			if r.world == staged {
 				for ep := range r.judges {
-					c.guard(r, ep)
+					c.guard(r.body, ep)
 				}
 				continue
 			}
+			if len(r.body.guarded) > 0 {
+				continue
+			}
 			for _, ep := range c.targets(r.applied) {
-				c.guard(r, ep)
+				c.guard(r.body, ep)
 			}
 		}
 	}
+}
+
+// enter brings a policy's rules to their levels, and where they are enforced to
+// their bodies. Staged ones wait for assess.
+func (c *Compiler) enter(p *policy) {
+	for _, r := range p.rules {
+		if r.world == staged {
+			continue
+		}
+		if r.ordered() {
+			c.ladders[r.table()].enter(r)
+		}
+		c.admit(r)
+	}
+	c.policiesHeld[p.identity()]++
+}
+
+// exit undoes enter.
+func (c *Compiler) exit(p *policy) {
+	for _, r := range p.rules {
+		if r.world == staged {
+			continue
+		}
+		c.dismiss(r)
+		if r.ordered() {
+			c.ladders[r.table()].exit(r)
+		}
+	}
+	if c.policiesHeld[p.identity()]--; c.policiesHeld[p.identity()] == 0 {
+		delete(c.policiesHeld, p.identity())
+	}
+}
+
+// install has the rules of a policy guard the endpoints that they apply to.
+func (c *Compiler) install(p *policy) {
+	scopes := p.scopes()
+	for _, g := range scopes {
+		link(c.guards, g, p)
+	}
+	c.review(p, scopes)
+	for _, r := range p.rules {
+		if r.world == staged || len(r.body.guarded) > 0 {
+			continue // What is like it guards them already.
+		}
+		for _, ep := range c.targets(r.applied) {
+			c.guard(r.body, ep)
+		}
+	}
+}
+
+// uninstall undoes install and enter. Places are kept until the Update ends, for
+// the policy's successor.
+func (c *Compiler) uninstall(p *policy) {
+	scopes := p.scopes()
+	c.review(p, scopes)
+	for _, g := range scopes {
+		unlink(c.guards, g, p)
+	}
+	for _, r := range p.rules {
+		if t := r.as(staged); t != nil {
+			for ep := range t.judges {
+				c.unjudge(t, ep)
+			}
+		}
+	}
+	c.exit(p)
+}
+
+// scopes are all groups that a policy, or a rule of it, applies to.
+func (p *policy) scopes() []storage.ScopeID {
+	scopes := slices.Clone(p.applied)
+	for _, r := range p.rules {
+		scopes = append(scopes, r.applied...)
+	}
+	slices.SortFunc(scopes, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
+	return slices.Compact(scopes)
+}
+
+// targets are the endpoints of groups that have a port, each once, by port.
+func (c *Compiler) targets(groups []storage.ScopeID) []*endpoint {
+	var out []*endpoint
+	for _, g := range groups {
+		for ep := range c.inGroup[g] {
+			if ep.port != nil {
+				out = append(out, ep)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b *endpoint) int { return int(int64(a.port.OFPort) - int64(b.port.OFPort)) })
+	return slices.Compact(out)
 }

@@ -1,10 +1,14 @@
 package pipeline
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"github.com/zeebo/xxh3"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
@@ -17,16 +21,19 @@ type policy struct {
 	applied  []storage.ScopeID
 	rules    []*rule
 	problems []error
-}
-
-// name orders policies as people read them.
-func (p *policy) name() []string {
-	return []string{p.wire.GetRef().GetKind().String(), p.wire.GetRef().GetNamespace(), p.wire.GetRef().GetName()}
+	hash     xxh3.Uint128 // Of its world and identity.
 }
 
 func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }
 
-func comparePolicies(a, b *policy) int { return slices.Compare(a.name(), b.name()) }
+// comparePolicies orders policies as people read them.
+func comparePolicies(a, b *policy) int {
+	x, y := a.wire.GetRef(), b.wire.GetRef()
+	if x.GetKind() != y.GetKind() {
+		return strings.Compare(x.GetKind().String(), y.GetKind().String())
+	}
+	return cmp.Or(strings.Compare(x.GetNamespace(), y.GetNamespace()), strings.Compare(x.GetName(), y.GetName()))
+}
 
 // isolatesIn says whether a policy isolates what it applies to in a direction.
 func (p *policy) isolatesIn(dir policyv1.Direction) bool {
@@ -51,33 +58,41 @@ func inAny(ep *endpoint, groups []storage.ScopeID) bool {
 	return slices.ContainsFunc(groups, func(g storage.ScopeID) bool { _, in := ep.groups[g]; return in })
 }
 
-// rule is one rule of a policy. It contributes flows as long as it guards an
-// endpoint with a port, for the address families of those that it guards.
-type rule struct {
-	policy   *policy
-	world    world
-	twin     *rule                  // The same rule in the other world; nil where it is not there.
-	judges   map[*endpoint]struct{} // Of a rule in the staged world: what it is to guard there.
-	wire     *policyv1.Rule
-	at       precedence
-	level    *level // Of its table's ladder; nil for Kubernetes rules, which need no order.
-	applied  []storage.ScopeID
-	peers    []storage.ScopeID
-	named    []storage.ScopeID   // Groups in which port names are resolved beside peers.
-	blocks   []netip.Prefix      // Of the peers, exceptions taken out.
-	services []*policyv1.Service // Those that can be matched.
-	parts    []*part
-	guarded  map[*endpoint]struct{}
-	in       [2]int // Guarded endpoints by family.
+// content is what a rule asks for, read from the wire.
+type content struct {
+	direction  policyv1.Direction
+	action     policyv1.Action
+	log        bool
+	applied    []storage.ScopeID
+	anyPeer    bool
+	peers      []storage.ScopeID
+	named      []storage.ScopeID // Groups in which port names are resolved beside peers.
+	blocks     []netip.Prefix    // Of the peers, exceptions taken out.
+	anyService bool
+	services   []*policyv1.Service // Those that can be matched.
 }
 
-// part is a conjunction of a rule. The main part is targets × peers × services
+// rule is one rule of a policy. Its flows are its body's.
+type rule struct {
+	content
+	policy *policy
+	world  world
+	twin   *rule                  // The same rule in the other world; nil where it is not there.
+	judges map[*endpoint]struct{} // Of a rule in the staged world: what it is to guard there.
+	wire   *policyv1.Rule
+	at     precedence
+	level  *level // Of its table's ladder; nil for Kubernetes rules, which need no order.
+	key    string // Names the rule in the assignment.
+	body   *body  // Nil where the rule is not installed.
+}
+
+// part is a conjunction of a body. The main part is targets × peers × services
 // by number. The named part has the services that go by a port's name: there
 // the port is resolved on each destination, so that destination and service
 // are one clause.
 type part struct {
-	rule     *rule
-	key      string
+	body     *body
+	key      string // In the assignment. Empty: it has no place.
 	place    RulePlace
 	slot     *slot // Nil for Kubernetes rules.
 	table    uint8
@@ -92,14 +107,16 @@ type part struct {
 
 const none = uint8(255)
 
-func (r *rule) appliesTo(ep *endpoint) bool { return inAny(ep, r.applied) }
+func (r *content) appliesTo(ep *endpoint) bool { return inAny(ep, r.applied) }
 
-func (r *rule) egress() bool { return r.wire.GetDirection() == policyv1.Direction_DIRECTION_EGRESS }
+func (r *content) egress() bool { return r.direction == egressDirection }
 
 // newPolicy reads a policy item. What cannot be compiled is a problem of the
 // policy, and the rest stands: what is left out of a rule matches nothing.
 func newPolicy(w *policyv1.Policy) *policy {
 	p := &policy{wire: w}
+	id := p.identity()
+	p.hash = xxh3.HashString128(fmt.Sprintf("%d/%d/%s/%s/%s/%s", p.world(), id.kind, id.namespace, id.name, id.uid, w.GetPart()))
 	var err error
 	if p.applied, err = scopeIDs(w.GetAppliedTo()); err != nil {
 		p.problems = append(p.problems, err)
@@ -136,7 +153,8 @@ func directionName(d policyv1.Direction) string {
 // newRule reads a rule. It is nil where it has no place in the order; an error
 // beside a rule is what it is without.
 func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
-	r := &rule{policy: p, world: p.world(), wire: w, at: precedenceOf(p.wire, w), guarded: make(map[*endpoint]struct{})}
+	r := &rule{policy: p, world: p.world(), wire: w, at: precedenceOf(p.wire, w), content: content{direction: w.GetDirection(), action: w.GetAction(),
+		log: w.GetLog(), anyPeer: w.GetPeers() == nil, anyService: w.GetServices() == nil}}
 	if err := r.at.check(); err != nil {
 		return nil, err
 	}
@@ -170,51 +188,57 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 		}
 		r.services = append(r.services, s)
 	}
-	r.parts = newParts(r)
+	r.key = r.name()
 	return r, errors.Join(errs...)
 }
 
 // steps are the tables of the rule's world and direction.
-func (r *rule) steps() steps { return stepsOf[r.world][r.wire.GetDirection()] }
+func (r *rule) steps() steps { return stepsOf[r.world][r.direction] }
 
 // table is where the rule's flows are.
 func (r *rule) table() uint8 { return r.steps().of(r.at.Rank) }
 
-// newParts are the parts that a rule's services ask for.
-func newParts(r *rule) (parts []*part) {
+// name is the rule's in the assignment. One of another precedence is another
+// rule there, since an id means one thing and a lane is one of its level.
+func (r *rule) name() string {
+	ref := r.policy.wire.GetRef()
+	key := fmt.Sprintf("%d/%s/%s/%s/%d", ref.GetKind(), ref.GetNamespace(), ref.GetName(), directionName(r.direction), r.wire.GetIndex())
+	if part := r.policy.wire.GetPart(); part != "" {
+		key += "/" + part
+	}
+	if r.ordered() {
+		key += "/" + r.at.String()
+	}
+	switch {
+	case r.policy.world() == staged:
+		key = "staged/" + key
+	case r.world == staged:
+		key = "twin/" + key
+	}
+	return key
+}
+
+// newParts are the parts that a body's services ask for.
+func newParts(b *body) (parts []*part) {
 	named := func(s *policyv1.Service) bool { return s.GetPortName() != "" }
 	numbered := func(s *policyv1.Service) bool { return !named(s) }
-	if r.wire.GetServices() == nil || slices.ContainsFunc(r.services, numbered) {
-		parts = append(parts, newPart(r, false))
+	if b.anyService || slices.ContainsFunc(b.services, numbered) {
+		parts = append(parts, newPart(b, false))
 	}
-	if slices.ContainsFunc(r.services, named) {
-		parts = append(parts, newPart(r, true))
+	if slices.ContainsFunc(b.services, named) {
+		parts = append(parts, newPart(b, true))
 	}
 	return parts
 }
 
-func newPart(r *rule, named bool) *part {
-	ref := r.policy.wire.GetRef()
-	pt := &part{rule: r, named: named, target: none, peer: none, service: none, any: none, table: r.table()}
-	pt.key = fmt.Sprintf("%d/%s/%s/%s/%d", ref.GetKind(), ref.GetNamespace(), ref.GetName(), directionName(r.wire.GetDirection()), r.wire.GetIndex())
-	if part := r.policy.wire.GetPart(); part != "" {
-		pt.key += "/" + part
-	}
-	if r.at.Rank != rankK8s { // An id means one thing; and a lane is one of its level.
-		pt.key += "/" + r.at.String()
-	}
-	if named {
-		pt.key += "/named"
-	}
-	if r.world == staged {
-		pt.key = "staged/" + pt.key
-	}
+func newPart(b *body, named bool) *part {
+	pt := &part{body: b, named: named, target: none, peer: none, service: none, any: none, table: b.table}
 	clause := func(at *uint8) { *at = pt.clauses; pt.clauses++ }
 	clause(&pt.target)
-	if r.wire.GetPeers() != nil || (named && r.egress()) {
+	if !b.anyPeer || (named && b.egress()) {
 		clause(&pt.peer)
 	}
-	if !named && r.wire.GetServices() != nil {
+	if !named && !b.anyService {
 		clause(&pt.service)
 	}
 	if pt.clauses == 1 {
@@ -236,132 +260,4 @@ func (c *Compiler) leave(pt *part, clause uint8, match openflow.Match) {
 
 func (pt *part) membership(clause uint8) membership {
 	return membership{conj: pt.place.Conj, clause: clause, clauses: pt.clauses}
-}
-
-// install brings a policy's rules in: places for their parts, and the
-// endpoints that they guard. Staged ones wait for assess.
-func (c *Compiler) install(p *policy) {
-	scopes := p.scopes()
-	for _, g := range scopes {
-		link(c.guards, g, p)
-	}
-	c.review(p, scopes)
-	if p.world() == staged {
-		return
-	}
-	for _, r := range p.rules {
-		c.linkPeers(r)
-	}
-	for _, ep := range c.targets(scopes) {
-		for _, r := range p.rules {
-			if r.appliesTo(ep) {
-				c.guard(r, ep)
-			}
-		}
-	}
-}
-
-// uninstall undoes install. Places are kept until the Update ends, for the
-// policy's successor.
-func (c *Compiler) uninstall(p *policy) {
-	scopes := p.scopes()
-	c.review(p, scopes)
-	for _, g := range scopes {
-		unlink(c.guards, g, p)
-	}
-	for _, r := range p.rules {
-		if t := r.as(staged); t != nil {
-			for ep := range t.judges {
-				c.unjudge(t, ep)
-			}
-		}
-		for ep := range r.guarded {
-			c.unguard(r, ep)
-		}
-		if r.world == enforced {
-			c.unlinkPeers(r)
-		}
-	}
-}
-
-// scopes are all groups that a policy, or a rule of it, applies to.
-func (p *policy) scopes() []storage.ScopeID {
-	scopes := slices.Clone(p.applied)
-	for _, r := range p.rules {
-		scopes = append(scopes, r.applied...)
-	}
-	return scopes
-}
-
-func (c *Compiler) linkPeers(r *rule) {
-	for _, g := range slices.Concat(r.peers, r.named) {
-		link(c.peerOf, g, r)
-	}
-}
-
-func (c *Compiler) unlinkPeers(r *rule) {
-	for _, g := range slices.Concat(r.peers, r.named) {
-		unlink(c.peerOf, g, r)
-	}
-}
-
-// targets are the endpoints of groups that have a port, each once, by port.
-func (c *Compiler) targets(groups []storage.ScopeID) []*endpoint {
-	var out []*endpoint
-	for _, g := range groups {
-		for ep := range c.inGroup[g] {
-			if ep.port != nil {
-				out = append(out, ep)
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b *endpoint) int { return int(int64(a.port.OFPort) - int64(b.port.OFPort)) })
-	return slices.Compact(out)
-}
-
-// guard makes an endpoint a target of a rule. The first brings the rule's
-// conjunctions in; the first of an address family, its peers and services. A
-// rule that is past its table's limit guards nothing.
-func (c *Compiler) guard(r *rule, ep *endpoint) {
-	if _, guarded := r.guarded[ep]; guarded || (r.level != nil && r.level.beyond) {
-		return
-	}
-	if len(r.guarded) == 0 {
-		for _, pt := range r.parts {
-			c.place(pt, ep)
-		}
-	}
-	r.guarded[ep] = struct{}{}
-	if len(r.guarded) == 1 {
-		c.decisions(r)
-	}
-	for f, has := range ep.families {
-		if has {
-			if r.in[f]++; r.in[f] == 1 {
-				c.familyClauses(r, f, c.join)
-			}
-		}
-	}
-	c.targetClauses(r, ep, c.join)
-}
-
-func (c *Compiler) unguard(r *rule, ep *endpoint) {
-	if _, guarded := r.guarded[ep]; !guarded {
-		return
-	}
-	c.targetClauses(r, ep, c.leave)
-	for f, has := range ep.families {
-		if has {
-			if r.in[f]--; r.in[f] == 0 {
-				c.familyClauses(r, f, c.leave)
-			}
-		}
-	}
-	delete(r.guarded, ep)
-	if len(r.guarded) == 0 {
-		c.undecide(r)
-		for _, pt := range r.parts {
-			c.unplace(pt)
-		}
-	}
 }

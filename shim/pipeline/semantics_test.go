@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 	var hits []bridge.Hit
 	for _, h := range w.Trail {
 		kind, id, _ := ParseCookie(h.Flow.Cookie)
-		if kind == KindIsolation || kind == KindRule && c.byConj[id].rule.wire.GetAction() != pass {
+		if kind == KindIsolation || kind == KindRule && c.byConj[id].body.action != pass {
 			hits = append(hits, h)
 		}
 	}
@@ -70,7 +71,78 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 	if len(hits) > 0 {
 		return fmt.Errorf("hits too much: %v", hits)
 	}
+	if err := n.checkCounts(c, w, judged, want); err != nil {
+		return err
+	}
 	return n.checkRecord(c, w, judged)
+}
+
+// checkCounts holds what a packet counts for to what decided it: once in each
+// direction, a connection that begins too, and beside it what passed it on.
+func (n *node) checkCounts(c *Compiler, w bridge.Walk, judged []traffic, want []decision) error {
+	begins := len(want) > 0 && want[len(want)-1].allowed
+	for i, t := range judged {
+		d := want[i]
+		rules, isolated, sessions := make(map[policyv1.Action]int), []*policyv1.Policy(nil), 0
+		for _, h := range w.Trail {
+			count, counts := CountOf(h.Flow)
+			if !counts {
+				continue
+			}
+			for _, s := range c.Subjects(count.ID) {
+				p := n.policies[s.Name]
+				if s.Direction != t.dir || p.GetStaged() {
+					continue
+				}
+				if count.Sessions && !count.Packets {
+					sessions++
+					continue
+				}
+				if s.Isolation {
+					isolated = append(isolated, p)
+					continue
+				}
+				r := n.ruleOf(s)
+				rules[r.GetAction()]++
+				of := d.candidate
+				if r.GetAction() == pass {
+					of = d.passed
+				}
+				if p.GetRank() != of.policy.GetRank() || p.GetPriority() != of.policy.GetPriority() || r.GetAction() != of.rule.GetAction() {
+					return fmt.Errorf("counted for %v while %+v decides", s, d)
+				}
+			}
+		}
+		expect := make(map[policyv1.Action]int)
+		if d.passed.rule != nil {
+			expect[pass]++
+		}
+		begun := 0
+		if d.rule != nil {
+			expect[d.rule.GetAction()]++
+			if begins && d.rule.GetAction() == allow {
+				begun = 1
+			}
+		}
+		if !maps.Equal(rules, expect) || sessions != begun {
+			return fmt.Errorf("counted for rules of %v and %d sessions while %+v decides", rules, sessions, d)
+		}
+		slices.SortFunc(isolated, func(a, b *policyv1.Policy) int { return strings.Compare(a.GetRef().GetName(), b.GetRef().GetName()) })
+		if d.isolated != (len(isolated) > 0) || d.isolated && !slices.Equal(isolated, d.policies) {
+			return fmt.Errorf("counted for the isolation of %v instead of %+v", isolated, d)
+		}
+	}
+	return nil
+}
+
+// ruleOf is the rule that a subject names.
+func (n *node) ruleOf(s Subject) *policyv1.Rule {
+	for _, r := range n.policies[s.Name].GetRules() {
+		if r.GetDirection() == s.Direction && r.GetName() == s.Rule && (s.Rule != "" || r.GetIndex() == s.Index) {
+			return r
+		}
+	}
+	return nil
 }
 
 // decides says whether policies are those that decide.
@@ -140,7 +212,7 @@ func allRanks(t *testing.T, rng *rand.Rand) error {
 		if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
 			return err
 		}
-		desired := text(c.Desired())
+		desired := text(inForce(c))
 		assignment, err := DecodeAssignment(c.Assignment().Encode())
 		if err != nil {
 			return err
@@ -166,7 +238,7 @@ func allRanks(t *testing.T, rng *rand.Rand) error {
 			want.Flows[f.Key()] = f
 		}
 		diff := bridge.Diff(want, state)
-		if c == fresh && len(diff.Upsert)+len(diff.Delete) > 0 {
+		if c == fresh && (len(diff.Upsert) > 0 || slices.ContainsFunc(diff.Delete, func(k openflow.FlowKey) bool { return state.Flows[k].Cookie>>40&0xff != uint64(KindCount) })) {
 			return fmt.Errorf("round %d: a restart changes %v", round, diff)
 		}
 		if err := fake.Apply(ctx, diff); err != nil {
@@ -174,6 +246,11 @@ func allRanks(t *testing.T, rng *rand.Rand) error {
 		}
 		if err := n.problems(c); err != nil {
 			return err
+		}
+		if ch := c.Drop(c.Retired()); rng.IntN(2) == 0 {
+			if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
+				return err
+			}
 		}
 		for range 60 {
 			p, from, to := n.randomPacket(rng)

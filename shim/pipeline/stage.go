@@ -28,11 +28,8 @@ func (r *rule) as(w world) *rule {
 func (r *rule) staged() *rule {
 	t := r.as(staged)
 	if t == nil {
-		twin := *r
-		t = &twin
-		t.world, t.twin, t.level, t.in = staged, r, nil, [2]int{}
-		t.guarded = make(map[*endpoint]struct{})
-		t.parts = newParts(t)
+		t = &rule{content: r.content, policy: r.policy, world: staged, twin: r, wire: r.wire, at: r.at}
+		t.key = t.name()
 		r.twin = t
 	}
 	if t.judges == nil {
@@ -50,29 +47,13 @@ func (c *Compiler) review(p *policy, scopes []storage.ScopeID) {
 	if !p.isolates() && p.world() == enforced && c.judged == 0 {
 		return
 	}
-	for _, ep := range c.targets(scopes) {
-		c.reassess[ep] = struct{}{}
-	}
-}
-
-// judgedIn says in which directions a staged policy applies to an endpoint.
-func (c *Compiler) judgedIn(ep *endpoint) (in [directions]bool) {
-	for p := range c.guarding(ep) {
-		if p.world() != staged {
-			continue
-		}
-		for _, r := range p.rules {
-			if r.appliesTo(ep) {
-				in[r.wire.GetDirection()] = true
-			}
-		}
-		for _, dir := range bothDirections {
-			if p.isolatesIn(dir) && p.appliesTo(ep) {
-				in[dir] = true
+	for _, g := range scopes {
+		for ep := range c.inGroup[g] {
+			if ep.port != nil {
+				c.reassess[ep] = struct{}{}
 			}
 		}
 	}
-	return in
 }
 
 // judging is a rule of the staged world and an endpoint that it is to guard.
@@ -85,32 +66,22 @@ type judging struct {
 // were touched: which rules of the staged world guard them, and isolation.
 func (c *Compiler) assess() {
 	var come []judging
+	classes := make(classes)
 	for ep := range c.reassess {
-		come = append(come, c.setJudged(ep, c.judgedIn(ep))...)
+		come = append(come, c.setJudged(ep, classes.of(c, ep).judged)...)
 	}
 	slices.SortFunc(come, func(a, b judging) int {
-		return cmp.Or(comparePlaces(a.rule, b.rule), cmp.Compare(a.ep.port.OFPort, b.ep.port.OFPort))
+		return cmp.Or(strings.Compare(a.rule.key, b.rule.key), cmp.Compare(a.ep.port.OFPort, b.ep.port.OFPort))
 	})
 	rose := c.settle(staged)
 	for _, j := range come {
-		c.guard(j.rule, j.ep)
+		c.guard(j.rule.body, j.ep)
 	}
 	c.guardRisen(rose)
 	for ep := range c.reassess {
-		c.isolate(ep)
+		c.isolate(ep, classes.of(c, ep))
 	}
 	clear(c.reassess)
-}
-
-// comparePlaces orders rules by what their first parts are called.
-func comparePlaces(a, b *rule) int {
-	key := func(r *rule) string {
-		if len(r.parts) == 0 {
-			return ""
-		}
-		return r.parts[0].key
-	}
-	return strings.Compare(key(a), key(b))
 }
 
 // setJudged takes over in which directions an endpoint is judged, and returns
@@ -151,12 +122,13 @@ func (c *Compiler) judge(t *rule, ep *endpoint) bool {
 		if t.ordered() {
 			c.ladders[t.table()].enter(t)
 		}
-		c.linkPeers(t)
+		c.admit(t)
 		if t.twin != nil {
-			c.decisions(t.twin)
+			c.report(t.twin.body, 1)
 		}
 	}
 	t.judges[ep] = struct{}{}
+	t.body.asked[ep]++
 	return true
 }
 
@@ -168,36 +140,37 @@ func (c *Compiler) unjudge(t *rule, ep *endpoint) {
 	if _, is := t.judges[ep]; !is {
 		return
 	}
-	c.unguard(t, ep)
+	if t.body.asked[ep]--; t.body.asked[ep] == 0 {
+		delete(t.body.asked, ep)
+		c.unguard(t.body, ep)
+	}
 	if delete(t.judges, ep); len(t.judges) > 0 {
 		return
 	}
+	c.dismiss(t)
 	if t.ordered() {
 		c.ladders[t.table()].exit(t)
 	}
-	c.unlinkPeers(t)
 	if r := t.twin; r != nil {
-		if len(r.guarded) > 0 {
-			c.undecide(r)
-		}
 		r.twin = nil
-		c.decisions(r)
+		c.report(r.body, -1)
 	}
 }
 
 // judgedFlows are those of a judged endpoint in a direction: the gate to the
-// staged world, isolation there, and the report of an enforced isolation that is silent.
-func (c *Compiler) judgedFlows(ep *endpoint, dir policyv1.Direction, silent bool) (out []openflow.Flow) {
-	s, there, target := stepsOf[enforced][dir], stepsOf[staged][dir], targetField(dir, ep.port.OFPort)
+// staged world, isolation there, and the report of an enforced isolation that is
+// silent. The isolations are those of the two worlds; nil where there is none.
+func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation) (out []openflow.Flow) {
+	s, target := stepsOf[enforced][dir], targetField(dir, ep.port.OFPort)
 	out = append(out, openflow.Flow{Table: s.policy, Priority: prioGate, Match: openflow.NewMatch(target, s.unasked()),
 		Cookie: cookie(KindStaged, ep.port.OFPort), Actions: ask(dir)})
-	if len(c.isolating(ep, dir, staged)) > 0 {
-		out = append(out, openflow.Flow{Table: there.last, Priority: prioIsolation, Match: openflow.NewMatch(target),
-			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: there.decide(verdictDrop, 0)})
+	if there != nil {
+		out = append(out, openflow.Flow{Table: stepsOf[staged][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(target),
+			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: actions(append(countBy(there.id), s.decide(verdictDrop, 0)...)...)})
 	}
-	if silent {
+	if silent != nil {
 		out = append(out, openflow.Flow{Table: s.last, Priority: prioIsolation + 1, Match: openflow.NewMatch(target, s.differs(verdictDrop)),
-			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(reportAction())})
+			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(append([]openflow.Action{reportAction()}, dropBy(silent.id)...)...)})
 	}
 	return out
 }

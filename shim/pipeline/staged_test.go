@@ -90,15 +90,15 @@ func (d decision) cause() (*policyv1.Policy, *policyv1.Rule) {
 	return d.passed.policy, d.passed.rule
 }
 
-// isolation is a Kubernetes policy that isolates group a and allows nothing.
-func isolation(name string) *policyv1.Policy {
+// isolates is a Kubernetes policy that isolates group a and allows nothing.
+func isolates(name string) *policyv1.Policy {
 	return &policyv1.Policy{Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: "x", Name: name}, Rank: rankK8s,
 		AppliedTo: groupIDs("a"), IsolatesIngress: true}
 }
 
 // allowing is one that allows what comes from b, too.
 func allowing(name string) *policyv1.Policy {
-	p := isolation(name)
+	p := isolates(name)
 	p.Rules = []*policyv1.Rule{{Direction: ingress, Action: allow, Peers: &policyv1.Peers{Groups: groupIDs("b")}}}
 	return p
 }
@@ -145,21 +145,21 @@ func TestStagedPoliciesAreRecordedAndDoNotAct(t *testing.T) {
 		passes   bool
 		records  []string
 	}{
-		"a staged isolation": {[]*policyv1.Policy{asStaged(isolation("shut"))}, true,
+		"a staged isolation": {[]*policyv1.Policy{asStaged(isolates("shut"))}, true,
 			[]string{"unlogged allow in IngressDefaultRule by [], staged drop for shut  by [shut]"}},
-		"a staged isolation beside an enforced allow": {[]*policyv1.Policy{asStaged(isolation("shut")), allowing("open")}, true, nil},
-		"a staged isolation beside an enforced one":   {[]*policyv1.Policy{asStaged(isolation("shut")), isolation("closed")}, false, nil},
-		"a staged Allow over an isolation": {[]*policyv1.Policy{isolation("closed"), asStaged(tier("open", 1, allow))}, false,
+		"a staged isolation beside an enforced allow": {[]*policyv1.Policy{asStaged(isolates("shut")), allowing("open")}, true, nil},
+		"a staged isolation beside an enforced one":   {[]*policyv1.Policy{asStaged(isolates("shut")), isolates("closed")}, false, nil},
+		"a staged Allow over an isolation": {[]*policyv1.Policy{isolates("closed"), asStaged(tier("open", 1, allow))}, false,
 			[]string{"unlogged drop in IngressDefaultRule by [closed], staged allow for open rule by [open]"}},
-		"over an isolation that logs": {[]*policyv1.Policy{logged(isolation("closed")), asStaged(tier("open", 1, allow))}, false,
+		"over an isolation that logs": {[]*policyv1.Policy{logged(isolates("closed")), asStaged(tier("open", 1, allow))}, false,
 			[]string{"drop in IngressDefaultRule by [closed], staged allow for open rule by [open]"}},
-		"an isolation that logs, and a staged Drop": {[]*policyv1.Policy{logged(isolation("closed")), asStaged(logged(tier("shut", 1, drop)))}, false,
+		"an isolation that logs, and a staged Drop": {[]*policyv1.Policy{logged(isolates("closed")), asStaged(logged(tier("shut", 1, drop)))}, false,
 			[]string{"drop in IngressDefaultRule by [closed]"}},
-		"a staged Pass to a Kubernetes allow": {[]*policyv1.Policy{allowing("a-open"), isolation("closed"), asStaged(tier("pass", 1, pass)), tier("shut", 2, drop)}, false,
+		"a staged Pass to a Kubernetes allow": {[]*policyv1.Policy{allowing("a-open"), isolates("closed"), asStaged(tier("pass", 1, pass)), tier("shut", 2, drop)}, false,
 			[]string{"unlogged drop in AntreaPolicyIngressRule by [shut], staged allow for pass rule by [a-open]"}},
 		"a staged Pass to a baseline": {[]*policyv1.Policy{tier("open", 2, allow), asStaged(tier("pass", 1, pass)), baseline(7, reject)}, true,
 			[]string{"unlogged allow in AntreaPolicyIngressRule by [open], staged reject for pass rule by [baseline-7]"}},
-		"a staged Pass to an isolation": {[]*policyv1.Policy{tier("open", 2, allow), asStaged(tier("pass", 1, pass)), isolation("closed")}, true,
+		"a staged Pass to an isolation": {[]*policyv1.Policy{tier("open", 2, allow), asStaged(tier("pass", 1, pass)), isolates("closed")}, true,
 			[]string{"unlogged allow in AntreaPolicyIngressRule by [open], staged drop for pass rule by [closed]"}},
 		"a staged Pass to nothing": {[]*policyv1.Policy{tier("shut", 2, drop), asStaged(tier("pass", 1, pass))}, false,
 			[]string{"unlogged drop in AntreaPolicyIngressRule by [shut], staged allow for pass rule by []"}},
@@ -168,9 +168,9 @@ func TestStagedPoliciesAreRecordedAndDoNotAct(t *testing.T) {
 		"a staged Reject behind a Drop": {[]*policyv1.Policy{tier("shut", 1, drop), asStaged(tier("refuse", 2, reject))}, false, nil},
 		"an Allow that logs": {[]*policyv1.Policy{logged(tier("open", 2, allow)), asStaged(tier("shut", 1, drop))}, true,
 			[]string{"allow in AntreaPolicyIngressRule by [open], staged drop for shut rule by [shut]"}},
-		"a staged isolation of two": {[]*policyv1.Policy{asStaged(isolation("z-shut")), asStaged(isolation("a-shut")), asStaged(tier("pass", 1, pass)), tier("open", 1, allow)}, true,
+		"a staged isolation of two": {[]*policyv1.Policy{asStaged(isolates("z-shut")), asStaged(isolates("a-shut")), asStaged(tier("pass", 1, pass)), tier("open", 1, allow)}, true,
 			[]string{"unlogged allow in AntreaPolicyIngressRule by [open], staged drop for a-shut  by [a-shut z-shut]"}},
-		"a staged policy for others": {[]*policyv1.Policy{asStaged(&policyv1.Policy{Ref: isolation("other").Ref, Rank: rankK8s, AppliedTo: groupIDs("b"), IsolatesIngress: true})}, true, nil},
+		"a staged policy for others": {[]*policyv1.Policy{asStaged(&policyv1.Policy{Ref: isolates("other").Ref, Rank: rankK8s, AppliedTo: groupIDs("b"), IsolatesIngress: true})}, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, c := newTierWorld(t), New(config, Assignment{})
@@ -221,7 +221,7 @@ func TestStagedCostsWhatIsStaged(t *testing.T) {
 	out := tier("out", 1, drop)
 	out.Rules[0].Direction = egress
 	w.pods["quiet"] = &testPod{name: "quiet", port: 2, ips: []netip.Addr{netip.MustParseAddr("10.0.0.2")}, groups: map[string]bool{"c": true}}
-	w.add(tier("shut", 1, drop), logged(tier("open", 2, allow)), other, out, isolation("closed"))
+	w.add(tier("shut", 1, drop), logged(tier("open", 2, allow)), other, out, isolates("closed"))
 	w.bring(c)
 	before, assigned := text(c.Desired()), len(c.Assignment().Rules)
 	flows := flowsBy(c)
@@ -232,10 +232,10 @@ func TestStagedCostsWhatIsStaged(t *testing.T) {
 	w.bring(c)
 	now := flowsBy(c)
 	for table, more := range map[string]int{
-		"StagedAntreaPolicyIngressRule": 3 * own(100), // shut, open and staged.
-		"StagedIngressDefaultRule":      1,            // The isolation.
-		"AntreaPolicyIngressRule":       2,            // The gate, and the report of shut.
-		"IngressDefaultRule":            1,            // The report of the isolation.
+		"StagedAntreaPolicyIngressRule": 3 * clauses(100), // shut, open and staged.
+		"StagedIngressDefaultRule":      1,                // The isolation.
+		"AntreaPolicyIngressRule":       2,                // The gate, and the report of shut.
+		"IngressDefaultRule":            1,                // The report of the isolation.
 		"StagedAntreaPolicyEgressRule":  0, "AntreaPolicyEgressRule": 0, "StagedIngressRule": 0,
 	} {
 		if got := now[table] - flows[table]; got != more {
@@ -284,8 +284,8 @@ func TestLimitOfTheStagedWorld(t *testing.T) {
 // A policy that came in parts is named once.
 func TestPartsOfAStagedPolicyAreOne(t *testing.T) {
 	w, c := newTierWorld(t), New(config, Assignment{})
-	w.add(tier("open", 1, allow), asStaged(isolation("shut")), asStaged(tier("pass", 0, pass)))
-	part := asStaged(isolation("shut"))
+	w.add(tier("open", 1, allow), asStaged(isolates("shut")), asStaged(tier("pass", 0, pass)))
+	part := asStaged(isolates("shut"))
 	part.Part = "env=prod"
 	w.policies["shut, a part"] = part
 	w.bring(c)

@@ -23,6 +23,12 @@ func (c *Compiler) staticFlows() {
 		c.flows.set("", openflow.Flow{Table: table, Priority: priority, Match: openflow.NewMatch(match...), Cookie: cookie(KindStatic, 0), Actions: acts})
 	}
 	next := func(table uint8) openflow.Actions { return actions(openflow.GotoTable(table)) }
+	// A connection that has not the mark yet begins with this packet.
+	commit := func(table uint8, priority uint16, ct openflow.CT, mark uint32, match []openflow.Field) {
+		put(table, priority, actions(ct, openflow.GotoTable(TableOutput)), match...)
+		put(table, priority+1, actions(openflow.Resubmit(TableEgressSession), ct, openflow.GotoTable(TableOutput)),
+			append([]openflow.Field{openflow.CtMark(0, mark)}, match...)...)
+	}
 	fromPod := openflow.Reg(regSource, sourcePod, maskSource)
 	bypass := openflow.Reg(0, bitBypass, bitBypass)
 	families := [][]openflow.Field{{openflow.IPv4()}, {openflow.IPv6()}}
@@ -55,11 +61,14 @@ func (c *Compiler) staticFlows() {
 		put(TableConntrackCommit, prioNormal, actions(openflow.MoveBits(openflow.WholeField(openflow.FieldSCTPDst), zoneBits),
 			openflow.CT{ZoneFrom: zoneBits, Recirc: true, Table: TableSCTPCommit}), sctp...)
 		for state, mark := range map[uint32]uint32{0: markAllowed, openflow.CtRpl: markAllowedBack} {
-			put(TableSCTPCommit, prioNormal, actions(openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)}, openflow.GotoTable(TableOutput)),
-				append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...)...)
+			commit(TableSCTPCommit, prioNormal, openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)}, mark,
+				append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...))
 		}
 	}
 	put(TableSCTPCommit, prioMiss, openflow.Drop())
+	put(TableRuleMetric, prioMiss, openflow.Drop())
+	put(TableEgressSession, prioMiss, next(TableIngressSession))
+	put(TableIngressSession, prioMiss, openflow.Actions{}) // Back to be marked.
 
 	skip := actions(openflow.SetReg(0, bitBypass, bitBypass), openflow.GotoTable(TableEgressMetric))
 	isAllowed := openflow.CtMark(markAllowed, markAllowed)
@@ -105,8 +114,8 @@ func (c *Compiler) staticFlows() {
 
 	put(TableConntrackCommit, prioHigh, next(TableOutput), bypass)
 	for _, f := range families {
-		put(TableConntrackCommit, prioDefault, actions(openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)}, openflow.GotoTable(TableOutput)),
-			append([]openflow.Field{openflow.CtState(openflow.CtTrk, openflow.CtTrk|openflow.CtInv)}, f...)...)
+		commit(TableConntrackCommit, prioDefault, openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)}, markAllowed,
+			append([]openflow.Field{openflow.CtState(openflow.CtTrk, openflow.CtTrk|openflow.CtInv)}, f...))
 	}
 	put(TableConntrackCommit, prioMiss, openflow.Drop())
 	c.flows.set("", c.Touch())

@@ -54,11 +54,24 @@ func (w *tierWorld) touched() storage.Touched {
 	return w.sync()
 }
 
-func (w *tierWorld) bring(c *Compiler) Change { return w.update(c, w.touched(), w.localPorts()) }
+// bring also drops what is retired, as the loop does once it is read.
+func (w *tierWorld) bring(c *Compiler) Change {
+	ch := w.update(c, w.touched(), w.localPorts())
+	ch.Delete = append(ch.Delete, c.Drop(c.Retired()).Delete...)
+	return ch
+}
 
-// own are the flows that only a policy's rule has: its clause flows are shared
-// with none, where no other has its priority.
-func own(peers int) int { return 1 + 1 + peers }
+// clauses are the flows that a policy's rule has in its rule table, where no
+// other has its priority.
+func clauses(peers int) int { return 1 + 1 + peers }
+
+// own are all flows that only a policy's rule has.
+func own(peers int, action policyv1.Action) int {
+	if action == allow {
+		return clauses(peers) + 3 // Packets judged, packets after that, connections.
+	}
+	return clauses(peers) + 1
+}
 
 func TestPolicyTouchesItsOwnFlows(t *testing.T) {
 	w, c := newTierWorld(t), New(config, Assignment{})
@@ -75,17 +88,17 @@ func TestPolicyTouchesItsOwnFlows(t *testing.T) {
 		w.bring(c)
 		change()
 		ch := w.bring(c)
-		if len(ch.Upsert) != own(100) || len(ch.Delete) != 0 {
-			t.Errorf("%s: %d flows put, %d removed, want %d and none", name, len(ch.Upsert), len(ch.Delete), own(100))
+		if len(ch.Upsert) != own(100, pass) || len(ch.Delete) != 0 {
+			t.Errorf("%s: %d flows put, %d removed, want %d and none", name, len(ch.Upsert), len(ch.Delete), own(100, pass))
 		}
 	}
 	w.add(tier("extra", 299.5, pass))
-	if ch := w.bring(c); len(ch.Upsert) != own(100) || len(ch.Delete) != own(100) {
-		t.Errorf("another priority: %d flows put, %d removed, want %d each", len(ch.Upsert), len(ch.Delete), own(100))
+	if ch := w.bring(c); len(ch.Upsert) != own(100, pass) || len(ch.Delete) != own(100, pass) {
+		t.Errorf("another priority: %d flows put, %d removed, want %d each", len(ch.Upsert), len(ch.Delete), own(100, pass))
 	}
 	w.add(tier("policy-5", 6, allow))
-	if ch := w.bring(c); len(ch.Upsert) != own(100) || len(ch.Delete) > own(100) {
-		t.Errorf("another action: %d flows put, %d removed, want %d and at most as many", len(ch.Upsert), len(ch.Delete), own(100))
+	if ch := w.bring(c); len(ch.Upsert) != own(100, allow) || len(ch.Delete) > own(100, drop) {
+		t.Errorf("another action: %d flows put, %d removed, want %d and at most as many", len(ch.Upsert), len(ch.Delete), own(100, allow))
 	}
 }
 
@@ -114,7 +127,9 @@ func TestTiesShareClausesUpToTheCap(t *testing.T) {
 	w, c := newTierWorld(t), New(cfg, Assignment{})
 	w.add(tier("after", 2, allow))
 	for i := range 10 {
-		w.add(tier(fmt.Sprint("policy-", i), 1, drop))
+		p := tier(fmt.Sprint("policy-", i), 1, drop)
+		p.Rules[0].Services = &policyv1.Services{Services: []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: uint32(i + 1)}}}
+		w.add(p)
 	}
 	w.bring(c)
 	priorities := make(map[uint16]int)
@@ -140,7 +155,7 @@ func TestTiesShareClausesUpToTheCap(t *testing.T) {
 		t.Errorf("conjunctions a clause flow, by priority: %v", most)
 	}
 	for _, pt := range c.byConj {
-		if name := pt.rule.policy.wire.GetRef().GetName(); (name == "after") != (pt.priority == last) {
+		if name := pt.body.owner.policy.wire.GetRef().GetName(); (name == "after") != (pt.priority == last) {
 			t.Errorf("%s has priority %d; the last is %d", name, pt.priority, last)
 		}
 	}
@@ -172,11 +187,11 @@ func TestLimitOfBaseline(t *testing.T) {
 	}
 	freed := w.policies["baseline-7"]
 	delete(w.policies, "baseline-7")
-	if ch := w.bring(c); len(ch.Upsert) != own(100) || len(ch.Delete) != own(100) || len(c.Problems()) != 0 {
+	if ch := w.bring(c); len(ch.Upsert) != own(100, allow) || len(ch.Delete) != own(100, drop) || len(c.Problems()) != 0 {
 		t.Errorf("with room again %d flows are put and %d removed; problems %v", len(ch.Upsert), len(ch.Delete), c.Problems())
 	}
 	w.add(freed)
-	if ch := w.bring(c); len(ch.Upsert) != own(100) || len(ch.Delete) != own(100) || len(c.Problems()) != 1 {
+	if ch := w.bring(c); len(ch.Upsert) != own(100, drop) || len(ch.Delete) != own(100, allow) || len(c.Problems()) != 1 {
 		t.Errorf("with none again %d flows are put and %d removed; problems %v", len(ch.Upsert), len(ch.Delete), c.Problems())
 	}
 
@@ -260,7 +275,7 @@ func BenchmarkTiers(b *testing.B) {
 			}
 		}
 	}
-	if want := n*own(1) + 3; flows != want { // Bypass, own host and miss.
+	if want := n*clauses(1) + 3; flows != want { // Bypass, own host and miss.
 		b.Fatalf("%d flows, want %d", flows, want)
 	}
 	b.ReportMetric(float64(flows), "flows/op")
@@ -279,12 +294,12 @@ func BenchmarkTierInsert(b *testing.B) {
 		change.Op = op
 		w.store.Commit([]storage.Change{change}, nil)
 		ch := w.update(c, w.sync(), w.localPorts())
-		return len(ch.Upsert) + len(ch.Delete)
+		return len(ch.Upsert) + len(ch.Delete) + len(c.Drop(c.Retired()).Delete)
 	}
 	for b.Loop() {
-		if in, out := touch(storage.OpUpsert), touch(storage.OpRemove); in != own(1) || out != own(1) {
-			b.Fatalf("a policy costs %d flows in and %d out, and has %d", in, out, own(1))
+		if in, out := touch(storage.OpUpsert), touch(storage.OpRemove); in != own(1, pass) || out != own(1, pass) {
+			b.Fatalf("a policy costs %d flows in and %d out, and has %d", in, out, own(1, pass))
 		}
 	}
-	b.ReportMetric(float64(own(1)), "flows/op")
+	b.ReportMetric(float64(own(1, pass)), "flows/op")
 }

@@ -38,15 +38,16 @@ var bothDirections = [...]policyv1.Direction{ingressDirection, egressDirection}
 // marks are.
 type steps struct {
 	policy, k8s, last uint8
-	metric            uint8
+	metric, session   uint8
 	allowed           int    // Register of the rule that allowed.
+	label             int    // Where in ct_label it is kept.
 	shift             uint32 // Of the verdict in register 0.
 }
 
 var stepsOf = [...][directions]steps{
 	enforced: {
-		ingressDirection: {TableAntreaPolicyIngressRule, TableIngressRule, TableIngressDefaultRule, TableIngressMetric, regIngressRule, 20},
-		egressDirection:  {TableAntreaPolicyEgressRule, TableEgressRule, TableEgressDefaultRule, TableEgressMetric, regEgressRule, 16},
+		ingressDirection: {TableAntreaPolicyIngressRule, TableIngressRule, TableIngressDefaultRule, TableIngressMetric, TableIngressSession, regIngressRule, labelIngress, 20},
+		egressDirection:  {TableAntreaPolicyEgressRule, TableEgressRule, TableEgressDefaultRule, TableEgressMetric, TableEgressSession, regEgressRule, labelEgress, 16},
 	},
 	staged: {
 		ingressDirection: {policy: TableStagedAntreaPolicyIngressRule, k8s: TableStagedIngressRule, last: TableStagedIngressDefaultRule, shift: 20},
@@ -104,12 +105,12 @@ func (v verdict) action() policyv1.Action {
 
 // decide marks a packet with a verdict, and the rule that decides where it is
 // one.
-func (s steps) decide(v verdict, conj uint32) openflow.Actions {
+func (s steps) decide(v verdict, conj uint32) []openflow.Action {
 	list := []openflow.Action{openflow.SetReg(0, uint32(v)<<s.shift, uint32(verdictMask&^verdictAsked)<<s.shift)}
 	if conj != 0 {
 		list = append(list, openflow.SetReg(regStagedRule, conj, 0xffffffff))
 	}
-	return actions(list...)
+	return list
 }
 
 // differs matches packets that the staged world was asked about and for which
