@@ -62,6 +62,8 @@ func does(pt *part) []openflow.Action {
 		return []openflow.Action{openflow.SetReg(s.allowed, pt.place.Conj, 0xffffffff), openflow.GotoTable(s.metric)}
 	case policyv1.Action_ACTION_PASS:
 		return []openflow.Action{openflow.GotoTable(s.k8s)}
+	case policyv1.Action_ACTION_REJECT:
+		return []openflow.Action{rejectAction()}
 	}
 	return nil
 }

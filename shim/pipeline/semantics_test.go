@@ -70,6 +70,9 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 	if len(hits) > 0 {
 		return fmt.Errorf("hits too much: %v", hits)
 	}
+	if err := n.checkAnswers(w, judged); err != nil {
+		return err
+	}
 	return n.checkRecord(c, w, judged)
 }
 

@@ -46,7 +46,9 @@ func (c *Compiler) staticFlows() {
 	// SCTP is tracked by its pair of addresses alone. So each server port has a
 	// zone: a packet is a reply if the pair is allowed in the zone of the port
 	// that it comes from; everything else is judged, packet by packet. Of two
-	// that both serve and call one port, each way has a mark of its own.
+	// that both serve and call one port, each way has a mark of its own. ICMP
+	// errors do not tell the port, so the pair has an entry for them beside, in the
+	// zone of all traffic.
 	zoneBits := openflow.RegBits(regZone, 0, 16)
 	for _, f := range families {
 		sctp := append([]openflow.Field{openflow.IPProto(openflow.ProtoSCTP)}, f...)
@@ -55,7 +57,8 @@ func (c *Compiler) staticFlows() {
 		put(TableConntrackCommit, prioNormal, actions(openflow.MoveBits(openflow.WholeField(openflow.FieldSCTPDst), zoneBits),
 			openflow.CT{ZoneFrom: zoneBits, Recirc: true, Table: TableSCTPCommit}), sctp...)
 		for state, mark := range map[uint32]uint32{0: markAllowed, openflow.CtRpl: markAllowedBack} {
-			put(TableSCTPCommit, prioNormal, actions(openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)}, openflow.GotoTable(TableOutput)),
+			put(TableSCTPCommit, prioNormal, actions(openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)},
+				openflow.CT{Commit: true, Zone: zone, Exec: []openflow.Action{openflow.SetCtMark(markErrors, markErrors)}}, openflow.GotoTable(TableOutput)),
 				append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...)...)
 		}
 	}
@@ -67,6 +70,7 @@ func (c *Compiler) staticFlows() {
 	est, rel := uint32(openflow.CtEst|openflow.CtTrk), uint32(openflow.CtRel|openflow.CtTrk)
 	put(TableConntrackState, prioNormal, skip, openflow.CtState(est, est), isAllowed)
 	put(TableConntrackState, prioNormal, skip, openflow.CtState(rel, rel|est), isAllowed)
+	put(TableConntrackState, prioNormal-1, skip, openflow.CtState(rel, rel|est), openflow.CtMark(markErrors, markErrors))
 	put(TableConntrackState, prioMiss, next(TableServiceLB))
 	back := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
 	put(TableSCTPState, prioNormal, skip, openflow.CtState(back, back), isAllowed)
