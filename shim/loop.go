@@ -45,6 +45,8 @@ type Dataplane interface {
 	// Connected tells whether the switch can be reached, and how often it was.
 	Connected() (bool, uint64)
 	PacketIns(id uint16) <-chan openflow.PacketIn
+	// PacketOut sends a packet, without waiting for the switch.
+	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
 
 // Holder holds the node's state: the client. Both methods may be called while
@@ -92,6 +94,7 @@ type loop struct {
 	saved      time.Time
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
+	unanswered packetlog.Losses // Of rejected packets.
 	lastReport string
 }
 

@@ -132,7 +132,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}}})}
 }
 
 func (b *tap) signal() {
@@ -261,7 +261,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}
+	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate}
 	return s
 }
 

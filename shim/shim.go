@@ -83,7 +83,7 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
-	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate, LogIsolationAll: cfg.LogIsolation == "all"}
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -131,6 +131,7 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bridge.Run(ctx) })
 	g.Go(func() error { return s.loop.run(ctx) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
+	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {
 		g.Go(func() error { return s.token.Run(ctx) })
 	}
@@ -269,6 +270,7 @@ type metrics struct {
 	unparsed prometheus.Counter
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
+	rejected *prometheus.CounterVec
 
 	barrierTimeouts prometheus.Counter
 }
@@ -284,9 +286,11 @@ func newMetrics() *metrics {
 		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage."}, []string{"stage"}),
 		barrierTimeouts: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_peer_barrier_timeouts_total",
 			Help: "Ports that opened before all nodes concerned were known to have the Pod's address."}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_rejected_packets_total",
+			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.barrierTimeouts)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts)
 	return m
 }
 

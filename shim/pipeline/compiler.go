@@ -25,6 +25,8 @@ type Config struct {
 	Uplink uint32
 	// LogRate is the log events a second that the meter lets through.
 	LogRate uint32
+	// RejectRate is the same for rejected packets that are to be answered.
+	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
 	LogIsolationAll bool
 	// ClauseCap is how many conjunctions a clause flow may list before a rule
@@ -207,7 +209,7 @@ func (c *Compiler) Desired() []openflow.Flow {
 
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
-	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}}
+	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}, {ID: RejectMeter, Rate: c.cfg.RejectRate, Burst: c.cfg.RejectRate}}
 }
 
 // Assignment is the present one. It must not be changed.
