@@ -43,6 +43,7 @@ type Config struct {
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Socket         string // Path of the Unix socket of NodeService. Empty: none.
 	Reconcile      time.Duration
+	StatsInterval  time.Duration // How often rules' counters are read, and reported.
 	// Uplink is the port of the bridge by which the node reaches its network,
 	// where that is on the bridge. Empty: none is.
 	Uplink string
@@ -83,6 +84,7 @@ func Defaults() Config {
 		VXLANPort:      4789,
 		Socket:         "/run/weir/shim.sock",
 		Reconcile:      4 * time.Second,
+		StatsInterval:  10 * time.Second,
 		PeerBarrier:    500 * time.Millisecond,
 		Adopt:          AdoptJudge,
 		AdoptWindow:    time.Minute,
@@ -104,6 +106,7 @@ func (c *Config) validate() error {
 	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
 	require(c.RejectRate > 0, "reject rate: must be at least 1 a second (--reject-rate)")
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
+	require(c.StatsInterval > 0, "interval of counters: must be above zero (--stats-interval)")
 	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)
 	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
 	require(slices.Contains([]string{"", AdoptJudge, AdoptEstablished}, c.Adopt), "adoption: %q is neither judge nor allow-established (--adopt)", c.Adopt)

@@ -47,6 +47,7 @@ type fakeFlow struct {
 	conditions []openflow.Field
 	steps      []openflow.Action
 	soft       bool // nothing but conjunctions
+	born       time.Time
 }
 
 type fakeMeter struct {
@@ -234,10 +235,10 @@ func (f *Fake) putFlowLocked(flow openflow.Flow, done *undo) error {
 		return err
 	}
 	_, next.soft = first(next.steps).(openflow.Conjunction)
-	next.flow.Packets, next.flow.Bytes, next.flow.Age = 0, 0, 0
+	next.flow.Packets, next.flow.Bytes, next.born = 0, 0, time.Now()
 	key := flow.Key()
 	old := f.flows[key]
-	if old != nil { // replaced: the counters stay
+	if old != nil { // replaced: the counters stay, and the age does not
 		next.flow.Packets, next.flow.Bytes = old.flow.Packets, old.flow.Bytes
 	}
 	f.flows[key], f.tables = next, nil
@@ -355,9 +356,9 @@ func (f *Fake) Read(context.Context) (State, error) {
 	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
 	for key, flow := range f.flows {
 		if f.cfg.Mark.Ours(flow.flow.Cookie) {
-			state.Flows[key] = flow.flow
+			state.Flows[key] = flow.read()
 		} else {
-			state.Foreign[key] = flow.flow
+			state.Foreign[key] = flow.read()
 		}
 	}
 	maps.Copy(state.Groups, f.groups)
@@ -379,9 +380,16 @@ func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter) ([]openfl
 		if filter.Table != openflow.AllTables && filter.Table != flow.flow.Table || flow.flow.Cookie&filter.CookieMask != filter.Cookie&filter.CookieMask {
 			continue
 		}
-		out = append(out, flow.flow)
+		out = append(out, flow.read())
 	}
 	return out, nil
+}
+
+// read is the flow as the switch reads it back.
+func (f *fakeFlow) read() openflow.Flow {
+	out := f.flow
+	out.Age = time.Since(f.born)
+	return out
 }
 
 // MeterCounters is as Bridge.MeterCounters.

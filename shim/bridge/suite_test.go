@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/shim/bridge"
 	of "github.com/weirnet/weir/shim/bridge/openflow"
@@ -175,6 +176,40 @@ func TestReplaceKeepsCountersAndDeleteIsStrict(t *testing.T) {
 		flows := s.read().Flows
 		if len(flows) != 2 || !flows[low.Key()].Same(low) || !flows[wide.Key()].Same(wide) {
 			t.Errorf("flows after the delete: %v", flows)
+		}
+	})
+}
+
+// A flow's age is that of its last installation, also where its counters are older.
+func TestAgeIsThatOfTheInstallation(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		f := flow(0, 10, of.NewMatch(of.InPort(1)), of.Controller{ControllerID: logID})
+		age := func() time.Duration { return s.read().Flows[f.Key()].Age }
+		grown := func() (reached time.Duration) {
+			for deadline := time.Now().Add(10 * time.Second); reached < 100*time.Millisecond; reached = age() {
+				if time.Now().After(deadline) {
+					t.Fatalf("the flow is %v old", reached)
+				}
+			}
+			return reached
+		}
+		began := time.Now()
+		s.put(f)
+		s.send(tcp(1, "10.0.0.1", "10.0.0.2", 1, 2, bridge.TCPSyn))
+		s.next(logID)
+		if reached, most := grown(), time.Since(began)+time.Millisecond; reached > most { // It counts whole milliseconds.
+			t.Errorf("%v old after %v", reached, most)
+		}
+		reached := grown()
+		s.put(f)
+		if got := s.read().Flows[f.Key()]; got.Age >= reached || got.Packets != 1 {
+			t.Errorf("replaced: %v old after %v, with %d packets", got.Age, reached, got.Packets)
+		}
+		reached = grown()
+		s.must(s.Apply(s.ctx, bridge.Change{Delete: []of.FlowKey{f.Key()}}))
+		s.put(f)
+		if got := s.read().Flows[f.Key()]; got.Age >= reached || got.Packets != 0 {
+			t.Errorf("taken out and put in again: %v old after %v, with %d packets", got.Age, reached, got.Packets)
 		}
 	})
 }

@@ -131,6 +131,9 @@ type Change struct {
 	// as far as the state told of them: connections that they have part in are
 	// another's now, or nobody's.
 	Vacated []netip.Addr
+	// Recounted are ids whose counting flows were there before and may count for
+	// other subjects from now on.
+	Recounted []uint32
 }
 
 // Refused is why an Update was not taken over. The node is to keep what it has:
@@ -170,7 +173,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.passOn()
 	c.forgetPlaces()
 	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated()}, nil
+	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted()}, nil
 }
 
 // takeVacated are the addresses that Pods gave up in this Update and did not get back.

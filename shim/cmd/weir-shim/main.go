@@ -77,6 +77,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.CNIBinDir, "cni-bin-dir", cfg.CNIBinDir, "folder where weir-cni, and host-local if it is there, are installed from beside this program (/opt/cni/bin); nothing if empty")
 	f.DurationVar(&cfg.PeerBarrier, "peer-barrier", cfg.PeerBarrier, "how long a new Pod's port waits at the most for other nodes to have the Pod's address, where their drop, reject or pass rules await it; 0 for not at all")
 	f.DurationVar(&cfg.Reconcile, "reconcile", cfg.Reconcile, "how often the bridge is read back and mended")
+	f.DurationVar(&cfg.StatsInterval, "stats-interval", cfg.StatsInterval, "how often it is read and reported what rules matched")
 	f.StringVar(&cfg.Uplink, "uplink", cfg.Uplink, "port of the bridge by which the node reaches its network, where that is on the bridge; a physical device by default")
 	f.StringVar(&cfg.Adopt, "adopt", cfg.Adopt, "what becomes of connections that are older than the adoption of a bridge with running Pods: judge (as if they were new) or allow-established (of TCP)")
 	f.DurationVar(&cfg.AdoptWindow, "adopt-window", cfg.AdoptWindow, "with --adopt=allow-established: how long after the adoption such connections are found and let through")
