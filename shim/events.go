@@ -30,21 +30,46 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 	})
 }
 
-// countLosses compares what the log flows reported with what arrived.
+// spoofed records a packet that a Pod sent in another's name.
+func (l *loop) spoofed(p openflow.PacketIn) {
+	pkt, err := packetlog.ParseForged(p.Packet)
+	if err != nil {
+		l.shim.metrics.unparsed.Inc()
+		return
+	}
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort()}
+	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		if l.compiler == nil {
+			return packetlog.Meaning{}, false
+		}
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort})
+		return packetlog.Meaning(a), ok
+	})
+}
+
+// countLosses compares what the flows reported, to the log and of what was
+// forged, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	stats, err := l.sw.MeterCounters(ctx)
 	if err != nil {
 		return // The bridge is away; reconcile says so.
 	}
-	in := l.sw.PacketInStats(pipeline.LogController)
+	l.lose(&l.losses, now, stats, pipeline.LogController, pipeline.LogMeter, "")
+	l.lose(&l.spoofLosses, now, stats, pipeline.SpoofController, pipeline.SpoofMeter, "spoof")
+}
+
+// lose states what was lost between one meter and its controller.
+func (l *loop) lose(losses *packetlog.Losses, now time.Time, stats []openflow.MeterStats, controller uint16, meter uint32, reason string) {
+	in := l.sw.PacketInStats(controller)
 	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
 	for _, m := range stats {
-		if m.ID == pipeline.LogMeter {
+		if m.ID == meter {
 			r.Metered, r.Limited = m.Packets, m.Dropped
 		}
 	}
-	for _, e := range l.losses.Next(r) {
-		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
+	for _, e := range losses.Next(r) {
+		e.Reason = reason
+		l.shim.metrics.lost.WithLabelValues(e.GetStage().String(), reason).Add(float64(e.GetCount()))
 		l.shim.log.Lose(e)
 	}
 }

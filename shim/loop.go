@@ -25,6 +25,7 @@ type Switch interface {
 	Read(ctx context.Context) (bridge.State, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
+	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
 	PacketInStats(id uint16) bridge.PacketInStats
 	FlushConntrack(ctx context.Context, c bridge.Connections) error
 	// Settle returns when every packet meets the flows of the last Apply; the
@@ -93,6 +94,9 @@ type loop struct {
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
 	lastReport string
+
+	spoofLosses packetlog.Losses // Of reports of what was forged.
+	spoofs      spoofCounts
 }
 
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
@@ -150,10 +154,13 @@ func (l *loop) run(ctx context.Context) error {
 			s.pods.kick()
 		case p := <-s.packetIns:
 			l.packetIn(p)
+		case p := <-s.spoofIns:
+			l.spoofed(p)
 		case now := <-flush.C:
 			s.log.Flush(now)
 		case now := <-second.C:
 			l.countLosses(ctx, now)
+			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
 			l.save(false)
 			if l.unread {
@@ -241,7 +248,14 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
+	guard := guardChanges(change)
+	if guard {
+		l.countSpoofs(ctx)
+	}
 	err := l.bring(ctx, change)
+	if guard {
+		l.guarded(change)
+	}
 	if err == nil {
 		err = l.forgetPassedOn(ctx)
 	}

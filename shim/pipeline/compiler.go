@@ -196,7 +196,7 @@ func (c *Compiler) Desired() []openflow.Flow {
 
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
-	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}}
+	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}, {ID: SpoofMeter, Rate: spoofRate, Burst: spoofRate}}
 }
 
 // Assignment is the present one. It must not be changed.
