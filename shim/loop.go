@@ -152,6 +152,9 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
+		case req := <-s.checks:
+			resp, err := l.check(ctx)
+			req.done <- checkResult{resp, err}
 		case p := <-s.packetIns:
 			l.packetIn(p)
 		case p := <-s.spoofIns:
@@ -328,13 +331,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return l.failed(err)
 		}
 	}
-	want := bridge.NewContent()
-	for _, f := range l.compiler.Desired() {
-		want.Flows[f.Key()] = f
-	}
-	for _, m := range l.compiler.Meters() {
-		want.Meters[m.ID] = m
-	}
+	want := wanted(l.compiler)
 	change := bridge.Diff(want, actual)
 	if l.sharing() {
 		change.DeleteGroups, change.DeleteMeters = nil, nil
@@ -394,41 +391,24 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		l.failed(fmt.Errorf("list ports: %w", err))
 		return
 	}
-	var local [6]byte
-	var uplink uint32
-	l.ports, l.unusable, l.nobodys, l.unread = nil, nil, nil, false
+	l.unusable, l.unread = nil, false
 	problems, peers := make(map[string]string), make(map[string]net.HardwareAddr)
-	for _, p := range ports {
-		if p.Local() {
-			local = p.MAC
-			continue
+	sorted := sortPorts(ports, l.shim.cfg.Uplink, func(id, netns, device string) (mac net.HardwareAddr, err error) {
+		if mac = l.peers[id]; mac == nil {
+			mac, err = veth.Peer(netns, device)
 		}
-		if p.Name == l.shim.cfg.Uplink {
-			uplink = p.Number
-			continue
-		}
-		port, known, problem := podPort(p, func(netns, device string) (mac net.HardwareAddr, err error) {
-			if mac = l.peers[p.ID]; mac == nil {
-				mac, err = veth.Peer(netns, device)
-			}
-			peers[p.ID], l.unread = mac, l.unread || err != nil
-			return mac, err
-		})
-		switch {
-		case problem != "":
-			problems[p.Name] = problem
-			l.unusable = append(l.unusable, portState(port, problem))
-			if l.problems[p.Name] != problem && (p.Number != 0 || p.Error != "") { // Else it is being added.
-				l.shim.logger.Warn("port stays closed", "interface", p.Name, "why", problem)
-			}
-		case known:
-			l.ports = append(l.ports, port)
-		case l.shim.cfg.Uplink == "" && uplink == 0 && physical(p.Name):
-			uplink = p.Number
-		default:
-			l.nobodys = append(l.nobodys, p.Name)
+		peers[id], l.unread = mac, l.unread || err != nil
+		return mac, err
+	})
+	for _, p := range sorted.unusable {
+		problems[p.row.Name] = p.why
+		l.unusable = append(l.unusable, portState(p.port, p.why))
+		if l.problems[p.row.Name] != p.why && (p.row.Number != 0 || p.row.Error != "") { // Else it is being added.
+			l.shim.logger.Warn("port stays closed", "interface", p.row.Name, "why", p.why)
 		}
 	}
+	local, uplink := sorted.local, sorted.uplink
+	l.ports, l.nobodys = sorted.pods, sorted.nobodys
 	l.problems, l.peers = problems, peers
 	if err := l.hidePorts(ctx); err != nil {
 		l.failed(err)

@@ -227,7 +227,7 @@ func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode(),
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
 	s.loop = newLoop(s, sw, w)
 	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}

@@ -40,6 +40,7 @@ type Shim struct {
 
 	applies      chan applyRequest
 	holds        chan holdRequest
+	checks       chan checkRequest
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
@@ -62,7 +63,7 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode()}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
