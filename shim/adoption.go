@@ -133,7 +133,7 @@ func (l *loop) coexists(actual bridge.State) bool {
 		}
 	}
 	if len(actual.Flows) == 0 {
-		for _, id := range []uint32{pipeline.LogMeter, pipeline.RejectMeter} {
+		for _, id := range pipeline.MeterIDs {
 			if _, theirs := actual.Meters[id]; theirs {
 				return false
 			}

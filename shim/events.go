@@ -31,7 +31,25 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 	})
 }
 
-// countLosses compares what the log flows reported with what arrived.
+// spoofed records a packet that a Pod sent in another's name.
+func (l *loop) spoofed(p openflow.PacketIn) {
+	pkt, err := packetlog.ParseForged(p.Packet)
+	if err != nil {
+		l.shim.metrics.unparsed.Inc()
+		return
+	}
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort()}
+	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		if l.compiler == nil {
+			return packetlog.Meaning{}, false
+		}
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort})
+		return packetlog.Meaning(a), ok
+	})
+}
+
+// countLosses compares what the flows reported, to the log and of what was
+// forged, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	stats, err := l.sw.MeterCounters(ctx)
 	if err != nil {
@@ -47,9 +65,20 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 		}
 		return r
 	}
-	for _, e := range l.losses.Next(read(pipeline.LogMeter, pipeline.LogController)) {
-		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
-		l.shim.log.Lose(e)
+	for _, path := range []struct {
+		losses     *packetlog.Losses
+		meter      uint32
+		controller uint16
+		reason     string
+	}{
+		{&l.losses, pipeline.LogMeter, pipeline.LogController, ""},
+		{&l.spoofLosses, pipeline.SpoofMeter, pipeline.SpoofController, "spoof"},
+	} {
+		for _, e := range path.losses.Next(read(path.meter, path.controller)) {
+			e.Reason = path.reason
+			l.shim.metrics.lost.WithLabelValues(e.GetStage().String(), path.reason).Add(float64(e.GetCount()))
+			l.shim.log.Lose(e)
+		}
 	}
 	for _, e := range l.unanswered.Next(read(pipeline.RejectMeter, pipeline.RejectController)) {
 		outcome := answerLost

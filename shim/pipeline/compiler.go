@@ -212,7 +212,11 @@ func (c *Compiler) Desired() []openflow.Flow {
 
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
-	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}, {ID: RejectMeter, Rate: c.cfg.RejectRate, Burst: c.cfg.RejectRate}}
+	var out []openflow.Meter
+	for _, m := range []struct{ id, rate uint32 }{{LogMeter, c.cfg.LogRate}, {RejectMeter, c.cfg.RejectRate}, {SpoofMeter, spoofRate}} {
+		out = append(out, openflow.Meter{ID: m.id, Rate: m.rate, Burst: m.rate})
+	}
+	return out
 }
 
 // Assignment is the present one. It must not be changed.

@@ -160,6 +160,7 @@ const (
 	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
 	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
 	KindCount     CookieKind = 8 // Counts, and decides nothing. Id: of a rule, or of an isolation.
+	KindSpoof     CookieKind = 9 // Drops what is forged, and counts it. Id: OpenFlow port.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
@@ -198,6 +199,9 @@ const (
 	LogMeter    = 1
 	RejectMeter = 2
 )
+
+// MeterIDs are those of all meters that flows may name.
+var MeterIDs = []uint32{LogMeter, RejectMeter, SpoofMeter}
 
 // logBytes of a packet go into a log event: headers, and no more of the user's data than that.
 const logBytes = 128

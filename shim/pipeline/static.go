@@ -36,9 +36,6 @@ func (c *Compiler) staticFlows() {
 
 	c.hostFlows()
 	put(TableSpoofGuard, prioMiss, openflow.Drop())
-	for _, t := range routerMessages {
-		put(TableSpoofGuard, prioTop, openflow.Drop(), openflow.ICMPv6Type(t))
-	}
 
 	for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
 		put(TableResolution, prioDefault+1, openflow.Drop(), openflow.ICMPv6Type(t))

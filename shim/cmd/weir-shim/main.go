@@ -22,8 +22,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "weir-shim:", err)
-		os.Exit(1)
+		if !errors.Is(err, errDiffers) { // Which has been shown.
+			fmt.Fprintln(os.Stderr, "weir-shim:", err)
+		}
+		code := 1
+		if errors.Is(err, errUnknown) {
+			code = 2
+		}
+		os.Exit(code)
 	}
 }
 
@@ -84,7 +90,7 @@ func command() *cobra.Command {
 	f.BoolVar(&cfg.TakeOver, "take-over", cfg.TakeOver, "go on where Antrea's agent is at work on the node")
 	f.StringVar(&cfg.AntreaRunDir, "antrea-run-dir", cfg.AntreaRunDir, "folder of the sockets by which Antrea's agent is known; not looked at if empty")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
-	cmd.AddCommand(uninstall(&cfg, &level))
+	cmd.AddCommand(uninstall(&cfg, &level), check(&cfg, &level))
 	return cmd
 }
 
