@@ -31,6 +31,7 @@ type Config struct {
 	Datapath       string // "system" or "netdev".
 	StateDir       string // Where the checkpoint is kept; required.
 	LogRate        uint32 // Log events a second.
+	RejectRate     uint32 // Answers to rejected packets a second.
 	LogIsolation   string // "annotated" or "all".
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	PodNetwork     string // "off", "routed" or "vxlan".
@@ -42,6 +43,7 @@ type Config struct {
 	MetricsListen  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Socket         string // Path of the Unix socket of NodeService. Empty: none.
 	Reconcile      time.Duration
+	StatsInterval  time.Duration // How often rules' counters are read, and reported.
 	// Uplink is the port of the bridge by which the node reaches its network,
 	// where that is on the bridge. Empty: none is.
 	Uplink string
@@ -72,6 +74,7 @@ func Defaults() Config {
 		Datapath:       "system",
 		StateDir:       "/var/lib/weir",
 		LogRate:        500,
+		RejectRate:     1000,
 		LogIsolation:   "annotated",
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
@@ -81,6 +84,7 @@ func Defaults() Config {
 		VXLANPort:      4789,
 		Socket:         "/run/weir/shim.sock",
 		Reconcile:      4 * time.Second,
+		StatsInterval:  10 * time.Second,
 		PeerBarrier:    500 * time.Millisecond,
 		Adopt:          AdoptJudge,
 		AdoptWindow:    time.Minute,
@@ -100,7 +104,9 @@ func (c *Config) validate() error {
 	require(c.Bridge != "", "bridge: no name given (--bridge)")
 	require(c.StateDir != "", "state folder: none given (--state-dir)")
 	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
+	require(c.RejectRate > 0, "reject rate: must be at least 1 a second (--reject-rate)")
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
+	require(c.StatsInterval > 0, "interval of counters: must be above zero (--stats-interval)")
 	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)
 	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
 	require(slices.Contains([]string{"", AdoptJudge, AdoptEstablished}, c.Adopt), "adoption: %q is neither judge nor allow-established (--adopt)", c.Adopt)

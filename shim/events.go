@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -36,15 +37,25 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	if err != nil {
 		return // The bridge is away; reconcile says so.
 	}
-	in := l.sw.PacketInStats(pipeline.LogController)
-	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
-	for _, m := range stats {
-		if m.ID == pipeline.LogMeter {
-			r.Metered, r.Limited = m.Packets, m.Dropped
+	read := func(meter uint32, controller uint16) packetlog.Reading {
+		in := l.sw.PacketInStats(controller)
+		r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
+		for _, m := range stats {
+			if m.ID == meter {
+				r.Metered, r.Limited = m.Packets, m.Dropped
+			}
 		}
+		return r
 	}
-	for _, e := range l.losses.Next(r) {
+	for _, e := range l.losses.Next(read(pipeline.LogMeter, pipeline.LogController)) {
 		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
 		l.shim.log.Lose(e)
+	}
+	for _, e := range l.unanswered.Next(read(pipeline.RejectMeter, pipeline.RejectController)) {
+		outcome := answerLost
+		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
+			outcome = answerOverRate
+		}
+		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
 	}
 }

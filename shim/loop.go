@@ -24,6 +24,8 @@ type Switch interface {
 	Apply(ctx context.Context, c bridge.Change) error
 	Read(ctx context.Context) (bridge.State, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
+	// Counters reads the flows of a filter with what they counted.
+	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
 	PacketInStats(id uint16) bridge.PacketInStats
 	FlushConntrack(ctx context.Context, c bridge.Connections) error
@@ -45,6 +47,8 @@ type Dataplane interface {
 	// Connected tells whether the switch can be reached, and how often it was.
 	Connected() (bool, uint64)
 	PacketIns(id uint16) <-chan openflow.PacketIn
+	// PacketOut sends a packet, without waiting for the switch.
+	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
 
 // Holder holds the node's state: the client. Both methods may be called while
@@ -92,13 +96,22 @@ type loop struct {
 	saved      time.Time
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
+	unanswered packetlog.Losses // Of rejected packets.
 	lastReport string
+
+	counts    *counting
+	counted   bool                          // What this compiler's flows have counted is on the books, and what they count for.
+	reading   bool                          // A reading of counters is under way.
+	readings  chan readingDone              // One slot.
+	orphans   map[uint32][]openflow.FlowKey // Counting flows that the compiler does not know, by id.
+	uncounted string                        // Why counters could not be read, as it was logged.
 }
 
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), holdTimer: timer}
+	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), holdTimer: timer,
+		counts: s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -130,10 +143,13 @@ func (l *loop) run(ctx context.Context) error {
 	defer reconcile.Stop()
 	retry := time.NewTicker(retryInterval)
 	defer retry.Stop()
+	count := time.NewTicker(s.cfg.StatsInterval)
+	defer count.Stop()
 	defer l.holdTimer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			l.lastReading(ctx)
 			l.save(true)
 			return ctx.Err()
 		case req := <-s.holds:
@@ -159,6 +175,10 @@ func (l *loop) run(ctx context.Context) error {
 			if l.unread {
 				l.refreshPorts(ctx)
 			}
+		case <-count.C:
+			l.readCounters(ctx)
+		case r := <-l.readings:
+			l.endReading(ctx, r)
 		case <-reconcile.C:
 			l.stale = true
 		case <-retry.C:
@@ -225,6 +245,7 @@ func refusal(err error) applyResult {
 
 // tell brings a change to the bridge.
 func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
+	l.recount(ctx, change.Recounted)
 	before := l.open
 	l.open = l.compiler.OpenAddresses()
 	if before == nil {
@@ -274,6 +295,7 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
+	l.learn(c.Upsert)
 	if err := l.sw.Apply(ctx, c); err != nil {
 		return err
 	}
@@ -304,10 +326,12 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return errors.New("the bridge cannot be read yet")
 		}
 	}
+	began := l.counts.now()
 	actual, err := l.sw.Read(ctx)
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
+	ended := l.counts.now()
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {
@@ -321,6 +345,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	for _, m := range l.compiler.Meters() {
 		want.Meters[m.ID] = m
 	}
+	l.keepOrphans(want, actual)
 	change := bridge.Diff(want, actual)
 	if l.sharing() {
 		change.DeleteGroups, change.DeleteMeters = nil, nil
@@ -330,6 +355,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
+	l.countBefore(want, change, readBack{actual, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
 			return l.failed(err)
@@ -476,13 +502,13 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	} else {
 		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
 	}
-	if l.compiler == nil && l.former.Next == 0 {
+	if l.compiler == nil { // A checkpoint may be older than the flows.
 		next, err := l.nextFree(ctx)
 		if err != nil {
 			l.failed(err)
 			return
 		}
-		l.former.Next = next
+		l.former.Next = max(l.former.Next, next)
 	}
 	l.config.LocalMAC, l.config.Uplink = local, uplink
 	l.config.HostMAC = [6]byte{}
@@ -511,20 +537,20 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		l.failed(err)
 		return
 	}
-	l.compiler, l.stale = compiler, true
+	l.compiler, l.stale, l.counted = compiler, true, false
 	if err := l.tell(ctx, change); err != nil {
 		l.failed(err)
 	}
 }
 
-// nextFree is an id above those that the bridge's flows have: connections
-// carry them.
+// nextFree is an id above those that the bridge's flows have, and those that the
+// accounts know: connections carry them.
 func (l *loop) nextFree(ctx context.Context) (uint32, error) {
 	actual, err := l.sw.Read(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("read bridge back: %w", err)
 	}
-	next := uint32(1)
+	next := l.counts.next()
 	for _, f := range actual.Flows {
 		next = max(next, pipeline.CarriedID(f.Cookie)+1)
 	}

@@ -124,6 +124,8 @@ type tap struct {
 	meters  []openflow.MeterStats
 	settle  chan struct{}      // Settle waits for it to close. Nil: it does not.
 	settles int                // Calls begun.
+	noCount error              // Of Counters.
+	counted int                // Calls of it that came back.
 	noFlush error              // Of FlushConntrack.
 	flushes int                // Calls of it.
 	flushed map[netip.Addr]int // Those that succeeded.
@@ -132,7 +134,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}}})}
 }
 
 func (b *tap) signal() {
@@ -177,6 +179,15 @@ func (b *tap) Ports(ctx context.Context) ([]bridge.Port, error) {
 		}
 	}
 	return ports, err
+}
+
+func (b *tap) Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
+	defer b.signal()
+	flows, err := b.Fake.Counters(ctx, filter)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counted++
+	return flows, errors.Join(err, b.noCount)
 }
 
 func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) {
@@ -260,8 +271,9 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	}
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
+	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}
+	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate}
 	return s
 }
 

@@ -24,7 +24,8 @@ import (
 
 // node is what the loop tells of the node's ports, for whoever asks.
 type node struct {
-	told chan struct{} // One slot: the ports changed.
+	told   chan struct{} // One slot: the ports changed.
+	margin time.Duration // How long before a call's deadline it is answered.
 
 	mu      sync.Mutex            // Guards what follows.
 	states  []*policyv1.PortState // Never changed once they are here.
@@ -32,7 +33,7 @@ type node struct {
 }
 
 func newNode() *node {
-	return &node{told: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &node{told: make(chan struct{}, 1), margin: awaitMargin, changed: make(chan struct{})}
 }
 
 // setPorts puts the ports in the place of the former ones.
@@ -76,7 +77,6 @@ type nodeServer struct {
 	shim *Shim
 }
 
-// awaitMargin is how long before a call's deadline it is answered.
 const awaitMargin = 100 * time.Millisecond
 
 // unready says why no Pod can be added; empty where one can.
@@ -106,7 +106,7 @@ func (n *nodeServer) AwaitPort(ctx context.Context, req *policyv1.AwaitPortReque
 	wait := ctx
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithDeadline(ctx, deadline.Add(-awaitMargin))
+		wait, cancel = context.WithDeadline(ctx, deadline.Add(-n.shim.node.margin))
 		defer cancel()
 	}
 	for {

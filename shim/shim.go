@@ -35,6 +35,7 @@ type Shim struct {
 	log      *packetlog.Log
 	metrics  *metrics
 	loop     *loop
+	counts   *counting
 	http     net.Listener
 	socket   net.Listener // Of the node's own service. Nil: none.
 
@@ -70,7 +71,7 @@ func New(cfg Config) (*Shim, error) {
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
-		Replica: replica, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
+		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +82,11 @@ func New(cfg Config) (*Shim, error) {
 			return nil, err
 		}
 	}
+	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
+	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
-	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate, LogIsolationAll: cfg.LogIsolation == "all"}
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -105,7 +108,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -128,9 +131,11 @@ func (s *Shim) Run(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.bridge.Run(ctx) })
-	g.Go(func() error { return s.loop.run(ctx) })
+	bridgeCtx, stopBridge := context.WithCancel(context.WithoutCancel(ctx)) // The loop's last reading needs it.
+	g.Go(func() error { return s.bridge.Run(bridgeCtx) })
+	g.Go(func() error { defer stopBridge(); return s.loop.run(ctx) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
+	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {
 		g.Go(func() error { return s.token.Run(ctx) })
 	}
@@ -242,6 +247,11 @@ func (s *Shim) Stats() *policyv1.NodeStats {
 	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports()}
 }
 
+// Counters implements client.Handler.
+func (s *Shim) Counters(after uint64) ([]*policyv1.NodeStats, uint64) {
+	return s.counts.report(after, s.Stats)
+}
+
 func (s *Shim) markOwn(ctx context.Context, mac [6]byte) error {
 	return hostfw.MarkOwn(ctx, s.cfg.Bridge, mac)
 }
@@ -269,6 +279,7 @@ type metrics struct {
 	unparsed prometheus.Counter
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
+	rejected *prometheus.CounterVec
 
 	barrierTimeouts prometheus.Counter
 }
@@ -284,9 +295,11 @@ func newMetrics() *metrics {
 		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage."}, []string{"stage"}),
 		barrierTimeouts: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_peer_barrier_timeouts_total",
 			Help: "Ports that opened before all nodes concerned were known to have the Pod's address."}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_rejected_packets_total",
+			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.barrierTimeouts)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts)
 	return m
 }
 
@@ -303,6 +316,22 @@ func (m *metrics) follow(c *client.Client) {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: x.name, Help: x.help},
 			func() float64 { return float64(x.count()) }))
 	}
+}
+
+// account registers what the accounts say of themselves.
+func (m *metrics) account(c *counting) {
+	m.registry.MustRegister(
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "weir_shim_counters_uncounted_seconds_total",
+			Help: "Seconds in which what rules matched may not have been counted, over the lives of the shim."},
+			func() float64 { return c.totals().Lost.Seconds() }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weir_shim_counters_read_timestamp_seconds",
+			Help: "Unix time of the last reading of what rules matched; zero where there was none."},
+			func() float64 {
+				if last := c.totals().Last; !last.IsZero() {
+					return float64(last.UnixMilli()) / 1000
+				}
+				return 0
+			}))
 }
 
 func (m *metrics) applied(flows int, took time.Duration) {

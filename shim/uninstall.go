@@ -110,7 +110,7 @@ func withdraw(ctx context.Context, b *bridge.Bridge) error {
 	if _, metered := actual.Meters[pipeline.LogMeter]; !metered || len(actual.Flows) == 0 {
 		return nil // Or it is not ours.
 	}
-	return b.Apply(wait, bridge.Change{DeleteMeters: []uint32{pipeline.LogMeter}})
+	return b.Apply(wait, bridge.Change{DeleteMeters: []uint32{pipeline.LogMeter, pipeline.RejectMeter}})
 }
 
 const withdrawTime = 30 * time.Second
@@ -146,7 +146,7 @@ func removeFiles(cfg *Config) error {
 	if cfg.Socket != "" {
 		paths = append(paths, cfg.Socket)
 	}
-	for _, name := range []string{filepath.Base(cfg.checkpoint()), credentials.KeptFile, lockName} {
+	for _, name := range []string{filepath.Base(cfg.checkpoint()), countersName, journalName, credentials.KeptFile, lockName} {
 		paths = append(paths, filepath.Join(cfg.StateDir, name))
 	}
 	var errs []error

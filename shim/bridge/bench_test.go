@@ -134,6 +134,28 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
+// BenchmarkCounters reads the counters of forty thousand flows among a hundred
+// thousand: those of ten thousand rules.
+func BenchmarkCounters(b *testing.B) {
+	br, _, ctx := benchBridge(b)
+	counting := make([]of.Flow, 0, 40000)
+	for i := range cap(counting) {
+		m := of.NewMatch(of.Masked(of.FieldCTLabel, of.Uint(uint64(i)), of.Ones(0, 32)), of.IPv4())
+		f := flow(uint8(13+i%2*10), 100, m, of.Goto(40))
+		f.Cookie |= 1 << 40
+		counting = append(counting, f)
+	}
+	if err := br.Apply(ctx, bridge.Change{Upsert: append(benchFlows(60000, 0), counting...)}); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		flows, err := br.Counters(ctx, of.FlowFilter{Table: of.AllTables, Cookie: 1 << 40, CookieMask: 1 << 40})
+		if err != nil || len(flows) != len(counting) {
+			b.Fatalf("%d flows, %v", len(flows), err)
+		}
+	}
+}
+
 // BenchmarkSettle changes one flow on a bridge that holds ten thousand and
 // waits until the datapath's cache has followed.
 func BenchmarkSettle(b *testing.B) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
@@ -31,7 +32,14 @@ type Fake struct {
 	ports     []Port
 	portCount uint32
 	conns     conntrack
-	sent      []openflow.PacketOut
+	sent      []Sent
+	clock     func() time.Time // Of meters. Nil: they let all pass.
+}
+
+// Sent is a packet that PacketOut was given, and what became of it.
+type Sent struct {
+	openflow.PacketOut
+	Walk Walk
 }
 
 type fakeFlow struct {
@@ -39,11 +47,46 @@ type fakeFlow struct {
 	conditions []openflow.Field
 	steps      []openflow.Action
 	soft       bool // nothing but conjunctions
+	born       time.Time
 }
 
 type fakeMeter struct {
 	openflow.Meter
 	stats openflow.MeterStats
+	level float64   // Packets that may pass at once, as of last.
+	last  time.Time // When it was worked out. Zero: the meter has limited nothing yet.
+}
+
+// LimitMeters has meters limit what passes, by a clock.
+func (f *Fake) LimitMeters(now func() time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clock = now
+}
+
+// passes counts a packet that comes to a meter, and says whether it may pass: a
+// bucket of the burst's size, full at first, which fills at the meter's rate.
+func (m *fakeMeter) passes(now func() time.Time) bool {
+	m.stats.Packets++
+	if now == nil {
+		return true
+	}
+	burst := float64(m.Burst)
+	if m.Burst == 0 {
+		burst = float64(m.Rate)
+	}
+	at := now()
+	if m.last.IsZero() {
+		m.level = burst
+	} else {
+		m.level = min(burst, m.level+at.Sub(m.last).Seconds()*float64(m.Rate))
+	}
+	if m.last = at; m.level < 1 {
+		m.stats.Dropped++
+		return false
+	}
+	m.level--
+	return true
 }
 
 // NewFake makes a connected, empty bridge with its LOCAL port.
@@ -119,7 +162,7 @@ func (f *Fake) Apply(_ context.Context, c Change) error {
 			return &ChangeError{"meter " + m.String(), openflow.ErrInvalidMeter}
 		}
 		if have := f.meters[m.ID]; have != nil {
-			have.Meter = m
+			have.Meter, have.last = m, time.Time{}
 		} else {
 			f.meters[m.ID] = &fakeMeter{Meter: m, stats: openflow.MeterStats{ID: m.ID}}
 		}
@@ -192,10 +235,10 @@ func (f *Fake) putFlowLocked(flow openflow.Flow, done *undo) error {
 		return err
 	}
 	_, next.soft = first(next.steps).(openflow.Conjunction)
-	next.flow.Packets, next.flow.Bytes, next.flow.Age = 0, 0, 0
+	next.flow.Packets, next.flow.Bytes, next.born = 0, 0, time.Now()
 	key := flow.Key()
 	old := f.flows[key]
-	if old != nil { // replaced: the counters stay
+	if old != nil { // replaced: the counters stay, and the age does not
 		next.flow.Packets, next.flow.Bytes = old.flow.Packets, old.flow.Bytes
 	}
 	f.flows[key], f.tables = next, nil
@@ -313,9 +356,9 @@ func (f *Fake) Read(context.Context) (State, error) {
 	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
 	for key, flow := range f.flows {
 		if f.cfg.Mark.Ours(flow.flow.Cookie) {
-			state.Flows[key] = flow.flow
+			state.Flows[key] = flow.read()
 		} else {
-			state.Foreign[key] = flow.flow
+			state.Foreign[key] = flow.read()
 		}
 	}
 	maps.Copy(state.Groups, f.groups)
@@ -337,12 +380,19 @@ func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter) ([]openfl
 		if filter.Table != openflow.AllTables && filter.Table != flow.flow.Table || flow.flow.Cookie&filter.CookieMask != filter.Cookie&filter.CookieMask {
 			continue
 		}
-		out = append(out, flow.flow)
+		out = append(out, flow.read())
 	}
 	return out, nil
 }
 
-// MeterCounters is as Bridge.MeterCounters. The Fake's meters let all pass.
+// read is the flow as the switch reads it back.
+func (f *fakeFlow) read() openflow.Flow {
+	out := f.flow
+	out.Age = time.Since(f.born)
+	return out
+}
+
+// MeterCounters is as Bridge.MeterCounters.
 func (f *Fake) MeterCounters(context.Context) ([]openflow.MeterStats, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -388,17 +438,17 @@ func (f *Fake) PacketOut(_ context.Context, out openflow.PacketOut) error {
 	if !f.connected {
 		return ErrDisconnected
 	}
-	f.sent = append(f.sent, out)
 	w := f.newWalkLocked(WalkOptions{})
 	at := w.begin(p)
 	w.execute(at, out.Actions.List(), nil)
 	w.drain()
 	w.deliver()
+	f.sent = append(f.sent, Sent{out, w.result})
 	return nil
 }
 
 // Sent are the packets that PacketOut was given, in order.
-func (f *Fake) Sent() []openflow.PacketOut {
+func (f *Fake) Sent() []Sent {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.sent)

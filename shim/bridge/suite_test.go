@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weirnet/weir/shim/bridge"
 	of "github.com/weirnet/weir/shim/bridge/openflow"
@@ -179,6 +180,40 @@ func TestReplaceKeepsCountersAndDeleteIsStrict(t *testing.T) {
 	})
 }
 
+// A flow's age is that of its last installation, also where its counters are older.
+func TestAgeIsThatOfTheInstallation(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		f := flow(0, 10, of.NewMatch(of.InPort(1)), of.Controller{ControllerID: logID})
+		age := func() time.Duration { return s.read().Flows[f.Key()].Age }
+		grown := func() (reached time.Duration) {
+			for deadline := time.Now().Add(10 * time.Second); reached < 100*time.Millisecond; reached = age() {
+				if time.Now().After(deadline) {
+					t.Fatalf("the flow is %v old", reached)
+				}
+			}
+			return reached
+		}
+		began := time.Now()
+		s.put(f)
+		s.send(tcp(1, "10.0.0.1", "10.0.0.2", 1, 2, bridge.TCPSyn))
+		s.next(logID)
+		if reached, most := grown(), time.Since(began)+time.Millisecond; reached > most { // It counts whole milliseconds.
+			t.Errorf("%v old after %v", reached, most)
+		}
+		reached := grown()
+		s.put(f)
+		if got := s.read().Flows[f.Key()]; got.Age >= reached || got.Packets != 1 {
+			t.Errorf("replaced: %v old after %v, with %d packets", got.Age, reached, got.Packets)
+		}
+		reached = grown()
+		s.must(s.Apply(s.ctx, bridge.Change{Delete: []of.FlowKey{f.Key()}}))
+		s.put(f)
+		if got := s.read().Flows[f.Key()]; got.Age >= reached || got.Packets != 0 {
+			t.Errorf("taken out and put in again: %v old after %v, with %d packets", got.Age, reached, got.Packets)
+		}
+	})
+}
+
 func TestGroupsAndMetersChangeAndGo(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		user := flow(1, 1, of.NewMatch(of.IPv4()), of.ToGroup(5))
@@ -236,6 +271,81 @@ func TestPacketInCarriesWhatTheFlowKnew(t *testing.T) {
 		stats, err := s.MeterCounters(s.ctx)
 		if err != nil || len(stats) != 1 || stats[0] != (of.MeterStats{ID: 6, Packets: 1}) {
 			t.Errorf("meter counters %v, %v", stats, err)
+		}
+	})
+}
+
+// What a controller sends may be looked up in any table, with what its actions
+// put in registers; it comes from no port, and so may leave by all.
+func TestPacketOutTakesItsActions(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		report := of.Controller{ControllerID: logID}
+		s.put(
+			flow(0, 1, of.NewMatch(), of.Controller{ControllerID: otherID}), // Where it must not come.
+			flow(14, 2, of.NewMatch(of.IPDst(pfx("10.0.0.1/32")), of.Reg(0, 0x101, 0x10f)), of.SetEthDst(macB), of.SetReg(1, 2, 0xffffffff), of.GotoTable(20)),
+			flow(14, 1, of.NewMatch(of.IPv4()), of.SetReg(1, 9, 0xffffffff), of.GotoTable(20)),
+			flow(20, 1, of.NewMatch(of.InPort(of.PortController)), report, of.OutputRegister(1)),
+		)
+		p := tcp(0, "10.0.0.2", "10.0.0.1", 80, 4000, bridge.TCPRst)
+		p.EthDst = macA
+		for _, dst := range []struct {
+			to   string
+			port uint32
+			mac  [6]byte
+		}{{"10.0.0.1", 2, macB}, {"10.0.0.3", 9, macA}} {
+			p.IPDst = addrOf(dst.to)
+			s.must(s.PacketOut(s.ctx, of.PacketOut{Actions: of.NewActions(of.SetReg(0, 0x101, 0x10f), of.Resubmit(14)), Packet: p.Frame()}))
+			in := s.next(logID)
+			got, err := bridge.ParseFrame(in.Packet)
+			s.must(err)
+			if in.Table != 20 || in.Metadata.InPort() != of.PortController || in.Metadata.Reg(0) != 0x101 || in.Metadata.Reg(1) != dst.port || got.EthDst != dst.mac || in.Metadata.CtState() != 0 {
+				t.Errorf("to %s: table %d, port %#x, registers %#x and %d, %s", dst.to, in.Table, in.Metadata.InPort(), in.Metadata.Reg(0), in.Metadata.Reg(1), got.String())
+			}
+		}
+		if len(s.PacketIns(otherID)) != 0 {
+			t.Error("the packets were looked up in table 0")
+		}
+	})
+}
+
+// A meter limits the copies of its own action, and neither the packet nor what
+// else is copied of it; what it holds back it counts. Copies are whole, however
+// little is asked for.
+func TestMetersLimitCopiesApart(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		const sent, burst = 40, 5
+		s.must(s.Apply(s.ctx, bridge.Change{PutMeters: []of.Meter{{ID: 1, Rate: 1, Burst: burst}, {ID: 2, Rate: 1000, Burst: 1000}}, Upsert: []of.Flow{
+			flow(0, 1, of.NewMatch(of.IPv4()), of.Controller{ControllerID: logID, MeterID: 1, MaxLen: 20}, of.Controller{ControllerID: otherID, MeterID: 2}, of.GotoTable(1)),
+			flow(1, 1, of.NewMatch()),
+		}}))
+		passed := uint64(0)
+		for i := range sent {
+			s.send(udp(1, "10.0.0.1", "10.0.0.2", uint16(i+1), 9))
+			s.next(otherID)
+			for len(s.PacketIns(logID)) > 0 {
+				if in := s.next(logID); len(in.Packet) != int(in.FullLen) {
+					t.Fatalf("%d bytes of a packet of %d arrive", len(in.Packet), in.FullLen)
+				}
+				passed++
+			}
+		}
+		stats, err := s.MeterCounters(s.ctx)
+		s.must(err)
+		slices.SortFunc(stats, func(a, b of.MeterStats) int { return int(a.ID) - int(b.ID) })
+		if len(stats) != 2 || stats[0].Packets != sent || stats[1] != (of.MeterStats{ID: 2, Packets: sent}) {
+			t.Fatalf("meters count %+v", stats)
+		}
+		for received := sent - stats[0].Dropped; s.PacketInStats(logID).Received < received; {
+			if s.ctx.Err() != nil {
+				t.Fatalf("%d of %d packets arrived", s.PacketInStats(logID).Received, received)
+			}
+		}
+		// As many as may come at once, and one or two that the rate adds.
+		if got := sent - stats[0].Dropped; got < burst || got > burst+20 || s.PacketInStats(logID).Received != got || passed > got {
+			t.Errorf("%d copies arrived of %d that were let through", s.PacketInStats(logID).Received, got)
+		}
+		if state := s.read(); state.Flows[of.FlowKey{Table: 1, Priority: 1}].Packets != sent {
+			t.Errorf("%d of %d packets went on", state.Flows[of.FlowKey{Table: 1, Priority: 1}].Packets, sent)
 		}
 	})
 }

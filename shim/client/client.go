@@ -52,8 +52,12 @@ type Handler interface {
 	// and whose ports are to stay closed until Release names them, but not for ever.
 	Hold(ctx context.Context, endpoints []string)
 	Release(ctx context.Context, endpoints []string)
-	// Stats are sent to the service now and then.
+	// Stats are sent to the service when they change.
 	Stats() *policyv1.NodeStats
+	// Counters are the stats that are sent now and then: with what rules matched, as
+	// far as it changed after a mark. The mark is zero on a new stream, for all, and
+	// then the one that was returned. More than one are sent one after the other.
+	Counters(after uint64) (stats []*policyv1.NodeStats, mark uint64)
 }
 
 // Config of a Client.
@@ -68,7 +72,7 @@ type Config struct {
 	Replica *storage.Replica
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 10 s.
 	MinBackoff, MaxBackoff time.Duration
-	// StatsInterval is how often stats are sent. Zero: 10 s.
+	// StatsInterval is how often stats are sent, counters among them. Zero: 10 s.
 	StatsInterval time.Duration
 	// StatsChanged signals that they are worth sending now. They are, but not more
 	// often than every statsPause: what changes meanwhile goes as one. Nil: none do.
@@ -227,7 +231,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	if err != nil {
 		return false, 0, fmt.Errorf("subscribe at %s: %w", address, err)
 	}
-	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
+	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, counters: h.Counters, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
 	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}}
 	go out.run(ctx)
 	if stats := h.Stats(); slices.ContainsFunc(stats.GetPorts(), func(p *policyv1.PortState) bool { return len(p.GetIps()) > 0 && !p.GetOpen() }) {
@@ -433,10 +437,12 @@ func nack(revision uint64, held storage.Digest, msg string, items []*policyv1.It
 
 // sender is the one goroutine that sends on a stream.
 type sender struct {
-	stream grpc.BidiStreamingClient[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
-	queue  chan *policyv1.SubscribeRequest
-	stats  func() *policyv1.NodeStats
-	every  time.Duration
+	stream   grpc.BidiStreamingClient[policyv1.SubscribeRequest, policyv1.SubscribeResponse]
+	queue    chan *policyv1.SubscribeRequest
+	stats    func() *policyv1.NodeStats
+	counters func(after uint64) ([]*policyv1.NodeStats, uint64)
+	mark     uint64 // Of the counters that were told.
+	every    time.Duration
 	// changed says that the stats are to be sent now.
 	changed <-chan struct{}
 }
@@ -458,13 +464,15 @@ func (s *sender) run(ctx context.Context) {
 	changed, pause := s.changed, time.NewTimer(0)
 	defer pause.Stop()
 	for {
-		var m *policyv1.SubscribeRequest
 		select {
-		case m = <-s.queue:
+		case m := <-s.queue:
+			_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
 		case <-ticker.C:
-			m = s.report()
+			var stats []*policyv1.NodeStats
+			stats, s.mark = s.counters(s.mark)
+			s.report(stats...)
 		case <-changed:
-			m = s.report()
+			s.report(s.stats())
 			changed = nil
 			pause.Reset(statsPause)
 		case <-pause.C:
@@ -472,18 +480,14 @@ func (s *sender) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if m == nil {
-			continue
-		}
-		_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
 	}
 }
 
-// report are the stats as they are now; nil where there are none.
-func (s *sender) report() *policyv1.SubscribeRequest {
-	stats := s.stats()
-	if stats == nil {
-		return nil
+// report sends stats; nil is none.
+func (s *sender) report(list ...*policyv1.NodeStats) {
+	for _, stats := range list {
+		if stats != nil {
+			_ = s.stream.Send(&policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}})
+		}
 	}
-	return &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Stats{Stats: stats}}
 }

@@ -75,6 +75,16 @@ func (h *handler) Stats() *policyv1.NodeStats {
 	return &policyv1.NodeStats{PacketInsLost: 7, Ports: h.ports}
 }
 
+// Counters tells of one rule in each of two messages, and which mark was given.
+func (h *handler) Counters(after uint64) (out []*policyv1.NodeStats, mark uint64) {
+	for _, rule := range []string{"a", "b"} {
+		m := h.Stats()
+		m.Reading, m.Rules, m.More = after, []*policyv1.RuleCounter{{Rule: rule}}, rule == "a"
+		out = append(out, m)
+	}
+	return out, after + 1
+}
+
 // next waits for an Apply.
 func (h *handler) next(t *testing.T) call {
 	t.Helper()
@@ -532,9 +542,17 @@ func TestReplacedClientBacksOff(t *testing.T) {
 func TestStatsAreSent(t *testing.T) {
 	s, address := newScript(t)
 	start(t, Config{Addresses: []string{address}, StatsInterval: time.Millisecond}, newHandler())
-	p, _ := s.next(t)
-	if got := p.request(t).GetStats(); got.GetPacketInsLost() != 7 {
-		t.Errorf("stats: %v", got)
+	for range 2 { // On a new stream all is told anew.
+		p, _ := s.next(t)
+		for mark := range uint64(3) {
+			for _, rule := range []string{"a", "b"} {
+				got := p.request(t).GetStats()
+				if got.GetPacketInsLost() != 7 || got.GetReading() != mark || got.GetRules()[0].GetRule() != rule || got.GetMore() != (rule == "a") {
+					t.Errorf("stats: %v, want rule %s after mark %d", got, rule, mark)
+				}
+			}
+		}
+		p.end <- status.Error(codes.Unavailable, "going")
 	}
 }
 

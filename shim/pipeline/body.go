@@ -99,6 +99,7 @@ func (c *Compiler) admit(r *rule) {
 	b.members[r] = struct{}{}
 	if b.owner != nil && b.owner.key == r.key {
 		b.owner = r
+		c.counts.recount(b)
 	}
 }
 
@@ -163,6 +164,7 @@ func (c *Compiler) passOn() {
 			pt.key = b.owner.partKey(pt)
 			c.assignment.Rules[pt.key] = pt.place
 		}
+		c.counts.recount(b)
 	}
 	clear(c.orphaned)
 }

@@ -90,9 +90,14 @@ func TestIDStaysWithTheRest(t *testing.T) {
 		t.Errorf("fresh (+) and incremental (-):\n%s", difference(got, want))
 	}
 	delete(w.policies, "b")
-	w.bring(c)
-	if idOf(c, "a") != id {
-		t.Errorf("after b, a has %d instead of %d", idOf(c, "a"), id)
+	if ch := w.bring(c); idOf(c, "a") != id || !slices.Equal(ch.Recounted, []uint32{id}) {
+		t.Errorf("after b, a has %d instead of %d; %v are said to count for others", idOf(c, "a"), id, ch.Recounted)
+	}
+	again = tier("a", 1, drop)
+	again.Uid = "another"
+	w.add(again)
+	if ch := w.bring(c); !slices.Equal(ch.Recounted, []uint32{id}) || c.Subjects(id)[0].UID != "another" {
+		t.Errorf("as another object, %d counts for %v; %v are said to count for others", id, c.Subjects(id), ch.Recounted)
 	}
 	for name := range w.policies {
 		delete(w.policies, name)

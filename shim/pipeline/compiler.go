@@ -25,6 +25,8 @@ type Config struct {
 	Uplink uint32
 	// LogRate is the log events a second that the meter lets through.
 	LogRate uint32
+	// RejectRate is the same for rejected packets that are to be answered.
+	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
 	LogIsolationAll bool
 	// ClauseCap is how many conjunctions a clause flow may list before a rule
@@ -129,6 +131,9 @@ type Change struct {
 	// as far as the state told of them: connections that they have part in are
 	// another's now, or nobody's.
 	Vacated []netip.Addr
+	// Recounted are ids whose counting flows were there before and may count for
+	// other subjects from now on.
+	Recounted []uint32
 }
 
 // Refused is why an Update was not taken over. The node is to keep what it has:
@@ -168,7 +173,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.passOn()
 	c.forgetPlaces()
 	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated()}, nil
+	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted()}, nil
 }
 
 // takeVacated are the addresses that Pods gave up in this Update and did not get back.
@@ -207,7 +212,7 @@ func (c *Compiler) Desired() []openflow.Flow {
 
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
-	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}}
+	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}, {ID: RejectMeter, Rate: c.cfg.RejectRate, Burst: c.cfg.RejectRate}}
 }
 
 // Assignment is the present one. It must not be changed.

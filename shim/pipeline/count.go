@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -67,6 +68,7 @@ func CountOf(f openflow.Flow) (Count, bool) {
 
 // Subjects are those that the flows of an id count for: of a rule one, of an
 // isolation each policy that isolates. They are known until the id is dropped.
+// That they are others than before, Change.Recounted says.
 func (c *Compiler) Subjects(id uint32) []Subject {
 	if n := c.counts.of[id]; n != nil {
 		return n.subjects()
@@ -125,8 +127,9 @@ func (r *rule) subject() Subject {
 
 // counts are the ids that flows count for.
 type counts struct {
-	of      map[uint32]*counted
-	retired map[uint32]struct{}
+	of        map[uint32]*counted
+	retired   map[uint32]struct{}
+	recounted map[uint32]struct{} // That may count for others since the last Update.
 }
 
 type counted struct {
@@ -135,7 +138,7 @@ type counted struct {
 }
 
 func newCounts() counts {
-	return counts{of: make(map[uint32]*counted), retired: make(map[uint32]struct{})}
+	return counts{of: make(map[uint32]*counted), retired: make(map[uint32]struct{}), recounted: make(map[uint32]struct{})}
 }
 
 // live says whether an id stands for something in force.
@@ -149,6 +152,7 @@ func (n *counts) begin(flows *flowSet, id uint32, subjects func() []Subject, lis
 	delete(n.retired, id)
 	if at := n.of[id]; at != nil {
 		at.subjects = subjects
+		n.recounted[id] = struct{}{}
 		return
 	}
 	at := &counted{subjects: subjects}
@@ -160,6 +164,20 @@ func (n *counts) begin(flows *flowSet, id uint32, subjects func() []Subject, lis
 }
 
 func (n *counts) end(id uint32) { n.retired[id] = struct{}{} }
+
+// recount says that a body's owner is another.
+func (n *counts) recount(b *body) {
+	for _, pt := range b.parts {
+		n.recounted[pt.place.Conj] = struct{}{}
+	}
+}
+
+// takeRecounted are the ids of which recount was told, ascending.
+func (n *counts) takeRecounted() []uint32 {
+	out := slices.Sorted(maps.Keys(n.recounted))
+	clear(n.recounted)
+	return out
+}
 
 // drop takes the flows of an id out, if it is retired.
 func (n *counts) drop(flows *flowSet, id uint32) {

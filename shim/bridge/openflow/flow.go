@@ -72,6 +72,13 @@ func (k FlowKey) String() string {
 	return s
 }
 
+// Append writes the key, as bytes that no other key has.
+func (k FlowKey) Append(b []byte) []byte {
+	b = append(b, k.Table)
+	b = binary.BigEndian.AppendUint16(b, k.Priority)
+	return append(b, k.Match.oxm...)
+}
+
 // Commands of a flow modification.
 const (
 	flowAdd          = 0

@@ -129,6 +129,7 @@ type ListPoliciesRequest struct {
 	Namespace           string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`                                                   // Empty: all.
 	ByEffectivePriority bool                   `protobuf:"varint,2,opt,name=by_effective_priority,json=byEffectivePriority,proto3" json:"by_effective_priority,omitempty"` // Order of evaluation instead of kind, Namespace and name.
 	Local               bool                   `protobuf:"varint,3,opt,name=local,proto3" json:"local,omitempty"`                                                          // Count the nodes that are connected to this replica alone.
+	Stats               bool                   `protobuf:"varint,4,opt,name=stats,proto3" json:"stats,omitempty"`                                                          // Say what the rules matched, too.
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -180,6 +181,13 @@ func (x *ListPoliciesRequest) GetByEffectivePriority() bool {
 func (x *ListPoliciesRequest) GetLocal() bool {
 	if x != nil {
 		return x.Local
+	}
+	return false
+}
+
+func (x *ListPoliciesRequest) GetStats() bool {
+	if x != nil {
+		return x.Stats
 	}
 	return false
 }
@@ -246,8 +254,14 @@ type PolicySummary struct {
 	Conditions    []*Condition           `protobuf:"bytes,13,rep,name=conditions,proto3" json:"conditions,omitempty"`                             // By type; those that a status has.
 	AppliedTo     []string               `protobuf:"bytes,14,rep,name=applied_to,json=appliedTo,proto3" json:"applied_to,omitempty"`              // Ids of the groups that it guards, in hexadecimal. Empty: none.
 	Staged        bool                   `protobuf:"varint,15,opt,name=staged,proto3" json:"staged,omitempty"`                                    // Recorded, not enforced.
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Where stats are asked for, sums over all nodes that reported to a replica in
+	// its life, those that are gone too:
+	Rules          []*RuleStats `protobuf:"bytes,16,rep,name=rules,proto3" json:"rules,omitempty"`                                            // Of each rule as written, ingress first, then of the isolation by the policy.
+	NodesCounted   uint32       `protobuf:"varint,17,opt,name=nodes_counted,json=nodesCounted,proto3" json:"nodes_counted,omitempty"`         // Nodes whose counts are in them.
+	CountedSinceMs int64        `protobuf:"varint,18,opt,name=counted_since_ms,json=countedSinceMs,proto3" json:"counted_since_ms,omitempty"` // Unix milliseconds: the latest time at which one of these nodes began to count. Zero: there are none.
+	UncountedMs    uint64       `protobuf:"varint,19,opt,name=uncounted_ms,json=uncountedMs,proto3" json:"uncounted_ms,omitempty"`            // For how long counts may have been lost, over these nodes, since the policy was created.
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PolicySummary) Reset() {
@@ -385,6 +399,128 @@ func (x *PolicySummary) GetStaged() bool {
 	return false
 }
 
+func (x *PolicySummary) GetRules() []*RuleStats {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *PolicySummary) GetNodesCounted() uint32 {
+	if x != nil {
+		return x.NodesCounted
+	}
+	return 0
+}
+
+func (x *PolicySummary) GetCountedSinceMs() int64 {
+	if x != nil {
+		return x.CountedSinceMs
+	}
+	return 0
+}
+
+func (x *PolicySummary) GetUncountedMs() uint64 {
+	if x != nil {
+		return x.UncountedMs
+	}
+	return 0
+}
+
+// RuleStats is what one rule matched, or what the isolation in a direction
+// dropped. See RuleCounter for what counts.
+type RuleStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Direction     Direction              `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`            // Name. Empty: the kind has no names; index says which.
+	Index         uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`         // Position among the policy's rules of the direction.
+	Isolation     bool                   `protobuf:"varint,4,opt,name=isolation,proto3" json:"isolation,omitempty"` // Neither rule nor index says anything.
+	Sessions      uint64                 `protobuf:"varint,5,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Packets       uint64                 `protobuf:"varint,6,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleStats) Reset() {
+	*x = RuleStats{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleStats) ProtoMessage() {}
+
+func (x *RuleStats) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleStats.ProtoReflect.Descriptor instead.
+func (*RuleStats) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RuleStats) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *RuleStats) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *RuleStats) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RuleStats) GetIsolation() bool {
+	if x != nil {
+		return x.Isolation
+	}
+	return false
+}
+
+func (x *RuleStats) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *RuleStats) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *RuleStats) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // Condition is as those of a status: it says of an object whether something holds.
 type Condition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -398,7 +534,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -410,7 +546,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -423,7 +559,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Condition) GetType() string {
@@ -463,7 +599,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +611,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +624,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListGroupsRequest) GetMembers() bool {
@@ -508,7 +644,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +656,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +669,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*GroupSummary {
@@ -567,7 +703,7 @@ type GroupDefinition struct {
 
 func (x *GroupDefinition) Reset() {
 	*x = GroupDefinition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +715,7 @@ func (x *GroupDefinition) String() string {
 func (*GroupDefinition) ProtoMessage() {}
 
 func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +728,7 @@ func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupDefinition.ProtoReflect.Descriptor instead.
 func (*GroupDefinition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GroupDefinition) GetNamespace() string {
@@ -665,7 +801,7 @@ type GroupSummary struct {
 
 func (x *GroupSummary) Reset() {
 	*x = GroupSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +813,7 @@ func (x *GroupSummary) String() string {
 func (*GroupSummary) ProtoMessage() {}
 
 func (x *GroupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +826,7 @@ func (x *GroupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSummary.ProtoReflect.Descriptor instead.
 func (*GroupSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GroupSummary) GetId() []byte {
@@ -744,7 +880,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +892,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +905,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListNodesRequest) GetLocal() bool {
@@ -791,7 +927,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +939,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +952,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListNodesResponse) GetEpoch() string {
@@ -869,7 +1005,7 @@ type NodeSummary struct {
 
 func (x *NodeSummary) Reset() {
 	*x = NodeSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1017,7 @@ func (x *NodeSummary) String() string {
 func (*NodeSummary) ProtoMessage() {}
 
 func (x *NodeSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1030,7 @@ func (x *NodeSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSummary.ProtoReflect.Descriptor instead.
 func (*NodeSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NodeSummary) GetName() string {
@@ -1011,7 +1147,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1159,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1172,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -1100,7 +1236,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1248,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1261,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExplainResponse) GetVerdict() Verdict {
@@ -1171,7 +1307,7 @@ type DirectionExplanation struct {
 
 func (x *DirectionExplanation) Reset() {
 	*x = DirectionExplanation{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1319,7 @@ func (x *DirectionExplanation) String() string {
 func (*DirectionExplanation) ProtoMessage() {}
 
 func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1332,7 @@ func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectionExplanation.ProtoReflect.Descriptor instead.
 func (*DirectionExplanation) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DirectionExplanation) GetAction() Action {
@@ -1255,7 +1391,7 @@ type EvaluationStep struct {
 
 func (x *EvaluationStep) Reset() {
 	*x = EvaluationStep{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1403,7 @@ func (x *EvaluationStep) String() string {
 func (*EvaluationStep) ProtoMessage() {}
 
 func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1416,7 @@ func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvaluationStep.ProtoReflect.Descriptor instead.
 func (*EvaluationStep) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EvaluationStep) GetName() string {
@@ -1324,7 +1460,7 @@ type ConsideredRule struct {
 
 func (x *ConsideredRule) Reset() {
 	*x = ConsideredRule{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1472,7 @@ func (x *ConsideredRule) String() string {
 func (*ConsideredRule) ProtoMessage() {}
 
 func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1485,7 @@ func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsideredRule.ProtoReflect.Descriptor instead.
 func (*ConsideredRule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConsideredRule) GetPolicy() *PolicyRef {
@@ -1384,13 +1520,14 @@ var File_weir_policy_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"}\n" +
+	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\x93\x01\n" +
 	"\x13ListPoliciesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x122\n" +
 	"\x15by_effective_priority\x18\x02 \x01(\bR\x13byEffectivePriority\x12\x14\n" +
-	"\x05local\x18\x03 \x01(\bR\x05local\"Q\n" +
+	"\x05local\x18\x03 \x01(\bR\x05local\x12\x14\n" +
+	"\x05stats\x18\x04 \x01(\bR\x05stats\"Q\n" +
 	"\x14ListPoliciesResponse\x129\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\xe3\x03\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\x86\x05\n" +
 	"\rPolicySummary\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -1412,7 +1549,19 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"conditions\x12\x1d\n" +
 	"\n" +
 	"applied_to\x18\x0e \x03(\tR\tappliedTo\x12\x16\n" +
-	"\x06staged\x18\x0f \x01(\bR\x06staged\"i\n" +
+	"\x06staged\x18\x0f \x01(\bR\x06staged\x12/\n" +
+	"\x05rules\x18\x10 \x03(\v2\x19.weir.policy.v1.RuleStatsR\x05rules\x12#\n" +
+	"\rnodes_counted\x18\x11 \x01(\rR\fnodesCounted\x12(\n" +
+	"\x10counted_since_ms\x18\x12 \x01(\x03R\x0ecountedSinceMs\x12!\n" +
+	"\funcounted_ms\x18\x13 \x01(\x04R\vuncountedMs\"\xd8\x01\n" +
+	"\tRuleStats\x127\n" +
+	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\rR\x05index\x12\x1c\n" +
+	"\tisolation\x18\x04 \x01(\bR\tisolation\x12\x1a\n" +
+	"\bsessions\x18\x05 \x01(\x04R\bsessions\x12\x18\n" +
+	"\apackets\x18\x06 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\"i\n" +
 	"\tCondition\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +
@@ -1532,66 +1681,70 @@ func file_weir_policy_v1_inspection_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_inspection_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_weir_policy_v1_inspection_proto_goTypes = []any{
 	(GroupUse)(0),                // 0: weir.policy.v1.GroupUse
 	(Verdict)(0),                 // 1: weir.policy.v1.Verdict
 	(*ListPoliciesRequest)(nil),  // 2: weir.policy.v1.ListPoliciesRequest
 	(*ListPoliciesResponse)(nil), // 3: weir.policy.v1.ListPoliciesResponse
 	(*PolicySummary)(nil),        // 4: weir.policy.v1.PolicySummary
-	(*Condition)(nil),            // 5: weir.policy.v1.Condition
-	(*ListGroupsRequest)(nil),    // 6: weir.policy.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),   // 7: weir.policy.v1.ListGroupsResponse
-	(*GroupDefinition)(nil),      // 8: weir.policy.v1.GroupDefinition
-	(*GroupSummary)(nil),         // 9: weir.policy.v1.GroupSummary
-	(*ListNodesRequest)(nil),     // 10: weir.policy.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 11: weir.policy.v1.ListNodesResponse
-	(*NodeSummary)(nil),          // 12: weir.policy.v1.NodeSummary
-	(*ExplainRequest)(nil),       // 13: weir.policy.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 14: weir.policy.v1.ExplainResponse
-	(*DirectionExplanation)(nil), // 15: weir.policy.v1.DirectionExplanation
-	(*EvaluationStep)(nil),       // 16: weir.policy.v1.EvaluationStep
-	(*ConsideredRule)(nil),       // 17: weir.policy.v1.ConsideredRule
-	(*PolicyRef)(nil),            // 18: weir.policy.v1.PolicyRef
-	(*Position)(nil),             // 19: weir.policy.v1.Position
-	(Protocol)(0),                // 20: weir.policy.v1.Protocol
-	(Action)(0),                  // 21: weir.policy.v1.Action
+	(*RuleStats)(nil),            // 5: weir.policy.v1.RuleStats
+	(*Condition)(nil),            // 6: weir.policy.v1.Condition
+	(*ListGroupsRequest)(nil),    // 7: weir.policy.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),   // 8: weir.policy.v1.ListGroupsResponse
+	(*GroupDefinition)(nil),      // 9: weir.policy.v1.GroupDefinition
+	(*GroupSummary)(nil),         // 10: weir.policy.v1.GroupSummary
+	(*ListNodesRequest)(nil),     // 11: weir.policy.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),    // 12: weir.policy.v1.ListNodesResponse
+	(*NodeSummary)(nil),          // 13: weir.policy.v1.NodeSummary
+	(*ExplainRequest)(nil),       // 14: weir.policy.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 15: weir.policy.v1.ExplainResponse
+	(*DirectionExplanation)(nil), // 16: weir.policy.v1.DirectionExplanation
+	(*EvaluationStep)(nil),       // 17: weir.policy.v1.EvaluationStep
+	(*ConsideredRule)(nil),       // 18: weir.policy.v1.ConsideredRule
+	(*PolicyRef)(nil),            // 19: weir.policy.v1.PolicyRef
+	(Direction)(0),               // 20: weir.policy.v1.Direction
+	(*Position)(nil),             // 21: weir.policy.v1.Position
+	(Protocol)(0),                // 22: weir.policy.v1.Protocol
+	(Action)(0),                  // 23: weir.policy.v1.Action
 }
 var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
 	4,  // 0: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
-	18, // 1: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
-	5,  // 2: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
-	9,  // 3: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
-	8,  // 4: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
-	5,  // 5: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
-	0,  // 6: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
-	19, // 7: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
-	12, // 8: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
-	20, // 9: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 10: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
-	15, // 11: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
-	15, // 12: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
-	14, // 13: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
-	21, // 14: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
-	18, // 15: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
-	18, // 16: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
-	16, // 17: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
-	17, // 18: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
-	18, // 19: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
-	18, // 20: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
-	2,  // 21: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	6,  // 22: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
-	10, // 23: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
-	13, // 24: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
-	3,  // 25: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	7,  // 26: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
-	11, // 27: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
-	14, // 28: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
-	25, // [25:29] is the sub-list for method output_type
-	21, // [21:25] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	19, // 1: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
+	6,  // 2: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
+	5,  // 3: weir.policy.v1.PolicySummary.rules:type_name -> weir.policy.v1.RuleStats
+	20, // 4: weir.policy.v1.RuleStats.direction:type_name -> weir.policy.v1.Direction
+	10, // 5: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
+	9,  // 6: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
+	6,  // 7: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
+	0,  // 8: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
+	21, // 9: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
+	13, // 10: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
+	22, // 11: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 12: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
+	16, // 13: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
+	16, // 14: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
+	15, // 15: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
+	23, // 16: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
+	19, // 17: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
+	19, // 18: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
+	17, // 19: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
+	18, // 20: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
+	19, // 21: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
+	19, // 22: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
+	2,  // 23: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	7,  // 24: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
+	11, // 25: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
+	14, // 26: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
+	3,  // 27: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	8,  // 28: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
+	12, // 29: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
+	15, // 30: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
+	27, // [27:31] is the sub-list for method output_type
+	23, // [23:27] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_inspection_proto_init() }
@@ -1600,14 +1753,14 @@ func file_weir_policy_v1_inspection_proto_init() {
 		return
 	}
 	file_weir_policy_v1_state_proto_init()
-	file_weir_policy_v1_inspection_proto_msgTypes[11].OneofWrappers = []any{}
+	file_weir_policy_v1_inspection_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_inspection_proto_rawDesc), len(file_weir_policy_v1_inspection_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

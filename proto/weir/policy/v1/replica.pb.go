@@ -21,6 +21,134 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type CountersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`  // The caller's.
+	Of            string                 `protobuf:"bytes,2,opt,name=of,proto3" json:"of,omitempty"`        // Epoch of the replica that gave the mark. Another replica tells all. Empty: there is no mark.
+	After         uint64                 `protobuf:"varint,3,opt,name=after,proto3" json:"after,omitempty"` // The mark of a former answer's last message.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersRequest) Reset() {
+	*x = CountersRequest{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersRequest) ProtoMessage() {}
+
+func (x *CountersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
+func (*CountersRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CountersRequest) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *CountersRequest) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *CountersRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type CountersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`   // Empty: only the mark is told.
+	Stats         *NodeStats             `protobuf:"bytes,2,opt,name=stats,proto3" json:"stats,omitempty"` // Of the node; what is no matter of counters is left out.
+	Epoch         string                 `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"` // The answering replica's. In the last message.
+	Mark          uint64                 `protobuf:"varint,4,opt,name=mark,proto3" json:"mark,omitempty"`  // In the last message; zero in all others.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountersResponse) Reset() {
+	*x = CountersResponse{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountersResponse) ProtoMessage() {}
+
+func (x *CountersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
+func (*CountersResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CountersResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CountersResponse) GetStats() *NodeStats {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+func (x *CountersResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *CountersResponse) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
 type AwaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`       // The caller's.
@@ -31,7 +159,7 @@ type AwaitRequest struct {
 
 func (x *AwaitRequest) Reset() {
 	*x = AwaitRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +171,7 @@ func (x *AwaitRequest) String() string {
 func (*AwaitRequest) ProtoMessage() {}
 
 func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +184,7 @@ func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
 func (*AwaitRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AwaitRequest) GetEpoch() string {
@@ -85,7 +213,7 @@ type Arrival struct {
 
 func (x *Arrival) Reset() {
 	*x = Arrival{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +225,7 @@ func (x *Arrival) String() string {
 func (*Arrival) ProtoMessage() {}
 
 func (x *Arrival) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +238,7 @@ func (x *Arrival) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arrival.ProtoReflect.Descriptor instead.
 func (*Arrival) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Arrival) GetNode() string {
@@ -143,7 +271,7 @@ type AwaitResponse struct {
 
 func (x *AwaitResponse) Reset() {
 	*x = AwaitResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -155,7 +283,7 @@ func (x *AwaitResponse) String() string {
 func (*AwaitResponse) ProtoMessage() {}
 
 func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -168,7 +296,7 @@ func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
 func (*AwaitResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AwaitResponse) GetArrivals() []uint32 {
@@ -182,7 +310,16 @@ var File_weir_policy_v1_replica_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\"Y\n" +
+	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\"M\n" +
+	"\x0fCountersRequest\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x0e\n" +
+	"\x02of\x18\x02 \x01(\tR\x02of\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\x04R\x05after\"\x81\x01\n" +
+	"\x10CountersResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
+	"\x05stats\x18\x02 \x01(\v2\x19.weir.policy.v1.NodeStatsR\x05stats\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
+	"\x04mark\x18\x04 \x01(\x04R\x04mark\"Y\n" +
 	"\fAwaitRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x123\n" +
 	"\barrivals\x18\x02 \x03(\v2\x17.weir.policy.v1.ArrivalR\barrivals\"A\n" +
@@ -191,9 +328,10 @@ const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
 	"\x03ips\x18\x03 \x03(\fR\x03ips\"+\n" +
 	"\rAwaitResponse\x12\x1a\n" +
-	"\barrivals\x18\x01 \x03(\rR\barrivals2X\n" +
+	"\barrivals\x18\x01 \x03(\rR\barrivals2\xa9\x01\n" +
 	"\x0eReplicaService\x12F\n" +
-	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01\x12O\n" +
+	"\bCounters\x12\x1f.weir.policy.v1.CountersRequest\x1a .weir.policy.v1.CountersResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_replica_proto_rawDescOnce sync.Once
@@ -207,21 +345,27 @@ func file_weir_policy_v1_replica_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_replica_proto_rawDescData
 }
 
-var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_weir_policy_v1_replica_proto_goTypes = []any{
-	(*AwaitRequest)(nil),  // 0: weir.policy.v1.AwaitRequest
-	(*Arrival)(nil),       // 1: weir.policy.v1.Arrival
-	(*AwaitResponse)(nil), // 2: weir.policy.v1.AwaitResponse
+	(*CountersRequest)(nil),  // 0: weir.policy.v1.CountersRequest
+	(*CountersResponse)(nil), // 1: weir.policy.v1.CountersResponse
+	(*AwaitRequest)(nil),     // 2: weir.policy.v1.AwaitRequest
+	(*Arrival)(nil),          // 3: weir.policy.v1.Arrival
+	(*AwaitResponse)(nil),    // 4: weir.policy.v1.AwaitResponse
+	(*NodeStats)(nil),        // 5: weir.policy.v1.NodeStats
 }
 var file_weir_policy_v1_replica_proto_depIdxs = []int32{
-	1, // 0: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
-	0, // 1: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
-	2, // 2: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	5, // 0: weir.policy.v1.CountersResponse.stats:type_name -> weir.policy.v1.NodeStats
+	3, // 1: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
+	2, // 2: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
+	0, // 3: weir.policy.v1.ReplicaService.Counters:input_type -> weir.policy.v1.CountersRequest
+	4, // 4: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
+	1, // 5: weir.policy.v1.ReplicaService.Counters:output_type -> weir.policy.v1.CountersResponse
+	4, // [4:6] is the sub-list for method output_type
+	2, // [2:4] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_replica_proto_init() }
@@ -229,13 +373,14 @@ func file_weir_policy_v1_replica_proto_init() {
 	if File_weir_policy_v1_replica_proto != nil {
 		return
 	}
+	file_weir_policy_v1_service_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_replica_proto_rawDesc), len(file_weir_policy_v1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

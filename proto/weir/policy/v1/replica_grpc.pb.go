@@ -19,7 +19,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ReplicaService_Await_FullMethodName = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_Await_FullMethodName    = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_Counters_FullMethodName = "/weir.policy.v1.ReplicaService/Counters"
 )
 
 // ReplicaServiceClient is the client API for ReplicaService service.
@@ -40,6 +41,12 @@ type ReplicaServiceClient interface {
 	// many), UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AwaitResponse], error)
+	// Counters tells what nodes reported of what rules matched, to whichever
+	// replica, as far as this one has got to know it after a mark.
+	//
+	// Errors: UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
+	// FAILED_PRECONDITION (the caller is this replica itself).
+	Counters(ctx context.Context, in *CountersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CountersResponse], error)
 }
 
 type replicaServiceClient struct {
@@ -69,6 +76,25 @@ func (c *replicaServiceClient) Await(ctx context.Context, in *AwaitRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_AwaitClient = grpc.ServerStreamingClient[AwaitResponse]
 
+func (c *replicaServiceClient) Counters(ctx context.Context, in *CountersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CountersResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ReplicaService_ServiceDesc.Streams[1], ReplicaService_Counters_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CountersRequest, CountersResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_CountersClient = grpc.ServerStreamingClient[CountersResponse]
+
 // ReplicaServiceServer is the server API for ReplicaService service.
 // All implementations must embed UnimplementedReplicaServiceServer
 // for forward compatibility.
@@ -87,6 +113,12 @@ type ReplicaServiceServer interface {
 	// many), UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Await(*AwaitRequest, grpc.ServerStreamingServer[AwaitResponse]) error
+	// Counters tells what nodes reported of what rules matched, to whichever
+	// replica, as far as this one has got to know it after a mark.
+	//
+	// Errors: UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
+	// FAILED_PRECONDITION (the caller is this replica itself).
+	Counters(*CountersRequest, grpc.ServerStreamingServer[CountersResponse]) error
 	mustEmbedUnimplementedReplicaServiceServer()
 }
 
@@ -99,6 +131,9 @@ type UnimplementedReplicaServiceServer struct{}
 
 func (UnimplementedReplicaServiceServer) Await(*AwaitRequest, grpc.ServerStreamingServer[AwaitResponse]) error {
 	return status.Error(codes.Unimplemented, "method Await not implemented")
+}
+func (UnimplementedReplicaServiceServer) Counters(*CountersRequest, grpc.ServerStreamingServer[CountersResponse]) error {
+	return status.Error(codes.Unimplemented, "method Counters not implemented")
 }
 func (UnimplementedReplicaServiceServer) mustEmbedUnimplementedReplicaServiceServer() {}
 func (UnimplementedReplicaServiceServer) testEmbeddedByValue()                        {}
@@ -132,6 +167,17 @@ func _ReplicaService_Await_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_AwaitServer = grpc.ServerStreamingServer[AwaitResponse]
 
+func _ReplicaService_Counters_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CountersRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ReplicaServiceServer).Counters(m, &grpc.GenericServerStream[CountersRequest, CountersResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_CountersServer = grpc.ServerStreamingServer[CountersResponse]
+
 // ReplicaService_ServiceDesc is the grpc.ServiceDesc for ReplicaService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -143,6 +189,11 @@ var ReplicaService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Await",
 			Handler:       _ReplicaService_Await_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Counters",
+			Handler:       _ReplicaService_Counters_Handler,
 			ServerStreams: true,
 		},
 	},

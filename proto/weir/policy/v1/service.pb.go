@@ -847,12 +847,22 @@ func (x *ItemError) GetError() string {
 
 // NodeStats are reported by a shim now and then.
 type NodeStats struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rules         []*RuleCounter         `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`                                         // Rules that matched since the stream began; cumulative since the shim's boot.
-	PacketInsLost uint64                 `protobuf:"varint,2,opt,name=packet_ins_lost,json=packetInsLost,proto3" json:"packet_ins_lost,omitempty"` // Log events lost on the node since the shim's boot.
-	Ports         []*PortState           `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`                                         // All ports of the node; told whenever one changes, too.
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What rules and isolations matched, as of the last reading: those of which that
+	// changed since they were last told on this stream, and all of them the first
+	// time. Cumulative over the lives of the shim. Empty: nothing is told of them.
+	Rules         []*RuleCounter `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	PacketInsLost uint64         `protobuf:"varint,2,opt,name=packet_ins_lost,json=packetInsLost,proto3" json:"packet_ins_lost,omitempty"` // Log events lost on the node since the shim's boot.
+	Ports         []*PortState   `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`                                         // All ports of the node; told whenever one changes, too.
+	More          bool           `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`                                          // Another message of this report follows, with further rules.
+	// Number of the reading, ascending over the lives of the shim, not dense. Zero:
+	// rules are not told of with this message.
+	Reading        uint64      `protobuf:"varint,5,opt,name=reading,proto3" json:"reading,omitempty"`
+	CountedSinceMs int64       `protobuf:"varint,6,opt,name=counted_since_ms,json=countedSinceMs,proto3" json:"counted_since_ms,omitempty"` // Unix milliseconds: when the shim's accounts begin.
+	Uncounted      []*Interval `protobuf:"bytes,7,rep,name=uncounted,proto3" json:"uncounted,omitempty"`                                    // The last intervals in which the node may have lost counts, in ascending order. Empty: none.
+	UncountedMs    uint64      `protobuf:"varint,8,opt,name=uncounted_ms,json=uncountedMs,proto3" json:"uncounted_ms,omitempty"`            // Milliseconds of all such intervals.
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeStats) Reset() {
@@ -906,22 +916,115 @@ func (x *NodeStats) GetPorts() []*PortState {
 	return nil
 }
 
-// RuleCounter counts what one rule matched.
+func (x *NodeStats) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *NodeStats) GetReading() uint64 {
+	if x != nil {
+		return x.Reading
+	}
+	return 0
+}
+
+func (x *NodeStats) GetCountedSinceMs() int64 {
+	if x != nil {
+		return x.CountedSinceMs
+	}
+	return 0
+}
+
+func (x *NodeStats) GetUncounted() []*Interval {
+	if x != nil {
+		return x.Uncounted
+	}
+	return nil
+}
+
+func (x *NodeStats) GetUncountedMs() uint64 {
+	if x != nil {
+		return x.UncountedMs
+	}
+	return 0
+}
+
+// Interval is a time from which until which something was so.
+type Interval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromMs        int64                  `protobuf:"varint,1,opt,name=from_ms,json=fromMs,proto3" json:"from_ms,omitempty"` // Unix milliseconds.
+	ToMs          int64                  `protobuf:"varint,2,opt,name=to_ms,json=toMs,proto3" json:"to_ms,omitempty"`       // Unix milliseconds.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interval) Reset() {
+	*x = Interval{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interval) ProtoMessage() {}
+
+func (x *Interval) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interval.ProtoReflect.Descriptor instead.
+func (*Interval) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Interval) GetFromMs() int64 {
+	if x != nil {
+		return x.FromMs
+	}
+	return 0
+}
+
+func (x *Interval) GetToMs() int64 {
+	if x != nil {
+		return x.ToMs
+	}
+	return 0
+}
+
+// RuleCounter counts what one rule of a policy matched, or what the isolation by
+// it dropped, in a direction. A rule's packets are those that it judged, and those
+// of the connections that it allowed, replies too.
 type RuleCounter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policy        *PolicyRef             `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	Direction     Direction              `protobuf:"varint,2,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
-	Index         uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // Position of the rule among the policy's rules of its direction.
+	Index         uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // Position of the rule among the policy's rules of its direction. Zero where rule says which, and for isolation.
 	Packets       uint64                 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`       // Bytes of layer 2 frames.
-	Sessions      uint64                 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"` // Connections begun.
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`         // Bytes of layer 2 frames.
+	Sessions      uint64                 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"`   // Connections begun; of what drops, rejects or passes on: packets.
+	Uid           string                 `protobuf:"bytes,7,opt,name=uid,proto3" json:"uid,omitempty"`              // Of the policy's object. Empty: the source has none.
+	Rule          string                 `protobuf:"bytes,8,opt,name=rule,proto3" json:"rule,omitempty"`            // Name of the rule. Empty: the kind has no names; index says which.
+	Isolation     bool                   `protobuf:"varint,9,opt,name=isolation,proto3" json:"isolation,omitempty"` // No rule, but the isolation of Pods by the policy.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RuleCounter) Reset() {
 	*x = RuleCounter{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1036,7 @@ func (x *RuleCounter) String() string {
 func (*RuleCounter) ProtoMessage() {}
 
 func (x *RuleCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1049,7 @@ func (x *RuleCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCounter.ProtoReflect.Descriptor instead.
 func (*RuleCounter) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RuleCounter) GetPolicy() *PolicyRef {
@@ -991,6 +1094,27 @@ func (x *RuleCounter) GetSessions() uint64 {
 	return 0
 }
 
+func (x *RuleCounter) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *RuleCounter) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *RuleCounter) GetIsolation() bool {
+	if x != nil {
+		return x.Isolation
+	}
+	return false
+}
+
 // PortState is one Pod port of a node.
 type PortState struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1010,7 +1134,7 @@ type PortState struct {
 
 func (x *PortState) Reset() {
 	*x = PortState{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1146,7 @@ func (x *PortState) String() string {
 func (*PortState) ProtoMessage() {}
 
 func (x *PortState) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1159,7 @@ func (x *PortState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortState.ProtoReflect.Descriptor instead.
 func (*PortState) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PortState) GetNamespace() string {
@@ -1140,18 +1264,29 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\tItemError\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\fR\x05scope\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\x97\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xca\x02\n" +
 	"\tNodeStats\x121\n" +
 	"\x05rules\x18\x01 \x03(\v2\x1b.weir.policy.v1.RuleCounterR\x05rules\x12&\n" +
 	"\x0fpacket_ins_lost\x18\x02 \x01(\x04R\rpacketInsLost\x12/\n" +
-	"\x05ports\x18\x03 \x03(\v2\x19.weir.policy.v1.PortStateR\x05ports\"\xdb\x01\n" +
+	"\x05ports\x18\x03 \x03(\v2\x19.weir.policy.v1.PortStateR\x05ports\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x18\n" +
+	"\areading\x18\x05 \x01(\x04R\areading\x12(\n" +
+	"\x10counted_since_ms\x18\x06 \x01(\x03R\x0ecountedSinceMs\x126\n" +
+	"\tuncounted\x18\a \x03(\v2\x18.weir.policy.v1.IntervalR\tuncounted\x12!\n" +
+	"\funcounted_ms\x18\b \x01(\x04R\vuncountedMs\"8\n" +
+	"\bInterval\x12\x17\n" +
+	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
+	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs\"\x9f\x02\n" +
 	"\vRuleCounter\x121\n" +
 	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x127\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\rR\x05index\x12\x18\n" +
 	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bsessions\x18\x06 \x01(\x04R\bsessions\"\xab\x01\n" +
+	"\bsessions\x18\x06 \x01(\x04R\bsessions\x12\x10\n" +
+	"\x03uid\x18\a \x01(\tR\x03uid\x12\x12\n" +
+	"\x04rule\x18\b \x01(\tR\x04rule\x12\x1c\n" +
+	"\tisolation\x18\t \x01(\bR\tisolation\"\xab\x01\n" +
 	"\tPortState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1175,7 +1310,7 @@ func file_weir_policy_v1_service_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_service_proto_rawDescData
 }
 
-var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_weir_policy_v1_service_proto_goTypes = []any{
 	(*SubscribeRequest)(nil),  // 0: weir.policy.v1.SubscribeRequest
 	(*SubscribeResponse)(nil), // 1: weir.policy.v1.SubscribeResponse
@@ -1190,12 +1325,13 @@ var file_weir_policy_v1_service_proto_goTypes = []any{
 	(*Nack)(nil),              // 10: weir.policy.v1.Nack
 	(*ItemError)(nil),         // 11: weir.policy.v1.ItemError
 	(*NodeStats)(nil),         // 12: weir.policy.v1.NodeStats
-	(*RuleCounter)(nil),       // 13: weir.policy.v1.RuleCounter
-	(*PortState)(nil),         // 14: weir.policy.v1.PortState
-	(*Cut)(nil),               // 15: weir.policy.v1.Cut
-	(*Position)(nil),          // 16: weir.policy.v1.Position
-	(*PolicyRef)(nil),         // 17: weir.policy.v1.PolicyRef
-	(Direction)(0),            // 18: weir.policy.v1.Direction
+	(*Interval)(nil),          // 13: weir.policy.v1.Interval
+	(*RuleCounter)(nil),       // 14: weir.policy.v1.RuleCounter
+	(*PortState)(nil),         // 15: weir.policy.v1.PortState
+	(*Cut)(nil),               // 16: weir.policy.v1.Cut
+	(*Position)(nil),          // 17: weir.policy.v1.Position
+	(*PolicyRef)(nil),         // 18: weir.policy.v1.PolicyRef
+	(Direction)(0),            // 19: weir.policy.v1.Direction
 }
 var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	7,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
@@ -1204,26 +1340,27 @@ var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	12, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
 	5,  // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
 	8,  // 5: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
-	15, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
+	16, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
 	3,  // 7: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
 	2,  // 8: weir.policy.v1.SubscribeResponse.release:type_name -> weir.policy.v1.Release
 	4,  // 9: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
 	6,  // 10: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
-	16, // 11: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
-	16, // 12: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
+	17, // 11: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
+	17, // 12: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
 	11, // 13: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
 	11, // 14: weir.policy.v1.Nack.causes:type_name -> weir.policy.v1.ItemError
-	13, // 15: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	14, // 16: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	17, // 17: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	18, // 18: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	0,  // 19: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	1,  // 20: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	20, // [20:21] is the sub-list for method output_type
-	19, // [19:20] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	14, // 15: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	15, // 16: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	13, // 17: weir.policy.v1.NodeStats.uncounted:type_name -> weir.policy.v1.Interval
+	18, // 18: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	19, // 19: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	0,  // 20: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	1,  // 21: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
@@ -1251,7 +1388,7 @@ func file_weir_policy_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_service_proto_rawDesc), len(file_weir_policy_v1_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,178 @@
+package counters
+
+import (
+	"slices"
+	"time"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/pipeline"
+)
+
+// Flow is a counting flow as it was read, and what it counts.
+type Flow struct {
+	Flow  openflow.Flow
+	Count pipeline.Count
+}
+
+// Reading is all counting flows of a bridge as they were at one time: between
+// Began and Ended.
+type Reading struct {
+	Began, Ended Stamp
+	Flows        []Flow
+	// Leaving are the ids whose flows may be taken out once the reading is on the
+	// books: that they are not there any more then is no loss.
+	Leaving map[uint32]bool
+	// Replacing are flows that will be put in anew in the place of what was read,
+	// whose counters they keep, though not its age.
+	Replacing map[openflow.FlowKey]bool
+}
+
+// slack is by how much a flow's age may seem less than it is: the switch counts
+// in milliseconds, of a clock that it looks at now and then.
+const slack = 100 * time.Millisecond
+
+// Take enters a reading; changed says whether the books differ from what they
+// were, but for the reading's time and number.
+func (b *Books) Take(r Reading) (changed bool) {
+	changed = b.TakePart(r)
+	for k, f := range b.flows {
+		if f.seen == b.reading {
+			continue
+		}
+		changed = true
+		if !f.leaving {
+			b.Uncounted(b.last.Wall, r.Ended.Wall)
+		}
+		b.remove(k, f)
+	}
+	b.last = r.Ended
+	return b.forget(r.Ended.Wall) || changed
+}
+
+// TakePart enters a reading of some of the flows. It says nothing of the others.
+func (b *Books) TakePart(r Reading) (changed bool) {
+	b.reading = max(b.reading+1, uint64(r.Ended.Wall.UnixMilli()))
+	lost := b.lost
+	for i := range r.Flows {
+		if b.enter(&r, &r.Flows[i]) {
+			changed = true
+		}
+	}
+	return changed || b.lost != lost
+}
+
+// enter takes one flow's counters.
+func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
+	k := keyOf(read.Flow.Key())
+	f := b.flows[k]
+	id := read.Count.ID
+	o := b.ids[id]
+	if o == nil {
+		o = &owner{}
+		b.ids[id] = o
+	}
+	if f != nil && f.count.ID != id { // Put in anew, for another id.
+		b.remove(k, f)
+		f.count.ID = id
+		b.flows[k] = f
+		o.flows++
+	}
+	birth := r.Ended.Wall.Add(-read.Flow.Age)
+	packets, bytes := read.Flow.Packets, read.Flow.Bytes
+	switch {
+	case f == nil:
+		f = &flow{}
+		b.flows[k] = f
+		o.flows++
+		o.counted = r.Ended
+		changed = true
+	case b.another(f, r, &read.Flow):
+		b.Uncounted(b.last.Wall, birth)
+		o.counted = r.Ended
+		changed = true
+	default:
+		packets, bytes = packets-f.packets, bytes-f.bytes
+	}
+	if packets > 0 {
+		changed = true
+		o.counted = r.Ended
+		if len(o.accounts) == 0 { // Nobody knows for whom.
+			b.Uncounted(later(b.last.Wall, birth), r.Ended.Wall)
+		}
+	}
+	if leaving, replaced := r.Leaving[id], r.Replacing[read.Flow.Key()]; f.leaving != leaving || f.replaced != replaced {
+		f.leaving, f.replaced, changed = leaving, replaced, true
+	}
+	o.carried = o.carried || read.Count.Carried
+	for _, a := range o.accounts {
+		a.add(read.Count, packets, bytes, b.reading)
+	}
+	f.count, f.packets, f.bytes, f.age, f.seen = read.Count, read.Flow.Packets, read.Flow.Bytes, read.Flow.Age, b.reading
+	return changed
+}
+
+// another says whether a flow is another than the one that was last read.
+func (b *Books) another(f *flow, r *Reading, now *openflow.Flow) bool {
+	if now.Packets < f.packets || now.Bytes < f.bytes {
+		return true
+	}
+	elapsed, same := r.Began.since(b.last)
+	if f.replaced && same {
+		return false
+	}
+	return !same || now.Age < f.age || now.Age+slack < elapsed
+}
+
+func (a *account) add(c pipeline.Count, packets, bytes, reading uint64) {
+	if packets == 0 {
+		return
+	}
+	if c.Packets {
+		a.tally.Packets += packets
+		a.tally.Bytes += bytes
+	}
+	if c.Sessions {
+		a.tally.Sessions += packets
+	}
+	a.changed = reading
+}
+
+// remove takes a flow out, and its id with its last flow.
+func (b *Books) remove(k key, f *flow) {
+	delete(b.flows, k)
+	o := b.ids[f.count.ID]
+	if o.flows--; o.flows == 0 && f.leaving {
+		b.release(o.accounts)
+		delete(b.ids, f.count.ID)
+	}
+}
+
+// forget drops the subjects that have been gone for long, or are too many.
+func (b *Books) forget(now time.Time) (changed bool) {
+	var gone []*account
+	for s, a := range b.subjects {
+		switch {
+		case a.ids > 0:
+		case a.tally == Tally{} || now.Sub(a.left) > keepGone:
+			delete(b.subjects, s)
+			changed = true
+		default:
+			gone = append(gone, a)
+		}
+	}
+	if len(gone) <= maxGone {
+		return changed
+	}
+	slices.SortFunc(gone, func(a, b *account) int { return a.left.Compare(b.left) })
+	for _, a := range gone[:len(gone)-maxGone] {
+		delete(b.subjects, a.subject)
+	}
+	return true
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,276 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/counters"
+	"github.com/weirnet/weir/shim/pipeline"
+)
+
+// Counting flows are read on a goroutine of their own, for that takes a while
+// and nobody waits for it; what is read is entered into the accounts there, too.
+// The loop sees to the order: what a bundle takes out or puts anew is read, and
+// the accounts are stored, before it.
+//
+//	Update ─► learn ids ─► bundle ─► settled ─► reading ─► stored ─► retired flows go
+//
+// Beside the compiler's retired ids there are orphans: counting flows of a former
+// shim that the compiler does not know. They are kept and go as those do.
+
+const (
+	readingTimeout = 5 * time.Second
+	lastTimeout    = 2 * time.Second // When the shim ends.
+	recountedApart = 100             // More ids than these are read with all others.
+)
+
+// readingDone is how a reading ended.
+type readingDone struct {
+	leaving map[uint32]bool // Ids whose flows may go now.
+	err     error
+}
+
+// readCounters begins a reading, if none is under way.
+func (l *loop) readCounters(ctx context.Context) {
+	if l.reading || !l.counted || l.compiler == nil {
+		return
+	}
+	leaving := make(map[uint32]bool)
+	if !l.unsettled && !l.stale {
+		for _, id := range l.compiler.Retired() {
+			leaving[id] = !l.carriesOn(id)
+		}
+		for id := range l.orphans {
+			leaving[id] = !l.carriesOn(id)
+		}
+	}
+	l.reading = true
+	serial := l.counts.entered()
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, readingTimeout)
+		defer cancel()
+		l.readings <- readingDone{leaving, l.enterReading(ctx, serial, leaving)}
+	}()
+}
+
+// enterReading reads all counting flows and enters them. It may be called from
+// any goroutine.
+func (l *loop) enterReading(ctx context.Context, serial uint64, leaving map[uint32]bool) error {
+	r := counters.Reading{Began: l.counts.now(), Leaving: leaving}
+	flows, err := l.sw.Counters(ctx, pipeline.CountFilter())
+	if err != nil {
+		return err
+	}
+	r.Ended, r.Flows = l.counts.now(), countingFlows(flows)
+	return l.counts.enter(serial, r, false)
+}
+
+// carriesOn says whether the flows of an id that is not in force stay: established
+// connections go on by it, for a policy that is still there.
+func (l *loop) carriesOn(id uint32) bool {
+	return l.counts.counts(id) && slices.ContainsFunc(l.counts.subjects(id), l.compiler.Holds)
+}
+
+// endReading takes out what is not needed any more, once it has been read.
+func (l *loop) endReading(ctx context.Context, r readingDone) {
+	l.reading = false
+	if r.err != nil {
+		if !errors.Is(r.err, errOvertaken) && ctx.Err() == nil {
+			l.notCounted(r.err)
+		}
+		return
+	}
+	l.notCounted(nil)
+	if l.compiler == nil {
+		return
+	}
+	goes := func(id uint32) bool { return r.leaving[id] && !l.carriesOn(id) }
+	ids := slices.DeleteFunc(l.compiler.Retired(), func(id uint32) bool { return !goes(id) })
+	change := l.compiler.Drop(ids)
+	for id, keys := range l.orphans {
+		if goes(id) {
+			ids = append(ids, id)
+			change.Delete = append(change.Delete, keys...)
+			delete(l.orphans, id)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	if err := l.bring(ctx, change); err != nil {
+		l.failed(err)
+		return
+	}
+	l.counts.gone(ids)
+}
+
+// notCounted logs once for as long as it lasts why rules' counters are not read.
+func (l *loop) notCounted(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != l.uncounted {
+		l.shim.logger.Error("what rules matched cannot be read; trying on", "err", err)
+	}
+	l.uncounted = text
+}
+
+// lastReading is that of a shim that ends: it stops a reading that is under way.
+func (l *loop) lastReading(ctx context.Context) {
+	if l.reading {
+		<-l.readings
+	}
+	if !l.counted || l.compiler == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
+	defer cancel()
+	if err := l.enterReading(ctx, l.counts.entered(), nil); err != nil {
+		l.notCounted(err)
+	}
+}
+
+// learn says for what flows count that are to be put in.
+func (l *loop) learn(flows []openflow.Flow) {
+	for i := range flows {
+		if count, ok := pipeline.CountOf(flows[i]); ok {
+			l.counts.learn(count.ID, l.compiler.Subjects(count.ID))
+		}
+	}
+}
+
+// recount puts on the books what ids counted for others than they do from now on.
+func (l *loop) recount(ctx context.Context, ids []uint32) {
+	wanted := make(map[uint32]bool)
+	for _, id := range ids {
+		if known := l.counts.subjects(id); known != nil && !slices.Equal(known, l.compiler.Subjects(id)) {
+			wanted[id] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return
+	}
+	if l.counted {
+		if err := l.readPart(ctx, wanted); err != nil {
+			l.notCounted(err)
+		}
+	}
+	for id := range wanted {
+		l.counts.learn(id, l.compiler.Subjects(id))
+	}
+}
+
+// readPart reads and enters the flows of some ids.
+func (l *loop) readPart(ctx context.Context, ids map[uint32]bool) error {
+	ctx, cancel := context.WithTimeout(ctx, readingTimeout)
+	defer cancel()
+	filters := []openflow.FlowFilter{pipeline.CountFilter()}
+	if len(ids) <= recountedApart {
+		filters = nil
+		for _, id := range slices.Sorted(maps.Keys(ids)) {
+			f := pipeline.CountFilter()
+			f.Cookie, f.CookieMask = f.Cookie|uint64(id), ^uint64(0)
+			filters = append(filters, f)
+		}
+	}
+	r := counters.Reading{Began: l.counts.now()}
+	for _, filter := range filters {
+		flows, err := l.sw.Counters(ctx, filter)
+		if err != nil {
+			return err
+		}
+		for _, f := range countingFlows(flows) {
+			if ids[f.Count.ID] {
+				r.Flows = append(r.Flows, f)
+			}
+		}
+	}
+	r.Ended = l.counts.now()
+	return l.counts.enter(l.counts.entered(), r, true)
+}
+
+// readBack is what reconcile read, and when.
+type readBack struct {
+	state        bridge.State
+	began, ended counters.Stamp
+}
+
+// keepOrphans adds to what is wanted those counting flows of a former shim that
+// are to count on.
+func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
+	clear(l.orphans)
+	for key, f := range actual.Flows {
+		if _, wanted := want.Flows[key]; wanted {
+			continue
+		}
+		if count, counts := pipeline.CountOf(f); counts && l.carriesOn(count.ID) {
+			want.Flows[key] = f
+			l.orphans[count.ID] = append(l.orphans[count.ID], key)
+		}
+	}
+}
+
+// countBefore enters what was read back, where the change would lose counters,
+// or where nothing has been entered yet by this shim or this compiler. It is
+// done before ids are learned to count for others.
+func (l *loop) countBefore(want bridge.Content, change bridge.Change, at readBack) {
+	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: make(map[uint32]bool), Replacing: make(map[openflow.FlowKey]bool)}
+	need := !l.counted
+	for _, key := range change.Delete {
+		if count, counts := pipeline.CountOf(at.state.Flows[key]); counts {
+			r.Leaving[count.ID], need = true, true
+		}
+	}
+	for _, f := range change.Upsert {
+		old, there := at.state.Flows[f.Key()]
+		if count, counts := pipeline.CountOf(f); counts && there {
+			r.Replacing[f.Key()], need = true, true
+			if _, same := pipeline.CountOf(old); !same { // Of another layout.
+				r.Flows = append(r.Flows, counters.Flow{Flow: old, Count: count})
+			}
+		}
+	}
+	if !need {
+		return
+	}
+	wanted := make(map[uint32]bool)
+	if !l.counted {
+		for _, f := range want.Flows {
+			if count, counts := pipeline.CountOf(f); counts {
+				wanted[count.ID] = true
+			}
+		}
+		for id := range wanted {
+			if l.counts.subjects(id) == nil {
+				l.counts.learn(id, l.compiler.Subjects(id))
+			}
+		}
+	}
+	for _, f := range at.state.Flows {
+		if count, counts := pipeline.CountOf(f); counts {
+			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
+		}
+	}
+	if err := l.counts.enter(l.counts.entered(), r, false); err != nil {
+		l.notCounted(fmt.Errorf("before a change: %w", err))
+	}
+	if l.counted {
+		return
+	}
+	for id := range wanted {
+		if subjects := l.compiler.Subjects(id); subjects != nil { // Else it is an orphan's.
+			l.counts.learn(id, subjects)
+		}
+	}
+	if l.complete {
+		l.counts.keep(wanted)
+	}
+	l.counted = true
+}

@@ -1,0 +1,97 @@
+// Package atomicfile keeps one piece of state in a file that is read back whole
+// or not at all.
+//
+// A file is a magic, a version, the length and the hash of what follows. It is
+// written beside its place, synced and renamed: a reader sees the old content or
+// the new. One that is torn, altered, of another kind or another version is an
+// error of Read; what to begin with then is the reader's business.
+package atomicfile
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/zeebo/xxh3"
+)
+
+// Format says what a file is.
+type Format struct {
+	Magic   string // 8 bytes.
+	Version uint32 // Of the content.
+}
+
+const header = 8 + 4 + 8 + 16
+
+// Errors of Read, beside those of the file system. A missing file is
+// fs.ErrNotExist.
+var (
+	ErrCorrupt = errors.New("file is corrupt")
+	ErrVersion = errors.New("file is of another version")
+)
+
+// Write puts the content in the place of the file's, atomically and durably.
+func Write(path string, format Format, content []byte) error {
+	out := make([]byte, 0, header+len(content))
+	out = append(out, format.Magic...)
+	out = binary.BigEndian.AppendUint32(out, format.Version)
+	out = binary.BigEndian.AppendUint64(out, uint64(len(content)))
+	sum := xxh3.Hash128(content).Bytes()
+	return replace(path, append(append(out, sum[:]...), content...))
+}
+
+func replace(path string, content []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(content); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// Read returns the content of a file.
+func Read(path string, format Format) ([]byte, error) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(file) < header || string(file[:len(format.Magic)]) != format.Magic {
+		return nil, fmt.Errorf("%w: no header", ErrCorrupt)
+	}
+	rest := file[len(format.Magic):]
+	if v := binary.BigEndian.Uint32(rest); v != format.Version {
+		return nil, fmt.Errorf("%w: %d, not %d", ErrVersion, v, format.Version)
+	}
+	length, sum, content := binary.BigEndian.Uint64(rest[4:]), rest[12:28], rest[28:]
+	if uint64(len(content)) != length {
+		return nil, fmt.Errorf("%w: %d bytes where it says %d", ErrCorrupt, len(content), length)
+	}
+	if got := xxh3.Hash128(content).Bytes(); string(got[:]) != string(sum) {
+		return nil, fmt.Errorf("%w: hash differs", ErrCorrupt)
+	}
+	return content, nil
+}
