@@ -98,7 +98,7 @@ func (c *guests) expect(connections ...connection) {
 	var of []connection
 	for _, p := range connections {
 		for _, ip := range c.Pod(p.to).IPs {
-			probes = append(probes, harness.Probe{From: c.Pod(p.from), To: ip, Protocol: api.ProtocolTCP, Port: p.port, Allowed: p.want == harness.Allow})
+			probes = append(probes, harness.Probe{From: c.Pod(p.from), To: ip, Protocol: api.ProtocolTCP, Port: p.port, Answered: p.want != harness.Drop})
 			of = append(of, p)
 		}
 	}
@@ -291,7 +291,7 @@ func (c *guests) outages() {
 			pace := time.NewTicker(5 * time.Millisecond)
 			defer pace.Stop()
 			for ; ctx.Err() == nil; <-pace.C {
-				got, err := harness.Run(ctx, []harness.Probe{{From: c.Pod(p.from), To: c.Pod("later/nginx").IPs[0], Protocol: api.ProtocolTCP, Port: 80, Allowed: p.want == harness.Allow}})
+				got, err := harness.Run(ctx, []harness.Probe{{From: c.Pod(p.from), To: c.Pod("later/nginx").IPs[0], Protocol: api.ProtocolTCP, Port: 80, Answered: p.want != harness.Drop}})
 				if err != nil || ctx.Err() != nil {
 					continue
 				}

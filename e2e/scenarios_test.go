@@ -70,7 +70,7 @@ func set(t *testing.T, c *harness.Cluster, parts ...string) {
 func outcomes(t *testing.T, probes []harness.Probe, want ...string) {
 	t.Helper()
 	for i := range probes {
-		probes[i].Allowed = want[i] == harness.Allow
+		probes[i].Answered = want[i] != harness.Drop
 	}
 	got, err := harness.Run(t.Context(), probes)
 	if err != nil {

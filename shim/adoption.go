@@ -133,8 +133,10 @@ func (l *loop) coexists(actual bridge.State) bool {
 		}
 	}
 	if len(actual.Flows) == 0 {
-		if _, theirs := actual.Meters[pipeline.LogMeter]; theirs {
-			return false
+		for _, id := range pipeline.MeterIDs {
+			if _, theirs := actual.Meters[id]; theirs {
+				return false
+			}
 		}
 	}
 	return true

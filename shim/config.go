@@ -31,6 +31,7 @@ type Config struct {
 	Datapath       string // "system" or "netdev".
 	StateDir       string // Where the checkpoint is kept; required.
 	LogRate        uint32 // Log events a second.
+	RejectRate     uint32 // Answers to rejected packets a second.
 	LogIsolation   string // "annotated" or "all".
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	PodNetwork     string // "off", "routed" or "vxlan".
@@ -73,6 +74,7 @@ func Defaults() Config {
 		Datapath:       "system",
 		StateDir:       "/var/lib/weir",
 		LogRate:        500,
+		RejectRate:     1000,
 		LogIsolation:   "annotated",
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
@@ -102,6 +104,7 @@ func (c *Config) validate() error {
 	require(c.Bridge != "", "bridge: no name given (--bridge)")
 	require(c.StateDir != "", "state folder: none given (--state-dir)")
 	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
+	require(c.RejectRate > 0, "reject rate: must be at least 1 a second (--reject-rate)")
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
 	require(c.StatsInterval > 0, "interval of counters: must be above zero (--stats-interval)")
 	require(c.LogIsolation == "annotated" || c.LogIsolation == "all", "log isolation: %q is neither annotated nor all (--log-isolation)", c.LogIsolation)

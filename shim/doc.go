@@ -7,6 +7,8 @@
 //	       ── packet-in ┘      ├─► packetlog ══► collector
 //	                           └─► checkpoint
 //
+// Packets that Reject rules drop are answered apart from it (answer.go).
+//
 // The loop's goroutine owns the compiler and the knowledge of the bridge. It
 // starts from the checkpoint, if there is one; it reads the bridge back and
 // changes only what differs. Flows that it finds and does not know are left

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -30,21 +31,60 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 	})
 }
 
-// countLosses compares what the log flows reported with what arrived.
+// spoofed records a packet that a Pod sent in another's name.
+func (l *loop) spoofed(p openflow.PacketIn) {
+	pkt, err := packetlog.ParseForged(p.Packet)
+	if err != nil {
+		l.shim.metrics.unparsed.Inc()
+		return
+	}
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort()}
+	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		if l.compiler == nil {
+			return packetlog.Meaning{}, false
+		}
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort})
+		return packetlog.Meaning(a), ok
+	})
+}
+
+// countLosses compares what the flows reported, to the log and of what was
+// forged, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	stats, err := l.sw.MeterCounters(ctx)
 	if err != nil {
 		return // The bridge is away; reconcile says so.
 	}
-	in := l.sw.PacketInStats(pipeline.LogController)
-	r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
-	for _, m := range stats {
-		if m.ID == pipeline.LogMeter {
-			r.Metered, r.Limited = m.Packets, m.Dropped
+	read := func(meter uint32, controller uint16) packetlog.Reading {
+		in := l.sw.PacketInStats(controller)
+		r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
+		for _, m := range stats {
+			if m.ID == meter {
+				r.Metered, r.Limited = m.Packets, m.Dropped
+			}
+		}
+		return r
+	}
+	for _, path := range []struct {
+		losses     *packetlog.Losses
+		meter      uint32
+		controller uint16
+		reason     string
+	}{
+		{&l.losses, pipeline.LogMeter, pipeline.LogController, ""},
+		{&l.spoofLosses, pipeline.SpoofMeter, pipeline.SpoofController, "spoof"},
+	} {
+		for _, e := range path.losses.Next(read(path.meter, path.controller)) {
+			e.Reason = path.reason
+			l.shim.metrics.lost.WithLabelValues(e.GetStage().String(), path.reason).Add(float64(e.GetCount()))
+			l.shim.log.Lose(e)
 		}
 	}
-	for _, e := range l.losses.Next(r) {
-		l.shim.metrics.lost.WithLabelValues(e.GetStage().String()).Add(float64(e.GetCount()))
-		l.shim.log.Lose(e)
+	for _, e := range l.unanswered.Next(read(pipeline.RejectMeter, pipeline.RejectController)) {
+		outcome := answerLost
+		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
+			outcome = answerOverRate
+		}
+		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
 	}
 }

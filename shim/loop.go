@@ -47,6 +47,8 @@ type Dataplane interface {
 	// Connected tells whether the switch can be reached, and how often it was.
 	Connected() (bool, uint64)
 	PacketIns(id uint16) <-chan openflow.PacketIn
+	// PacketOut sends a packet, without waiting for the switch.
+	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
 
 // Holder holds the node's state: the client. Both methods may be called while
@@ -94,14 +96,17 @@ type loop struct {
 	saved      time.Time
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
+	unanswered packetlog.Losses // Of rejected packets.
 	lastReport string
 
-	counts    *counting
-	counted   bool                          // What this compiler's flows have counted is on the books, and what they count for.
-	reading   bool                          // A reading of counters is under way.
-	readings  chan readingDone              // One slot.
-	orphans   map[uint32][]openflow.FlowKey // Counting flows that the compiler does not know, by id.
-	uncounted string                        // Why counters could not be read, as it was logged.
+	counts      *counting
+	counted     bool                          // What this compiler's flows have counted is on the books, and what they count for.
+	reading     bool                          // A reading of counters is under way.
+	readings    chan readingDone              // One slot.
+	orphans     map[uint32][]openflow.FlowKey // Counting flows that the compiler does not know, by id.
+	uncounted   string                        // Why counters could not be read, as it was logged.
+	spoofLosses packetlog.Losses              // Of reports of what was forged.
+	spoofs      spoofCounts
 }
 
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
@@ -161,12 +166,18 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
+		case req := <-s.checks:
+			resp, err := l.check(ctx)
+			req.done <- checkResult{resp, err}
 		case p := <-s.packetIns:
 			l.packetIn(p)
+		case p := <-s.spoofIns:
+			l.spoofed(p)
 		case now := <-flush.C:
 			s.log.Flush(now)
 		case now := <-second.C:
 			l.countLosses(ctx, now)
+			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
 			l.save(false)
 			if l.unread {
@@ -259,7 +270,14 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
+	guard := guardChanges(change)
+	if guard {
+		l.countSpoofs(ctx)
+	}
 	err := l.bring(ctx, change)
+	if guard {
+		l.guarded(change)
+	}
 	if err == nil {
 		err = l.forgetPassedOn(ctx)
 	}
@@ -335,13 +353,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return l.failed(err)
 		}
 	}
-	want := bridge.NewContent()
-	for _, f := range l.compiler.Desired() {
-		want.Flows[f.Key()] = f
-	}
-	for _, m := range l.compiler.Meters() {
-		want.Meters[m.ID] = m
-	}
+	want := wanted(l.compiler)
 	l.keepOrphans(want, actual)
 	change := bridge.Diff(want, actual)
 	if l.sharing() {
@@ -403,41 +415,24 @@ func (l *loop) refreshPorts(ctx context.Context) {
 		l.failed(fmt.Errorf("list ports: %w", err))
 		return
 	}
-	var local [6]byte
-	var uplink uint32
-	l.ports, l.unusable, l.nobodys, l.unread = nil, nil, nil, false
+	l.unusable, l.unread = nil, false
 	problems, peers := make(map[string]string), make(map[string]net.HardwareAddr)
-	for _, p := range ports {
-		if p.Local() {
-			local = p.MAC
-			continue
+	sorted := sortPorts(ports, l.shim.cfg.Uplink, func(id, netns, device string) (mac net.HardwareAddr, err error) {
+		if mac = l.peers[id]; mac == nil {
+			mac, err = veth.Peer(netns, device)
 		}
-		if p.Name == l.shim.cfg.Uplink {
-			uplink = p.Number
-			continue
-		}
-		port, known, problem := podPort(p, func(netns, device string) (mac net.HardwareAddr, err error) {
-			if mac = l.peers[p.ID]; mac == nil {
-				mac, err = veth.Peer(netns, device)
-			}
-			peers[p.ID], l.unread = mac, l.unread || err != nil
-			return mac, err
-		})
-		switch {
-		case problem != "":
-			problems[p.Name] = problem
-			l.unusable = append(l.unusable, portState(port, problem))
-			if l.problems[p.Name] != problem && (p.Number != 0 || p.Error != "") { // Else it is being added.
-				l.shim.logger.Warn("port stays closed", "interface", p.Name, "why", problem)
-			}
-		case known:
-			l.ports = append(l.ports, port)
-		case l.shim.cfg.Uplink == "" && uplink == 0 && physical(p.Name):
-			uplink = p.Number
-		default:
-			l.nobodys = append(l.nobodys, p.Name)
+		peers[id], l.unread = mac, l.unread || err != nil
+		return mac, err
+	})
+	for _, p := range sorted.unusable {
+		problems[p.row.Name] = p.why
+		l.unusable = append(l.unusable, portState(p.port, p.why))
+		if l.problems[p.row.Name] != p.why && (p.row.Number != 0 || p.row.Error != "") { // Else it is being added.
+			l.shim.logger.Warn("port stays closed", "interface", p.row.Name, "why", p.why)
 		}
 	}
+	local, uplink := sorted.local, sorted.uplink
+	l.ports, l.nobodys = sorted.pods, sorted.nobodys
 	l.problems, l.peers = problems, peers
 	if err := l.hidePorts(ctx); err != nil {
 		l.failed(err)

@@ -63,18 +63,41 @@ func (w *world) Snapshot() *policyv1.Cut {
 // cut brings the objects to the node's state, and says what that touched.
 func (w *world) cut(objects ...api.Object) storage.Touched {
 	w.t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	return w.receive(w.frames(objects...))
+}
+
+// frames is the cut that brings the objects, as it is sent.
+func (w *world) frames(objects ...api.Object) [][]byte {
 	for _, o := range objects {
 		w.engine.Apply(api.Event{Ref: o.Ref(), Object: o})
 	}
+	return w.commit()
+}
+
+// without is the cut that takes the objects away.
+func (w *world) without(objects ...api.Object) [][]byte {
+	for _, o := range objects {
+		w.engine.Apply(api.Event{Ref: o.Ref()})
+	}
+	return w.commit()
+}
+
+func (w *world) commit() [][]byte {
+	w.t.Helper()
 	w.store.Commit(w.engine.Flush(), nil)
 	cut := w.sub.Next()
 	if cut == nil {
 		w.t.Fatal("the objects change nothing for the node")
 	}
-	var touched storage.Touched
-	for _, b := range cut.Frames(1 << 20) {
+	return cut.Frames(1 << 20)
+}
+
+// receive brings a cut to the node's state, as the client does.
+func (w *world) receive(frames [][]byte) (touched storage.Touched) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, b := range frames {
 		frame := &policyv1.Cut{}
 		if err := proto.Unmarshal(b, frame); err != nil {
 			w.t.Fatal(err)
@@ -111,7 +134,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}}})}
 }
 
 func (b *tap) signal() {
@@ -227,8 +250,16 @@ func (b *tap) until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
+// told is a Switch with the signals that a Shim takes from it.
+type told interface {
+	Switch
+	PortsChanged() <-chan struct{}
+	Reconnected() <-chan struct{}
+	PacketIns(id uint16) <-chan openflow.PacketIn
+}
+
 // newShim is a Shim without its network sides, with what is in the folder.
-func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
+func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	t.Helper()
 	cfg := Defaults()
 	cfg.Node, cfg.StateDir, cfg.MarkOwnTraffic, cfg.Reconcile, cfg.Logger = "node-1", dir, false, time.Hour, hclog.NewNullLogger()
@@ -238,11 +269,11 @@ func newShim(t testing.TB, sw *tap, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode(),
-		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController)}
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode(),
+		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
 	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate}
+	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate}
 	return s
 }
 

@@ -20,19 +20,22 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/pipeline"
 )
 
 // node is what the loop tells of the node's ports, for whoever asks.
 type node struct {
-	told chan struct{} // One slot: the ports changed.
+	told   chan struct{} // One slot: the ports changed.
+	margin time.Duration // How long before a call's deadline it is answered.
 
-	mu      sync.Mutex            // Guards what follows.
-	states  []*policyv1.PortState // Never changed once they are here.
-	changed chan struct{}         // Closed with the next change.
+	mu      sync.Mutex              // Guards what follows.
+	states  []*policyv1.PortState   // Never changed once they are here.
+	changed chan struct{}           // Closed with the next change.
+	spoofed map[pipeline.Pod]uint64 // Packets. Nobody is told when they grow.
 }
 
 func newNode() *node {
-	return &node{told: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &node{told: make(chan struct{}, 1), margin: awaitMargin, changed: make(chan struct{}), spoofed: make(map[pipeline.Pod]uint64)}
 }
 
 // setPorts puts the ports in the place of the former ones.
@@ -51,10 +54,26 @@ func (n *node) setPorts(states []*policyv1.PortState) {
 	}
 }
 
+// ports are the ports as they are now.
 func (n *node) ports() []*policyv1.PortState {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.states
+	out := slices.Clone(n.states)
+	for i, p := range out {
+		if count := n.spoofed[pipeline.Pod{Namespace: p.GetNamespace(), Name: p.GetName()}]; count > 0 {
+			p = proto.Clone(p).(*policyv1.PortState)
+			p.Spoofed = count
+			out[i] = p
+		}
+	}
+	return out
+}
+
+// addSpoofed counts packets that a Pod sent in another's name.
+func (n *node) addSpoofed(pod pipeline.Pod, packets uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.spoofed[pod] += packets
 }
 
 // port is an interface's, nil where there is none, and what is closed when it
@@ -76,7 +95,6 @@ type nodeServer struct {
 	shim *Shim
 }
 
-// awaitMargin is how long before a call's deadline it is answered.
 const awaitMargin = 100 * time.Millisecond
 
 // unready says why no Pod can be added; empty where one can.
@@ -106,7 +124,7 @@ func (n *nodeServer) AwaitPort(ctx context.Context, req *policyv1.AwaitPortReque
 	wait := ctx
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithDeadline(ctx, deadline.Add(-awaitMargin))
+		wait, cancel = context.WithDeadline(ctx, deadline.Add(-n.shim.node.margin))
 		defer cancel()
 	}
 	for {

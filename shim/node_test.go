@@ -32,6 +32,7 @@ func dialNode(t *testing.T, s *Shim) policyv1.NodeServiceClient {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
+	s.node.margin = margin
 	go func() { defer close(done); s.serveNode(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -40,9 +41,12 @@ func dialNode(t *testing.T, s *Shim) policyv1.NodeServiceClient {
 	return policyv1.NewNodeServiceClient(conn)
 }
 
+// margin of the tests: that the machine is busy fails no call.
+const margin = 10 * time.Second
+
 func await(t *testing.T, c policyv1.NodeServiceClient, iface string, limit time.Duration) *policyv1.PortState {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), margin+limit)
 	defer cancel()
 	resp, err := c.AwaitPort(ctx, &policyv1.AwaitPortRequest{Interface: iface})
 	must(t, err)
@@ -84,7 +88,7 @@ func TestAwaitPort(t *testing.T) {
 	}
 	opened := make(chan *policyv1.PortState, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 3*margin)
 		defer cancel()
 		resp, _ := c.AwaitPort(ctx, &policyv1.AwaitPortRequest{Interface: "if-web"})
 		opened <- resp.GetPort()

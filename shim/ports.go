@@ -78,6 +78,48 @@ func podPort(p bridge.Port, peer func(netns, device string) (net.HardwareAddr, e
 	return port, true, ""
 }
 
+// sortedPorts is what the ports of a bridge are.
+type sortedPorts struct {
+	local    [6]byte // MAC of the bridge's own. Zero: it is not there.
+	uplink   uint32  // Zero: none is on the bridge.
+	pods     []pipeline.Port
+	unusable []unusablePort
+	nobodys  []string // Names of what is no Pod's, the host's or its uplink.
+}
+
+type unusablePort struct {
+	row  bridge.Port
+	port pipeline.Port
+	why  string
+}
+
+// sortPorts tells what ports are: see podPort. Uplink names the one; where it is
+// empty, the first physical device is. Of a port, by its id, peer reads the MAC.
+func sortPorts(list []bridge.Port, uplink string, peer func(id, netns, device string) (net.HardwareAddr, error)) (out sortedPorts) {
+	for _, p := range list {
+		if p.Local() {
+			out.local = p.MAC
+			continue
+		}
+		if p.Name == uplink {
+			out.uplink = p.Number
+			continue
+		}
+		port, known, problem := podPort(p, func(netns, device string) (net.HardwareAddr, error) { return peer(p.ID, netns, device) })
+		switch {
+		case problem != "":
+			out.unusable = append(out.unusable, unusablePort{p, port, problem})
+		case known:
+			out.pods = append(out.pods, port)
+		case uplink == "" && out.uplink == 0 && physical(p.Name):
+			out.uplink = p.Number
+		default:
+			out.nobodys = append(out.nobodys, p.Name)
+		}
+	}
+	return out
+}
+
 // physical says whether a network device is a machine's, and so leads out of it.
 func physical(device string) bool {
 	_, err := os.Stat(filepath.Join("/sys/class/net", filepath.Base(device), "device"))

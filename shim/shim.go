@@ -41,9 +41,11 @@ type Shim struct {
 
 	applies      chan applyRequest
 	holds        chan holdRequest
+	checks       chan checkRequest
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
+	spoofIns     <-chan openflow.PacketIn
 
 	token *credentials.Token // Nil: certificates are files, or there are none.
 	node  *node
@@ -62,13 +64,14 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), node: newNode()}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
 		}
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
+	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
 	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
@@ -86,7 +89,7 @@ func New(cfg Config) (*Shim, error) {
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
-	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate, LogIsolationAll: cfg.LogIsolation == "all"}
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -108,7 +111,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -135,6 +138,7 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bridge.Run(bridgeCtx) })
 	g.Go(func() error { defer stopBridge(); return s.loop.run(ctx) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
+	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {
 		g.Go(func() error { return s.token.Run(ctx) })
 	}
@@ -278,6 +282,10 @@ type metrics struct {
 	unparsed prometheus.Counter
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
+	rejected *prometheus.CounterVec
+
+	spoofed   *prometheus.CounterVec
+	strangers prometheus.Counter
 
 	barrierTimeouts prometheus.Counter
 }
@@ -290,12 +298,18 @@ func newMetrics() *metrics {
 		flows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
 		mended:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
 		unparsed: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
-		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage."}, []string{"stage"}),
+		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage, and by reason: spoof, of forged packets; empty, of all else."}, []string{"stage", "reason"}),
+		spoofed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_spoofed_packets_total",
+			Help: "Packets that a Pod sent from other addresses than its own, all dropped."}, []string{"namespace", "pod"}),
+		strangers: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_closed_port_packets_total",
+			Help: "Packets from ports that are no Pod's, or not open, all dropped."}),
 		barrierTimeouts: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_peer_barrier_timeouts_total",
 			Help: "Ports that opened before all nodes concerned were known to have the Pod's address."}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_rejected_packets_total",
+			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.barrierTimeouts)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts, m.spoofed, m.strangers)
 	return m
 }
 

@@ -107,10 +107,16 @@ func withdraw(ctx context.Context, b *bridge.Bridge) error {
 			}
 		}
 	}
-	if _, metered := actual.Meters[pipeline.LogMeter]; !metered || len(actual.Flows) == 0 {
-		return nil // Or it is not ours.
+	if len(actual.Flows) == 0 {
+		return nil // What meters there are are not ours.
 	}
-	return b.Apply(wait, bridge.Change{DeleteMeters: []uint32{pipeline.LogMeter}})
+	var meters []uint32
+	for _, id := range pipeline.MeterIDs {
+		if _, there := actual.Meters[id]; there {
+			meters = append(meters, id)
+		}
+	}
+	return b.Apply(wait, bridge.Change{DeleteMeters: meters})
 }
 
 const withdrawTime = 30 * time.Second

@@ -56,7 +56,7 @@ func newNode(i int, name, dir string, replicas []*replica, n *network) *node {
 	}
 	fake := bridge.NewFake(bridge.Config{Name: cfg.Bridge,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}}})
 	cfg.Dataplane = dataplane{fake}
 	return &node{name: name, cfg: cfg, bridge: fake, totals: counts{}}
 }

@@ -147,7 +147,7 @@ func (n *node) compare(ctx context.Context, conn *grpc.ClientConn) (flows int, e
 	if err != nil {
 		return 0, err
 	}
-	compiler := pipeline.New(pipeline.Config{LocalMAC: local, LogRate: logRate}, former)
+	compiler := pipeline.New(pipeline.Config{LocalMAC: local, LogRate: logRate, RejectRate: n.cfg.RejectRate}, former)
 	if _, err := compiler.Update(state, pipeline.Whole(state), ports); err != nil {
 		return 0, err
 	}

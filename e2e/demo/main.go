@@ -150,7 +150,7 @@ func try(ctx context.Context, cluster *harness.Cluster) error {
 	}
 	var probes []harness.Probe
 	for _, a := range attempts {
-		probes = append(probes, harness.Probe{From: at(a.from), To: at(a.to).Addr(false), Protocol: a.protocol, Port: a.port, Allowed: a.want == harness.Allow})
+		probes = append(probes, harness.Probe{From: at(a.from), To: at(a.to).Addr(false), Protocol: a.protocol, Port: a.port, Answered: a.want != harness.Drop})
 	}
 	say("Trying %d connections.", len(probes))
 	got, err := harness.Run(ctx, probes)

@@ -78,7 +78,7 @@ func (n *node) start(c *Case, store *storage.Store, former pipeline.Assignment) 
 		n.sub.Close()
 	}
 	n.sub, n.replica = store.Subscribe(n.name), &storage.Replica{}
-	n.compiler = pipeline.New(pipeline.Config{LocalMAC: localMAC, HostMAC: hostMAC, LogRate: 100, ClauseCap: c.ClauseCap}, former)
+	n.compiler = pipeline.New(pipeline.Config{LocalMAC: localMAC, HostMAC: hostMAC, LogRate: 100, RejectRate: 100, ClauseCap: c.ClauseCap}, former)
 }
 
 // enter takes a step over everywhere, and returns what changed on each bridge.

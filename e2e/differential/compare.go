@@ -275,6 +275,9 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 		if why := r.attributed(h, w, dir.direction, dir.decision); why != "" {
 			return r.differ("%s: %s", name, why)
 		}
+		if why := answered(w, dir.direction, dir.decision); why != "" {
+			return r.differ("%s: %s", name, why)
+		}
 		if why := r.recorded(h, w, dir.direction, dir.decision, dir.staged); why != "" {
 			return r.differ("%s: %s", name, why)
 		}

@@ -14,13 +14,32 @@ var stagedActions = map[evaluate.Verdict]policyv1.Action{
 	evaluate.Allow: policyv1.Action_ACTION_ALLOW, evaluate.Drop: policyv1.Action_ACTION_DROP, evaluate.Reject: policyv1.Action_ACTION_REJECT,
 }
 
+// answered holds it against the evaluator whether the flows ask for an answer to
+// the packet.
+func answered(w bridge.Walk, dir policyv1.Direction, is *evaluate.Decision) string {
+	asked := 0
+	for _, in := range w.PacketIns {
+		if in.ControllerID == pipeline.RejectController && (in.Table <= pipeline.TableEgressMetric) == (dir == policyv1.Direction_DIRECTION_EGRESS) {
+			asked++
+		}
+	}
+	want := 0
+	if is.Action == evaluate.Reject {
+		want = 1
+	}
+	if asked != want {
+		return fmt.Sprintf("it is %v, and the flows ask for %d answers", is.Action, asked)
+	}
+	return ""
+}
+
 // recorded holds what the flows report of staged policies against what the
 // evaluator says with and without them: nothing where that is the same, or one
 // report that names both.
 func (r *run) recorded(h *hop, w bridge.Walk, dir policyv1.Direction, is, would *evaluate.Decision) string {
 	var got []pipeline.Attribution
 	for _, in := range w.PacketIns {
-		if (in.Table <= pipeline.TableEgressMetric) != (dir == policyv1.Direction_DIRECTION_EGRESS) {
+		if in.ControllerID != pipeline.LogController || (in.Table <= pipeline.TableEgressMetric) != (dir == policyv1.Direction_DIRECTION_EGRESS) {
 			continue
 		}
 		p := &h.packet

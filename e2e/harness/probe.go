@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,9 +26,9 @@ type Probe struct {
 	Protocol   api.Protocol
 	Port       uint16
 	SourcePort uint16 // Zero: any.
-	// Allowed says what is expected: an answer is waited for longer than its
-	// absence.
-	Allowed bool
+	// Answered says what is expected: an answer, be it a refusal, is waited for
+	// longer than its absence.
+	Answered bool
 }
 
 // Outcomes of probes.
@@ -81,7 +83,7 @@ func (p *Probe) try(serial int) (string, error) {
 		p.SourcePort = ephemeral(serial)
 	}
 	limit := silenceTimeout
-	if p.Allowed {
+	if p.Answered {
 		limit = answerTimeout
 	}
 	deadline := time.Now().Add(limit)
@@ -139,21 +141,31 @@ func (p *Probe) socket(kind, proto int, src netip.Addr, port uint16) (fd int, er
 	return fd, err
 }
 
-// wait waits for events on a socket; false when the deadline passes.
-func wait(fd int, events int16, deadline time.Time) bool {
+// wait waits for events on sockets and returns those that have some; none when
+// the deadline passes.
+func wait(events int16, deadline time.Time, sockets ...int) (ready []int) {
 	for {
 		left := time.Until(deadline)
 		if left <= 0 {
-			return false
+			return nil
 		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		var fds []unix.PollFd
+		for _, fd := range sockets {
+			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: events})
+		}
 		n, err := unix.Poll(fds, int(left.Milliseconds())+1)
-		if err == nil && n > 0 {
-			return true
-		}
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return false
+			return nil
 		}
+		if err != nil || n == 0 {
+			continue
+		}
+		for i := range fds {
+			if fds[i].Revents != 0 {
+				ready = append(ready, sockets[i])
+			}
+		}
+		return ready
 	}
 }
 
@@ -174,7 +186,7 @@ func (p *Probe) stream(src netip.Addr, deadline time.Time) (string, error) {
 	defer unix.Close(fd)
 	// A probe must not leave a connection behind that a later one could use.
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	if !wait(fd, unix.POLLOUT, deadline) {
+	if len(wait(unix.POLLOUT, deadline, fd)) == 0 {
 		return Drop, nil
 	}
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
@@ -196,14 +208,16 @@ func (p *Probe) datagram(src netip.Addr, deadline time.Time) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
-	return converse(fd, []byte("weir"), deadline, func(b []byte) string { return Allow })
+	return converse(func() error { _, err := unix.Write(fd, []byte("weir")); return err }, deadline,
+		map[int]func([]byte) string{fd: func([]byte) string { return Allow }})
 }
 
-// converse sends a request, again and again, until an answer means something.
-func converse(fd int, request []byte, deadline time.Time, read func([]byte) string) (string, error) {
+// converse sends a request, again and again, until what a socket reads means an
+// outcome.
+func converse(request func() error, deadline time.Time, read map[int]func([]byte) string) (string, error) {
 	buf := make([]byte, 2048)
 	for time.Now().Before(deadline) {
-		if _, err := unix.Write(fd, request); err != nil {
+		if err := request(); err != nil {
 			if refused(err) {
 				return Reject, nil
 			}
@@ -215,23 +229,40 @@ func converse(fd int, request []byte, deadline time.Time, read func([]byte) stri
 		if again.After(deadline) {
 			again = deadline
 		}
-		for wait(fd, unix.POLLIN, again) {
-			n, err := unix.Read(fd, buf)
-			if err != nil {
-				if refused(err) {
+		for ready := wait(unix.POLLIN, again, slices.Collect(maps.Keys(read))...); len(ready) > 0; {
+			for _, fd := range ready {
+				n, err := unix.Read(fd, buf)
+				switch {
+				case err != nil && refused(err):
 					return Reject, nil
+				case err != nil && !errors.Is(err, unix.EAGAIN):
+					return "", err
+				case err != nil:
+				case read[fd](buf[:n]) != "":
+					return read[fd](buf[:n]), nil
 				}
-				if errors.Is(err, unix.EAGAIN) {
-					continue
-				}
-				return "", err
 			}
-			if outcome := read(buf[:n]); outcome != "" {
-				return outcome, nil
-			}
+			ready = wait(unix.POLLIN, again, slices.Collect(maps.Keys(read))...)
 		}
 	}
 	return Drop, nil
+}
+
+// prohibited is the packet that an ICMP message says was refused by a policy:
+// its protocol and what it has above IP. A raw socket gets the messages about
+// packets of others too.
+func prohibited(message []byte, to netip.Addr) (proto byte, quoted []byte) {
+	if len(message) < 8 {
+		return 0, nil
+	}
+	typ, code, quoted := message[0], message[1], message[8:]
+	switch {
+	case to.Is4() && typ == 3 && code == 10 && len(quoted) >= 20 && len(quoted) >= int(quoted[0]&0xf)*4:
+		return quoted[9], quoted[int(quoted[0]&0xf)*4:]
+	case to.Is6() && typ == 1 && code == 1 && len(quoted) >= 40:
+		return quoted[6], quoted[40:]
+	}
+	return 0, nil
 }
 
 func (p *Probe) echo(src netip.Addr, deadline time.Time, serial int) (string, error) {
@@ -249,16 +280,17 @@ func (p *Probe) echo(src netip.Addr, deadline time.Time, serial int) (string, er
 	if p.To.Is4() {
 		binary.BigEndian.PutUint16(msg[2:], checksum(msg))
 	} // Of ICMPv6 the kernel makes the checksum.
-	return converse(fd, msg, deadline, func(b []byte) string {
+	return converse(func() error { _, err := unix.Write(fd, msg); return err }, deadline, map[int]func([]byte) string{fd: func(b []byte) string {
 		b = payload(b, p.To)
-		switch {
-		case len(b) >= 8 && b[0] == reply && binary.BigEndian.Uint16(b[4:]) == id:
+		ours := func(b []byte) bool { return len(b) >= 8 && binary.BigEndian.Uint16(b[4:]) == id }
+		if ours(b) && b[0] == reply {
 			return Allow
-		case p.To.Is4() && len(b) >= 1 && b[0] == 3, p.To.Is6() && len(b) >= 1 && b[0] == 1:
+		}
+		if of, quoted := prohibited(b, p.To); int(of) == proto && ours(quoted) && quoted[0] == request {
 			return Reject
 		}
 		return ""
-	})
+	}})
 }
 
 // payload is what a raw socket of a family received, without the IPv4 header.

@@ -36,15 +36,34 @@ func sctpPacket(src, dst uint16, tag uint32, chunk byte) []byte {
 }
 
 func (p *Probe) sctp(src netip.Addr, deadline time.Time) (string, error) {
-	fd, err := p.socket(unix.SOCK_RAW, unix.IPPROTO_SCTP, src, 0)
+	fd, err := p.rawSCTP(src)
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(fd)
+	control := unix.IPPROTO_ICMP
+	if p.To.Is6() {
+		control = unix.IPPROTO_ICMPV6
+	}
+	errs, err := p.socket(unix.SOCK_RAW, control, src, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(errs)
 	port := p.SourcePort
-	return converse(fd, sctpPacket(port, p.Port, 0, sctpInit), deadline, func(b []byte) string {
+	ports := func(b []byte, src, dst uint16) bool {
+		return len(b) >= 8 && binary.BigEndian.Uint16(b) == src && binary.BigEndian.Uint16(b[2:]) == dst
+	}
+	request := sctpPacket(port, p.Port, 0, sctpInit)
+	send := func() error { return unix.Sendto(fd, request, 0, sockaddr(p.To, 0)) }
+	return converse(send, deadline, map[int]func([]byte) string{errs: func(b []byte) string {
+		if of, quoted := prohibited(payload(b, p.To), p.To); of == unix.IPPROTO_SCTP && ports(quoted, port, p.Port) {
+			return Reject
+		}
+		return ""
+	}, fd: func(b []byte) string {
 		b = payload(b, p.To)
-		if len(b) <= sctpHeader || binary.BigEndian.Uint16(b) != p.Port || binary.BigEndian.Uint16(b[2:]) != port {
+		if len(b) <= sctpHeader || !ports(b, p.Port, port) {
 			return ""
 		}
 		switch b[sctpHeader] {
@@ -54,7 +73,23 @@ func (p *Probe) sctp(src netip.Addr, deadline time.Time) (string, error) {
 			return Reject
 		}
 		return ""
+	}})
+}
+
+// rawSCTP is a socket for SCTP packets. It is not connected: an ICMP error would
+// end all that are, whatever port it is about.
+func (p *Probe) rawSCTP(src netip.Addr) (fd int, err error) {
+	fd = -1
+	err = p.From.NS.Do(func() error {
+		if fd, err = unix.Socket(domain(p.To), unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP); err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		return unix.Bind(fd, sockaddr(src, 0))
 	})
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+	}
+	return fd, err
 }
 
 // sctpServer answers INITs to an address.

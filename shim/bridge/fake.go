@@ -32,7 +32,14 @@ type Fake struct {
 	ports     []Port
 	portCount uint32
 	conns     conntrack
-	sent      []openflow.PacketOut
+	sent      []Sent
+	clock     func() time.Time // Of meters. Nil: they let all pass.
+}
+
+// Sent is a packet that PacketOut was given, and what became of it.
+type Sent struct {
+	openflow.PacketOut
+	Walk Walk
 }
 
 type fakeFlow struct {
@@ -46,6 +53,40 @@ type fakeFlow struct {
 type fakeMeter struct {
 	openflow.Meter
 	stats openflow.MeterStats
+	level float64   // Packets that may pass at once, as of last.
+	last  time.Time // When it was worked out. Zero: the meter has limited nothing yet.
+}
+
+// LimitMeters has meters limit what passes, by a clock.
+func (f *Fake) LimitMeters(now func() time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.clock = now
+}
+
+// passes counts a packet that comes to a meter, and says whether it may pass: a
+// bucket of the burst's size, full at first, which fills at the meter's rate.
+func (m *fakeMeter) passes(now func() time.Time) bool {
+	m.stats.Packets++
+	if now == nil {
+		return true
+	}
+	burst := float64(m.Burst)
+	if m.Burst == 0 {
+		burst = float64(m.Rate)
+	}
+	at := now()
+	if m.last.IsZero() {
+		m.level = burst
+	} else {
+		m.level = min(burst, m.level+at.Sub(m.last).Seconds()*float64(m.Rate))
+	}
+	if m.last = at; m.level < 1 {
+		m.stats.Dropped++
+		return false
+	}
+	m.level--
+	return true
 }
 
 // NewFake makes a connected, empty bridge with its LOCAL port.
@@ -121,7 +162,7 @@ func (f *Fake) Apply(_ context.Context, c Change) error {
 			return &ChangeError{"meter " + m.String(), openflow.ErrInvalidMeter}
 		}
 		if have := f.meters[m.ID]; have != nil {
-			have.Meter = m
+			have.Meter, have.last = m, time.Time{}
 		} else {
 			f.meters[m.ID] = &fakeMeter{Meter: m, stats: openflow.MeterStats{ID: m.ID}}
 		}
@@ -351,7 +392,7 @@ func (f *fakeFlow) read() openflow.Flow {
 	return out
 }
 
-// MeterCounters is as Bridge.MeterCounters. The Fake's meters let all pass.
+// MeterCounters is as Bridge.MeterCounters.
 func (f *Fake) MeterCounters(context.Context) ([]openflow.MeterStats, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -397,17 +438,17 @@ func (f *Fake) PacketOut(_ context.Context, out openflow.PacketOut) error {
 	if !f.connected {
 		return ErrDisconnected
 	}
-	f.sent = append(f.sent, out)
 	w := f.newWalkLocked(WalkOptions{})
 	at := w.begin(p)
 	w.execute(at, out.Actions.List(), nil)
 	w.drain()
 	w.deliver()
+	f.sent = append(f.sent, Sent{out, w.result})
 	return nil
 }
 
 // Sent are the packets that PacketOut was given, in order.
-func (f *Fake) Sent() []openflow.PacketOut {
+func (f *Fake) Sent() []Sent {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.sent)

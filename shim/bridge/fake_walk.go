@@ -276,8 +276,8 @@ func (w *walk) execute(s *state, steps []openflow.Action, flow *fakeFlow) {
 		case openflow.ToGroup:
 			w.toGroup(s, uint32(a), flow)
 		case openflow.MeterBy:
-			if m := w.fake.meters[uint32(a)]; m != nil && !w.dry {
-				m.stats.Packets++
+			if m := w.fake.meters[uint32(a)]; m != nil && !w.dry && !m.passes(w.fake.clock) {
+				return
 			}
 		case openflow.Resubmit:
 			w.lookup(s, uint8(a))
@@ -331,21 +331,16 @@ func (w *walk) flood(s *state) {
 }
 
 func (w *walk) toController(s *state, a *openflow.Controller, flow *fakeFlow) {
+	if m := w.fake.meters[a.MeterID]; m != nil && !w.dry && !m.passes(w.fake.clock) {
+		return
+	}
 	frame := s.packet.Frame()
 	in := openflow.PacketIn{Packet: frame, FullLen: uint32(len(frame)), Reason: openflow.ReasonAction, UserData: []byte(a.UserData)}
-	if a.MaxLen != 0 && int(a.MaxLen) < len(frame) {
-		in.Packet = frame[:a.MaxLen]
-	}
 	if a.Reason != 0 {
 		in.Reason = a.Reason
 	}
 	if flow != nil {
 		in.Table, in.Cookie = flow.flow.Table, flow.flow.Cookie
-	}
-	if a.MeterID != 0 && !w.dry {
-		if m := w.fake.meters[a.MeterID]; m != nil {
-			m.stats.Packets++
-		}
 	}
 	in.Metadata = s.metadata()
 	in.Paused = a.Pause

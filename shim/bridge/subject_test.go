@@ -90,6 +90,7 @@ func deadline(t *testing.T) context.Context {
 
 func newFake(t *testing.T) *subject {
 	f := bridge.NewFake(config("br0"))
+	f.LimitMeters(time.Now)
 	s := &subject{api: f, t: t, ctx: deadline(t), restart: f.Restart, attach: func(string) {}}
 	for i := 1; i <= 4; i++ {
 		s.must(f.AddPort(s.ctx, fmt.Sprintf("p%d", i), nil))

@@ -275,6 +275,81 @@ func TestPacketInCarriesWhatTheFlowKnew(t *testing.T) {
 	})
 }
 
+// What a controller sends may be looked up in any table, with what its actions
+// put in registers; it comes from no port, and so may leave by all.
+func TestPacketOutTakesItsActions(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		report := of.Controller{ControllerID: logID}
+		s.put(
+			flow(0, 1, of.NewMatch(), of.Controller{ControllerID: otherID}), // Where it must not come.
+			flow(14, 2, of.NewMatch(of.IPDst(pfx("10.0.0.1/32")), of.Reg(0, 0x101, 0x10f)), of.SetEthDst(macB), of.SetReg(1, 2, 0xffffffff), of.GotoTable(20)),
+			flow(14, 1, of.NewMatch(of.IPv4()), of.SetReg(1, 9, 0xffffffff), of.GotoTable(20)),
+			flow(20, 1, of.NewMatch(of.InPort(of.PortController)), report, of.OutputRegister(1)),
+		)
+		p := tcp(0, "10.0.0.2", "10.0.0.1", 80, 4000, bridge.TCPRst)
+		p.EthDst = macA
+		for _, dst := range []struct {
+			to   string
+			port uint32
+			mac  [6]byte
+		}{{"10.0.0.1", 2, macB}, {"10.0.0.3", 9, macA}} {
+			p.IPDst = addrOf(dst.to)
+			s.must(s.PacketOut(s.ctx, of.PacketOut{Actions: of.NewActions(of.SetReg(0, 0x101, 0x10f), of.Resubmit(14)), Packet: p.Frame()}))
+			in := s.next(logID)
+			got, err := bridge.ParseFrame(in.Packet)
+			s.must(err)
+			if in.Table != 20 || in.Metadata.InPort() != of.PortController || in.Metadata.Reg(0) != 0x101 || in.Metadata.Reg(1) != dst.port || got.EthDst != dst.mac || in.Metadata.CtState() != 0 {
+				t.Errorf("to %s: table %d, port %#x, registers %#x and %d, %s", dst.to, in.Table, in.Metadata.InPort(), in.Metadata.Reg(0), in.Metadata.Reg(1), got.String())
+			}
+		}
+		if len(s.PacketIns(otherID)) != 0 {
+			t.Error("the packets were looked up in table 0")
+		}
+	})
+}
+
+// A meter limits the copies of its own action, and neither the packet nor what
+// else is copied of it; what it holds back it counts. Copies are whole, however
+// little is asked for.
+func TestMetersLimitCopiesApart(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		const sent, burst = 40, 5
+		s.must(s.Apply(s.ctx, bridge.Change{PutMeters: []of.Meter{{ID: 1, Rate: 1, Burst: burst}, {ID: 2, Rate: 1000, Burst: 1000}}, Upsert: []of.Flow{
+			flow(0, 1, of.NewMatch(of.IPv4()), of.Controller{ControllerID: logID, MeterID: 1, MaxLen: 20}, of.Controller{ControllerID: otherID, MeterID: 2}, of.GotoTable(1)),
+			flow(1, 1, of.NewMatch()),
+		}}))
+		passed := uint64(0)
+		for i := range sent {
+			s.send(udp(1, "10.0.0.1", "10.0.0.2", uint16(i+1), 9))
+			s.next(otherID)
+			for len(s.PacketIns(logID)) > 0 {
+				if in := s.next(logID); len(in.Packet) != int(in.FullLen) {
+					t.Fatalf("%d bytes of a packet of %d arrive", len(in.Packet), in.FullLen)
+				}
+				passed++
+			}
+		}
+		stats, err := s.MeterCounters(s.ctx)
+		s.must(err)
+		slices.SortFunc(stats, func(a, b of.MeterStats) int { return int(a.ID) - int(b.ID) })
+		if len(stats) != 2 || stats[0].Packets != sent || stats[1] != (of.MeterStats{ID: 2, Packets: sent}) {
+			t.Fatalf("meters count %+v", stats)
+		}
+		for received := sent - stats[0].Dropped; s.PacketInStats(logID).Received < received; {
+			if s.ctx.Err() != nil {
+				t.Fatalf("%d of %d packets arrived", s.PacketInStats(logID).Received, received)
+			}
+		}
+		// As many as may come at once, and one or two that the rate adds.
+		if got := sent - stats[0].Dropped; got < burst || got > burst+20 || s.PacketInStats(logID).Received != got || passed > got {
+			t.Errorf("%d copies arrived of %d that were let through", s.PacketInStats(logID).Received, got)
+		}
+		if state := s.read(); state.Flows[of.FlowKey{Table: 1, Priority: 1}].Packets != sent {
+			t.Errorf("%d of %d packets went on", state.Flows[of.FlowKey{Table: 1, Priority: 1}].Packets, sent)
+		}
+	})
+}
+
 func TestFullQueueCountsWhatItDrops(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		s.put(flow(0, 1, of.NewMatch(of.IPv4()), of.Controller{ControllerID: logID}),

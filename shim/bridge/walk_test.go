@@ -347,6 +347,10 @@ func TestTrackersAgree(t *testing.T) {
 	inner := udp(0, "10.0.0.1", "10.0.0.2", 5000, 53)
 	inner.InPort, inner.EthSrc, inner.EthDst = 0, [6]byte{}, [6]byte{}
 	refused.ICMPCode, refused.ICMPID, refused.Inner = 3, 0, &inner
+	about := refused // An SCTP packet.
+	innerSCTP := inner
+	innerSCTP.IPProto = of.ProtoSCTP
+	about.Inner, about.ICMPCode = &innerSCTP, 10
 	sctp := func(sport, dport uint16) bridge.Packet {
 		p := udp(1, "10.0.0.1", "10.0.0.2", sport, dport)
 		p.IPProto = of.ProtoSCTP
@@ -369,6 +373,8 @@ func TestTrackersAgree(t *testing.T) {
 		"error of nothing":   {packets: []bridge.Packet{refused}},
 		"ping":               {packets: []bridge.Packet{icmp(8, "10.0.0.1", "10.0.0.2"), icmp(0, "10.0.0.2", "10.0.0.1"), icmp(8, "10.0.0.1", "10.0.0.2")}},
 		"pong first":         {packets: []bridge.Packet{icmp(0, "10.0.0.1", "10.0.0.2")}},
+		"sctp and error":     {packets: []bridge.Packet{sctp(5000, 53), about}},
+		"error of no sctp":   {packets: []bridge.Packet{udp(1, "10.0.0.1", "10.0.0.2", 5000, 53), about}},
 		"sctp":               {packets: []bridge.Packet{sctp(1, 2), sctp(3, 4)}},
 		"dnat":               {nat: dnat, packets: []bridge.Packet{tcp(1, "10.0.0.1", "10.96.0.1", 4000, 80, syn), tcp(2, "10.0.0.9", "10.0.0.1", 8080, 4000, synAck), tcp(1, "10.0.0.1", "10.96.0.1", 4000, 80, ack)}},
 		"snat":               {nat: snat, packets: []bridge.Packet{udp(1, "10.0.0.1", "10.0.0.2", 4000, 53), udp(2, "10.0.0.2", "10.0.0.250", 53, 4000), udp(1, "10.0.0.1", "10.0.0.2", 4000, 53)}},

@@ -25,6 +25,7 @@ type Meaning struct {
 	Peer      string
 	Staged    *auditv1.StagedOutcome // Nil: the verdict would be the same.
 	Unlogged  bool                   // On record for Staged alone.
+	Spoof     bool                   // Dropped because it is not from who it says.
 }
 
 // Key tells flows' reports apart before their meaning is worked out.
@@ -88,6 +89,8 @@ func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, b
 	}
 	e := &auditv1.PacketEvent{First: timestamppb.New(now), Count: 1,
 		SourceIp: pkt.Src.AsSlice(), DestinationIp: pkt.Dst.AsSlice(), Protocol: uint32(pkt.Proto), Length: pkt.Length, TcpFlags: uint32(pkt.TCPFlags)}
+	e.SourceMac, e.ClaimedMac, e.EtherType = hardware(pkt.Forged.SourceMAC), hardware(pkt.Forged.ClaimedMAC), uint32(pkt.Forged.EtherType)
+	e.TargetIp = pkt.Forged.Target.AsSlice()
 	if pkt.HasPorts {
 		src, dst := uint32(pkt.SrcPort), uint32(pkt.DstPort)
 		e.SourcePort, e.DestinationPort = &src, &dst
@@ -103,6 +106,8 @@ func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, b
 	switch {
 	case !known:
 		e.Reason = "unattributed"
+	case m.Spoof:
+		e.Reason = "spoof"
 	case m.Unlogged:
 		e.Reason = "staged"
 	case m.Isolation:
@@ -115,6 +120,14 @@ func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, b
 	if len(l.pending) >= l.capacity {
 		l.flushLocked(now, true)
 	}
+}
+
+// hardware is an address as it goes over the wire: nothing where it is zero.
+func hardware(mac [6]byte) []byte {
+	if mac == [6]byte{} {
+		return nil
+	}
+	return mac[:]
 }
 
 // Lose takes a loss that was found elsewhere.

@@ -19,6 +19,7 @@ type Packet struct {
 	HasICMP          bool
 	ICMPType         uint8
 	ICMPCode         uint8
+	Forged           Forged // Zero where ParseForged did not read it.
 }
 
 var errNotIP = errors.New("not an IP packet")
@@ -36,18 +37,15 @@ func Parse(frame []byte) (Packet, error) {
 	if len(frame) < 14 {
 		return Packet{}, errShort
 	}
-	etherType, rest := binary.BigEndian.Uint16(frame[12:]), frame[14:]
-	if etherType == 0x8100 {
-		if len(rest) < 4 {
-			return Packet{}, errShort
-		}
-		etherType, rest = binary.BigEndian.Uint16(rest[2:]), rest[4:]
-	}
+	etherType, rest := cutEtherType(frame)
 	switch etherType {
-	case 0x0800:
+	case etherIPv4:
 		return parseIPv4(rest)
-	case 0x86dd:
+	case etherIPv6:
 		return parseIPv6(rest)
+	}
+	if etherType == etherVLAN {
+		return Packet{}, errShort
 	}
 	return Packet{}, errNotIP
 }

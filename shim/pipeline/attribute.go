@@ -45,6 +45,9 @@ type Attribution struct {
 	Staged *auditv1.StagedOutcome
 	// Unlogged says that the packet is on record for Staged alone.
 	Unlogged bool
+	// Spoof says that the packet is not from who it says; it is on record for
+	// that alone, and no policy has a part in it.
+	Spoof bool
 }
 
 // direction is that of the traffic that a table judges.
@@ -63,6 +66,13 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 		return Attribution{}, false
 	}
 	a := Attribution{Table: TableName(h.Table), Direction: direction(h.Table), Unlogged: h.Reported}
+	if kind == KindSpoof {
+		a.Action, a.Spoof = policyv1.Action_ACTION_DROP, true
+		if ep := c.ports[h.InPort]; ep != nil {
+			a.AppliedTo = ep.wire.GetNamespace() + "/" + ep.wire.GetName()
+		}
+		return a, true
+	}
 	at := scene{dir: a.Direction, peer: h.Src, hit: h}
 	port := h.OutPort
 	if at.dir == egressDirection {

@@ -25,6 +25,8 @@ type Config struct {
 	Uplink uint32
 	// LogRate is the log events a second that the meter lets through.
 	LogRate uint32
+	// RejectRate is the same for rejected packets that are to be answered.
+	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
 	LogIsolationAll bool
 	// ClauseCap is how many conjunctions a clause flow may list before a rule
@@ -210,7 +212,11 @@ func (c *Compiler) Desired() []openflow.Flow {
 
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
-	return []openflow.Meter{{ID: LogMeter, Rate: c.cfg.LogRate, Burst: c.cfg.LogRate}}
+	var out []openflow.Meter
+	for _, m := range []struct{ id, rate uint32 }{{LogMeter, c.cfg.LogRate}, {RejectMeter, c.cfg.RejectRate}, {SpoofMeter, spoofRate}} {
+		out = append(out, openflow.Meter{ID: m.id, Rate: m.rate, Burst: m.rate})
+	}
+	return out
 }
 
 // Assignment is the present one. It must not be changed.

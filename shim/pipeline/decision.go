@@ -74,6 +74,8 @@ func does(pt *part) []openflow.Action {
 		return []openflow.Action{openflow.SetReg(s.allowed, pt.place.Conj, 0xffffffff), openflow.GotoTable(s.metric)}
 	case policyv1.Action_ACTION_PASS:
 		return append(countBy(pt.place.Conj), openflow.GotoTable(s.k8s))
+	case policyv1.Action_ACTION_REJECT:
+		return append([]openflow.Action{rejectAction()}, dropBy(pt.place.Conj)...)
 	}
 	return dropBy(pt.place.Conj)
 }

@@ -216,9 +216,5 @@ func (c *Compiler) portFlows(ep *endpoint) {
 		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDSolicit), openflow.NDTarget(h))
 		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDAdvert), openflow.IPDst(h))
 	}
-	if ep.families[1] { // What is not covered above must not pass as plain IPv6.
-		for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
-			put(TableSpoofGuard, prioNormal+1, openflow.Drop(), with(openflow.ICMPv6Type(t))...)
-		}
-	}
+	c.spoofFlows(ep)
 }

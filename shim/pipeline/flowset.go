@@ -11,10 +11,12 @@ import (
 // A flow is either fixed, or a clause flow that conjunctions share.
 type flowSet struct {
 	flows map[openflow.FlowKey]*desired
-	dirty map[openflow.FlowKey]struct{}
+	dirty []*desired
 }
 
 type desired struct {
+	key     openflow.FlowKey
+	dirty   bool           // It is in the set's dirty.
 	fixed   []owned        // By owner; the first counts. Empty: a clause flow, or none.
 	clauses []membership   // Sorted by conjunction.
 	shown   *openflow.Flow // As of the last take; nil where it was not there.
@@ -29,16 +31,19 @@ type membership struct {
 }
 
 func newFlowSet() flowSet {
-	return flowSet{flows: make(map[openflow.FlowKey]*desired), dirty: make(map[openflow.FlowKey]struct{})}
+	return flowSet{flows: make(map[openflow.FlowKey]*desired)}
 }
 
 func (s *flowSet) at(key openflow.FlowKey) *desired {
 	d := s.flows[key]
 	if d == nil {
-		d = &desired{}
+		d = &desired{key: key}
 		s.flows[key] = d
 	}
-	s.dirty[key] = struct{}{}
+	if !d.dirty {
+		d.dirty = true
+		s.dirty = append(s.dirty, d)
+	}
 	return d
 }
 
@@ -114,27 +119,25 @@ func (s *flowSet) shared(key openflow.FlowKey) int {
 // take returns what changed since the last take, in the order of table,
 // priority and match text.
 func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
-	for key := range s.dirty {
-		d := s.flows[key]
-		now := d.flow(key)
+	slices.SortFunc(s.dirty, func(a, b *desired) int { return compareKeys(a.key, b.key) })
+	for _, d := range s.dirty {
+		now := d.flow()
 		switch {
 		case now == nil && d.shown != nil:
-			remove = append(remove, key)
+			remove = append(remove, d.key)
 		case now != nil && (d.shown == nil || !now.Same(*d.shown)):
 			upsert = append(upsert, *now)
 		}
-		d.shown = now
+		d.shown, d.dirty = now, false
 		if now == nil {
-			delete(s.flows, key)
+			delete(s.flows, d.key)
 		}
 	}
-	clear(s.dirty)
-	slices.SortFunc(upsert, func(a, b openflow.Flow) int { return compareKeys(a.Key(), b.Key()) })
-	slices.SortFunc(remove, compareKeys)
+	s.dirty = nil
 	return upsert, remove
 }
 
-func (d *desired) flow(key openflow.FlowKey) *openflow.Flow {
+func (d *desired) flow() *openflow.Flow {
 	if len(d.fixed) > 0 {
 		f := d.fixed[0].flow
 		return &f
@@ -146,7 +149,7 @@ func (d *desired) flow(key openflow.FlowKey) *openflow.Flow {
 	for _, m := range d.clauses {
 		list = append(list, openflow.Conjunction{ID: m.conj, Clause: m.clause, Clauses: m.clauses})
 	}
-	return &openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
+	return &openflow.Flow{Table: d.key.Table, Priority: d.key.Priority, Match: d.key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
 }
 
 // all is every desired flow as of the last take.

@@ -1,6 +1,9 @@
 package pipeline
 
-import "github.com/weirnet/weir/shim/bridge/openflow"
+import (
+	"github.com/weirnet/weir/shim/bridge/openflow"
+	answer "github.com/weirnet/weir/shim/reject"
+)
 
 // Tables, in the order in which a packet passes them. The names of the rule
 // tables stand in audit lines.
@@ -100,6 +103,7 @@ const (
 	zone                      = 1
 	markAllowed               = uint32(1)
 	markAllowedBack           = uint32(4) // Of SCTP: from the side that was called first.
+	markErrors                = uint32(8) // Of SCTP: errors about the pair's packets are allowed.
 	labelEgress, labelIngress = 0, 32     // Offsets in ct_label.
 )
 
@@ -156,6 +160,7 @@ const (
 	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
 	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
 	KindCount     CookieKind = 8 // Counts, and decides nothing. Id: of a rule, or of an isolation.
+	KindSpoof     CookieKind = 9 // Drops what is forged, and counts it. Id: OpenFlow port.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
@@ -179,20 +184,42 @@ func CarriedID(c uint64) uint32 {
 	return uint32(c)
 }
 
-// LogController is the controller id of the connection that log events go to.
-const LogController = 2
+// The controller ids of the connections that log events and rejected packets go
+// to.
+const (
+	LogController    = 2
+	RejectController = 3
+)
 
 // Zone is the conntrack zone of all traffic but SCTP.
 const Zone = zone
 
-// LogMeter is the id of the meter that limits log events.
-const LogMeter = 1
+// The ids of the meters that limit log events and rejected packets.
+const (
+	LogMeter    = 1
+	RejectMeter = 2
+)
+
+// MeterIDs are those of all meters that flows may name.
+var MeterIDs = []uint32{LogMeter, RejectMeter, SpoofMeter}
 
 // logBytes of a packet go into a log event: headers, and no more of the user's data than that.
 const logBytes = 128
 
 func logAction() openflow.Action {
 	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter}
+}
+
+// rejectAction asks for an answer to the packet, beside whatever becomes of it.
+func rejectAction() openflow.Action {
+	return openflow.Controller{ControllerID: RejectController, MaxLen: answer.FrameBytes, MeterID: RejectMeter}
+}
+
+// Answers are the actions that bring an answer to a rejected packet to its
+// sender, a Pod here or whoever the host reaches: it is forwarded as what a Pod
+// sends, and the rules do not judge it. It comes from no port, and is not tracked.
+func Answers() openflow.Actions {
+	return actions(openflow.SetReg(regSource, sourcePod|bitBypass, maskSource|bitBypass), openflow.Resubmit(TableForwarding))
 }
 
 // reportData marks the log events of packets that are reported for nothing but

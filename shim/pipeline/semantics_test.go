@@ -74,6 +74,9 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 	if err := n.checkCounts(c, w, judged, want); err != nil {
 		return err
 	}
+	if err := n.checkAnswers(w, judged); err != nil {
+		return err
+	}
 	return n.checkRecord(c, w, judged)
 }
 

@@ -18,6 +18,9 @@ import (
 // reported is what a packet's log events mean, in order.
 func reported(c *Compiler, w bridge.Walk) (out []Attribution, err error) {
 	for _, in := range w.PacketIns {
+		if in.ControllerID != LogController {
+			continue
+		}
 		pkt, err := packetlog.Parse(in.Packet)
 		if err != nil {
 			return nil, err
@@ -31,6 +34,28 @@ func reported(c *Compiler, w bridge.Walk) (out []Attribution, err error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// checkAnswers holds what a packet's flows ask answers for to the interpreter: a
+// packet that is rejected, once, with all that its answer may quote, and no other.
+// What the staged world decides asks for none.
+func (n *node) checkAnswers(w bridge.Walk, judged []traffic) error {
+	var asked []uint8
+	for _, in := range w.PacketIns {
+		if in.ControllerID == RejectController {
+			asked = append(asked, in.Table)
+		}
+	}
+	var want []uint8
+	for _, t := range judged {
+		if d := n.judge(t, enforced); d.action() == reject {
+			want = append(want, stepsOf[enforced][t.dir].of(d.policy.GetRank()))
+		}
+	}
+	if !slices.Equal(asked, want) {
+		return fmt.Errorf("answers are asked for in tables %v, want %v", asked, want)
+	}
+	return nil
 }
 
 // checkRecord holds what a packet's flows report, and what that means, to the

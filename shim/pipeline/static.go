@@ -24,9 +24,10 @@ func (c *Compiler) staticFlows() {
 	}
 	next := func(table uint8) openflow.Actions { return actions(openflow.GotoTable(table)) }
 	// A connection that has not the mark yet begins with this packet.
-	commit := func(table uint8, priority uint16, ct openflow.CT, mark uint32, match []openflow.Field) {
-		put(table, priority, actions(ct, openflow.GotoTable(TableOutput)), match...)
-		put(table, priority+1, actions(openflow.Resubmit(TableEgressSession), ct, openflow.GotoTable(TableOutput)),
+	commit := func(table uint8, priority uint16, mark uint32, match []openflow.Field, tracked ...openflow.Action) {
+		acts := append(tracked, openflow.GotoTable(TableOutput))
+		put(table, priority, actions(acts...), match...)
+		put(table, priority+1, actions(append([]openflow.Action{openflow.Resubmit(TableEgressSession)}, acts...)...),
 			append([]openflow.Field{openflow.CtMark(0, mark)}, match...)...)
 	}
 	fromPod := openflow.Reg(regSource, sourcePod, maskSource)
@@ -35,9 +36,6 @@ func (c *Compiler) staticFlows() {
 
 	c.hostFlows()
 	put(TableSpoofGuard, prioMiss, openflow.Drop())
-	for _, t := range routerMessages {
-		put(TableSpoofGuard, prioTop, openflow.Drop(), openflow.ICMPv6Type(t))
-	}
 
 	for _, t := range []uint8{openflow.NDSolicit, openflow.NDAdvert} {
 		put(TableResolution, prioDefault+1, openflow.Drop(), openflow.ICMPv6Type(t))
@@ -52,7 +50,9 @@ func (c *Compiler) staticFlows() {
 	// SCTP is tracked by its pair of addresses alone. So each server port has a
 	// zone: a packet is a reply if the pair is allowed in the zone of the port
 	// that it comes from; everything else is judged, packet by packet. Of two
-	// that both serve and call one port, each way has a mark of its own.
+	// that both serve and call one port, each way has a mark of its own. ICMP
+	// errors do not tell the port, so the pair has an entry for them beside, in the
+	// zone of all traffic.
 	zoneBits := openflow.RegBits(regZone, 0, 16)
 	for _, f := range families {
 		sctp := append([]openflow.Field{openflow.IPProto(openflow.ProtoSCTP)}, f...)
@@ -61,8 +61,10 @@ func (c *Compiler) staticFlows() {
 		put(TableConntrackCommit, prioNormal, actions(openflow.MoveBits(openflow.WholeField(openflow.FieldSCTPDst), zoneBits),
 			openflow.CT{ZoneFrom: zoneBits, Recirc: true, Table: TableSCTPCommit}), sctp...)
 		for state, mark := range map[uint32]uint32{0: markAllowed, openflow.CtRpl: markAllowedBack} {
-			commit(TableSCTPCommit, prioNormal, openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)}, mark,
-				append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...))
+			// An error about a packet does not tell its zone: see markErrors.
+			commit(TableSCTPCommit, prioNormal, mark, append([]openflow.Field{openflow.CtState(state|openflow.CtTrk, openflow.CtRpl|openflow.CtTrk)}, sctp...),
+				openflow.CT{Commit: true, ZoneFrom: zoneBits, Exec: allowed(mark)},
+				openflow.CT{Commit: true, Zone: zone, Exec: []openflow.Action{openflow.SetCtMark(markErrors, markErrors)}})
 		}
 	}
 	put(TableSCTPCommit, prioMiss, openflow.Drop())
@@ -76,6 +78,7 @@ func (c *Compiler) staticFlows() {
 	est, rel := uint32(openflow.CtEst|openflow.CtTrk), uint32(openflow.CtRel|openflow.CtTrk)
 	put(TableConntrackState, prioNormal, skip, openflow.CtState(est, est), isAllowed)
 	put(TableConntrackState, prioNormal, skip, openflow.CtState(rel, rel|est), isAllowed)
+	put(TableConntrackState, prioNormal-1, skip, openflow.CtState(rel, rel|est), openflow.CtMark(markErrors, markErrors))
 	put(TableConntrackState, prioMiss, next(TableServiceLB))
 	back := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
 	put(TableSCTPState, prioNormal, skip, openflow.CtState(back, back), isAllowed)
@@ -114,8 +117,8 @@ func (c *Compiler) staticFlows() {
 
 	put(TableConntrackCommit, prioHigh, next(TableOutput), bypass)
 	for _, f := range families {
-		commit(TableConntrackCommit, prioDefault, openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)}, markAllowed,
-			append([]openflow.Field{openflow.CtState(openflow.CtTrk, openflow.CtTrk|openflow.CtInv)}, f...))
+		commit(TableConntrackCommit, prioDefault, markAllowed, append([]openflow.Field{openflow.CtState(openflow.CtTrk, openflow.CtTrk|openflow.CtInv)}, f...),
+			openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)})
 	}
 	put(TableConntrackCommit, prioMiss, openflow.Drop())
 	c.flows.set("", c.Touch())

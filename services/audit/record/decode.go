@@ -38,6 +38,7 @@ type Decoder struct {
 	staging []byte // The same, of a staged outcome, which comes amid the event's list.
 
 	unattributed bool // The event that is read says so.
+	spoof        bool // The same.
 }
 
 // reasonUnattributed is the reason of packets whose flow was gone when they
@@ -62,6 +63,8 @@ var (
 	errAddress   = errors.New("not of 4 or 16 bytes")
 	errFamilies  = errors.New("of another family than the source")
 	errMandatory = errors.New("missing")
+	errHardware  = errors.New("not of 6 bytes, or zero")
+	errForged    = errors.New("only what is forged has hardware addresses")
 )
 
 func fieldError(name string, err error) error { return fmt.Errorf("%s: %w", name, err) }
@@ -150,7 +153,7 @@ func (d *Decoder) DecodeInto(b []byte, e *Event) error {
 			continue
 		}
 		e.IsLoss = true
-		if err := loss(f.data, &e.Loss); err != nil {
+		if err := d.loss(f.data, &e.Loss); err != nil {
 			return fmt.Errorf("loss: %w", err)
 		}
 	}
@@ -170,12 +173,13 @@ var packetFields = [...]struct {
 	11: {"openflow_priority", false}, 12: {"applied_to", true}, 13: {"peer", true}, 14: {"source_ip", true},
 	15: {"destination_ip", true}, 16: {"protocol", false}, 17: {"source_port", false}, 18: {"destination_port", false},
 	19: {"length", false}, 20: {"tcp_flags", false}, 21: {"icmp_type", false}, 22: {"icmp_code", false},
-	23: {"reason", true}, 24: {"redirected", false}, 25: {"staged", true},
+	23: {"reason", true}, 24: {"redirected", false}, 25: {"staged", true}, 26: {"source_mac", true}, 27: {"ether_type", false},
+	28: {"claimed_mac", true}, 29: {"target_ip", true},
 }
 
 func (d *Decoder) packet(b []byte, p *Packet) error {
 	var had seen
-	d.scratch, d.unattributed = d.scratch[:0], false
+	d.scratch, d.unattributed, d.spoof = d.scratch[:0], false, false
 	policies := 0
 	for len(b) > 0 {
 		f, rest, err := next(b)
@@ -215,7 +219,7 @@ func (d *Decoder) packet(b []byte, p *Packet) error {
 		p.Last = p.First
 	}
 	for _, num := range [...]protowire.Number{1, 14, 15} {
-		if !had.has(num) {
+		if !had.has(num) && !(num > 1 && p.Forged != nil && p.Forged.EtherType != 0) { // What is not IP may have no addresses.
 			return fieldError(packetFields[num].name, errMandatory)
 		}
 	}
@@ -227,7 +231,10 @@ func (d *Decoder) packet(b []byte, p *Packet) error {
 			return fieldError("action", errMandatory)
 		}
 	}
-	if p.Source.Is4() != p.Destination.Is4() {
+	if p.Forged != nil && !d.spoof { // Such as frames without addresses, which np.log cannot write.
+		return fieldError("reason", errForged)
+	}
+	if p.Source.BitLen() != p.Destination.BitLen() {
 		return fieldError("destination_ip", errFamilies)
 	}
 	if p.Last.Before(p.First) {
@@ -287,18 +294,48 @@ func (d *Decoder) packetField(f *field, p *Packet) (err error) {
 	case 22:
 		p.ICMPCode, err = number(f.num8, 255)
 	case 23:
-		d.unattributed = string(f.data) == reasonUnattributed
+		d.unattributed, d.spoof = string(f.data) == reasonUnattributed, string(f.data) == reasonSpoof
 		p.Reason, err = d.string(f.data)
 	case 24:
 		p.Redirected = f.num8 != 0
 	case 25:
 		p.Staged, err = d.staged(f.data)
+	case 26, 27, 28, 29:
+		if p.Forged == nil {
+			p.Forged = &Forged{}
+		}
+		err = forged(f, p.Forged)
 	}
 	return err
 }
 
-func loss(b []byte, l *Loss) error {
-	names := [...]string{1: "from", 2: "to", 3: "count", 4: "stage"}
+func forged(f *field, to *Forged) (err error) {
+	switch f.num {
+	case 26:
+		to.SourceMAC, err = hardware(f.data)
+	case 27:
+		var v uint64
+		v, err = within(f.num8, 1<<16-1)
+		to.EtherType = uint16(v)
+	case 28:
+		to.ClaimedMAC, err = hardware(f.data)
+	case 29:
+		if to.Target, err = address(f.data); err == nil && !to.Target.Is6() {
+			err = errAddress
+		}
+	}
+	return err
+}
+
+func hardware(b []byte) (mac [6]byte, err error) {
+	if len(b) != len(mac) || [6]byte(b) == mac {
+		return mac, errHardware
+	}
+	return [6]byte(b), nil
+}
+
+func (d *Decoder) loss(b []byte, l *Loss) error {
+	names := [...]string{1: "from", 2: "to", 3: "count", 4: "stage", 5: "reason"}
 	var had seen
 	for len(b) > 0 {
 		f, rest, err := next(b)
@@ -306,14 +343,14 @@ func loss(b []byte, l *Loss) error {
 			return err
 		}
 		b = rest
-		if f.num > 4 {
+		if int(f.num) >= len(names) {
 			continue
 		}
 		name := names[f.num]
 		if !had.add(f.num) {
 			return fieldError(name, errTwice)
 		}
-		if (f.num <= 2) != (f.typ == protowire.BytesType) || f.num > 2 && f.typ != protowire.VarintType {
+		if wantBytes := f.num <= 2 || f.num == 5; wantBytes != (f.typ == protowire.BytesType) || !wantBytes && f.typ != protowire.VarintType {
 			return fieldError(name, errWire)
 		}
 		switch f.num {
@@ -325,6 +362,8 @@ func loss(b []byte, l *Loss) error {
 			l.Count = f.num8 // Of numbers that never arrived there may be any count.
 		case 4:
 			l.Stage, err = enum[auditv1.LossStage](f.num8, 6)
+		case 5:
+			l.Reason, err = d.string(f.data)
 		}
 		if err != nil {
 			return fieldError(name, err)

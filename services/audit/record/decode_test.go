@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/leodido/go-syslog/v4/rfc5424"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -125,10 +126,64 @@ func TestUnattributed(t *testing.T) {
 	}
 }
 
+// forgeries are events of packets that Pods sent in another's name: of neighbour
+// discovery, of ARP, and of neither.
+func forgeries() []*auditv1.PacketEvent {
+	forged := func(p *auditv1.PacketEvent) *auditv1.PacketEvent {
+		p.First, p.Count, p.Direction, p.Action, p.Table, p.Reason, p.AppliedTo = timestamppb.New(time.Unix(1_700_000_000, 0)), 2, out, drop, "SpoofGuard", "spoof", "shop/db"
+		p.Last = p.First
+		p.SourceMac = []byte{2, 0, 0, 0, 0, 9}
+		return p
+	}
+	six := func(s string) []byte { return netip.MustParseAddr(s).AsSlice() }
+	return []*auditv1.PacketEvent{
+		forged(&auditv1.PacketEvent{SourceIp: six("fd00::1"), DestinationIp: six("ff02::1"), Protocol: 58, IcmpType: proto.Uint32(136), IcmpCode: proto.Uint32(0), Length: 72,
+			ClaimedMac: []byte{2, 0, 0, 0, 0, 8}, TargetIp: six("fd00::7")}),
+		forged(&auditv1.PacketEvent{SourceIp: []byte{10, 0, 0, 7}, DestinationIp: []byte{10, 0, 0, 1}, EtherType: 0x0806, ClaimedMac: []byte{2, 0, 0, 0, 0, 8}}),
+		forged(&auditv1.PacketEvent{EtherType: 0x88cc}),
+	}
+}
+
+// What is forged is read, and written by JSON and syslog with its addresses; np.log
+// has no line for it.
+func TestForgeries(t *testing.T) {
+	rest := []string{
+		`"sourceIP":"fd00::1","destinationIP":"ff02::1","protocol":"IPv6-ICMP","icmpType":136,"icmpCode":0,"length":72,"sourceMAC":"02:00:00:00:00:09","claimedMAC":"02:00:00:00:00:08","targetIP":"fd00::7"}}`,
+		`"sourceIP":"10.0.0.7","destinationIP":"10.0.0.1","protocol":"ARP","length":0,"sourceMAC":"02:00:00:00:00:09","claimedMAC":"02:00:00:00:00:08"}}`,
+		`"protocol":"0x88cc","length":0,"sourceMAC":"02:00:00:00:00:09"}}`,
+	}
+	message := []string{"IPv6-ICMP", "ARP", "0x88cc"}
+	for i, p := range forgeries() {
+		e, err := NewDecoder().Decode(encode(t, packetEvent(p)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare(t, &e, packetEvent(p))
+		l := &Line{Record: Record{Cursor: 1, Node: "n", Event: e}, Packets: 2}
+		if b := (NPLog{}).Append(nil, l); len(b) > 0 {
+			t.Errorf("np.log has %s", b)
+		}
+		if got := strings.TrimSpace(string(AppendJSON(nil, l))); !strings.HasSuffix(got, `"reason":"spoof","table":"SpoofGuard","policies":[],"isolation":false,"appliedTo":"shop/db",`+rest[i]) {
+			t.Errorf("JSON is %s", got)
+		}
+		text := string(DefaultSyslog().Append(nil, l))
+		if _, err := rfc5424.NewParser().Parse([]byte(text)); err != nil || !strings.Contains(text, ` sourceMAC="02:00:00:00:00:09"`) || !strings.HasSuffix(text, "] forged "+message[i]+" from shop/db") {
+			t.Errorf("syslog is %s: %v", text, err)
+		}
+		p.Reason = "rule"
+		if _, err := (&Decoder{}).Decode(encode(t, packetEvent(p))); err == nil {
+			t.Errorf("a rule's packet with a hardware address is taken: %v", p)
+		}
+	}
+}
+
 // FuzzDecode: what is accepted, protobuf accepts and reads the same.
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(f, packetEvent(wirePacket())))
-	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: timestamppb.Now(), To: timestamppb.Now(), Count: 4, Stage: 2}}}))
+	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: timestamppb.Now(), To: timestamppb.Now(), Count: 4, Stage: 2, Reason: "spoof"}}}))
+	for _, p := range forgeries() {
+		f.Add(encode(f, packetEvent(p)))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := NewDecoder().Decode(b)
 		if _, check := (&Decoder{}).Decode(b); (err == nil) != (check == nil) {
@@ -152,7 +207,7 @@ func FuzzDecode(f *testing.F) {
 func compare(t *testing.T, e *Event, want *auditv1.Event) {
 	t.Helper()
 	if l := want.GetLoss(); l != nil {
-		if !e.IsLoss || e.Loss.Count != l.GetCount() || e.Loss.Stage != l.GetStage() || !e.Loss.From.Equal(l.GetFrom().AsTime()) || !e.Loss.To.Equal(l.GetTo().AsTime()) {
+		if !e.IsLoss || e.Loss.Count != l.GetCount() || e.Loss.Stage != l.GetStage() || e.Loss.Reason != l.GetReason() || !e.Loss.From.Equal(l.GetFrom().AsTime()) || !e.Loss.To.Equal(l.GetTo().AsTime()) {
 			t.Fatalf("%+v, want %v", e.Loss, l)
 		}
 		return
@@ -171,6 +226,17 @@ func compare(t *testing.T, e *Event, want *auditv1.Event) {
 		Table: p.Table, Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, OpenflowPriority: opt(p.Priority), AppliedTo: p.AppliedTo, Peer: p.Peer,
 		SourceIp: p.Source.AsSlice(), DestinationIp: p.Destination.AsSlice(), Protocol: uint32(p.Protocol), SourcePort: opt(p.SourcePort), DestinationPort: opt(p.DestPort),
 		Length: p.Length, TcpFlags: p.TCPFlags, IcmpType: opt(p.ICMPType), IcmpCode: opt(p.ICMPCode), Reason: p.Reason, Redirected: p.Redirected}
+	if f := p.Forged; f != nil {
+		got.EtherType, got.TargetIp = uint32(f.EtherType), f.Target.AsSlice()
+		for _, mac := range []struct {
+			of [6]byte
+			to *[]byte
+		}{{f.SourceMAC, &got.SourceMac}, {f.ClaimedMAC, &got.ClaimedMac}} {
+			if mac.of != [6]byte{} {
+				*mac.to = mac.of[:]
+			}
+		}
+	}
 	for _, r := range p.Policies {
 		got.Policies = append(got.Policies, ref(r))
 	}

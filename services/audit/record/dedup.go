@@ -161,8 +161,8 @@ func fold(r *Record) Record {
 	f.Packet = Packet{First: p.First, Last: p.Last, Count: p.Count, Direction: p.Direction, Action: p.Action, Table: p.Table, Policies: p.Policies,
 		Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, Priority: p.Priority, Redirected: p.Redirected, Reason: "overflow",
 		Staged: p.Staged}
-	if p.forStaged() { // Which np.log must still know.
-		f.Packet.Reason = reasonStaged
+	if !p.printed() { // Which np.log must still know.
+		f.Packet.Reason = p.Reason
 	}
 	return f
 }
@@ -327,7 +327,7 @@ func (k Key) same(a, b *Packet) bool {
 	if a.Source != b.Source || a.Destination != b.Destination || a.SourcePort != b.SourcePort || a.DestPort != b.DestPort ||
 		a.Protocol != b.Protocol || a.Length != b.Length || a.Direction != b.Direction || a.Action != b.Action || a.Redirected != b.Redirected ||
 		a.Isolation != b.Isolation || a.Priority != b.Priority || a.AppliedTo != b.AppliedTo || a.Rule != b.Rule || a.LogLabel != b.LogLabel || a.Table != b.Table ||
-		a.forStaged() != b.forStaged() {
+		a.printed() != b.printed() {
 		return false
 	}
 	switch {
@@ -341,7 +341,7 @@ func (k Key) same(a, b *Packet) bool {
 		return true
 	}
 	return a.Peer == b.Peer && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
-		sameStaged(a.Staged, b.Staged)
+		sameStaged(a.Staged, b.Staged) && (a.Forged == nil) == (b.Forged == nil) && (a.Forged == nil || *a.Forged == *b.Forged)
 }
 
 func sameStaged(a, b *Staged) bool {

@@ -12,7 +12,9 @@ import (
 //	packet: first last count direction action reason table policies isolation rule logLabel openflowPriority
 //	        appliedTo peer sourceIP sourcePort destinationIP destinationPort protocol icmpType icmpCode length
 //	        tcpFlags redirected overflow staged{action policy rule policies}
-//	loss:   from to count stage
+//	        of reason "spoof" too: sourceMAC claimedMAC targetIP; protocol may be ARP, or the number of an Ethernet
+//	        type (0x88cc)
+//	loss:   from to count stage reason
 //
 // Of merged records, cursor, sequence and received are the first one's; count,
 // first and last are of all.
@@ -39,6 +41,7 @@ func AppendJSON(b []byte, l *Line) []byte {
 		b = strconv.AppendUint(b, l.Loss.Count, 10)
 		b = append(b, `,"stage":`...)
 		b = appendQuoted(b, enumWord(l.Loss.Stage.String(), "LOSS_STAGE_"))
+		b = appendOptional(b, "reason", l.Loss.Reason)
 		return append(b, "}}\n"...)
 	}
 	b = append(b, `,"packet":`...)
@@ -67,16 +70,21 @@ func (l *Line) appendPacket(b []byte) []byte {
 	b = appendOptional(b, "appliedTo", p.AppliedTo)
 	b = appendOptional(b, "peer", p.Peer)
 	if !l.Overflow {
-		b = appendField(b, "sourceIP", p.Source.String())
+		b = appendOptional(b, "sourceIP", addressText(p.Source))
 		b = appendOptionalNumber(b, "sourcePort", p.SourcePort)
-		b = appendField(b, "destinationIP", p.Destination.String())
+		b = appendOptional(b, "destinationIP", addressText(p.Destination))
 		b = appendOptionalNumber(b, "destinationPort", p.DestPort)
-		b = appendField(b, "protocol", ProtocolName(p.Protocol))
+		b = appendField(b, "protocol", p.ProtocolName())
 		b = appendOptionalNumber(b, "icmpType", p.ICMPType)
 		b = appendOptionalNumber(b, "icmpCode", p.ICMPCode)
 		b = append(b, `,"length":`...)
 		b = strconv.AppendUint(b, uint64(p.Length), 10)
 		b = appendOptionalNumber(b, "tcpFlags", Number{p.TCPFlags, p.TCPFlags != 0})
+	}
+	if f := p.Forged; f != nil {
+		b = appendOptional(b, "sourceMAC", hardwareText(f.SourceMAC))
+		b = appendOptional(b, "claimedMAC", hardwareText(f.ClaimedMAC))
+		b = appendOptional(b, "targetIP", addressText(f.Target))
 	}
 	if p.Redirected {
 		b = append(b, `,"redirected":true`...)

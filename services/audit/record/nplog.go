@@ -20,10 +20,10 @@ type NPLog struct {
 
 // Append appends a line, newline included. Losses are not for np.log, whose
 // readers know packets only: nothing is appended for them. Nor for what is on
-// record for staged policies alone: its readers take a line for one that a
-// policy asked for.
+// record for staged policies alone, or forged: its readers take a line for one
+// that a policy asked for.
 func (n NPLog) Append(b []byte, l *Line) []byte {
-	if l.IsLoss || l.Packet.forStaged() {
+	if l.IsLoss || !l.Packet.printed() {
 		return b
 	}
 	p := &l.Packet

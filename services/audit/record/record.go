@@ -1,6 +1,7 @@
 package record
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -43,7 +44,7 @@ type Packet struct {
 	Priority    Number
 	AppliedTo   string
 	Peer        string
-	Source      netip.Addr // Not valid: of an overflow record.
+	Source      netip.Addr // Not valid: of an overflow record, or a frame that has none.
 	Destination netip.Addr
 	Protocol    uint8
 	SourcePort  Number
@@ -55,6 +56,15 @@ type Packet struct {
 	Reason      string
 	Redirected  bool
 	Staged      *Staged
+	Forged      *Forged // Of reason "spoof" alone.
+}
+
+// Forged is what is told of a packet that is not from who it says. What the
+// frame does not have is zero. See PacketEvent in audit.proto.
+type Forged struct {
+	SourceMAC, ClaimedMAC [6]byte
+	EtherType             uint16 // Zero: IP.
+	Target                netip.Addr
 }
 
 // Number is a number that may be absent.
@@ -83,14 +93,51 @@ type Staged struct {
 // verdict would be another with the staged policies.
 const reasonStaged = "staged"
 
+// reasonSpoof is the reason of packets that a Pod sent in another's name.
+const reasonSpoof = "spoof"
+
 // forStaged says whether nothing asks for the record but that.
 func (p *Packet) forStaged() bool { return p.Reason == reasonStaged }
+
+// printed says whether a packet is for np.log: a policy asked for its record.
+func (p *Packet) printed() bool { return p.Reason != reasonStaged && p.Reason != reasonSpoof }
+
+// ProtocolName is the name of what the packet's frame carries.
+func (p *Packet) ProtocolName() string {
+	switch f := p.Forged; {
+	case f == nil || f.EtherType == 0:
+		return ProtocolName(p.Protocol)
+	case f.EtherType == etherARP:
+		return "ARP"
+	default:
+		return fmt.Sprintf("0x%04x", f.EtherType)
+	}
+}
+
+const etherARP = 0x0806
+
+// hardwareText is an address as it is written; empty where it is zero.
+func hardwareText(mac [6]byte) string {
+	if mac == [6]byte{} {
+		return ""
+	}
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5])
+}
+
+// addressText is an address as it is written; empty where there is none.
+func addressText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
 
 // Loss says that packets which should have been recorded were not.
 type Loss struct {
 	From, To time.Time
 	Count    uint64 // Zero: not known.
 	Stage    auditv1.LossStage
+	Reason   string // Of the packets: "spoof". Empty: any other, or not known.
 }
 
 // Line is what an output writes once: a record, or several merged.

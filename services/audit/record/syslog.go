@@ -79,6 +79,11 @@ func (s Syslog) Append(b []byte, l *Line) []byte {
 		b = append(b, enumWord(l.Loss.Stage.String(), "LOSS_STAGE_")...)
 	} else if p.forStaged() {
 		b = appendStaged(b, p.Staged)
+	} else if !p.printed() {
+		b = append(b, "forged "...)
+		b = append(b, p.ProtocolName()...)
+		b = append(b, " from "...)
+		b = appendWord(b, p.AppliedTo)
 	} else if b = s.NPLog.Append(b, l); b[len(b)-1] == '\n' {
 		b = b[:len(b)-1]
 	}
@@ -115,7 +120,11 @@ func (l *Line) appendLoss(b []byte) []byte {
 	b = appendParam(b, "from", string(appendStamp(nil, l.Loss.From)))
 	b = appendParam(b, "to", string(appendStamp(nil, l.Loss.To)))
 	b = appendParam(b, "count", strconv.FormatUint(l.Loss.Count, 10))
-	return appendParam(b, "stage", enumWord(l.Loss.Stage.String(), "LOSS_STAGE_"))
+	b = appendParam(b, "stage", enumWord(l.Loss.Stage.String(), "LOSS_STAGE_"))
+	if l.Loss.Reason != "" {
+		b = appendParam(b, "reason", l.Loss.Reason)
+	}
+	return b
 }
 
 func (l *Line) appendParams(b []byte) []byte {
@@ -147,15 +156,20 @@ func (l *Line) appendParams(b []byte) []byte {
 	if l.Overflow {
 		b = appendParam(b, "overflow", "true")
 	} else {
-		b = appendParam(b, "sourceIP", p.Source.String())
+		optional("sourceIP", addressText(p.Source))
 		number("sourcePort", p.SourcePort)
-		b = appendParam(b, "destinationIP", p.Destination.String())
+		optional("destinationIP", addressText(p.Destination))
 		number("destinationPort", p.DestPort)
-		b = appendParam(b, "protocol", ProtocolName(p.Protocol))
+		b = appendParam(b, "protocol", p.ProtocolName())
 		number("icmpType", p.ICMPType)
 		number("icmpCode", p.ICMPCode)
 		b = appendParam(b, "length", strconv.FormatUint(uint64(p.Length), 10))
 		number("tcpFlags", Number{p.TCPFlags, p.TCPFlags != 0})
+	}
+	if f := p.Forged; f != nil {
+		optional("sourceMAC", hardwareText(f.SourceMAC))
+		optional("claimedMAC", hardwareText(f.ClaimedMAC))
+		optional("targetIP", addressText(f.Target))
 	}
 	if p.Redirected {
 		b = appendParam(b, "redirected", "true")

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
@@ -75,8 +76,11 @@ func printRecord(w io.Writer, l *record.Line) error {
 		}
 		policies += "(staged: " + lower(s.Action.String(), "ACTION_") + " for " + stagedCause(s) + ")"
 	}
+	if f := p.Forged; f != nil {
+		policies = "(forged by " + p.AppliedTo + ", from MAC " + net.HardwareAddr(f.SourceMAC[:]).String() + ")"
+	}
 	_, err := fmt.Fprintf(w, recordColumns, cursor, stampText(p.Last), l.Node, lower(p.Direction.String(), "DIRECTION_"), lower(p.Action.String(), "ACTION_"),
-		record.ProtocolName(p.Protocol), socket(p.Source, p.SourcePort), socket(p.Destination, p.DestPort), fmt.Sprint(p.Count), policies)
+		p.ProtocolName(), socket(p.Source, p.SourcePort), socket(p.Destination, p.DestPort), fmt.Sprint(p.Count), policies)
 	return err
 }
 
@@ -101,6 +105,9 @@ func stagedCause(s *record.Staged) string {
 
 // socket is address and port, where there is one.
 func socket(a netip.Addr, port record.Number) string {
+	if !a.IsValid() {
+		return "-"
+	}
 	if !port.Set {
 		return a.String()
 	}

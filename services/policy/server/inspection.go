@@ -229,6 +229,9 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 	if out.Connected {
 		out.Version, out.Replica = se.version, s.cfg.Store.Epoch()
 	}
+	for _, p := range se.stats.GetPorts() {
+		out.SpoofedPackets += p.GetSpoofed()
+	}
 	if !out.InSync {
 		out.BehindSeconds = seconds(se.behind, now)
 	}

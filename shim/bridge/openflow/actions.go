@@ -334,7 +334,7 @@ func (a Conjunction) append(b []byte) []byte {
 // to the controllers whose id is ControllerID, with UserData.
 type Controller struct {
 	ControllerID uint16
-	MaxLen       uint16 // how much of the packet; 0 or 0xffff: all
+	MaxLen       uint16 // how much of the packet is asked for; 0 or 0xffff: all, as Open vSwitch 3.1 sends anyway
 	MeterID      uint32 // limits the copies, not the packets; 0: none
 	UserData     string // any bytes
 	Pause        bool   // hold the packet until a controller resumes it

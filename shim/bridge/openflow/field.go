@@ -287,9 +287,15 @@ func (v Value) IsZero() bool { return v == Value{} }
 
 // Ones is a Value with n bits set from bit offset on.
 func Ones(offset, n int) (out Value) {
-	for bit := offset; bit < offset+n && bit < 128; bit++ {
-		out[15-bit/8] |= 1 << (bit % 8)
+	// Of 64 bits at a time, since each field of each flow asks; a shift by 64
+	// and more leaves none.
+	below := func(bits int) (hi, lo uint64) {
+		return uint64(1)<<max(bits-64, 0) - 1, uint64(1)<<bits - 1
 	}
+	hi, lo := below(min(max(offset+n, 0), 128))
+	fromHi, fromLo := below(min(max(offset, 0), 128))
+	binary.BigEndian.PutUint64(out[:8], hi&^fromHi)
+	binary.BigEndian.PutUint64(out[8:], lo&^fromLo)
 	return out
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"sort"
 	"strings"
@@ -240,10 +241,28 @@ func MakeMatch(list ...Field) (Match, error) {
 	return b.match(), nil
 }
 
-// matchBuilder collects conditions; present[id] tells that the field was named,
-// even if under a zero mask.
+// fieldSet is a set of fields.
+type fieldSet [2]uint64
+
+var _ = [1]struct{}{}[fieldCount>>7] // Fields fit into a fieldSet.
+
+func (s *fieldSet) add(id FieldID)      { s[id>>6] |= 1 << (id & 63) }
+func (s *fieldSet) has(id FieldID) bool { return s[id>>6]>>(id&63)&1 != 0 }
+
+// next is the first field of the set from id on; fieldCount if there is none.
+func (s *fieldSet) next(id FieldID) FieldID {
+	for ; id < fieldCount; id = (id | 63) + 1 {
+		if rest := s[id>>6] >> (id & 63); rest != 0 {
+			return id + FieldID(bits.TrailingZeros64(rest))
+		}
+	}
+	return fieldCount
+}
+
+// matchBuilder collects conditions; present tells which fields were named, even
+// if under a zero mask.
 type matchBuilder struct {
-	present [fieldCount]bool
+	present fieldSet
 	value   [fieldCount]Value
 	mask    [fieldCount]Value
 	unknown []string
@@ -261,14 +280,15 @@ func (b *matchBuilder) add(f Field) error {
 		return fmt.Errorf("match: value of %s exceeds %d bits", f.ID, f.ID.Bits())
 	}
 	value := f.Value.And(mask)
-	if b.present[f.ID] {
+	if b.present.has(f.ID) {
 		common := mask.And(b.mask[f.ID])
 		if value.And(common) != b.value[f.ID].And(common) {
 			return fmt.Errorf("match: contradictory conditions on %s", f.ID)
 		}
 		mask, value = mask.Or(b.mask[f.ID]), value.Or(b.value[f.ID])
 	}
-	b.present[f.ID], b.value[f.ID], b.mask[f.ID] = true, value, mask
+	b.present.add(f.ID)
+	b.value[f.ID], b.mask[f.ID] = value, mask
 	return nil
 }
 
@@ -302,30 +322,27 @@ var prerequisites = []prerequisite{
 // imply adds what the named fields presuppose and checks what it cannot add.
 func (b *matchBuilder) imply() error {
 	for _, p := range prerequisites {
-		for id := p.first; id <= p.last; id++ {
-			if !b.present[id] {
-				continue
-			}
+		for id := b.present.next(p.first); id <= p.last; id = b.present.next(id + 1) {
 			if err := b.add(exact(p.need, Uint(p.value))); err != nil {
 				return fmt.Errorf("match: %s needs %s=%d, which another condition excludes", id, p.need, p.value)
 			}
 		}
 	}
-	family := b.present[FieldEthType] && (b.value[FieldEthType] == Uint(EtherIPv4) || b.value[FieldEthType] == Uint(EtherIPv6))
+	family := b.present.has(FieldEthType) && (b.value[FieldEthType] == Uint(EtherIPv4) || b.value[FieldEthType] == Uint(EtherIPv6))
 	for id := FieldIPProto; id <= FieldIPECN; id++ {
-		if b.present[id] && !family {
+		if b.present.has(id) && !family {
 			return fmt.Errorf("match: %s needs a family: IPv4 or IPv6", id)
 		}
 	}
 	for id := FieldCTProto; id <= FieldCTTPDst; id++ {
-		if b.present[id] && !family {
+		if b.present.has(id) && !family {
 			return fmt.Errorf("match: %s needs a family: IPv4 or IPv6", id)
 		}
-		if b.present[id] && !b.tracked() {
+		if b.present.has(id) && !b.tracked() {
 			return fmt.Errorf("match: %s needs a ct_state that only a valid connection has", id)
 		}
 	}
-	if b.present[FieldNDTarget] {
+	if b.present.has(FieldNDTarget) {
 		if t := b.value[FieldICMPv6Type]; t != Uint(NDSolicit) && t != Uint(NDAdvert) {
 			return errors.New("match: nd_target needs ICMPv6 type 135 or 136")
 		}
@@ -344,8 +361,8 @@ func (b *matchBuilder) tracked() bool {
 func (b *matchBuilder) match() Match {
 	var out [256]byte
 	oxm := out[:0]
-	for id := FieldID(0); id < fieldCount; id++ {
-		if b.present[id] && !b.mask[id].IsZero() {
+	for id := b.present.next(0); id < fieldCount; id = b.present.next(id + 1) {
+		if !b.mask[id].IsZero() {
 			oxm = appendOXM(oxm, id, b.value[id], b.mask[id])
 		}
 	}

@@ -111,3 +111,17 @@ func TestValueArithmetic(t *testing.T) {
 		t.Error("values do not go back")
 	}
 }
+
+func TestOnes(t *testing.T) {
+	for offset := range 130 {
+		for n := range 130 {
+			var want Value
+			for bit := offset; bit < min(offset+n, 128); bit++ {
+				want[15-bit/8] |= 1 << (bit % 8)
+			}
+			if got := Ones(offset, n); got != want {
+				t.Fatalf("Ones(%d, %d) = %x, want %x", offset, n, got, want)
+			}
+		}
+	}
+}

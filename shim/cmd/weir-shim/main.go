@@ -22,8 +22,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "weir-shim:", err)
-		os.Exit(1)
+		if !errors.Is(err, errDiffers) { // Which has been shown.
+			fmt.Fprintln(os.Stderr, "weir-shim:", err)
+		}
+		code := 1
+		if errors.Is(err, errUnknown) {
+			code = 2
+		}
+		os.Exit(code)
 	}
 }
 
@@ -64,6 +70,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Datapath, "datapath", cfg.Datapath, "datapath type: system or netdev")
 	f.StringVar(&cfg.StateDir, "state-dir", cfg.StateDir, "folder of the checkpoint")
 	f.Uint32Var(&cfg.LogRate, "log-rate", cfg.LogRate, "log events a second; what exceeds it is counted, and no packet is dropped for it")
+	f.Uint32Var(&cfg.RejectRate, "reject-rate", cfg.RejectRate, "rejected packets a second that are answered (TCP reset, ICMP unreachable); what exceeds it is dropped in silence, and counted")
 	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
@@ -83,7 +90,7 @@ func command() *cobra.Command {
 	f.BoolVar(&cfg.TakeOver, "take-over", cfg.TakeOver, "go on where Antrea's agent is at work on the node")
 	f.StringVar(&cfg.AntreaRunDir, "antrea-run-dir", cfg.AntreaRunDir, "folder of the sockets by which Antrea's agent is known; not looked at if empty")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
-	cmd.AddCommand(uninstall(&cfg, &level))
+	cmd.AddCommand(uninstall(&cfg, &level), check(&cfg, &level))
 	return cmd
 }
 

@@ -405,7 +405,8 @@ func (*Event_Packet) isEvent_Kind() {}
 func (*Event_Loss) isEvent_Kind() {}
 
 // PacketEvent is one packet, or several alike within 100 ms, that met a logged
-// rule or an isolation.
+// rule or an isolation, or that a Pod sent in another's name (reason "spoof":
+// an egress drop that no policy has a part in).
 type PacketEvent struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	First     *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=first,proto3" json:"first,omitempty"`  // Time of the first packet.
@@ -423,8 +424,8 @@ type PacketEvent struct {
 	OpenflowPriority *uint32         `protobuf:"varint,11,opt,name=openflow_priority,json=openflowPriority,proto3,oneof" json:"openflow_priority,omitempty"` // Of the flow that matched. Absent for isolation drops.
 	AppliedTo        string          `protobuf:"bytes,12,opt,name=applied_to,json=appliedTo,proto3" json:"applied_to,omitempty"`                             // "NAMESPACE/POD", "node:NAME" or "service:NAMESPACE/NAME".
 	Peer             string          `protobuf:"bytes,13,opt,name=peer,proto3" json:"peer,omitempty"`                                                        // "NAMESPACE/POD" or "node:NAME". Empty: not known.
-	SourceIp         []byte          `protobuf:"bytes,14,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`                                // 4 or 16 bytes.
-	DestinationIp    []byte          `protobuf:"bytes,15,opt,name=destination_ip,json=destinationIp,proto3" json:"destination_ip,omitempty"`                 // 4 or 16 bytes.
+	SourceIp         []byte          `protobuf:"bytes,14,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`                                // 4 or 16 bytes. Of ARP the sender's. Empty: a frame that is neither IP nor ARP.
+	DestinationIp    []byte          `protobuf:"bytes,15,opt,name=destination_ip,json=destinationIp,proto3" json:"destination_ip,omitempty"`                 // 4 or 16 bytes. Of ARP the target's. Empty: as source_ip.
 	Protocol         uint32          `protobuf:"varint,16,opt,name=protocol,proto3" json:"protocol,omitempty"`                                               // IANA protocol number.
 	SourcePort       *uint32         `protobuf:"varint,17,opt,name=source_port,json=sourcePort,proto3,oneof" json:"source_port,omitempty"`                   // Absent: the protocol has none, or a later fragment.
 	DestinationPort  *uint32         `protobuf:"varint,18,opt,name=destination_port,json=destinationPort,proto3,oneof" json:"destination_port,omitempty"`    // As source_port.
@@ -435,9 +436,14 @@ type PacketEvent struct {
 	// A short word for why, such as "isolation", "rule", "spoof". Empty: "rule".
 	// "staged": nothing asks for the record but that staged policies would change
 	// the verdict.
-	Reason        string         `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
-	Redirected    bool           `protobuf:"varint,24,opt,name=redirected,proto3" json:"redirected,omitempty"` // Handed to a layer 7 engine.
-	Staged        *StagedOutcome `protobuf:"bytes,25,opt,name=staged,proto3" json:"staged,omitempty"`          // Absent: staged policies would not change the verdict.
+	Reason     string         `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
+	Redirected bool           `protobuf:"varint,24,opt,name=redirected,proto3" json:"redirected,omitempty"` // Handed to a layer 7 engine.
+	Staged     *StagedOutcome `protobuf:"bytes,25,opt,name=staged,proto3" json:"staged,omitempty"`          // Absent: staged policies would not change the verdict.
+	// The rest are of reason "spoof" alone.
+	SourceMac     []byte `protobuf:"bytes,26,opt,name=source_mac,json=sourceMac,proto3" json:"source_mac,omitempty"`    // 6 bytes: of the frame. Empty: zero.
+	EtherType     uint32 `protobuf:"varint,27,opt,name=ether_type,json=etherType,proto3" json:"ether_type,omitempty"`   // Of a frame that is not IP, such as 0x0806 (ARP). Zero: IP.
+	ClaimedMac    []byte `protobuf:"bytes,28,opt,name=claimed_mac,json=claimedMac,proto3" json:"claimed_mac,omitempty"` // 6 bytes: that ARP or neighbour discovery tells of its sender or target. Empty: none.
+	TargetIp      []byte `protobuf:"bytes,29,opt,name=target_ip,json=targetIp,proto3" json:"target_ip,omitempty"`       // 16 bytes: that neighbour discovery is about. Empty: none.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -647,6 +653,34 @@ func (x *PacketEvent) GetStaged() *StagedOutcome {
 	return nil
 }
 
+func (x *PacketEvent) GetSourceMac() []byte {
+	if x != nil {
+		return x.SourceMac
+	}
+	return nil
+}
+
+func (x *PacketEvent) GetEtherType() uint32 {
+	if x != nil {
+		return x.EtherType
+	}
+	return 0
+}
+
+func (x *PacketEvent) GetClaimedMac() []byte {
+	if x != nil {
+		return x.ClaimedMac
+	}
+	return nil
+}
+
+func (x *PacketEvent) GetTargetIp() []byte {
+	if x != nil {
+		return x.TargetIp
+	}
+	return nil
+}
+
 // StagedOutcome is what would have been decided with the staged policies.
 type StagedOutcome struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -727,6 +761,7 @@ type LossEvent struct {
 	To            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // End of the interval.
 	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // Packets, or events for LOSS_STAGE_TRANSPORT. Zero: not known.
 	Stage         LossStage              `protobuf:"varint,4,opt,name=stage,proto3,enum=weir.audit.v1.LossStage" json:"stage,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // Of the packets: "spoof". Empty: any other, or not known.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -787,6 +822,13 @@ func (x *LossEvent) GetStage() LossStage {
 		return x.Stage
 	}
 	return LossStage_LOSS_STAGE_UNSPECIFIED
+}
+
+func (x *LossEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // Record is one stored event with where it came from.
@@ -1496,7 +1538,7 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x05Event\x124\n" +
 	"\x06packet\x18\x01 \x01(\v2\x1a.weir.audit.v1.PacketEventH\x00R\x06packet\x12.\n" +
 	"\x04loss\x18\x02 \x01(\v2\x18.weir.audit.v1.LossEventH\x00R\x04lossB\x06\n" +
-	"\x04kind\"\xe3\a\n" +
+	"\x04kind\"\xdf\b\n" +
 	"\vPacketEvent\x120\n" +
 	"\x05first\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
 	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x14\n" +
@@ -1527,7 +1569,14 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"redirected\x18\x18 \x01(\bR\n" +
 	"redirected\x124\n" +
-	"\x06staged\x18\x19 \x01(\v2\x1c.weir.audit.v1.StagedOutcomeR\x06stagedB\x14\n" +
+	"\x06staged\x18\x19 \x01(\v2\x1c.weir.audit.v1.StagedOutcomeR\x06staged\x12\x1d\n" +
+	"\n" +
+	"source_mac\x18\x1a \x01(\fR\tsourceMac\x12\x1d\n" +
+	"\n" +
+	"ether_type\x18\x1b \x01(\rR\tetherType\x12\x1f\n" +
+	"\vclaimed_mac\x18\x1c \x01(\fR\n" +
+	"claimedMac\x12\x1b\n" +
+	"\ttarget_ip\x18\x1d \x01(\fR\btargetIpB\x14\n" +
 	"\x12_openflow_priorityB\x0e\n" +
 	"\f_source_portB\x13\n" +
 	"\x11_destination_portB\f\n" +
@@ -1539,12 +1588,13 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x06action\x18\x01 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x121\n" +
 	"\x06policy\x18\x02 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04rule\x18\x03 \x01(\tR\x04rule\x125\n" +
-	"\bpolicies\x18\x04 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\"\xad\x01\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\"\xc5\x01\n" +
 	"\tLossEvent\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\x04R\x05count\x12.\n" +
-	"\x05stage\x18\x04 \x01(\x0e2\x18.weir.audit.v1.LossStageR\x05stage\"\xc8\x01\n" +
+	"\x05stage\x18\x04 \x01(\x0e2\x18.weir.audit.v1.LossStageR\x05stage\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xc8\x01\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\x04R\x06cursor\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +

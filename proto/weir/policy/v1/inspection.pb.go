@@ -984,23 +984,24 @@ func (x *ListNodesResponse) GetNodes() []*NodeSummary {
 }
 
 type NodeSummary struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
-	AckedRevision uint64                 `protobuf:"varint,3,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`  // Zero: none in this epoch.
-	SentRevision  uint64                 `protobuf:"varint,4,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`     // Zero: none in this epoch.
-	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`                                           // Distance from the acknowledged revision to the newest that concerns the node. Zero: in sync.
-	Digest        []byte                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`                                      // 16 bytes: what the node ought to hold.
-	InSync        bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                       // The node has acknowledged exactly that.
-	LastError     string                 `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`               // Of its last Nack. Empty: none since its last Ack.
-	Endpoints     uint32                 `protobuf:"varint,9,opt,name=endpoints,proto3" json:"endpoints,omitempty"`                               // Pods on the node.
-	Policies      uint32                 `protobuf:"varint,10,opt,name=policies,proto3" json:"policies,omitempty"`                                // Policies in the node's span.
-	ApplyMicros   uint64                 `protobuf:"varint,11,opt,name=apply_micros,json=applyMicros,proto3" json:"apply_micros,omitempty"`       // As in its last Ack.
-	Version       string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`                                   // The shim's build version. Empty: not connected.
-	BehindSeconds uint64                 `protobuf:"varint,13,opt,name=behind_seconds,json=behindSeconds,proto3" json:"behind_seconds,omitempty"` // For how long the node has not been in sync. Zero: it is, or since less than a second.
-	Replica       string                 `protobuf:"bytes,14,opt,name=replica,proto3" json:"replica,omitempty"`                                   // Epoch of the replica that the node is connected to. Empty: not connected.
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Connected      bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	AckedRevision  uint64                 `protobuf:"varint,3,opt,name=acked_revision,json=ackedRevision,proto3" json:"acked_revision,omitempty"`     // Zero: none in this epoch.
+	SentRevision   uint64                 `protobuf:"varint,4,opt,name=sent_revision,json=sentRevision,proto3" json:"sent_revision,omitempty"`        // Zero: none in this epoch.
+	Lag            uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`                                              // Distance from the acknowledged revision to the newest that concerns the node. Zero: in sync.
+	Digest         []byte                 `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`                                         // 16 bytes: what the node ought to hold.
+	InSync         bool                   `protobuf:"varint,7,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`                          // The node has acknowledged exactly that.
+	LastError      string                 `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`                  // Of its last Nack. Empty: none since its last Ack.
+	Endpoints      uint32                 `protobuf:"varint,9,opt,name=endpoints,proto3" json:"endpoints,omitempty"`                                  // Pods on the node.
+	Policies       uint32                 `protobuf:"varint,10,opt,name=policies,proto3" json:"policies,omitempty"`                                   // Policies in the node's span.
+	ApplyMicros    uint64                 `protobuf:"varint,11,opt,name=apply_micros,json=applyMicros,proto3" json:"apply_micros,omitempty"`          // As in its last Ack.
+	Version        string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`                                      // The shim's build version. Empty: not connected.
+	BehindSeconds  uint64                 `protobuf:"varint,13,opt,name=behind_seconds,json=behindSeconds,proto3" json:"behind_seconds,omitempty"`    // For how long the node has not been in sync. Zero: it is, or since less than a second.
+	Replica        string                 `protobuf:"bytes,14,opt,name=replica,proto3" json:"replica,omitempty"`                                      // Epoch of the replica that the node is connected to. Empty: not connected.
+	SpoofedPackets uint64                 `protobuf:"varint,15,opt,name=spoofed_packets,json=spoofedPackets,proto3" json:"spoofed_packets,omitempty"` // That Pods of the node sent from other addresses than their own, since its shim's start; all were dropped.
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeSummary) Reset() {
@@ -1129,6 +1130,13 @@ func (x *NodeSummary) GetReplica() string {
 		return x.Replica
 	}
 	return ""
+}
+
+func (x *NodeSummary) GetSpoofedPackets() uint64 {
+	if x != nil {
+		return x.SpoofedPackets
+	}
+	return 0
 }
 
 // ExplainRequest is one connection's first packet.
@@ -1598,7 +1606,7 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
 	"\bposition\x18\x03 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x121\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xa5\x03\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xce\x03\n" +
 	"\vNodeSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12%\n" +
@@ -1615,7 +1623,8 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\fapply_micros\x18\v \x01(\x04R\vapplyMicros\x12\x18\n" +
 	"\aversion\x18\f \x01(\tR\aversion\x12%\n" +
 	"\x0ebehind_seconds\x18\r \x01(\x04R\rbehindSeconds\x12\x18\n" +
-	"\areplica\x18\x0e \x01(\tR\areplica\"\xff\x01\n" +
+	"\areplica\x18\x0e \x01(\tR\areplica\x12'\n" +
+	"\x0fspoofed_packets\x18\x0f \x01(\x04R\x0espoofedPackets\"\xff\x01\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +

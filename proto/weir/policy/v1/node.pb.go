@@ -21,6 +21,463 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DifferenceKind says how a bridge differs.
+type DifferenceKind int32
+
+const (
+	DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED DifferenceKind = 0 // Invalid.
+	DifferenceKind_DIFFERENCE_KIND_MISSING     DifferenceKind = 1 // It ought to be there.
+	DifferenceKind_DIFFERENCE_KIND_CHANGED     DifferenceKind = 2 // It is there with another content.
+	DifferenceKind_DIFFERENCE_KIND_UNEXPECTED  DifferenceKind = 3 // It ought not to be there.
+)
+
+// Enum value maps for DifferenceKind.
+var (
+	DifferenceKind_name = map[int32]string{
+		0: "DIFFERENCE_KIND_UNSPECIFIED",
+		1: "DIFFERENCE_KIND_MISSING",
+		2: "DIFFERENCE_KIND_CHANGED",
+		3: "DIFFERENCE_KIND_UNEXPECTED",
+	}
+	DifferenceKind_value = map[string]int32{
+		"DIFFERENCE_KIND_UNSPECIFIED": 0,
+		"DIFFERENCE_KIND_MISSING":     1,
+		"DIFFERENCE_KIND_CHANGED":     2,
+		"DIFFERENCE_KIND_UNEXPECTED":  3,
+	}
+)
+
+func (x DifferenceKind) Enum() *DifferenceKind {
+	p := new(DifferenceKind)
+	*p = x
+	return p
+}
+
+func (x DifferenceKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DifferenceKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_node_proto_enumTypes[0].Descriptor()
+}
+
+func (DifferenceKind) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_node_proto_enumTypes[0]
+}
+
+func (x DifferenceKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DifferenceKind.Descriptor instead.
+func (DifferenceKind) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+type CheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_weir_policy_v1_node_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_node_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+// CheckResponse says what a bridge holds and what it ought to.
+type CheckResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Differences []*Difference          `protobuf:"bytes,1,rep,name=differences,proto3" json:"differences,omitempty"` // Flows by table, priority and match, then groups, then meters. The first 1,000.
+	Missing     uint32                 `protobuf:"varint,2,opt,name=missing,proto3" json:"missing,omitempty"`        // How many there are, those that are not listed too.
+	Changed     uint32                 `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`        // As missing.
+	Unexpected  uint32                 `protobuf:"varint,4,opt,name=unexpected,proto3" json:"unexpected,omitempty"`  // As missing.
+	Flows       uint32                 `protobuf:"varint,5,opt,name=flows,proto3" json:"flows,omitempty"`            // That the bridge ought to hold.
+	Groups      uint32                 `protobuf:"varint,6,opt,name=groups,proto3" json:"groups,omitempty"`          // That the bridge ought to hold.
+	Meters      uint32                 `protobuf:"varint,7,opt,name=meters,proto3" json:"meters,omitempty"`          // That the bridge ought to hold.
+	Digest      []byte                 `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`           // 16 bytes: of the items that the node holds.
+	// The items held add up to another digest than the one that the policy
+	// service gave them: the flows follow from a wrong state.
+	DigestDiffers bool     `protobuf:"varint,9,opt,name=digest_differs,json=digestDiffers,proto3" json:"digest_differs,omitempty"`
+	Checkpoint    bool     `protobuf:"varint,10,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // Compared with what the checkpoint says; no shim was asked.
+	Notes         []string `protobuf:"bytes,11,rep,name=notes,proto3" json:"notes,omitempty"`            // Sentences on what the comparison does not tell. Empty: none.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckResponse) Reset() {
+	*x = CheckResponse{}
+	mi := &file_weir_policy_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckResponse) ProtoMessage() {}
+
+func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
+func (*CheckResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CheckResponse) GetDifferences() []*Difference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetMissing() uint32 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetChanged() uint32 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetUnexpected() uint32 {
+	if x != nil {
+		return x.Unexpected
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetFlows() uint32 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetMeters() uint32 {
+	if x != nil {
+		return x.Meters
+	}
+	return 0
+}
+
+func (x *CheckResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *CheckResponse) GetDigestDiffers() bool {
+	if x != nil {
+		return x.DigestDiffers
+	}
+	return false
+}
+
+func (x *CheckResponse) GetCheckpoint() bool {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return false
+}
+
+func (x *CheckResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// Difference is a flow, group or meter that is not as it ought to be.
+type Difference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          DifferenceKind         `protobuf:"varint,1,opt,name=kind,proto3,enum=weir.policy.v1.DifferenceKind" json:"kind,omitempty"`
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`                        // "flow", "group" or "meter".
+	Id            uint32                 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`                               // Of a group or meter.
+	Table         uint32                 `protobuf:"varint,4,opt,name=table,proto3" json:"table,omitempty"`                         // Of a flow.
+	TableName     string                 `protobuf:"bytes,5,opt,name=table_name,json=tableName,proto3" json:"table_name,omitempty"` // Of a flow. Empty: the table is none of ours.
+	Priority      uint32                 `protobuf:"varint,6,opt,name=priority,proto3" json:"priority,omitempty"`                   // Of a flow.
+	Match         string                 `protobuf:"bytes,7,opt,name=match,proto3" json:"match,omitempty"`                          // Of a flow, as ovs-ofctl writes it. Empty: any packet.
+	Intended      string                 `protobuf:"bytes,8,opt,name=intended,proto3" json:"intended,omitempty"`                    // Content, as ovs-ofctl writes it. Empty: unexpected.
+	Installed     string                 `protobuf:"bytes,9,opt,name=installed,proto3" json:"installed,omitempty"`                  // As intended. Empty: missing.
+	Meaning       *FlowMeaning           `protobuf:"bytes,10,opt,name=meaning,proto3" json:"meaning,omitempty"`                     // Of a flow, the intended one where there is one.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Difference) Reset() {
+	*x = Difference{}
+	mi := &file_weir_policy_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Difference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Difference) ProtoMessage() {}
+
+func (x *Difference) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Difference.ProtoReflect.Descriptor instead.
+func (*Difference) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Difference) GetKind() DifferenceKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED
+}
+
+func (x *Difference) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Difference) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Difference) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Difference) GetTableName() string {
+	if x != nil {
+		return x.TableName
+	}
+	return ""
+}
+
+func (x *Difference) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Difference) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *Difference) GetIntended() string {
+	if x != nil {
+		return x.Intended
+	}
+	return ""
+}
+
+func (x *Difference) GetInstalled() string {
+	if x != nil {
+		return x.Installed
+	}
+	return ""
+}
+
+func (x *Difference) GetMeaning() *FlowMeaning {
+	if x != nil {
+		return x.Meaning
+	}
+	return nil
+}
+
+// FlowMeaning is what a flow stands for.
+type FlowMeaning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "static", "port", "clause", "rule", "isolation", "staged", "default",
+	// "count", "spoof", "probe"; "foreign" for a flow that bears no mark of ours.
+	Kind          string      `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Rules         []*RuleName `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"` // Of a clause all that share it, of an isolation the policies that isolate. Empty: none, or gone since.
+	Pod           string      `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`     // "NAMESPACE/POD" of its port. Empty: of no port.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowMeaning) Reset() {
+	*x = FlowMeaning{}
+	mi := &file_weir_policy_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowMeaning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowMeaning) ProtoMessage() {}
+
+func (x *FlowMeaning) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowMeaning.ProtoReflect.Descriptor instead.
+func (*FlowMeaning) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FlowMeaning) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *FlowMeaning) GetRules() []*RuleName {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *FlowMeaning) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+// RuleName names a rule of a policy.
+type RuleName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *PolicyRef             `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Direction     Direction              `protobuf:"varint,2,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Rule          string                 `protobuf:"bytes,3,opt,name=rule,proto3" json:"rule,omitempty"` // Name, or "ingress[0]" by position. Empty: the policy as a whole.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleName) Reset() {
+	*x = RuleName{}
+	mi := &file_weir_policy_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleName) ProtoMessage() {}
+
+func (x *RuleName) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleName.ProtoReflect.Descriptor instead.
+func (*RuleName) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RuleName) GetPolicy() *PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *RuleName) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *RuleName) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
 type NodeServiceStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -29,7 +486,7 @@ type NodeServiceStatusRequest struct {
 
 func (x *NodeServiceStatusRequest) Reset() {
 	*x = NodeServiceStatusRequest{}
-	mi := &file_weir_policy_v1_node_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -41,7 +498,7 @@ func (x *NodeServiceStatusRequest) String() string {
 func (*NodeServiceStatusRequest) ProtoMessage() {}
 
 func (x *NodeServiceStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_node_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -54,7 +511,7 @@ func (x *NodeServiceStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStatusRequest.ProtoReflect.Descriptor instead.
 func (*NodeServiceStatusRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 type NodeServiceStatusResponse struct {
@@ -73,7 +530,7 @@ type NodeServiceStatusResponse struct {
 
 func (x *NodeServiceStatusResponse) Reset() {
 	*x = NodeServiceStatusResponse{}
-	mi := &file_weir_policy_v1_node_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -85,7 +542,7 @@ func (x *NodeServiceStatusResponse) String() string {
 func (*NodeServiceStatusResponse) ProtoMessage() {}
 
 func (x *NodeServiceStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_node_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -98,7 +555,7 @@ func (x *NodeServiceStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeServiceStatusResponse.ProtoReflect.Descriptor instead.
 func (*NodeServiceStatusResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeServiceStatusResponse) GetNode() string {
@@ -152,7 +609,7 @@ type AwaitPortRequest struct {
 
 func (x *AwaitPortRequest) Reset() {
 	*x = AwaitPortRequest{}
-	mi := &file_weir_policy_v1_node_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -164,7 +621,7 @@ func (x *AwaitPortRequest) String() string {
 func (*AwaitPortRequest) ProtoMessage() {}
 
 func (x *AwaitPortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_node_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -177,7 +634,7 @@ func (x *AwaitPortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitPortRequest.ProtoReflect.Descriptor instead.
 func (*AwaitPortRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AwaitPortRequest) GetInterface() string {
@@ -196,7 +653,7 @@ type AwaitPortResponse struct {
 
 func (x *AwaitPortResponse) Reset() {
 	*x = AwaitPortResponse{}
-	mi := &file_weir_policy_v1_node_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +665,7 @@ func (x *AwaitPortResponse) String() string {
 func (*AwaitPortResponse) ProtoMessage() {}
 
 func (x *AwaitPortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_node_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +678,7 @@ func (x *AwaitPortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitPortResponse.ProtoReflect.Descriptor instead.
 func (*AwaitPortResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AwaitPortResponse) GetPort() *PortState {
@@ -235,7 +692,47 @@ var File_weir_policy_v1_node_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x19weir/policy/v1/node.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\"\x1a\n" +
+	"\x19weir/policy/v1/node.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\x1a\x1aweir/policy/v1/state.proto\"\x0e\n" +
+	"\fCheckRequest\"\xdc\x02\n" +
+	"\rCheckResponse\x12<\n" +
+	"\vdifferences\x18\x01 \x03(\v2\x1a.weir.policy.v1.DifferenceR\vdifferences\x12\x18\n" +
+	"\amissing\x18\x02 \x01(\rR\amissing\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\rR\achanged\x12\x1e\n" +
+	"\n" +
+	"unexpected\x18\x04 \x01(\rR\n" +
+	"unexpected\x12\x14\n" +
+	"\x05flows\x18\x05 \x01(\rR\x05flows\x12\x16\n" +
+	"\x06groups\x18\x06 \x01(\rR\x06groups\x12\x16\n" +
+	"\x06meters\x18\a \x01(\rR\x06meters\x12\x16\n" +
+	"\x06digest\x18\b \x01(\fR\x06digest\x12%\n" +
+	"\x0edigest_differs\x18\t \x01(\bR\rdigestDiffers\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\n" +
+	" \x01(\bR\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05notes\x18\v \x03(\tR\x05notes\"\xc0\x02\n" +
+	"\n" +
+	"Difference\x122\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1e.weir.policy.v1.DifferenceKindR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\rR\x02id\x12\x14\n" +
+	"\x05table\x18\x04 \x01(\rR\x05table\x12\x1d\n" +
+	"\n" +
+	"table_name\x18\x05 \x01(\tR\ttableName\x12\x1a\n" +
+	"\bpriority\x18\x06 \x01(\rR\bpriority\x12\x14\n" +
+	"\x05match\x18\a \x01(\tR\x05match\x12\x1a\n" +
+	"\bintended\x18\b \x01(\tR\bintended\x12\x1c\n" +
+	"\tinstalled\x18\t \x01(\tR\tinstalled\x125\n" +
+	"\ameaning\x18\n" +
+	" \x01(\v2\x1b.weir.policy.v1.FlowMeaningR\ameaning\"c\n" +
+	"\vFlowMeaning\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12.\n" +
+	"\x05rules\x18\x02 \x03(\v2\x18.weir.policy.v1.RuleNameR\x05rules\x12\x10\n" +
+	"\x03pod\x18\x03 \x01(\tR\x03pod\"\x8a\x01\n" +
+	"\bRuleName\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x127\n" +
+	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
+	"\x04rule\x18\x03 \x01(\tR\x04rule\"\x1a\n" +
 	"\x18NodeServiceStatusRequest\"\xc6\x01\n" +
 	"\x19NodeServiceStatusResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -247,10 +744,16 @@ const file_weir_policy_v1_node_proto_rawDesc = "" +
 	"\x10AwaitPortRequest\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\"B\n" +
 	"\x11AwaitPortResponse\x12-\n" +
-	"\x04port\x18\x01 \x01(\v2\x19.weir.policy.v1.PortStateR\x04port2\xbe\x01\n" +
+	"\x04port\x18\x01 \x01(\v2\x19.weir.policy.v1.PortStateR\x04port*\x8b\x01\n" +
+	"\x0eDifferenceKind\x12\x1f\n" +
+	"\x1bDIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17DIFFERENCE_KIND_MISSING\x10\x01\x12\x1b\n" +
+	"\x17DIFFERENCE_KIND_CHANGED\x10\x02\x12\x1e\n" +
+	"\x1aDIFFERENCE_KIND_UNEXPECTED\x10\x032\x84\x02\n" +
 	"\vNodeService\x12]\n" +
 	"\x06Status\x12(.weir.policy.v1.NodeServiceStatusRequest\x1a).weir.policy.v1.NodeServiceStatusResponse\x12P\n" +
-	"\tAwaitPort\x12 .weir.policy.v1.AwaitPortRequest\x1a!.weir.policy.v1.AwaitPortResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\tAwaitPort\x12 .weir.policy.v1.AwaitPortRequest\x1a!.weir.policy.v1.AwaitPortResponse\x12D\n" +
+	"\x05Check\x12\x1c.weir.policy.v1.CheckRequest\x1a\x1d.weir.policy.v1.CheckResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_node_proto_rawDescOnce sync.Once
@@ -264,26 +767,43 @@ func file_weir_policy_v1_node_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_node_proto_rawDescData
 }
 
-var file_weir_policy_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_weir_policy_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_weir_policy_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_weir_policy_v1_node_proto_goTypes = []any{
-	(*NodeServiceStatusRequest)(nil),  // 0: weir.policy.v1.NodeServiceStatusRequest
-	(*NodeServiceStatusResponse)(nil), // 1: weir.policy.v1.NodeServiceStatusResponse
-	(*AwaitPortRequest)(nil),          // 2: weir.policy.v1.AwaitPortRequest
-	(*AwaitPortResponse)(nil),         // 3: weir.policy.v1.AwaitPortResponse
-	(*PortState)(nil),                 // 4: weir.policy.v1.PortState
+	(DifferenceKind)(0),               // 0: weir.policy.v1.DifferenceKind
+	(*CheckRequest)(nil),              // 1: weir.policy.v1.CheckRequest
+	(*CheckResponse)(nil),             // 2: weir.policy.v1.CheckResponse
+	(*Difference)(nil),                // 3: weir.policy.v1.Difference
+	(*FlowMeaning)(nil),               // 4: weir.policy.v1.FlowMeaning
+	(*RuleName)(nil),                  // 5: weir.policy.v1.RuleName
+	(*NodeServiceStatusRequest)(nil),  // 6: weir.policy.v1.NodeServiceStatusRequest
+	(*NodeServiceStatusResponse)(nil), // 7: weir.policy.v1.NodeServiceStatusResponse
+	(*AwaitPortRequest)(nil),          // 8: weir.policy.v1.AwaitPortRequest
+	(*AwaitPortResponse)(nil),         // 9: weir.policy.v1.AwaitPortResponse
+	(*PolicyRef)(nil),                 // 10: weir.policy.v1.PolicyRef
+	(Direction)(0),                    // 11: weir.policy.v1.Direction
+	(*PortState)(nil),                 // 12: weir.policy.v1.PortState
 }
 var file_weir_policy_v1_node_proto_depIdxs = []int32{
-	4, // 0: weir.policy.v1.NodeServiceStatusResponse.ports:type_name -> weir.policy.v1.PortState
-	4, // 1: weir.policy.v1.AwaitPortResponse.port:type_name -> weir.policy.v1.PortState
-	0, // 2: weir.policy.v1.NodeService.Status:input_type -> weir.policy.v1.NodeServiceStatusRequest
-	2, // 3: weir.policy.v1.NodeService.AwaitPort:input_type -> weir.policy.v1.AwaitPortRequest
-	1, // 4: weir.policy.v1.NodeService.Status:output_type -> weir.policy.v1.NodeServiceStatusResponse
-	3, // 5: weir.policy.v1.NodeService.AwaitPort:output_type -> weir.policy.v1.AwaitPortResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3,  // 0: weir.policy.v1.CheckResponse.differences:type_name -> weir.policy.v1.Difference
+	0,  // 1: weir.policy.v1.Difference.kind:type_name -> weir.policy.v1.DifferenceKind
+	4,  // 2: weir.policy.v1.Difference.meaning:type_name -> weir.policy.v1.FlowMeaning
+	5,  // 3: weir.policy.v1.FlowMeaning.rules:type_name -> weir.policy.v1.RuleName
+	10, // 4: weir.policy.v1.RuleName.policy:type_name -> weir.policy.v1.PolicyRef
+	11, // 5: weir.policy.v1.RuleName.direction:type_name -> weir.policy.v1.Direction
+	12, // 6: weir.policy.v1.NodeServiceStatusResponse.ports:type_name -> weir.policy.v1.PortState
+	12, // 7: weir.policy.v1.AwaitPortResponse.port:type_name -> weir.policy.v1.PortState
+	6,  // 8: weir.policy.v1.NodeService.Status:input_type -> weir.policy.v1.NodeServiceStatusRequest
+	8,  // 9: weir.policy.v1.NodeService.AwaitPort:input_type -> weir.policy.v1.AwaitPortRequest
+	1,  // 10: weir.policy.v1.NodeService.Check:input_type -> weir.policy.v1.CheckRequest
+	7,  // 11: weir.policy.v1.NodeService.Status:output_type -> weir.policy.v1.NodeServiceStatusResponse
+	9,  // 12: weir.policy.v1.NodeService.AwaitPort:output_type -> weir.policy.v1.AwaitPortResponse
+	2,  // 13: weir.policy.v1.NodeService.Check:output_type -> weir.policy.v1.CheckResponse
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_node_proto_init() }
@@ -292,18 +812,20 @@ func file_weir_policy_v1_node_proto_init() {
 		return
 	}
 	file_weir_policy_v1_service_proto_init()
+	file_weir_policy_v1_state_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_node_proto_rawDesc), len(file_weir_policy_v1_node_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   4,
+			NumEnums:      1,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_weir_policy_v1_node_proto_goTypes,
 		DependencyIndexes: file_weir_policy_v1_node_proto_depIdxs,
+		EnumInfos:         file_weir_policy_v1_node_proto_enumTypes,
 		MessageInfos:      file_weir_policy_v1_node_proto_msgTypes,
 	}.Build()
 	File_weir_policy_v1_node_proto = out.File

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	NodeService_Status_FullMethodName    = "/weir.policy.v1.NodeService/Status"
 	NodeService_AwaitPort_FullMethodName = "/weir.policy.v1.NodeService/AwaitPort"
+	NodeService_Check_FullMethodName     = "/weir.policy.v1.NodeService/Check"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -38,6 +39,12 @@ type NodeServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (no interface), DEADLINE_EXCEEDED.
 	AwaitPort(ctx context.Context, in *AwaitPortRequest, opts ...grpc.CallOption) (*AwaitPortResponse, error)
+	// Check reads the bridge and compares it with what the shim means it to hold,
+	// between two changes and not amid one. It mends nothing.
+	//
+	// Errors: UNAVAILABLE (the bridge cannot be read, or no state of the policy
+	// service has been in force yet), DEADLINE_EXCEEDED.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -68,6 +75,16 @@ func (c *nodeServiceClient) AwaitPort(ctx context.Context, in *AwaitPortRequest,
 	return out, nil
 }
 
+func (c *nodeServiceClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckResponse)
+	err := c.cc.Invoke(ctx, NodeService_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -83,6 +100,12 @@ type NodeServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT (no interface), DEADLINE_EXCEEDED.
 	AwaitPort(context.Context, *AwaitPortRequest) (*AwaitPortResponse, error)
+	// Check reads the bridge and compares it with what the shim means it to hold,
+	// between two changes and not amid one. It mends nothing.
+	//
+	// Errors: UNAVAILABLE (the bridge cannot be read, or no state of the policy
+	// service has been in force yet), DEADLINE_EXCEEDED.
+	Check(context.Context, *CheckRequest) (*CheckResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -98,6 +121,9 @@ func (UnimplementedNodeServiceServer) Status(context.Context, *NodeServiceStatus
 }
 func (UnimplementedNodeServiceServer) AwaitPort(context.Context, *AwaitPortRequest) (*AwaitPortResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AwaitPort not implemented")
+}
+func (UnimplementedNodeServiceServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -156,6 +182,24 @@ func _NodeService_AwaitPort_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Check(ctx, req.(*CheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -170,6 +214,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AwaitPort",
 			Handler:    _NodeService_AwaitPort_Handler,
+		},
+		{
+			MethodName: "Check",
+			Handler:    _NodeService_Check_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1125,9 +1125,12 @@ type PortState struct {
 	// Addresses, 4 or 16 bytes each, that whoever made the port gave the Pod; the
 	// policy service takes them for the Pod's, on its node, before the Pod's
 	// status has them. Empty: the interface does not say.
-	Ips           [][]byte `protobuf:"bytes,5,rep,name=ips,proto3" json:"ips,omitempty"`
-	Uid           string   `protobuf:"bytes,6,opt,name=uid,proto3" json:"uid,omitempty"`       // Of the Pod's object. Empty: the interface does not say.
-	Reason        string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // Why the port is closed. Empty: it is open.
+	Ips    [][]byte `protobuf:"bytes,5,rep,name=ips,proto3" json:"ips,omitempty"`
+	Uid    string   `protobuf:"bytes,6,opt,name=uid,proto3" json:"uid,omitempty"`       // Of the Pod's object. Empty: the interface does not say.
+	Reason string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"` // Why the port is closed. Empty: it is open.
+	// Packets that the Pod sent from other addresses than its own, since the
+	// shim's start; all were dropped. Of all ports of the Pod.
+	Spoofed       uint64 `protobuf:"varint,8,opt,name=spoofed,proto3" json:"spoofed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1211,6 +1214,13 @@ func (x *PortState) GetReason() string {
 	return ""
 }
 
+func (x *PortState) GetSpoofed() uint64 {
+	if x != nil {
+		return x.Spoofed
+	}
+	return 0
+}
+
 var File_weir_policy_v1_service_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_service_proto_rawDesc = "" +
@@ -1286,7 +1296,7 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\bsessions\x18\x06 \x01(\x04R\bsessions\x12\x10\n" +
 	"\x03uid\x18\a \x01(\tR\x03uid\x12\x12\n" +
 	"\x04rule\x18\b \x01(\tR\x04rule\x12\x1c\n" +
-	"\tisolation\x18\t \x01(\bR\tisolation\"\xab\x01\n" +
+	"\tisolation\x18\t \x01(\bR\tisolation\"\xc5\x01\n" +
 	"\tPortState\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -1294,7 +1304,8 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x04open\x18\x04 \x01(\bR\x04open\x12\x10\n" +
 	"\x03ips\x18\x05 \x03(\fR\x03ips\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\tR\x03uid\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason2e\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
+	"\aspoofed\x18\b \x01(\x04R\aspoofed2e\n" +
 	"\rPolicyService\x12T\n" +
 	"\tSubscribe\x12 .weir.policy.v1.SubscribeRequest\x1a!.weir.policy.v1.SubscribeResponse(\x010\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
