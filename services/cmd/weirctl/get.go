@@ -48,7 +48,10 @@ func lister(streams Streams, use, short string, ask func(context.Context, policy
 		if err := printTable(streams.Out, header, rows); err != nil || notes == nil {
 			return err
 		}
-		for _, note := range notes(answer) {
+		for i, note := range notes(answer) {
+			if i == 0 {
+				note = "\n" + note
+			}
 			if _, err := fmt.Fprintln(streams.Out, note); err != nil {
 				return err
 			}

@@ -229,7 +229,7 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 	if out.Connected {
 		out.Version, out.Replica = se.version, s.cfg.Store.Epoch()
 	}
-	for _, p := range se.stats.GetPorts() {
+	for _, p := range se.ports {
 		out.SpoofedPackets += p.GetSpoofed()
 	}
 	if !out.InSync {

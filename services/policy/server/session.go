@@ -25,6 +25,7 @@ type session struct {
 	failed  map[engine.ItemPlace]string // Items that the node says it does not enforce, with its reasons, as of its last answer.
 	apply   uint64                      // Microseconds of the last ack.
 	behind  time.Time                   // Since when the node lacks something; zero: it has all that it was sent.
+	ports   []*policyv1.PortState       // As they were last reported.
 	calls   int                         // Subscribe calls that have not returned.
 }
 
@@ -258,6 +259,7 @@ func (se *session) report(st *stream, s *policyv1.NodeStats, ports func(string, 
 	if se.stream != st {
 		return nil
 	}
+	se.ports = s.GetPorts()
 	if ports != nil {
 		ports(se.node, append([]*policyv1.PortState{}, s.GetPorts()...)) // Not nil, which says that the node is gone.
 	}
