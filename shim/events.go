@@ -48,6 +48,19 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 	})
 }
 
+// hear takes the packets whose reports have arrived, as long as the compiler
+// knows the rules that reported them.
+func (l *loop) hear() {
+	for {
+		select {
+		case p := <-l.shim.packetIns:
+			l.packetIn(p)
+		default:
+			return
+		}
+	}
+}
+
 // countLosses compares what the flows reported, to the log and of what was
 // forged, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {
