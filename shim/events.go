@@ -49,15 +49,10 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 }
 
 // hear takes the packets whose reports have arrived, as long as the compiler
-// knows the rules that reported them.
+// knows the rules that reported them. Those that go on to arrive wait.
 func (l *loop) hear() {
-	for {
-		select {
-		case p := <-l.shim.packetIns:
-			l.packetIn(p)
-		default:
-			return
-		}
+	for range len(l.shim.packetIns) {
+		l.packetIn(<-l.shim.packetIns)
 	}
 }
 
