@@ -116,7 +116,6 @@ soak: install-deps ## Run the long forms: churn, differential test, fuzzing. SOA
 	$(GO) test -timeout 0 ./e2e/churn -run 'Churn$$' -churn.for=$(SOAK_FOR) -churn.shims=1000 -churn.rate=200 -v
 	$(GO) test -timeout 0 ./e2e/differential -run 'Agree$$' -differential.for=$(SOAK_FOR) -v
 	$(GO) test -timeout 0 ./e2e -run 'StagedPoliciesUnderChurn$$' -staged.for=$(SOAK_FOR) -staged.seed=2 -v
-	$(GO) test -timeout 0 ./e2e -run 'DNSUnderLogging$$' -dns.for=$(SOAK_FOR) -v
 	for t in $$(grep -rl 'func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' $$t/*_test.go | cut -d' ' -f2); do \
 	    $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(SOAK_FOR) -fuzzminimizetime 10x $$t || exit 1; done; done
