@@ -104,15 +104,18 @@ e2e: install-deps kube $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run the end-to-end
 	$(GO) test -timeout 30m -v ./e2e -run 'Test($(SCENARIO))'
 
 .PHONY: bench
+bench: PACKAGES += iperf3
 bench: install-deps kube ## Run the benchmarks.
-	$(GO) test -run xxx -bench . -benchmem ./services/... ./storage/... ./shim/...
-	$(GO) test -run xxx -bench . -benchtime 500x -timeout 30m ./e2e
+	$(GO) test -run xxx -bench . -benchmem -timeout 30m ./services/... ./storage/... ./shim/...
+	$(GO) test -run xxx -bench APIServerToFlows -benchtime 500x -timeout 30m ./e2e
+	$(GO) test -run xxx -bench Rules -benchtime 10x -timeout 30m ./e2e
 
 SOAK_FOR ?= 30m
 .PHONY: soak
 soak: install-deps ## Run the long forms: churn, differential test, fuzzing. SOAK_FOR=30m each.
 	$(GO) test -timeout 0 ./e2e/churn -run 'Churn$$' -churn.for=$(SOAK_FOR) -churn.shims=1000 -churn.rate=200 -v
 	$(GO) test -timeout 0 ./e2e/differential -run 'Agree$$' -differential.for=$(SOAK_FOR) -v
+	$(GO) test -timeout 0 ./e2e -run 'StagedPoliciesUnderChurn$$' -staged.for=$(SOAK_FOR) -staged.seed=2 -v
 	for t in $$(grep -rl 'func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' $$t/*_test.go | cut -d' ' -f2); do \
 	    $(GO) test -run xxx -fuzz "^$$f\$$" -fuzztime $(SOAK_FOR) -fuzzminimizetime 10x $$t || exit 1; done; done

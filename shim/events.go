@@ -48,6 +48,14 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 	})
 }
 
+// hear takes the packets whose reports have arrived, as long as the compiler
+// knows the rules that reported them. Those that go on to arrive wait.
+func (l *loop) hear() {
+	for range len(l.shim.packetIns) {
+		l.packetIn(<-l.shim.packetIns)
+	}
+}
+
 // countLosses compares what the flows reported, to the log and of what was
 // forged, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {

@@ -220,6 +220,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		touched = pipeline.Whole(state)
 	}
 	l.sift(state)
+	l.hear()
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.

@@ -674,6 +674,28 @@ func TestDeniedPacketBecomesAnEvent(t *testing.T) {
 	}
 }
 
+// What was reported before a cut is attributed to the policies of then, also
+// where the cut comes first to the loop.
+func TestReportsAreOfThePoliciesBeforeTheCut(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	ctx := context.Background()
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("first", "web"))...)).err)
+	if walk := sw.Send(syn(1, 2)); len(walk.PacketIns) != 1 {
+		t.Fatalf("the packet made %d packet-ins", len(walk.PacketIns))
+	}
+	must(t, s.loop.apply(ctx, w.replica, w.cut(deny("second", "web"))).err)
+	s.log.Flush(time.Now().Add(packetlog.Window))
+	events := s.log.Take(10)
+	if len(events) != 1 {
+		t.Fatalf("events: %v", events)
+	}
+	if refs := events[0].GetPacket().GetPolicies(); len(refs) != 1 || refs[0].GetName() != "first" {
+		t.Errorf("policies %v", refs)
+	}
+}
+
 // What the meter held back is a loss, counted and stated.
 func TestMeterCountersBecomeLosses(t *testing.T) {
 	t.Parallel()
