@@ -54,6 +54,9 @@ type Handler interface {
 	Release(ctx context.Context, endpoints []string)
 	// Stats are sent to the service now and then.
 	Stats() *policyv1.NodeStats
+	// Probe takes a probe and returns at once; answers go to answer, from any
+	// goroutine, until the context ends.
+	Probe(ctx context.Context, req *policyv1.ProbeRequest, answer func(*policyv1.ProbeResult))
 }
 
 // Config of a Client.
@@ -312,8 +315,12 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 			}
 		case *policyv1.SubscribeResponse_Release:
 			h.Release(ctx, m.Release.GetEndpoints())
+		case *policyv1.SubscribeResponse_Probe:
+			h.Probe(ctx, m.Probe, func(r *policyv1.ProbeResult) {
+				out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Probe{Probe: r}})
+			})
 		default:
-			return began, spread, errors.New("a message that is no cut, in-sync, inventory request or release")
+			return began, spread, errors.New("a message that is no cut, in-sync, inventory request, release or probe")
 		}
 	}
 }
@@ -322,7 +329,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 const retryInterval = 500 * time.Millisecond
 
 func (c *Client) hello() *policyv1.Hello {
-	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version}
+	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version, Probes: true}
 	if c.replica.Revision() != 0 {
 		h.Digest, h.Position = c.replica.Digest().Bytes(), c.replica.Position()
 	}

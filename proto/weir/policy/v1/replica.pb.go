@@ -21,6 +21,102 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ProbeNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Probe         *ProbeRequest          `protobuf:"bytes,2,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeNodeRequest) Reset() {
+	*x = ProbeNodeRequest{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeNodeRequest) ProtoMessage() {}
+
+func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeNodeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeNodeRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ProbeNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ProbeNodeRequest) GetProbe() *ProbeRequest {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+type ProbeNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *ProbeResult           `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeNodeResponse) Reset() {
+	*x = ProbeNodeResponse{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeNodeResponse) ProtoMessage() {}
+
+func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeNodeResponse.ProtoReflect.Descriptor instead.
+func (*ProbeNodeResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ProbeNodeResponse) GetResult() *ProbeResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
 type AwaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`       // The caller's.
@@ -31,7 +127,7 @@ type AwaitRequest struct {
 
 func (x *AwaitRequest) Reset() {
 	*x = AwaitRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +139,7 @@ func (x *AwaitRequest) String() string {
 func (*AwaitRequest) ProtoMessage() {}
 
 func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +152,7 @@ func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
 func (*AwaitRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AwaitRequest) GetEpoch() string {
@@ -85,7 +181,7 @@ type Arrival struct {
 
 func (x *Arrival) Reset() {
 	*x = Arrival{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +193,7 @@ func (x *Arrival) String() string {
 func (*Arrival) ProtoMessage() {}
 
 func (x *Arrival) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +206,7 @@ func (x *Arrival) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arrival.ProtoReflect.Descriptor instead.
 func (*Arrival) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Arrival) GetNode() string {
@@ -143,7 +239,7 @@ type AwaitResponse struct {
 
 func (x *AwaitResponse) Reset() {
 	*x = AwaitResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -155,7 +251,7 @@ func (x *AwaitResponse) String() string {
 func (*AwaitResponse) ProtoMessage() {}
 
 func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -168,7 +264,7 @@ func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
 func (*AwaitResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AwaitResponse) GetArrivals() []uint32 {
@@ -182,7 +278,12 @@ var File_weir_policy_v1_replica_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\"Y\n" +
+	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\"Z\n" +
+	"\x10ProbeNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x122\n" +
+	"\x05probe\x18\x02 \x01(\v2\x1c.weir.policy.v1.ProbeRequestR\x05probe\"H\n" +
+	"\x11ProbeNodeResponse\x123\n" +
+	"\x06result\x18\x01 \x01(\v2\x1b.weir.policy.v1.ProbeResultR\x06result\"Y\n" +
 	"\fAwaitRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x123\n" +
 	"\barrivals\x18\x02 \x03(\v2\x17.weir.policy.v1.ArrivalR\barrivals\"A\n" +
@@ -191,9 +292,10 @@ const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
 	"\x03ips\x18\x03 \x03(\fR\x03ips\"+\n" +
 	"\rAwaitResponse\x12\x1a\n" +
-	"\barrivals\x18\x01 \x03(\rR\barrivals2X\n" +
+	"\barrivals\x18\x01 \x03(\rR\barrivals2\xac\x01\n" +
 	"\x0eReplicaService\x12F\n" +
-	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01\x12R\n" +
+	"\tProbeNode\x12 .weir.policy.v1.ProbeNodeRequest\x1a!.weir.policy.v1.ProbeNodeResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_replica_proto_rawDescOnce sync.Once
@@ -207,21 +309,29 @@ func file_weir_policy_v1_replica_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_replica_proto_rawDescData
 }
 
-var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_weir_policy_v1_replica_proto_goTypes = []any{
-	(*AwaitRequest)(nil),  // 0: weir.policy.v1.AwaitRequest
-	(*Arrival)(nil),       // 1: weir.policy.v1.Arrival
-	(*AwaitResponse)(nil), // 2: weir.policy.v1.AwaitResponse
+	(*ProbeNodeRequest)(nil),  // 0: weir.policy.v1.ProbeNodeRequest
+	(*ProbeNodeResponse)(nil), // 1: weir.policy.v1.ProbeNodeResponse
+	(*AwaitRequest)(nil),      // 2: weir.policy.v1.AwaitRequest
+	(*Arrival)(nil),           // 3: weir.policy.v1.Arrival
+	(*AwaitResponse)(nil),     // 4: weir.policy.v1.AwaitResponse
+	(*ProbeRequest)(nil),      // 5: weir.policy.v1.ProbeRequest
+	(*ProbeResult)(nil),       // 6: weir.policy.v1.ProbeResult
 }
 var file_weir_policy_v1_replica_proto_depIdxs = []int32{
-	1, // 0: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
-	0, // 1: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
-	2, // 2: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	5, // 0: weir.policy.v1.ProbeNodeRequest.probe:type_name -> weir.policy.v1.ProbeRequest
+	6, // 1: weir.policy.v1.ProbeNodeResponse.result:type_name -> weir.policy.v1.ProbeResult
+	3, // 2: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
+	2, // 3: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
+	0, // 4: weir.policy.v1.ReplicaService.ProbeNode:input_type -> weir.policy.v1.ProbeNodeRequest
+	4, // 5: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
+	1, // 6: weir.policy.v1.ReplicaService.ProbeNode:output_type -> weir.policy.v1.ProbeNodeResponse
+	5, // [5:7] is the sub-list for method output_type
+	3, // [3:5] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_replica_proto_init() }
@@ -229,13 +339,14 @@ func file_weir_policy_v1_replica_proto_init() {
 	if File_weir_policy_v1_replica_proto != nil {
 		return
 	}
+	file_weir_policy_v1_service_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_replica_proto_rawDesc), len(file_weir_policy_v1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,7 +19,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ReplicaService_Await_FullMethodName = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_Await_FullMethodName     = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_ProbeNode_FullMethodName = "/weir.policy.v1.ReplicaService/ProbeNode"
 )
 
 // ReplicaServiceClient is the client API for ReplicaService service.
@@ -40,6 +41,13 @@ type ReplicaServiceClient interface {
 	// many), UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AwaitResponse], error)
+	// ProbeNode hands a probe to a node that is connected to this replica, and its
+	// answers back. The first message has none: it says that the node has it.
+	//
+	// Errors: NOT_FOUND (the node is not connected here), FAILED_PRECONDITION (its
+	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
+	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
+	ProbeNode(ctx context.Context, in *ProbeNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProbeNodeResponse], error)
 }
 
 type replicaServiceClient struct {
@@ -69,6 +77,25 @@ func (c *replicaServiceClient) Await(ctx context.Context, in *AwaitRequest, opts
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_AwaitClient = grpc.ServerStreamingClient[AwaitResponse]
 
+func (c *replicaServiceClient) ProbeNode(ctx context.Context, in *ProbeNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProbeNodeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ReplicaService_ServiceDesc.Streams[1], ReplicaService_ProbeNode_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProbeNodeRequest, ProbeNodeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_ProbeNodeClient = grpc.ServerStreamingClient[ProbeNodeResponse]
+
 // ReplicaServiceServer is the server API for ReplicaService service.
 // All implementations must embed UnimplementedReplicaServiceServer
 // for forward compatibility.
@@ -87,6 +114,13 @@ type ReplicaServiceServer interface {
 	// many), UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Await(*AwaitRequest, grpc.ServerStreamingServer[AwaitResponse]) error
+	// ProbeNode hands a probe to a node that is connected to this replica, and its
+	// answers back. The first message has none: it says that the node has it.
+	//
+	// Errors: NOT_FOUND (the node is not connected here), FAILED_PRECONDITION (its
+	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
+	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
+	ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error
 	mustEmbedUnimplementedReplicaServiceServer()
 }
 
@@ -99,6 +133,9 @@ type UnimplementedReplicaServiceServer struct{}
 
 func (UnimplementedReplicaServiceServer) Await(*AwaitRequest, grpc.ServerStreamingServer[AwaitResponse]) error {
 	return status.Error(codes.Unimplemented, "method Await not implemented")
+}
+func (UnimplementedReplicaServiceServer) ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error {
+	return status.Error(codes.Unimplemented, "method ProbeNode not implemented")
 }
 func (UnimplementedReplicaServiceServer) mustEmbedUnimplementedReplicaServiceServer() {}
 func (UnimplementedReplicaServiceServer) testEmbeddedByValue()                        {}
@@ -132,6 +169,17 @@ func _ReplicaService_Await_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_AwaitServer = grpc.ServerStreamingServer[AwaitResponse]
 
+func _ReplicaService_ProbeNode_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ProbeNodeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ReplicaServiceServer).ProbeNode(m, &grpc.GenericServerStream[ProbeNodeRequest, ProbeNodeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_ProbeNodeServer = grpc.ServerStreamingServer[ProbeNodeResponse]
+
 // ReplicaService_ServiceDesc is the grpc.ServiceDesc for ReplicaService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -143,6 +191,11 @@ var ReplicaService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Await",
 			Handler:       _ReplicaService_Await_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ProbeNode",
+			Handler:       _ReplicaService_ProbeNode_Handler,
 			ServerStreams: true,
 		},
 	},
