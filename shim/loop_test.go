@@ -134,7 +134,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}}})}
 }
 
 func (b *tap) signal() {
@@ -269,7 +269,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode(),
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
 	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
 	s.loop = newLoop(s, sw, w)

@@ -26,6 +26,8 @@ type Model interface {
 	Conflicts() map[api.Ref][]string
 	// Explain returns an error that names the field which it cannot read.
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
+	// Ends are who a connection is between; errors are as those of Explain.
+	Ends(*policyv1.ExplainRequest) (from, to End, err error)
 }
 
 // Config of a Server. All fields but Replicas, ReplicaCredentials, Settle and Ports are required.
@@ -68,6 +70,7 @@ type Server struct {
 	commits  commits
 	absences absences
 	pace     pace
+	probes   probes
 	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -93,6 +96,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:      cfg,
 		sessions: sessions{byNode: make(map[string]*session)},
 		pace:     pace{passed: make(chan struct{}, 1)},
+		probes:   probes{slots: make(chan struct{}, maxProbes)},
 		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),

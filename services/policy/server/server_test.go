@@ -50,6 +50,9 @@ func (noModel) Conflicts() map[api.Ref][]string       { return nil }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }
+func (noModel) Ends(*policyv1.ExplainRequest) (from, to End, err error) {
+	return from, to, errors.New("from: no such Pod")
+}
 
 func newFixture(t *testing.T) *fixture {
 	pipe := bufconn.Listen(1 << 20)
