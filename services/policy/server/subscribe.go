@@ -362,7 +362,7 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 			}
 			err = s.answer(se, st, nodeAnswer{revision: m.Nack.GetRevision(), err: msg, failed: places(items), inForce: inForce}, m.Nack.GetDigest(), log)
 		case *policyv1.SubscribeRequest_Stats:
-			se.report(st, m.Stats, s.cfg.Ports)
+			s.tallies.report(se.node, se.report(st, m.Stats, s.cfg.Ports), true, time.Now())
 		case *policyv1.SubscribeRequest_Probe:
 			se.probed(m.Probe)
 		case *policyv1.SubscribeRequest_Inventory:
