@@ -98,6 +98,7 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 // compare says how what a bridge holds differs from what a compiler wants.
 func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse {
 	want := wanted(c)
+	leaveWatches(actual)
 	resp := &policyv1.CheckResponse{Flows: uint32(len(want.Flows)), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
 	add := func(d *policyv1.Difference) {
 		switch {

@@ -5,7 +5,7 @@
 //	bridge ── ports ────┼─► loop ─► pipeline.Compiler ─► bridge.Apply (one bundle)
 //	       ── reconnect ┤      │
 //	       ── packet-in ┘      ├─► packetlog ══► collector
-//	                           └─► checkpoint
+//	                           └─► checkpoint, counters
 //
 // Packets that Reject rules drop are answered apart from it (answer.go).
 //
@@ -16,6 +16,9 @@
 // After that the bridge holds what the compiler wants and nothing else: it is
 // read back at intervals, and after every reconnect to the switch, and what
 // differs is mended and counted.
+//
+// What rules matched is read at intervals and kept on disk (readings.go,
+// counting.go, package counters).
 //
 // Beside the loop a shim serves NodeService on its node (node.go), by which the
 // CNI plugin waits for a port to open, and, where told to, makes the node's Pod

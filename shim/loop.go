@@ -166,6 +166,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
+		case do := <-s.turns:
+			do(ctx)
 		case req := <-s.checks:
 			resp, err := l.check(ctx)
 			req.done <- checkResult{resp, err}
@@ -348,6 +350,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
+	leaveWatches(actual)
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {

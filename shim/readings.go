@@ -202,15 +202,16 @@ type readBack struct {
 	began, ended counters.Stamp
 }
 
-// keepOrphans adds to what is wanted those counting flows of a former shim that
-// are to count on.
+// keepOrphans adds to what is wanted those counting flows of a former shim of
+// which it is known what they count for: they may go once they have been read,
+// with no packet on its way that is still to be counted.
 func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
 	clear(l.orphans)
 	for key, f := range actual.Flows {
 		if _, wanted := want.Flows[key]; wanted {
 			continue
 		}
-		if count, counts := pipeline.CountOf(f); counts && l.carriesOn(count.ID) {
+		if count, counts := pipeline.CountOf(f); counts && len(l.counts.subjects(count.ID)) > 0 {
 			want.Flows[key] = f
 			l.orphans[count.ID] = append(l.orphans[count.ID], key)
 		}

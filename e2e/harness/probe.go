@@ -208,13 +208,13 @@ func (p *Probe) datagram(src netip.Addr, deadline time.Time) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
-	return converse(func() error { _, err := unix.Write(fd, []byte("weir")); return err }, deadline,
+	return p.converse(func() error { _, err := unix.Write(fd, []byte("weir")); return err }, deadline,
 		map[int]func([]byte) string{fd: func([]byte) string { return Allow }})
 }
 
-// converse sends a request, again and again, until what a socket reads means an
-// outcome.
-func converse(request func() error, deadline time.Time, read map[int]func([]byte) string) (string, error) {
+// converse sends a request, again and again, until what a socket reads from the
+// destination means an outcome.
+func (p *Probe) converse(request func() error, deadline time.Time, read map[int]func([]byte) string) (string, error) {
 	buf := make([]byte, 2048)
 	for time.Now().Before(deadline) {
 		if err := request(); err != nil {
@@ -231,13 +231,13 @@ func converse(request func() error, deadline time.Time, read map[int]func([]byte
 		}
 		for ready := wait(unix.POLLIN, again, slices.Collect(maps.Keys(read))...); len(ready) > 0; {
 			for _, fd := range ready {
-				n, err := unix.Read(fd, buf)
+				n, from, err := unix.Recvfrom(fd, buf, 0)
 				switch {
 				case err != nil && refused(err):
 					return Reject, nil
 				case err != nil && !errors.Is(err, unix.EAGAIN):
 					return "", err
-				case err != nil:
+				case err != nil || address(from) != p.To:
 				case read[fd](buf[:n]) != "":
 					return read[fd](buf[:n]), nil
 				}
@@ -246,6 +246,17 @@ func converse(request func() error, deadline time.Time, read map[int]func([]byte
 		}
 	}
 	return Drop, nil
+}
+
+// address is that of a socket address; not valid where there is none.
+func address(s unix.Sockaddr) netip.Addr {
+	switch s := s.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrFrom4(s.Addr)
+	case *unix.SockaddrInet6:
+		return netip.AddrFrom16(s.Addr)
+	}
+	return netip.Addr{}
 }
 
 // prohibited is the packet that an ICMP message says was refused by a policy:
@@ -280,7 +291,7 @@ func (p *Probe) echo(src netip.Addr, deadline time.Time, serial int) (string, er
 	if p.To.Is4() {
 		binary.BigEndian.PutUint16(msg[2:], checksum(msg))
 	} // Of ICMPv6 the kernel makes the checksum.
-	return converse(func() error { _, err := unix.Write(fd, msg); return err }, deadline, map[int]func([]byte) string{fd: func(b []byte) string {
+	return p.converse(func() error { _, err := unix.Write(fd, msg); return err }, deadline, map[int]func([]byte) string{fd: func(b []byte) string {
 		b = payload(b, p.To)
 		ours := func(b []byte) bool { return len(b) >= 8 && binary.BigEndian.Uint16(b[4:]) == id }
 		if ours(b) && b[0] == reply {

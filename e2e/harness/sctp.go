@@ -56,7 +56,7 @@ func (p *Probe) sctp(src netip.Addr, deadline time.Time) (string, error) {
 	}
 	request := sctpPacket(port, p.Port, 0, sctpInit)
 	send := func() error { return unix.Sendto(fd, request, 0, sockaddr(p.To, 0)) }
-	return converse(send, deadline, map[int]func([]byte) string{errs: func(b []byte) string {
+	return p.converse(send, deadline, map[int]func([]byte) string{errs: func(b []byte) string {
 		if of, quoted := prohibited(payload(b, p.To), p.To); of == unix.IPPROTO_SCTP && ports(quoted, port, p.Port) {
 			return Reject
 		}

@@ -48,6 +48,8 @@ type Config struct {
 	Insecure bool   // Plain text may be listened to beyond loopback.
 	Metrics  string // host:port of /metrics, /healthz, /readyz. Empty: none.
 	Logger   hclog.Logger
+	// RuleMetrics has the metrics tell of each rule what it matched.
+	RuleMetrics bool
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
@@ -120,7 +122,7 @@ func New(cfg Config) (*Service, error) {
 	registry.MustRegister(s.objects, s.problems, s.revision, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	faceCfg := server.Config{
 		Store: s.store, Model: s, NodeOf: server.CertifiedNode, MayInspect: server.CertifiedInspector, MayReplicate: server.CertifiedReplica,
-		Synced: s.synced.Load, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
+		Synced: s.synced.Load, RuleMetrics: cfg.RuleMetrics, Replicas: cfg.Replicas, Registry: registry, Logger: cfg.Logger.Named("server"),
 	}
 	if cfg.Kubernetes {
 		faceCfg.Settle = settleKubernetes
@@ -316,6 +318,13 @@ func (s *Service) Policies() []engine.PolicyInfo {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.engine.Policies()
+}
+
+// PolicyUID implements server.Model.
+func (s *Service) PolicyUID(ref api.Ref) (uid string, known bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.engine.PolicyUID(ref)
 }
 
 // Groups implements server.Model.

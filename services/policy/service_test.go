@@ -77,9 +77,17 @@ func (f *fixture) replica() (addr string) {
 
 // start starts a service that knows of replicas, and returns how it is stopped.
 func (f *fixture) start(listen string, replicas ...string) (addr string, stop func()) {
+	f.t.Helper()
+	s, stop := f.run(Config{Listen: listen, Replicas: replicas})
+	return s.Addr(), stop
+}
+
+// run starts a service on the folder.
+func (f *fixture) run(cfg Config) (s *Service, stop func()) {
 	t := f.t
 	t.Helper()
-	s, err := New(Config{Manifests: f.manifests, Listen: listen, Replicas: replicas, TLS: f.files("policyd"), Logger: hclog.NewNullLogger()})
+	cfg.Manifests, cfg.TLS, cfg.Logger = f.manifests, f.files("policyd"), hclog.NewNullLogger()
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +101,7 @@ func (f *fixture) start(listen string, replicas ...string) (addr string, stop fu
 		}
 	})
 	t.Cleanup(stop)
-	return s.Addr(), stop
+	return s, stop
 }
 
 func (f *fixture) files(name string) identity.Files {

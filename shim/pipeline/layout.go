@@ -153,14 +153,15 @@ type CookieKind uint8
 // The kinds of flows.
 const (
 	KindStatic    CookieKind = 1
-	KindPort      CookieKind = 2 // Id: OpenFlow port.
-	KindClause    CookieKind = 3 // Id: 0; clause flows are shared.
-	KindRule      CookieKind = 4 // Id: conjunction id.
-	KindIsolation CookieKind = 5 // Id: OpenFlow port.
-	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
-	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
-	KindCount     CookieKind = 8 // Counts, and decides nothing. Id: of a rule, or of an isolation.
-	KindSpoof     CookieKind = 9 // Drops what is forged, and counts it. Id: OpenFlow port.
+	KindPort      CookieKind = 2  // Id: OpenFlow port.
+	KindClause    CookieKind = 3  // Id: 0; clause flows are shared.
+	KindRule      CookieKind = 4  // Id: conjunction id.
+	KindIsolation CookieKind = 5  // Id: OpenFlow port.
+	KindStaged    CookieKind = 6  // Of the staged world. Id: conjunction id, or OpenFlow port.
+	KindDefault   CookieKind = 7  // Allowed since nothing else holds. Id: 0.
+	KindCount     CookieKind = 8  // Counts, and decides nothing. Id: of a rule, or of an isolation.
+	KindSpoof     CookieKind = 9  // Drops what is forged, and counts it. Id: OpenFlow port.
+	KindWatch     CookieKind = 10 // Watches a probe, for some seconds. Id: of the probe.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {

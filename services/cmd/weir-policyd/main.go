@@ -76,6 +76,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
 	f.DurationVar(&cfg.MaxConnectionAge, "max-connection-age", 30*time.Minute, "after how long a shim is sent to connect anew; 0 for never")
+	f.BoolVar(&cfg.RuleMetrics, "rule-metrics", true, "have /metrics tell of each rule by itself what it matched, of at most 20,000")
 	f.StringSliceVar(&cfg.Replicas, "replicas", nil, "host:port of all replicas, to wait for each other's nodes before a new Pod's port opens, and to answer for each other; a name may have several addresses")
 	f.BoolVar(&issue, "issue-certificates", false, "keep a certificate authority in the Secret weir-pki of --namespace, and give certificates to who has a token; --ca then names further authorities")
 	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself; POD_NAMESPACE by default")

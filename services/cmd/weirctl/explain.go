@@ -9,6 +9,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/services/policy/source/manifests"
 )
@@ -230,15 +231,6 @@ func lower(name, prefix string) string {
 	return strings.ToLower(strings.TrimPrefix(name, prefix))
 }
 
-var policyKinds = map[policyv1.PolicyKind]string{
-	policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY:            "K8sNetworkPolicy",
-	policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY: "AntreaClusterNetworkPolicy",
-	policyv1.PolicyKind_POLICY_KIND_ANTREA_NETWORK_POLICY:         "AntreaNetworkPolicy",
-	policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY:          "AdminNetworkPolicy",
-	policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY: "BaselineAdminNetworkPolicy",
-	policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY:        "ClusterNetworkPolicy",
-}
-
 // policyName names a policy as audit lines do. Empty for none.
 func policyName(r *policyv1.PolicyRef) string {
 	if r == nil {
@@ -248,11 +240,7 @@ func policyName(r *policyv1.PolicyRef) string {
 	if r.GetNamespace() != "" {
 		name = r.GetNamespace() + "/" + name
 	}
-	kind := policyKinds[r.GetKind()]
-	if kind == "" {
-		kind = r.GetKind().String()
-	}
-	return kind + ":" + name
+	return api.PolicyKindName(r.GetKind()) + ":" + name
 }
 
 func refNames(refs []*policyv1.PolicyRef) []string {

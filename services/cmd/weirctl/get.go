@@ -15,6 +15,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/services/policy/api"
 )
 
 func newGet(streams Streams) *cobra.Command {
@@ -23,8 +24,9 @@ func newGet(streams Streams) *cobra.Command {
 	return cmd
 }
 
-// lister is a command that asks the policy service for one list.
-func lister(streams Streams, use, short string, ask func(context.Context, policyv1.InspectionServiceClient) (proto.Message, error), show func(proto.Message) ([]string, [][]string)) *cobra.Command {
+// lister is a command that asks the policy service for one list. Notes are lines
+// below it; nil for none.
+func lister(streams Streams, use, short string, ask func(context.Context, policyv1.InspectionServiceClient) (proto.Message, error), show func(proto.Message) ([]string, [][]string), notes func(proto.Message) []string) *cobra.Command {
 	var server dial
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
 	server.flags(cmd, identity.DefaultPolicyAddress)
@@ -43,7 +45,18 @@ func lister(streams Streams, use, short string, ask func(context.Context, policy
 			return printProto(streams, answer)
 		}
 		header, rows := show(answer)
-		return printTable(streams.Out, header, rows)
+		if err := printTable(streams.Out, header, rows); err != nil || notes == nil {
+			return err
+		}
+		for i, note := range notes(answer) {
+			if i == 0 {
+				note = "\n" + note
+			}
+			if _, err := fmt.Fprintln(streams.Out, note); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return cmd
 }
@@ -65,12 +78,16 @@ func printProto(streams Streams, m proto.Message) error {
 
 func newGetPolicies(streams Streams) *cobra.Command {
 	var namespace, sortBy string
+	var stats bool
 	cmd := lister(streams, "policies", "List policies, how they rank and how far they are realised",
 		func(ctx context.Context, c policyv1.InspectionServiceClient) (proto.Message, error) {
-			return c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{Namespace: namespace, ByEffectivePriority: sortBy == "effectivePriority"})
+			return c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{Namespace: namespace, ByEffectivePriority: sortBy == "effectivePriority", Stats: stats})
 		},
 		func(m proto.Message) ([]string, [][]string) {
 			policies := m.(*policyv1.ListPoliciesResponse).GetPolicies()
+			if stats {
+				return matched(policies)
+			}
 			if sortBy == "effectivePriority" {
 				return inOrder(policies)
 			}
@@ -81,8 +98,15 @@ func newGetPolicies(streams Streams) *cobra.Command {
 					fmt.Sprintf("%d/%d", p.GetNodesRealized(), p.GetNodes()), strings.Join(remarks(p), "; ")})
 			}
 			return []string{"POLICY", "TIER", "RANK", "PRIORITY", "INGRESS", "EGRESS", "PODS", "REALISED", "WARNINGS"}, rows
+		},
+		func(m proto.Message) []string {
+			if !stats {
+				return nil
+			}
+			return notCounted(m.(*policyv1.ListPoliciesResponse).GetPolicies())
 		})
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "of this Namespace alone")
+	cmd.Flags().BoolVar(&stats, "stats", false, "list what each rule matched, and what isolation dropped, on all nodes")
 	cmd.Flags().StringVar(&sortBy, "sort-by", "name", "name, or effectivePriority for the order of evaluation")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if sortBy != "name" && sortBy != "effectivePriority" {
@@ -91,6 +115,38 @@ func newGetPolicies(streams Streams) *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// matched shows what rules matched, a line each, and what the isolation by
+// policies dropped.
+func matched(policies []*policyv1.PolicySummary) ([]string, [][]string) {
+	var rows [][]string
+	for _, p := range policies {
+		for _, r := range p.GetRules() {
+			rule := r.GetRule()
+			switch {
+			case r.GetIsolation():
+				rule = "isolation"
+			case rule == "":
+				rule = fmt.Sprint(r.GetIndex())
+			}
+			rows = append(rows, []string{api.PolicyKindName(p.GetRef().GetKind()), p.GetRef().GetNamespace(), p.GetRef().GetName(), lower(r.GetDirection().String(), "DIRECTION_"), rule,
+				fmt.Sprint(r.GetSessions()), fmt.Sprint(r.GetPackets()), fmt.Sprint(r.GetBytes())})
+		}
+	}
+	return []string{"KIND", "NAMESPACE", "NAME", "DIRECTION", "RULE", "SESSIONS", "PACKETS", "BYTES"}, rows
+}
+
+// notCounted says of which policies counts may be missing, and for how long.
+func notCounted(policies []*policyv1.PolicySummary) []string {
+	var out []string
+	for _, p := range policies {
+		if ms := p.GetUncountedMs(); ms > 0 {
+			missing := time.Duration(min(ms, 1<<43)) * time.Millisecond
+			out = append(out, fmt.Sprintf("%s: counts of %s may be missing, over %d nodes", policyName(p.GetRef()), missing, p.GetNodesCounted()))
+		}
+	}
+	return out
 }
 
 // remarks are what is to be said of a policy: why it is not realised as
@@ -153,7 +209,7 @@ func newGetGroups(streams Streams) *cobra.Command {
 				rows = append(rows, row)
 			}
 			return header, rows
-		})
+		}, nil)
 	cmd.Flags().BoolVar(&members, "members", false, "name the members too")
 	return cmd
 }
@@ -170,7 +226,7 @@ func newGetNodes(streams Streams) *cobra.Command {
 					short(n.GetReplica()), fmt.Sprint(n.GetEndpoints()), fmt.Sprint(n.GetPolicies()), hex.EncodeToString(n.GetDigest()), n.GetVersion(), n.GetLastError()})
 			}
 			return []string{"NODE", "CONNECTED", "IN-SYNC", "BEHIND", "REVISION", "LAG", "REPLICA", "PODS", "POLICIES", "DIGEST", "VERSION", "LAST-ERROR"}, rows
-		})
+		}, nil)
 }
 
 // behind is for how long a node has not been in sync; empty while it is.

@@ -368,6 +368,12 @@ var shopWeb = &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETW
 
 func (s *inspection) ListPolicies(_ context.Context, r *policyv1.ListPoliciesRequest) (*policyv1.ListPoliciesResponse, error) {
 	s.asked = r
+	if r.GetStats() {
+		return &policyv1.ListPoliciesResponse{Policies: []*policyv1.PolicySummary{
+			{Ref: shopWeb, NodesCounted: 2, UncountedMs: 1500, Rules: []*policyv1.RuleStats{{Direction: policyv1.Direction_DIRECTION_INGRESS, Sessions: 12, Packets: 3456, Bytes: 7890123},
+				{Direction: policyv1.Direction_DIRECTION_INGRESS, Isolation: true, Sessions: 7, Packets: 7, Bytes: 420}}},
+			{Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: "guard"}, Rules: []*policyv1.RuleStats{{Direction: policyv1.Direction_DIRECTION_EGRESS, Rule: "dns"}}}}}, nil
+	}
 	return &policyv1.ListPoliciesResponse{Policies: []*policyv1.PolicySummary{{Ref: shopWeb, Rank: 252, IngressRules: 1, Endpoints: 3, Nodes: 2, NodesRealized: 1}}}, nil
 }
 
@@ -522,6 +528,26 @@ func TestOnlineCommands(t *testing.T) {
 		}
 	}
 
+	out, errs, code := run(t, "get", "policies", "--server", addr, "--stats")
+	if want := `KIND                         NAMESPACE   NAME    DIRECTION   RULE        SESSIONS   PACKETS   BYTES
+K8sNetworkPolicy             shop        web     ingress     0           12         3456      7890123
+K8sNetworkPolicy             shop        web     ingress     isolation   7          7         420
+AntreaClusterNetworkPolicy   -           guard   egress      dns         0          0         0
+
+K8sNetworkPolicy:shop/web: counts of 1.5s may be missing, over 2 nodes
+`; code != 0 || out != want {
+		t.Errorf("status %d %s:\n%s\nwant\n%s", code, errs, out, want)
+	}
+	if out, _, code := run(t, "get", "policies", "--server", addr, "--stats", "-o", "json"); code != 0 || !strings.Contains(out, `          "direction": "DIRECTION_INGRESS",
+          "rule": "",
+          "index": 0,
+          "isolation": true,
+          "sessions": "7",
+          "packets": "7",
+          "bytes": "420"
+`) || !strings.Contains(out, `"uncountedMs": "1500"`) {
+		t.Errorf("status %d:\n%s", code, out)
+	}
 	run(t, "get", "policies", "--server", addr, "--sort-by=effectivePriority", "-n", "shop")
 	if want := (&policyv1.ListPoliciesRequest{Namespace: "shop", ByEffectivePriority: true}); !proto.Equal(inspect.asked, want) {
 		t.Errorf("asked %v, want %v", inspect.asked, want)

@@ -16,7 +16,36 @@ var wireKinds = map[Kind]policyv1.PolicyKind{
 // WireKind is a kind of policies on the wire; unspecified for other kinds.
 func WireKind(k Kind) policyv1.PolicyKind { return wireKinds[k] }
 
+var policyKindNames = map[policyv1.PolicyKind]string{
+	policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY:            "K8sNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY: "AntreaClusterNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ANTREA_NETWORK_POLICY:         "AntreaNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY:          "AdminNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY: "BaselineAdminNetworkPolicy",
+	policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY:        "ClusterNetworkPolicy",
+}
+
+// PolicyKindName is a kind of policies as audit lines have it; that of the enum
+// for one that has no name.
+func PolicyKindName(k policyv1.PolicyKind) string {
+	if name := policyKindNames[k]; name != "" {
+		return name
+	}
+	return k.String()
+}
+
 // WireRef names a policy on the wire.
 func WireRef(r Ref) *policyv1.PolicyRef {
 	return &policyv1.PolicyRef{Kind: wireKinds[r.Kind], Namespace: r.Namespace, Name: r.Name}
+}
+
+// RefOf is the policy that a reference on the wire names; false for a kind that
+// is none.
+func RefOf(w *policyv1.PolicyRef) (Ref, bool) {
+	for kind, wire := range wireKinds {
+		if wire == w.GetKind() {
+			return Ref{Kind: kind, Namespace: w.GetNamespace(), Name: w.GetName()}, true
+		}
+	}
+	return Ref{}, false
 }

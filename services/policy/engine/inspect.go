@@ -24,9 +24,17 @@ type PolicyInfo struct {
 	AppliedTo []storage.ScopeID // Groups that it guards, in ascending order.
 	Ingress   int               // Rules.
 	Egress    int
-	Endpoints int // That it applies to.
+	Rules     []RuleInfo // As written, ingress first.
+	Endpoints int        // That it applies to.
 	Faults    []Fault
 	Warnings  []string
+}
+
+// RuleInfo names a rule of a policy.
+type RuleInfo struct {
+	Direction policyv1.Direction
+	Name      string // Empty: the kind has no names.
+	Index     int    // Among the rules of its direction.
 }
 
 // ItemPlace is where the store has an item.
@@ -52,6 +60,7 @@ func (e *Engine) Policies() []PolicyInfo {
 			if !d.isolatesEgress {
 				info.Egress = 0
 			}
+			info.list(func(policyv1.Direction, int) string { return "" })
 			out = append(out, info.complete([]*policy{p}, d))
 		}
 	}
@@ -74,6 +83,12 @@ func (o *ordered) inspect() PolicyInfo {
 	pl := o.plan
 	header := (&plan{policy: o.obj, rank: pl.rank}).header()
 	info := PolicyInfo{Ref: o.ref, Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: pl.faults}
+	info.list(func(d policyv1.Direction, i int) string {
+		if d == policyv1.Direction_DIRECTION_INGRESS {
+			return o.obj.Ingress[i].Name
+		}
+		return o.obj.Egress[i].Name
+	})
 	var items []*policy
 	for _, part := range slices.Sorted(maps.Keys(o.items)) {
 		if o.items[part].set != nil {
@@ -81,6 +96,34 @@ func (o *ordered) inspect() PolicyInfo {
 		}
 	}
 	return info.complete(items, nil)
+}
+
+// list names the rules that are counted in Ingress and Egress.
+func (info *PolicyInfo) list(name func(d policyv1.Direction, index int) string) {
+	info.Rules = make([]RuleInfo, 0, info.Ingress+info.Egress)
+	for i := range info.Ingress {
+		info.Rules = append(info.Rules, RuleInfo{policyv1.Direction_DIRECTION_INGRESS, name(policyv1.Direction_DIRECTION_INGRESS, i), i})
+	}
+	for i := range info.Egress {
+		info.Rules = append(info.Rules, RuleInfo{policyv1.Direction_DIRECTION_EGRESS, name(policyv1.Direction_DIRECTION_EGRESS, i), i})
+	}
+}
+
+// PolicyUID is the UID of a policy's object, which is empty where the source has
+// none; false where there is no such policy.
+func (e *Engine) PolicyUID(ref api.Ref) (uid string, known bool) {
+	if ref.Kind != api.KindNetworkPolicy {
+		if o := e.ordered[ref]; o != nil && o.obj != nil {
+			return o.obj.UID, true
+		}
+		return "", false
+	}
+	if ns := e.lookupNamespace(ref.Namespace); ns != nil { // Which, other than findNamespace, remembers nothing.
+		if p := e.findPolicy(ns, ref.Name); p != nil && p.set != nil {
+			return p.obj.UID, true
+		}
+	}
+	return "", false
 }
 
 // complete adds what the items tell. The draft is that of the items, or nil

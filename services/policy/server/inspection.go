@@ -39,6 +39,9 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 	if req.GetByEffectivePriority() {
 		slices.SortStableFunc(infos, engine.ByEffectivePriority)
 	}
+	if req.GetStats() && !req.GetLocal() {
+		s.learnTallies(ctx)
+	}
 	resp := &policyv1.ListPoliciesResponse{}
 	for _, p := range infos {
 		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns {
@@ -56,6 +59,9 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		}
 		for _, id := range p.AppliedTo {
 			summary.AppliedTo = append(summary.AppliedTo, hex.EncodeToString(id[:]))
+		}
+		if req.GetStats() {
+			s.count(p, summary)
 		}
 		resp.Policies = append(resp.Policies, summary)
 	}
@@ -223,7 +229,7 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 	if out.Connected {
 		out.Version, out.Replica = se.version, s.cfg.Store.Epoch()
 	}
-	for _, p := range se.stats.GetPorts() {
+	for _, p := range se.ports {
 		out.SpoofedPackets += p.GetSpoofed()
 	}
 	if !out.InSync {

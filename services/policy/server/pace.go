@@ -63,6 +63,9 @@ func (s *Server) Run(ctx context.Context) error {
 		defer func() { <-done }()
 		go func() { defer close(done); r.run(ctx) }()
 	}
+	kept := make(chan struct{})
+	defer func() { <-kept }()
+	go func() { defer close(kept); s.keepTallies(ctx) }()
 	expire := time.NewTicker(time.Second)
 	defer expire.Stop()
 	timer := time.NewTimer(0)

@@ -33,6 +33,25 @@ type replicas struct {
 	self  map[string]bool             // Those that answered as this replica itself.
 	mute  map[string]bool             // Those that did not answer when they were last asked what they know.
 	nodes map[string]bool             // That are connected to another, as of the last exchange. Immutable.
+	tally map[string]talliesMark      // How far each told its tallies.
+}
+
+// talliesMark is up to which change a replica told what it knows of counters.
+type talliesMark struct {
+	epoch string // Of the replica.
+	mark  uint64
+}
+
+func (r *replicas) tallied(address string) talliesMark {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.tally[address]
+}
+
+func (r *replicas) setTallied(address string, m talliesMark) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tally[address] = m
 }
 
 // How often names are resolved, and how long a replica may take to answer. It
@@ -45,7 +64,7 @@ const (
 
 func newReplicas(addresses []string, creds credentials.TransportCredentials, epoch string, logger hclog.Logger) *replicas {
 	return &replicas{addresses: addresses, creds: creds, epoch: epoch, logger: logger,
-		conns: make(map[string]*grpc.ClientConn), self: make(map[string]bool), mute: make(map[string]bool)}
+		conns: make(map[string]*grpc.ClientConn), self: make(map[string]bool), mute: make(map[string]bool), tally: make(map[string]talliesMark)}
 }
 
 // run keeps a connection to every address of every name, and asks now and then
@@ -101,6 +120,7 @@ func (r *replicas) resolve(ctx context.Context) error {
 			delete(r.conns, address)
 			delete(r.self, address)
 			delete(r.mute, address)
+			delete(r.tally, address)
 		}
 	}
 	for _, address := range slices.Sorted(maps.Keys(found)) {

@@ -24,11 +24,15 @@ type Model interface {
 	// Conflicts says of policies, in sentences, which of their rules contradict
 	// others of equal precedence.
 	Conflicts() map[api.Ref][]string
+	// PolicyUID is the UID of a policy's object, which may be empty; false where there is none.
+	PolicyUID(ref api.Ref) (uid string, known bool)
 	// Explain returns an error that names the field which it cannot read.
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
+	// Ends are who a connection is between; errors are as those of Explain.
+	Ends(*policyv1.ExplainRequest) (from, to End, err error)
 }
 
-// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle and Ports are required.
+// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -51,6 +55,8 @@ type Config struct {
 	// Ports is told what a node reports of its ports, all of them, and nil when
 	// it is not connected any more. It must not block. Nil: nobody is told.
 	Ports func(node string, ports []*policyv1.PortState)
+	// RuleMetrics has the metrics tell of each rule by itself.
+	RuleMetrics bool
 	// Synced says whether the sources have been read: until then nobody is served.
 	Synced   func() bool
 	Registry prometheus.Registerer
@@ -67,7 +73,9 @@ type Server struct {
 	barriers *barriers
 	commits  commits
 	absences absences
+	tallies  *tallies
 	pace     pace
+	probes   probes
 	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -92,7 +100,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:      cfg,
 		sessions: sessions{byNode: make(map[string]*session)},
+		tallies:  newTallies(),
 		pace:     pace{passed: make(chan struct{}, 1)},
+		probes:   probes{slots: make(chan struct{}, maxProbes)},
 		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
@@ -110,7 +120,11 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Replicas) > 0 {
 		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaCredentials, cfg.Store.Epoch(), cfg.Logger)
 	}
-	for _, c := range []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.ackedSec, nodeMetrics{s}, s.barriers.settled, s.barriers.expired} {
+	collectors := []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.ackedSec, nodeMetrics{s}, s.barriers.settled, s.barriers.expired}
+	if cfg.RuleMetrics {
+		collectors = append(collectors, ruleMetrics{s})
+	}
+	for _, c := range collectors {
 		if err := cfg.Registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

@@ -47,8 +47,12 @@ func (noModel) Policies() []engine.PolicyInfo         { return nil }
 func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
 func (noModel) Definitions() []engine.GroupDefinition { return nil }
 func (noModel) Conflicts() map[api.Ref][]string       { return nil }
+func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
+}
+func (noModel) Ends(*policyv1.ExplainRequest) (from, to End, err error) {
+	return from, to, errors.New("from: no such Pod")
 }
 
 func newFixture(t *testing.T) *fixture {
