@@ -150,7 +150,7 @@ func TestProbeComparesPacketsWithPolicies(t *testing.T) {
 	if code, out := checkBridge(t, n1); code != 0 {
 		t.Errorf("after the probes: %s", out)
 	}
-	dump, err := n1.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "cookie=0x57020a0000000000/0xffffff0000000000")
+	dump, err := n1.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "cookie=0x57000a0000000000/0xff00ff0000000000")
 	if err != nil || strings.Contains(string(dump), "priority=") {
 		t.Errorf("flows that watch are left: %s, %v", dump, err)
 	}
