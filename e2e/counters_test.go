@@ -169,7 +169,16 @@ func TestCountersAreWhatWasSent(t *testing.T) {
 		}
 		return nil
 	}
-	must(t, harness.Eventually(t.Context(), 20*time.Second, equal))
+	if err := harness.Eventually(t.Context(), 20*time.Second, equal); err != nil {
+		for name, n := range c.Nodes {
+			for _, table := range []string{"13", "23", "27"} {
+				out, err := n.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "table="+table)
+				must(t, err)
+				t.Logf("what flows of %s counted:\n%s", name, out)
+			}
+		}
+		t.Fatal(err)
+	}
 	wire := readWire(t, client)
 	t.Logf("sent and counted: %+v", wire)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // Several readings, and passes of the switch over its cache.

@@ -62,7 +62,9 @@ spec:
   priority: 5
   tier: securityops
   appliedTo: [{podSelector: {matchLabels: {app: nginx}}}]
-  ingress: [{name: drop-8080, action: Drop, ports: [{protocol: TCP, port: 8080}]}]
+  ingress:
+  - {name: drop-8080, action: Drop, ports: [{protocol: TCP, port: 8080}]}
+  - {name: reject-8081, action: Reject, ports: [{protocol: TCP, port: 8081}, {protocol: UDP, port: 8081}]}
 `
 
 // A probe is a real packet: where the policies let it through it arrives, on this
@@ -103,6 +105,10 @@ func TestProbeComparesPacketsWithPolicies(t *testing.T) {
 			node: "node-1", table: "IngressRule (21)", by: nginx, delivered: "default/nginx", answer: "SCTP", out: "default/nginx"},
 		{name: "by a tier's rule", args: []string{"--from", "default/client", "--to", "default/nginx", "--port", "8080"}, verdict: "drop",
 			node: "node-1", table: "AntreaPolicyIngressRule (20)", by: "AntreaClusterNetworkPolicy:no-8080", rule: "drop-8080"},
+		{name: "rejected", args: []string{"--from", "default/client", "--to", "default/nginx", "--port", "8081"}, verdict: "reject",
+			node: "node-1", table: "AntreaPolicyIngressRule (20)", by: "AntreaClusterNetworkPolicy:no-8080", rule: "reject-8081", answer: "RST"},
+		{name: "rejected, UDP", args: []string{"--from", "default/client", "--to", "default/nginx", "--port", "8081", "--protocol", "UDP"}, verdict: "reject",
+			node: "node-1", table: "AntreaPolicyIngressRule (20)", by: "AntreaClusterNetworkPolicy:no-8080", rule: "reject-8081", answer: "ICMP type 3 code 10"},
 		{name: "no policy", args: []string{"--from", "default/nginx", "--to", "default/client", "--port", "80"}, verdict: "allow", delivered: "default/client", answer: "RST", out: "default/client"},
 		{name: "remote, allowed", args: []string{"--from", "default/client", "--to", "default/remote", "--port", "80"}, verdict: "allow",
 			node: "node-2", table: "IngressRule (21)", by: remote, delivered: "default/remote", answer: "SYN-ACK", out: "host"},
@@ -150,7 +156,7 @@ func TestProbeComparesPacketsWithPolicies(t *testing.T) {
 	if code, out := checkBridge(t, n1); code != 0 {
 		t.Errorf("after the probes: %s", out)
 	}
-	dump, err := n1.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "cookie=0x57020a0000000000/0xffffff0000000000")
+	dump, err := n1.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "cookie=0x57000a0000000000/0xff00ff0000000000")
 	if err != nil || strings.Contains(string(dump), "priority=") {
 		t.Errorf("flows that watch are left: %s, %v", dump, err)
 	}

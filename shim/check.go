@@ -243,7 +243,8 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 		return nil, err
 	}
 	ports := sortPorts(list, cfg.Uplink, func(_, netns, device string) (net.HardwareAddr, error) { return veth.Peer(netns, device) })
-	config := pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all", LocalMAC: ports.local, Uplink: ports.uplink}
+	config := cfg.compiler()
+	config.LocalMAC, config.Uplink = ports.local, ports.uplink
 	if cfg.MarkOwnTraffic {
 		config.HostMAC = hostMAC(ports.local)
 	}

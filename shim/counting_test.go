@@ -157,6 +157,37 @@ func TestRetiredFlowsAreReadAndGo(t *testing.T) {
 	}
 }
 
+// Without a complete state nobody knows which rules are in force: nothing goes.
+func TestNothingGoesBeforeAState(t *testing.T) {
+	sw, w, objects := twoPods(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	s := counts(t, sw, w, dir)
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, opens("web", 80))...)))
+	sw.connect(80, 0)
+	stop()
+	must(t, os.Remove(s.cfg.checkpoint()))
+	w.renew()
+	s = counts(t, sw, w, dir)
+	before := len(sw.flows(t))
+	sw.addPod(t, "extra", 3) // As the bridge says at its start that there are ports.
+	begin(t, s)
+	for range 3 {
+		sw.read(t, s)
+	}
+	if got := len(sw.flows(t)); got < before {
+		t.Errorf("%d flows of %d are left", got, before)
+	}
+	must(t, apply(t, s, w, w.cut()))
+	sw.connect(80, 0)
+	sw.read(t, s)
+	sw.read(t, s)
+	if got := s.lineOf("web", false); got.Sessions != 2 {
+		t.Errorf("counted %+v", got)
+	}
+}
+
 // When a rule that is like another goes, what was counted until then is its own.
 func TestHeirOfAnIDCountsFromThen(t *testing.T) {
 	sw, w, objects := twoPods(t)

@@ -330,7 +330,7 @@ func (l *loop) watch(ctx context.Context, p *probing) error {
 	}
 	switch {
 	case !ok:
-		return fmt.Errorf("Pod %s/%s has no open port on this node", p.pod.Namespace, p.pod.Name)
+		return fmt.Errorf("there is no open port of Pod %s/%s on this node", p.pod.Namespace, p.pod.Name)
 	case !slices.Contains(ips, own):
 		return fmt.Errorf("%s is no address of Pod %s/%s on this node", own, p.pod.Namespace, p.pod.Name)
 	}

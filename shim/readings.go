@@ -42,7 +42,7 @@ func (l *loop) readCounters(ctx context.Context) {
 		return
 	}
 	leaving := make(map[uint32]bool)
-	if !l.unsettled && !l.stale {
+	if l.complete && !l.unsettled && !l.stale {
 		for _, id := range l.compiler.Retired() {
 			leaving[id] = !l.carriesOn(id)
 		}

@@ -91,7 +91,7 @@ func New(cfg Config) (*Shim, error) {
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
-	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	s.loop.config = cfg.compiler()
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -78,7 +79,7 @@ func (c *Compiler) assess() {
 		c.guard(j.rule.body, j.ep)
 	}
 	c.guardRisen(rose)
-	for ep := range c.reassess {
+	for _, ep := range slices.SortedFunc(maps.Keys(c.reassess), func(a, b *endpoint) int { return cmp.Compare(a.port.OFPort, b.port.OFPort) }) {
 		c.isolate(ep, classes.of(c, ep))
 	}
 	clear(c.reassess)
