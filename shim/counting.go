@@ -40,7 +40,7 @@ type counting struct {
 	writing sync.Mutex // One reading at a time is entered; taken before the others.
 	mu      sync.Mutex // Guards books and serial; taken before learnedMu.
 	books   *counters.Books
-	serial  uint64 // Readings entered.
+	serial  uint64 // Readings entered, or overtaken.
 	unsaved bool   // The books differ from their file. Guarded by writing.
 
 	learnedMu sync.Mutex // Guards what follows.
@@ -133,10 +133,19 @@ func (c *counting) subjects(id uint32) []pipeline.Subject {
 	return c.known[id]
 }
 
-// entered is how many readings there were.
+// entered is how many readings there were, for one that begins now.
 func (c *counting) entered() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.serial
+}
+
+// overtake has a reading that is under way come to nothing, and returns how many
+// there were, for one that begins now.
+func (c *counting) overtake() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.serial++
 	return c.serial
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -293,6 +294,36 @@ func TestSumsSurviveKills(t *testing.T) {
 	}
 	if lost := s.counts.totals().Lost; lost != 0 {
 		t.Errorf("%v are uncounted", lost)
+	}
+}
+
+// Where a reading is entered beside what the loop reads back, the newer counts.
+func TestReadingsAreEnteredInOrder(t *testing.T) {
+	sw, w, objects := twoPods(t)
+	dir := t.TempDir()
+	s := counts(t, sw, w, dir)
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, opens("web", 80))...)))
+	sw.connect(80, 0)
+	sw.read(t, s)
+	stop()
+	s = newShim(t, sw, w, dir)
+	var beside atomic.Uint64
+	sw.look(func() {
+		sw.beside = func() {
+			sw.connect(80, 0)
+			if err := s.loop.enterReading(context.Background(), s.counts.entered(), nil); err != nil {
+				t.Error(err)
+			}
+			beside.Add(1)
+		}
+	})
+	stop = begin(t, s)
+	must(t, apply(t, s, w, w.cut(opens("more", 90))))
+	stop()
+	sent := 1 + beside.Load()
+	if got := s.lineOf("web", false); got.Sessions != sent || sent < 3 || s.counts.totals().Lost != 0 {
+		t.Errorf("counted %+v of %d sent, %v uncounted", got, sent, s.counts.totals().Lost)
 	}
 }
 

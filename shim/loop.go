@@ -344,7 +344,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return errors.New("the bridge cannot be read yet")
 		}
 	}
-	began := l.counts.now()
+	serial, began := l.counts.entered(), l.counts.now()
 	actual, err := l.sw.Read(ctx)
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
@@ -368,7 +368,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
-	l.countBefore(want, change, readBack{actual, began, ended})
+	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
 			return l.failed(err)

@@ -125,6 +125,7 @@ type tap struct {
 	settle  chan struct{}      // Settle waits for it to close. Nil: it does not.
 	settles int                // Calls begun.
 	noCount error              // Of Counters.
+	beside  func()             // What others do while Read is under way. Nil: nothing.
 	counted int                // Calls of it that came back.
 	noFlush error              // Of FlushConntrack.
 	flushes int                // Calls of it.
@@ -164,6 +165,11 @@ func (b *tap) Read(ctx context.Context) (bridge.State, error) {
 	state, err := b.Fake.Read(ctx)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if beside := b.beside; beside != nil {
+		b.mu.Unlock()
+		beside()
+		b.mu.Lock()
+	}
 	b.reads++
 	return state, err
 }

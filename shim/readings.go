@@ -33,6 +33,7 @@ const (
 // readingDone is how a reading ended.
 type readingDone struct {
 	leaving map[uint32]bool // Ids whose flows may go now.
+	entered uint64          // How many readings there were after it.
 	err     error
 }
 
@@ -55,7 +56,7 @@ func (l *loop) readCounters(ctx context.Context) {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, readingTimeout)
 		defer cancel()
-		l.readings <- readingDone{leaving, l.enterReading(ctx, serial, leaving)}
+		l.readings <- readingDone{leaving, serial + 1, l.enterReading(ctx, serial, leaving)}
 	}()
 }
 
@@ -87,7 +88,7 @@ func (l *loop) endReading(ctx context.Context, r readingDone) {
 		return
 	}
 	l.notCounted(nil)
-	if l.compiler == nil {
+	if l.compiler == nil || l.counts.entered() != r.entered { // A later one does not know what is to go.
 		return
 	}
 	goes := func(id uint32) bool { return r.leaving[id] && !l.carriesOn(id) }
@@ -180,6 +181,7 @@ func (l *loop) readPart(ctx context.Context, ids map[uint32]bool) error {
 			filters = append(filters, f)
 		}
 	}
+	serial := l.counts.overtake()
 	r := counters.Reading{Began: l.counts.now()}
 	for _, filter := range filters {
 		flows, err := l.sw.Counters(ctx, filter)
@@ -193,12 +195,36 @@ func (l *loop) readPart(ctx context.Context, ids map[uint32]bool) error {
 		}
 	}
 	r.Ended = l.counts.now()
-	return l.counts.enter(l.counts.entered(), r, true)
+	return l.counts.enter(serial, r, true)
+}
+
+// enterNow reads the flows of a reading once more, and enters that.
+func (l *loop) enterNow(ctx context.Context, r counters.Reading) error {
+	ctx, cancel := context.WithTimeout(ctx, readingTimeout)
+	defer cancel()
+	counts := make(map[openflow.FlowKey]pipeline.Count, len(r.Flows))
+	for _, f := range r.Flows {
+		counts[f.Flow.Key()] = f.Count
+	}
+	serial := l.counts.overtake()
+	r.Began, r.Flows = l.counts.now(), nil
+	state, err := l.sw.Read(ctx)
+	if err != nil {
+		return err
+	}
+	for key, f := range state.Flows {
+		if count, is := counts[key]; is {
+			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
+		}
+	}
+	r.Ended = l.counts.now()
+	return l.counts.enter(serial, r, false)
 }
 
 // readBack is what reconcile read, and when.
 type readBack struct {
 	state        bridge.State
+	serial       uint64 // How many readings there were before.
 	began, ended counters.Stamp
 }
 
@@ -221,7 +247,7 @@ func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
 // countBefore enters what was read back, where the change would lose counters,
 // or where nothing has been entered yet by this shim or this compiler. It is
 // done before ids are learned to count for others.
-func (l *loop) countBefore(want bridge.Content, change bridge.Change, at readBack) {
+func (l *loop) countBefore(ctx context.Context, want bridge.Content, change bridge.Change, at readBack) {
 	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: make(map[uint32]bool), Replacing: make(map[openflow.FlowKey]bool)}
 	need := !l.counted
 	for _, key := range change.Delete {
@@ -259,7 +285,11 @@ func (l *loop) countBefore(want bridge.Content, change bridge.Change, at readBac
 			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
 		}
 	}
-	if err := l.counts.enter(l.counts.entered(), r, false); err != nil {
+	err := l.counts.enter(at.serial, r, false)
+	if errors.Is(err, errOvertaken) { // Since then another was entered, which may be newer.
+		err = l.enterNow(ctx, r)
+	}
+	if err != nil {
 		l.notCounted(fmt.Errorf("before a change: %w", err))
 	}
 	if l.counted {

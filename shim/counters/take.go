@@ -87,6 +87,9 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 		o.counted = r.Ended
 		changed = true
 	case b.another(f, r, &read.Flow):
+		if !birth.After(b.last.Wall) { // Somebody set its counters back.
+			birth = r.Ended.Wall
+		}
 		b.Uncounted(b.last.Wall, birth)
 		o.counted = r.Ended
 		changed = true
