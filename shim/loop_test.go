@@ -600,6 +600,40 @@ func TestBridgeGetsAnotherMAC(t *testing.T) {
 	}
 }
 
+// A bridge that takes long to read is read when the number of its flows says that
+// somebody was there, and else now and then.
+func TestLargeBridgeIsReadWhenItIsDue(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("deny", "web"))...)))
+	stop()
+	ctx, l := context.Background(), s.loop
+	due := func(after time.Duration) bool { return l.due(ctx, l.readAt.Add(after)) }
+	must(t, l.reconcile(ctx))
+	if l.readTook = time.Microsecond; !due(time.Second) {
+		t.Error("what takes no time is put off")
+	}
+	l.readTook = time.Second
+	if due(49*time.Second) || !due(50*time.Second) {
+		t.Error("a second's reading is not put off for 50")
+	}
+	for name, c := range map[string]bridge.Change{
+		"one flow less": {Delete: []openflow.FlowKey{l.compiler.Desired()[0].Key()}},
+		"another's":     {Upsert: []openflow.Flow{{Table: 5, Priority: 9, Match: openflow.NewMatch(openflow.InPort(77))}}},
+	} {
+		must(t, sw.Fake.Apply(ctx, c))
+		if !due(time.Second) {
+			t.Errorf("%s: put off", name)
+		}
+		must(t, l.reconcile(ctx))
+		if l.readTook = time.Second; due(time.Second) {
+			t.Errorf("%s, mended: due at once", name)
+		}
+	}
+}
+
 func TestPortComesAndGoes(t *testing.T) {
 	t.Parallel()
 	sw, w, objects := twoPods(t)
