@@ -224,7 +224,7 @@ func (s *stagedChurn) connect(stop chan struct{}, fence netip.Addr) error {
 // force.
 func (s *stagedChurn) change(objects string) {
 	s.t.Helper()
-	const atOnce, names = 5, 10
+	const atOnce, names = 9, 12
 	for _, i := range s.rng.Perm(names)[:atOnce] {
 		name := fmt.Sprint("policy-", i)
 		if s.policies[name] != "" && s.rng.IntN(3) == 0 {
