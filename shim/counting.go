@@ -3,6 +3,7 @@ package shim
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -55,18 +56,33 @@ type counting struct {
 func openCounting(dir, node string, logger hclog.Logger) *counting {
 	c := &counting{dir: dir, logger: logger, now: clock()}
 	c.books = c.load(node)
-	journal, err := os.ReadFile(filepath.Join(dir, journalName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		logger.Warn("what rules' flows count for cannot be read", "err", err)
-	}
-	for _, l := range counters.ReadLearned(journal) {
-		c.books.Learn(l)
-	}
-	c.known = c.books.Known()
-	if c.journal, err = os.OpenFile(filepath.Join(dir, journalName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+	if err := c.openJournal(); err != nil {
 		logger.Error("a shim that ends now may lose counts of new rules", "err", err)
 	}
+	c.known = c.books.Known()
 	return c
+}
+
+// openJournal takes over what the journal has that the accounts have not, and
+// goes on from its end.
+func (c *counting) openJournal() error {
+	f, err := os.OpenFile(filepath.Join(c.dir, journalName), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	content, err := io.ReadAll(f)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	list, length := counters.ReadLearned(content)
+	for _, l := range list {
+		c.books.Learn(l)
+	}
+	if err := f.Truncate(int64(length)); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	c.journal = f
+	return nil
 }
 
 func (c *counting) load(node string) *counters.Books {
@@ -236,11 +252,13 @@ func (c *counting) counts(id uint32) bool {
 	return known && carried && quiet < quietFor
 }
 
-// next is an id above all that the accounts know.
+// next is an id above all that the accounts ever knew.
 func (c *counting) next() uint32 {
+	c.mu.Lock()
+	next := c.books.Highest() + 1
+	c.mu.Unlock()
 	c.learnedMu.Lock()
 	defer c.learnedMu.Unlock()
-	next := uint32(1)
 	for id := range c.known {
 		next = max(next, id+1)
 	}

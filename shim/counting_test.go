@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -417,6 +418,33 @@ func TestIDsAreNotGivenTwice(t *testing.T) {
 		if count, counts := pipeline.CountOf(f); counts && count.ID <= highest && !slices.ContainsFunc(s.loop.compiler.Subjects(count.ID), func(p pipeline.Subject) bool { return p.Name == "web" }) {
 			t.Errorf("the id %d of %d was given again", count.ID, highest)
 		}
+	}
+}
+
+// Neither are those of flows that have gone.
+func TestIDsOfFlowsThatWentAreNotGivenAgain(t *testing.T) {
+	sw, w, objects := twoPods(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	s := counts(t, sw, w, dir)
+	stop := begin(t, s)
+	gone := opens("gone", 90)
+	must(t, apply(t, s, w, w.cut(append(objects, opens("web", 80))...)))
+	must(t, apply(t, s, w, w.cut(gone)))
+	had := s.counts.next()
+	w.engine.Apply(api.Event{Ref: gone.Ref()})
+	must(t, apply(t, s, w, w.cut()))
+	sw.until(t, "what counted for it goes", func() bool {
+		return !slices.ContainsFunc(slices.Collect(maps.Values(sw.flows(t))), func(f openflow.Flow) bool {
+			count, counts := pipeline.CountOf(f)
+			return counts && slices.ContainsFunc(s.counts.subjects(count.ID), func(p pipeline.Subject) bool { return p.Name == "gone" })
+		})
+	})
+	s.kill(t, stop)
+	_ = os.Remove(s.cfg.checkpoint())
+	s = counts(t, sw, w, dir)
+	if next := s.counts.next(); next < had {
+		t.Errorf("%d is given next, and %d was", next, had)
 	}
 }
 

@@ -46,6 +46,7 @@ type Books struct {
 	lost      time.Duration // Sum of all that were uncounted.
 	subjects  map[pipeline.Subject]*account
 	ids       map[uint32]*owner
+	highest   uint32 // Of all ids that there ever were.
 	flows     map[key]*flow
 }
 
@@ -122,11 +123,7 @@ type Learned struct {
 // Learn takes over what the flows of an id count for. From then on they count
 // for these; what they did before stays where it is.
 func (b *Books) Learn(l Learned) {
-	o := b.ids[l.ID]
-	if o == nil {
-		o = &owner{}
-		b.ids[l.ID] = o
-	}
+	o := b.owner(l.ID)
 	former := o.accounts
 	o.accounts = nil
 	for _, s := range l.Subjects {
@@ -140,6 +137,20 @@ func (b *Books) Learn(l Learned) {
 	}
 	b.release(former)
 }
+
+// owner is an id's.
+func (b *Books) owner(id uint32) *owner {
+	o := b.ids[id]
+	if o == nil {
+		o = &owner{}
+		b.ids[id] = o
+		b.highest = max(b.highest, id)
+	}
+	return o
+}
+
+// Highest is the highest id that the books ever knew, of flows that are gone too.
+func (b *Books) Highest() uint32 { return b.highest }
 
 // release says that an id counts for accounts no more.
 func (b *Books) release(accounts []*account) {

@@ -165,6 +165,9 @@ func TestWhatLeftIsKeptForATime(t *testing.T) {
 		t.Errorf("back: %d packets, want 12", b.packets(1))
 	}
 	gone(b, 2, 30)
+	if b.Highest() != 2 {
+		t.Errorf("%d was the highest id", b.Highest())
+	}
 	had := b.packets(1)
 	month := keepGone.Seconds()
 	if b.Take(reading(month)); b.packets(1) != had {
@@ -231,7 +234,7 @@ func TestBooksReadBack(t *testing.T) {
 	for _, f := range b.flows {
 		f.seen = 0 // Of the process alone.
 	}
-	if !reflect.DeepEqual(got.Changed(0), b.Changed(0)) || !reflect.DeepEqual(got.Known(), b.Known()) || !reflect.DeepEqual(got.seconds(), b.seconds()) || !reflect.DeepEqual(got.flows, b.flows) {
+	if !reflect.DeepEqual(got.Changed(0), b.Changed(0)) || !reflect.DeepEqual(got.Known(), b.Known()) || !reflect.DeepEqual(got.seconds(), b.seconds()) || !reflect.DeepEqual(got.flows, b.flows) || got.highest != 9 {
 		t.Errorf("%+v\nread back as\n%+v", b, got)
 	}
 	if _, err := Decode(whole, "m"); !errors.Is(err, ErrNode) {
@@ -262,12 +265,16 @@ func TestJournalReadsBackToWhereItIsTorn(t *testing.T) {
 				want++
 			}
 		}
-		if got := ReadLearned(journal[:n]); !reflect.DeepEqual(got, list[:want:want]) && len(got)+want > 0 {
-			t.Fatalf("torn at %d: %v", n, got)
+		end := 0
+		if want > 0 {
+			end = ends[want-1]
+		}
+		if got, length := ReadLearned(journal[:n]); length != end || !reflect.DeepEqual(got, list[:want:want]) && len(got)+want > 0 {
+			t.Fatalf("torn at %d: %v, of %d bytes", n, got, length)
 		}
 	}
 	journal[ends[0]+15] ^= 1
-	if got := ReadLearned(journal); len(got) != 1 {
+	if got, _ := ReadLearned(journal); len(got) != 1 {
 		t.Errorf("altered: %v", got)
 	}
 }

@@ -44,6 +44,7 @@ func (b *Books) Encode() []byte {
 		w.number(a.changed)
 		w.time(a.left)
 	}
+	w.number(uint64(b.highest))
 	w.number(uint64(len(b.ids)))
 	for id, o := range b.ids {
 		w.number(uint64(id))
@@ -84,6 +85,7 @@ func Decode(content []byte, node string) (*Books, error) {
 		accounts = append(accounts, a)
 		b.subjects[a.subject] = a
 	}
+	b.highest = uint32(r.number())
 	for range r.count() {
 		o, id := &owner{}, uint32(r.number())
 		for range r.count() {
@@ -130,17 +132,18 @@ func AppendLearned(out []byte, l Learned) []byte {
 	return append(out, w...)
 }
 
-// ReadLearned reads the records of a journal, up to the first that is torn.
-func ReadLearned(journal []byte) (out []Learned) {
+// ReadLearned reads the records of a journal, up to the first that is torn, and
+// says how many bytes they are.
+func ReadLearned(journal []byte) (out []Learned, length int) {
 	for {
 		outer := &reader{rest: journal}
 		head := outer.take(12)
 		if outer.err != nil {
-			return out
+			return out, length
 		}
 		body := outer.take(int(binary.BigEndian.Uint32(head)))
 		if outer.err != nil || xxh3.Hash(body) != binary.BigEndian.Uint64(head[4:]) {
-			return out
+			return out, length
 		}
 		r := &reader{rest: body}
 		l := Learned{ID: uint32(r.number())}
@@ -148,9 +151,9 @@ func ReadLearned(journal []byte) (out []Learned) {
 			l.Subjects = append(l.Subjects, r.subject())
 		}
 		if r.err != nil {
-			return out
+			return out, length
 		}
-		out, journal = append(out, l), outer.rest
+		out, length, journal = append(out, l), length+len(head)+len(body), outer.rest
 	}
 }
 

@@ -183,7 +183,8 @@ func (m *model) kill() {
 			m.t.Fatal(err)
 		}
 	}
-	for _, l := range ReadLearned(m.journal) {
+	list, _ := ReadLearned(m.journal)
+	for _, l := range list {
 		m.books.Learn(l)
 	}
 }

@@ -66,11 +66,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 	k := keyOf(read.Flow.Key())
 	f := b.flows[k]
 	id := read.Count.ID
-	o := b.ids[id]
-	if o == nil {
-		o = &owner{}
-		b.ids[id] = o
-	}
+	o := b.owner(id)
 	if f != nil && f.count.ID != id { // Put in anew, for another id.
 		b.remove(k, f)
 		f.count.ID = id
