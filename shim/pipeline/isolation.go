@@ -114,8 +114,8 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		here := c.isolation(ep, dir, enforced, cl)
 		if here != nil {
 			acts := dropBy(here.id)
-			if logged {
-				acts = append([]openflow.Action{logAction()}, acts...)
+			if logged { // With the id in its register, by which the report is read.
+				acts = slices.Insert(acts, 1, logAction())
 			}
 			put(openflow.Flow{Table: stepsOf[enforced][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
 				Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(acts...)})

@@ -37,7 +37,7 @@ func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutco
 	}
 	out := &auditv1.StagedOutcome{Action: action}
 	var policies []*policy
-	pt := c.byConj[mark.Rule]
+	pt := c.partOf(mark.Rule)
 	switch {
 	case pt != nil:
 		var r *rule
@@ -54,7 +54,7 @@ func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutco
 		return out
 	}
 	// What decides is enforced as well, but enforced rules ahead of it were passed.
-	if pt := c.byConj[mark.Pass]; pt != nil {
+	if pt := c.partOf(mark.Pass); pt != nil {
 		if r, _ := c.deciders(pt, at); isStaged(r.policy) {
 			out.Policy, out.Rule = r.policy.wire.GetRef(), r.wire.GetName()
 			return out

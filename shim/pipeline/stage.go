@@ -171,7 +171,7 @@ func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation)
 	}
 	if silent != nil {
 		out = append(out, openflow.Flow{Table: s.last, Priority: prioIsolation + 1, Match: openflow.NewMatch(target, s.differs(verdictDrop)),
-			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(append([]openflow.Action{reportAction()}, dropBy(silent.id)...)...)})
+			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(slices.Insert(dropBy(silent.id), 1, reportAction())...)})
 	}
 	return out
 }
