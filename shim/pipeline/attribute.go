@@ -89,9 +89,11 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 	switch kind {
 	case KindIsolation:
 		a.Action, a.Isolation = policyv1.Action_ACTION_DROP, true
-		if a.Policies = c.isolatedBy(h.Decision); a.Policies == nil {
-			a.Policies = refs(c.isolating(at.ep, at.dir, enforced))
+		policies := c.isolatedBy(h.Decision)
+		if len(policies) == 0 {
+			policies = c.isolating(at.ep, at.dir, enforced)
 		}
+		a.Policies = refs(policies)
 		ok = len(a.Policies) > 0
 	case KindRule:
 		pt := c.partOf(id)
@@ -123,15 +125,14 @@ func (c *Compiler) partOf(id uint32) *part {
 	return nil
 }
 
-// isolatedBy are the policies of an isolation, by its id; nil where it is not
-// known.
-func (c *Compiler) isolatedBy(id uint32) (out []*policyv1.PolicyRef) {
-	for _, s := range c.Subjects(id) {
-		if s.Isolation {
-			out = append(out, &policyv1.PolicyRef{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name})
-		}
+// isolatedBy are the policies of an isolation, by its id and by name; none where
+// it is not known.
+func (c *Compiler) isolatedBy(id uint32) []*policy {
+	n := c.counts.of[id]
+	if n == nil {
+		return nil
 	}
-	return out
+	return slices.SortedFunc(slices.Values(n.policies), comparePolicies)
 }
 
 // DecisionOf is the id of the isolation that dropped a packet which a flow of a

@@ -135,7 +135,8 @@ type counts struct {
 type counted struct {
 	subjects func() []Subject // As they are now.
 	flows    []openflow.FlowKey
-	part     *part // Of a rule that is retired: as it was.
+	part     *part     // Of a rule that is retired: as it was.
+	policies []*policy // Of an isolation: all, in no order.
 }
 
 func newCounts() counts {

@@ -155,6 +155,7 @@ func (c *Compiler) isolation(ep *endpoint, dir policyv1.Direction, w world, cl *
 		set = &isolation{key: key, id: place.Conj}
 		c.isolations[key] = set
 		c.counts.begin(&c.flows, set.id, func() []Subject { return by.subjects(dir, w) }, decided(set.id))
+		c.counts.of[set.id].policies = by.policies
 	}
 	set.ports++
 	ep.isolated = append(ep.isolated, set)

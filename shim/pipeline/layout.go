@@ -84,7 +84,7 @@ func TableName(table uint8) string { return tableNames[table] }
 //	            the staged world's verdict, egress and ingress: see verdict
 //	reg0[24]    handed over to others' flows, while a bridge is adopted
 //	reg1        output port
-//	reg2, reg3  ids of the staged world's rules that decided and that passed
+//	reg2, reg3  ids of the staged world's rule or isolation that decided, and of the rule that passed
 //	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet

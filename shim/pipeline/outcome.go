@@ -10,7 +10,7 @@ import (
 // Mark is what the staged world left in the registers of a reported packet.
 type Mark struct {
 	Verdict uint8  // Zero: it was not asked.
-	Rule    uint32 // That decided; zero: none did.
+	Rule    uint32 // Or isolation, that decided; zero: none did.
 	Pass    uint32 // That passed the packet on to the Kubernetes rules; zero: none did.
 }
 
@@ -44,8 +44,8 @@ func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutco
 		if r, policies = c.deciders(pt, at); r.ordered() { // Kubernetes rules have no names.
 			out.Rule = r.wire.GetName()
 		}
-	case mark.Rule == 0 && action == policyv1.Action_ACTION_DROP:
-		policies = c.isolating(at.ep, at.dir, staged)
+	default:
+		policies = c.isolatedBy(mark.Rule)
 	}
 	out.Policies = refs(policies)
 	isStaged := func(p *policy) bool { return p.world() == staged }

@@ -167,7 +167,7 @@ func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation)
 		Cookie: cookie(KindStaged, ep.port.OFPort), Actions: ask(dir)})
 	if there != nil {
 		out = append(out, openflow.Flow{Table: stepsOf[staged][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(target),
-			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: actions(append(countBy(there.id), s.decide(verdictDrop, 0)...)...)})
+			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: actions(append(countBy(there.id), s.decide(verdictDrop, there.id)...)...)})
 	}
 	if silent != nil {
 		out = append(out, openflow.Flow{Table: s.last, Priority: prioIsolation + 1, Match: openflow.NewMatch(target, s.differs(verdictDrop)),
