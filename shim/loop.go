@@ -118,7 +118,8 @@ func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
 	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), holdTimer: timer,
-		counts: s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
+		unsettled: true, // A former shim may have ended right after a bundle.
+		counts:    s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
 }
 
 // applyRequest is a cut that the client wants in force.
