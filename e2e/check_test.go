@@ -72,7 +72,7 @@ func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
 		}
 		return r
 	}
-	if r := asJSON(0); r.Flows < 100 || r.Meters != 2 || len(r.Differences)+r.Missing+r.Changed+r.Unexpected > 0 || r.DigestDiffers || r.Checkpoint || len(r.Notes) > 0 {
+	if r := asJSON(0); r.Flows < 100 || r.Meters < 2 || len(r.Differences)+r.Missing+r.Changed+r.Unexpected > 0 || r.DigestDiffers || r.Checkpoint || len(r.Notes) > 0 {
 		t.Fatalf("an untouched bridge: %+v", r)
 	}
 	if code, out := checkBridge(t, n); code != 0 || !strings.Contains(out, "0 missing, 0 changed, 0 unexpected; the bridge ought to hold ") ||
@@ -82,8 +82,8 @@ func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
 
 	// Nothing is left of the isolation of nginx; the allow rule lets through what it
 	// does not record; a flow of nobody's; a meter that lets everything through.
-	ofctl("del-flows", harness.Bridge, "table=22,cookie=0x5702050000000000/0xffffff0000000000")
-	rule := ofctl("dump-flows", harness.Bridge, "table=21,cookie=0x5702040000000000/0xffffff0000000000")
+	ofctl("del-flows", harness.Bridge, "table=22,cookie=0x5700050000000000/0xff00ff0000000000")
+	rule := ofctl("dump-flows", harness.Bridge, "table=21,cookie=0x5700040000000000/0xff00ff0000000000")
 	_, match, _ := strings.Cut(rule, "conj_id=")
 	match, _, _ = strings.Cut(match, " ")
 	ofctl("--strict", "mod-flows", harness.Bridge, "table=21,priority=190,conj_id="+match+",actions=goto_table:23")

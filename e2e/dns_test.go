@@ -66,16 +66,20 @@ func dnsUnderLogging(t *testing.T, logged string) {
 		{"a thousand source ports a second", 20000, 1000},
 		{"a source port for each query", 20000, 20000},
 	} {
-		q := &querier{t: t, from: c.Pod("default/client"), server: server.addr, rate: load.rate, sockets: load.sockets}
-		q.run(*dnsFor)
-		took := q.took.Seconds()
-		t.Logf("%s: %d queries in %.2f s (%.0f/s) from %d ports: %d came to the server, %d answers, %d unanswered", load.name,
-			q.sent.Load(), took, float64(q.sent.Load())/took, q.ports, server.asked.Swap(0), q.answered.Load(), q.sent.Load()-q.answered.Load())
-		if lost := q.sent.Load() - q.answered.Load(); lost != 0 {
-			t.Errorf("%s: %d queries of %d were not answered", load.name, lost, q.sent.Load())
+		reached := false
+		for try := 0; try < 3 && !reached; try++ { // On a busy machine it may be the test that is too slow.
+			q := &querier{t: t, from: c.Pod("default/client"), server: server.addr, rate: load.rate, sockets: load.sockets}
+			q.run(*dnsFor)
+			rate := float64(q.sent.Load()) / q.took.Seconds()
+			reached = rate > 0.95*float64(load.rate)
+			t.Logf("%s: %d queries in %.2f s (%.0f/s) from %d ports: %d came to the server, %d answers, %d unanswered", load.name,
+				q.sent.Load(), q.took.Seconds(), rate, q.ports, server.asked.Swap(0), q.answered.Load(), q.sent.Load()-q.answered.Load())
+			if lost := q.sent.Load() - q.answered.Load(); lost != 0 {
+				t.Errorf("%s: %d queries of %d were not answered", load.name, lost, q.sent.Load())
+			}
 		}
-		if rate := float64(q.sent.Load()) / took; rate < 0.95*float64(load.rate) {
-			t.Errorf("%s: %.0f queries a second were sent, want %d", load.name, rate, load.rate)
+		if !reached {
+			t.Errorf("%s: %d queries a second could not be sent", load.name, load.rate)
 		}
 	}
 	filter := fmt.Sprintf("table=%d,cookie=%#x/%#x", pipeline.TableAntreaPolicyIngressRule,

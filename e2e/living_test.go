@@ -274,7 +274,7 @@ func TestAdoptionGoesOnAfterCrashes(t *testing.T) {
 // taken is how many ports of Pods our flows serve.
 func taken(t *testing.T, n *harness.Node) int {
 	t.Helper()
-	return len(slices.DeleteFunc(flows(t, n, "table=0,cookie=0x5702020000000000/0xffffff0000000000"), func(f string) bool { return !strings.Contains(f, "in_port=") || strings.Contains(f, "in_port=LOCAL") }))
+	return len(slices.DeleteFunc(flows(t, n, "table=0,cookie=0x5700020000000000/0xff00ff0000000000"), func(f string) bool { return !strings.Contains(f, "in_port=") || strings.Contains(f, "in_port=LOCAL") }))
 }
 
 // What forwards by flows of its own in several tables is adopted at once.

@@ -51,7 +51,7 @@ func TestRecordAndLossesAddUp(t *testing.T) {
 	// Not every packet that is sent comes to the bridge; what its flow counted
 	// did. It must be far more than the rate lets through, or nothing was shown.
 	denied := func() (n uint64) {
-		out, err := c.Nodes["node-1"].OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "table=22,cookie=0x5702050000000000/0xffffff0000000000")
+		out, err := c.Nodes["node-1"].OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "table=22,cookie=0x5700050000000000/0xff00ff0000000000")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -98,6 +98,7 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 // compare says how what a bridge holds differs from what a compiler wants.
 func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse {
 	want := wanted(c)
+	leaveWatches(actual)
 	resp := &policyv1.CheckResponse{Flows: uint32(len(want.Flows)), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
 	add := func(d *policyv1.Difference) {
 		switch {
@@ -242,7 +243,8 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 		return nil, err
 	}
 	ports := sortPorts(list, cfg.Uplink, func(_, netns, device string) (net.HardwareAddr, error) { return veth.Peer(netns, device) })
-	config := pipeline.Config{LogRate: cfg.LogRate, LogIsolationAll: cfg.LogIsolation == "all", LocalMAC: ports.local, Uplink: ports.uplink}
+	config := cfg.compiler()
+	config.LocalMAC, config.Uplink = ports.local, ports.uplink
 	if cfg.MarkOwnTraffic {
 		config.HostMAC = hostMAC(ports.local)
 	}

@@ -13,6 +13,7 @@ import (
 	grpccredentials "google.golang.org/grpc/credentials"
 
 	"github.com/weirnet/weir/shim/credentials"
+	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/podnet"
 )
 
@@ -131,6 +132,11 @@ func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentia
 		return nil, nil, err
 	}
 	return t.Transport(), t, nil
+}
+
+// compiler is what a compiler is told of the flags: the bridge tells the rest.
+func (c *Config) compiler() pipeline.Config {
+	return pipeline.Config{LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all"}
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"time"
@@ -27,6 +28,8 @@ type Switch interface {
 	// Counters reads the flows of a filter with what they counted.
 	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
+	// FlowCounts is how many flows each table holds that holds any.
+	FlowCounts(ctx context.Context) (map[uint8]int, error)
 	PacketInStats(id uint16) bridge.PacketInStats
 	FlushConntrack(ctx context.Context, c bridge.Connections) error
 	// Settle returns when every packet meets the flows of the last Apply; the
@@ -90,8 +93,10 @@ type loop struct {
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
 	stale      bool
-	settled    bool // It held that when it was last read back: what differs now, someone else changed.
-	unsettled  bool // Packets may still go by what was there before the last bundle.
+	settled    bool          // It held that when it was last read back: what differs now, someone else changed.
+	readAt     time.Time     // When it was last read back,
+	readTook   time.Duration // and for how long that kept the loop.
+	unsettled  bool          // Packets may still go by what was there before the last bundle.
 	unsaved    bool
 	saved      time.Time
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
@@ -167,6 +172,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
+		case do := <-s.turns:
+			do(ctx)
 		case req := <-s.checks:
 			resp, err := l.check(ctx)
 			req.done <- checkResult{resp, err}
@@ -188,8 +195,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.readCounters(ctx)
 		case r := <-l.readings:
 			l.endReading(ctx, r)
-		case <-reconcile.C:
-			l.stale = true
+		case now := <-reconcile.C:
+			l.stale = l.stale || l.due(ctx, now)
 		case <-retry.C:
 			l.retryHaunted(ctx)
 			l.forgetVacated(ctx)
@@ -332,6 +339,31 @@ func (l *loop) settle(ctx context.Context) error {
 	return nil
 }
 
+// readShare is how many times as long as the last reading the next is put off, as
+// long as the bridge has as many flows as it ought to.
+const readShare = 50
+
+// due says whether the bridge is to be read back to see what others did to it:
+// always where that takes no time to speak of, and else at once where a table
+// has more or fewer flows than it ought to, and for flows that were changed
+// now and then.
+func (l *loop) due(ctx context.Context, now time.Time) bool {
+	if !l.settled || l.adopting != nil || l.compiler == nil || now.Sub(l.readAt) >= readShare*l.readTook {
+		return true
+	}
+	counts, err := l.sw.FlowCounts(ctx)
+	if err != nil {
+		return true // Reading says so.
+	}
+	want := l.compiler.FlowCounts()
+	for _, keys := range l.orphans {
+		for _, key := range keys {
+			want[key.Table]++
+		}
+	}
+	return !maps.Equal(counts, want)
+}
+
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
 func (l *loop) reconcile(ctx context.Context) error {
 	if l.adopting != nil && !l.complete { // Or it would go on with half of a state.
@@ -343,12 +375,15 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return errors.New("the bridge cannot be read yet")
 		}
 	}
+	start := time.Now()
+	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
 	actual, err := l.sw.Read(ctx)
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
+	leaveWatches(actual)
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {

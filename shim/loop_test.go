@@ -135,7 +135,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}}})}
 }
 
 func (b *tap) signal() {
@@ -275,7 +275,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 		w.replica = replica
 		w.mu.Unlock()
 	}
-	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode(),
+	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
 	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
 	s.loop = newLoop(s, sw, w)
@@ -603,6 +603,40 @@ func TestBridgeGetsAnotherMAC(t *testing.T) {
 	sw.until(t, "the flows say the new MAC", func() bool { return has("02:ab:cd:00:00:00") && !has("02:ee:00:00:00:00") })
 	if delivered(sw, 1, 2) || !delivered(sw, 2, 1) {
 		t.Error("the policies are not those of before")
+	}
+}
+
+// A bridge that takes long to read is read when the number of its flows says that
+// somebody was there, and else now and then.
+func TestLargeBridgeIsReadWhenItIsDue(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("deny", "web"))...)))
+	stop()
+	ctx, l := context.Background(), s.loop
+	due := func(after time.Duration) bool { return l.due(ctx, l.readAt.Add(after)) }
+	must(t, l.reconcile(ctx))
+	if l.readTook = time.Microsecond; !due(time.Second) {
+		t.Error("what takes no time is put off")
+	}
+	l.readTook = time.Second
+	if due(49*time.Second) || !due(50*time.Second) {
+		t.Error("a second's reading is not put off for 50")
+	}
+	for name, c := range map[string]bridge.Change{
+		"one flow less": {Delete: []openflow.FlowKey{l.compiler.Desired()[0].Key()}},
+		"another's":     {Upsert: []openflow.Flow{{Table: 5, Priority: 9, Match: openflow.NewMatch(openflow.InPort(77))}}},
+	} {
+		must(t, sw.Fake.Apply(ctx, c))
+		if !due(time.Second) {
+			t.Errorf("%s: put off", name)
+		}
+		must(t, l.reconcile(ctx))
+		if l.readTook = time.Second; due(time.Second) {
+			t.Errorf("%s, mended: due at once", name)
+		}
 	}
 }
 

@@ -42,10 +42,12 @@ type Shim struct {
 	applies      chan applyRequest
 	holds        chan holdRequest
 	checks       chan checkRequest
+	turns        chan func(context.Context) // Run by the loop between changes.
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
 	packetIns    <-chan openflow.PacketIn
 	spoofIns     <-chan openflow.PacketIn
+	probes       *probes
 
 	token *credentials.Token // Nil: certificates are files, or there are none.
 	node  *node
@@ -64,7 +66,7 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), node: newNode()}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg); err != nil {
 			return nil, err
@@ -89,7 +91,7 @@ func New(cfg Config) (*Shim, error) {
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
-	s.loop.config = pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate, LogIsolationAll: cfg.LogIsolation == "all"}
+	s.loop.config = cfg.compiler()
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -111,7 +113,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -137,6 +139,7 @@ func (s *Shim) Run(ctx context.Context) error {
 	bridgeCtx, stopBridge := context.WithCancel(context.WithoutCancel(ctx)) // The loop's last reading needs it.
 	g.Go(func() error { return s.bridge.Run(bridgeCtx) })
 	g.Go(func() error { defer stopBridge(); return s.loop.run(ctx) })
+	g.Go(func() error { return s.probes.run(ctx, s.bridge.PacketIns(pipeline.WatchController)) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
 	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {

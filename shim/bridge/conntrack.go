@@ -17,10 +17,18 @@ type Connections struct {
 	Zone    uint16
 	AnyZone bool  // Zone counts for nothing.
 	Proto   uint8 // IP protocol; zero is any.
+	// Peer, where it is valid, makes it the one connection that Addr began with it,
+	// by Proto and from and to these ports. Of ICMP SrcPort is the identifier; of
+	// SCTP, which is tracked without ports, it is all between the two.
+	Peer             netip.Addr
+	SrcPort, DstPort uint16
 }
 
 func (c Connections) String() string {
 	text := "connections of " + c.Addr.String()
+	if c.Peer.IsValid() {
+		text = fmt.Sprintf("connection from %s to %s", netip.AddrPortFrom(c.Addr, c.SrcPort), netip.AddrPortFrom(c.Peer, c.DstPort))
+	}
 	if c.Proto != 0 {
 		text += fmt.Sprintf(" by protocol %d", c.Proto)
 	}
@@ -36,7 +44,10 @@ func (b *Bridge) FlushConntrack(ctx context.Context, c Connections) error {
 	if s == nil {
 		return ErrDisconnected
 	}
-	filters := [3]openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}}
+	filters := []openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}}
+	if c.Peer.IsValid() {
+		filters = []openflow.ConntrackFilter{{OrigSrc: c.Addr, OrigDst: c.Peer, WithPorts: true, SrcPort: c.SrcPort, DstPort: c.DstPort}}
+	}
 	for i := range filters {
 		filters[i].Zone, filters[i].AnyZone, filters[i].Proto = c.Zone, c.AnyZone, c.Proto
 	}

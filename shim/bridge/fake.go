@@ -385,6 +385,20 @@ func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter) ([]openfl
 	return out, nil
 }
 
+// FlowCounts is as Bridge.FlowCounts.
+func (f *Fake) FlowCounts(context.Context) (map[uint8]int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.connected {
+		return nil, ErrDisconnected
+	}
+	out := make(map[uint8]int)
+	for _, flow := range f.flows {
+		out[flow.flow.Table]++
+	}
+	return out, nil
+}
+
 // read is the flow as the switch reads it back.
 func (f *fakeFlow) read() openflow.Flow {
 	out := f.flow

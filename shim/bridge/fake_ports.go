@@ -95,10 +95,24 @@ func (f *Fake) FlushConntrack(_ context.Context, of Connections) error {
 		return ErrDisconnected
 	}
 	f.conns.flush(func(c *connection) bool {
+		if of.Peer.IsValid() && (c.orig.src != of.Addr || c.orig.dst != of.Peer || !of.ports(c.orig)) {
+			return false
+		}
 		return (of.AnyZone || c.orig.zone == of.Zone) && (of.Proto == 0 || c.orig.proto == of.Proto) &&
 			(c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr)
 	})
 	return nil
+}
+
+// ports says whether a tuple has the ports that are asked for.
+func (c Connections) ports(t tuple) bool {
+	switch t.proto {
+	case openflow.ProtoTCP, openflow.ProtoUDP:
+		return t.sport == c.SrcPort && t.dport == c.DstPort
+	case openflow.ProtoICMP, openflow.ProtoICMPv6:
+		return t.sport == c.SrcPort
+	}
+	return true
 }
 
 // Settle returns at once: the fake has no cache between its packets and its flows.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"strings"
 
@@ -114,8 +115,8 @@ func (p *Packet) transport() []byte {
 	case openflow.ProtoUDP:
 		b, sumAt = make([]byte, 8), 6
 		binary.BigEndian.PutUint16(b[4:], 8)
-	case openflow.ProtoSCTP:
-		b = make([]byte, 12)
+	case openflow.ProtoSCTP: // An INIT chunk: tag, window, streams out and in, first TSN.
+		b = append(make([]byte, 12), 1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 1)
 	case openflow.ProtoICMP, openflow.ProtoICMPv6:
 		b, sumAt = p.icmp(), 2
 	default:
@@ -124,6 +125,9 @@ func (p *Packet) transport() []byte {
 	if p.IPProto != openflow.ProtoICMP && p.IPProto != openflow.ProtoICMPv6 {
 		binary.BigEndian.PutUint16(b, p.SrcPort)
 		binary.BigEndian.PutUint16(b[2:], p.DstPort)
+	}
+	if p.IPProto == openflow.ProtoSCTP {
+		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 	}
 	if sumAt >= 0 {
 		binary.BigEndian.PutUint16(b[sumAt:], checksum(p.pseudoSum(len(b)), b))

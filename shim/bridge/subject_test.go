@@ -23,6 +23,7 @@ type api interface {
 	Read(context.Context) (bridge.State, error)
 	Counters(context.Context, of.FlowFilter) ([]of.Flow, error)
 	MeterCounters(context.Context) ([]of.MeterStats, error)
+	FlowCounts(context.Context) (map[uint8]int, error)
 	PacketIns(id uint16) <-chan of.PacketIn
 	PacketInStats(id uint16) bridge.PacketInStats
 	PacketOut(context.Context, of.PacketOut) error

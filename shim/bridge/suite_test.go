@@ -180,6 +180,18 @@ func TestReplaceKeepsCountersAndDeleteIsStrict(t *testing.T) {
 	})
 }
 
+func TestFlowCounts(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		theirs := flow(7, 1, of.NewMatch(of.InPort(9)))
+		theirs.Cookie = 1
+		s.put(flow(0, 1, of.NewMatch(), of.OutputPort(2)), flow(7, 1, of.NewMatch(), of.OutputPort(2)), flow(7, 2, of.NewMatch()), theirs)
+		counts, err := s.FlowCounts(s.ctx)
+		if want := map[uint8]int{0: 1, 7: 3}; err != nil || !maps.Equal(counts, want) {
+			t.Errorf("%v, %v; want %v", counts, err, want)
+		}
+	})
+}
+
 // A flow's age is that of its last installation, also where its counters are older.
 func TestAgeIsThatOfTheInstallation(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {

@@ -426,6 +426,44 @@ func (s *subject) reports() string {
 	}
 }
 
+// One connection is forgotten, and others between the same two are not.
+func TestFlushedConnectionIsOne(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		s.put(tracker(of.NAT{})...)
+		echo := func(port uint32, typ uint8, from, to string, id uint16) bridge.Packet {
+			return bridge.Packet{InPort: port, EthSrc: macA, EthDst: macB, EthType: of.EtherIPv4, IPSrc: addrOf(from), IPDst: addrOf(to), IPProto: of.ProtoICMP, TTL: 64, ICMPType: typ, ICMPID: id}
+		}
+		for _, test := range []struct {
+			forget        bridge.Connections
+			packet, other bridge.Packet
+		}{
+			{bridge.Connections{Addr: addrOf("10.0.0.1"), Peer: addrOf("10.0.0.2"), Zone: 1, Proto: of.ProtoUDP, SrcPort: 1, DstPort: 53},
+				udp(1, "10.0.0.1", "10.0.0.2", 1, 53), udp(1, "10.0.0.1", "10.0.0.2", 2, 53)},
+			{bridge.Connections{Addr: addrOf("10.0.0.1"), Peer: addrOf("10.0.0.2"), Zone: 1, Proto: of.ProtoICMP, SrcPort: 7},
+				echo(1, 8, "10.0.0.1", "10.0.0.2", 7), echo(1, 8, "10.0.0.1", "10.0.0.2", 8)},
+		} {
+			for _, n := range []uint16{1, 2} {
+				s.send(udp(1, "10.0.0.1", "10.0.0.2", n, 53))
+				s.send(echo(1, 8, "10.0.0.1", "10.0.0.2", n+6))
+				s.send(udp(2, "10.0.0.2", "10.0.0.1", 53, n))
+				s.send(echo(2, 0, "10.0.0.2", "10.0.0.1", n+6))
+				s.reports() // Few wait at a time.
+			}
+			s.must(s.FlushConntrack(s.ctx, test.forget))
+			s.send(test.packet)
+			if state := s.next(logID).Metadata.CtState(); state&of.CtEst != 0 {
+				t.Errorf("after flushing %s it is %s", test.forget, stateWords(state))
+			}
+			s.reports()
+			s.send(test.other)
+			if state := s.next(logID).Metadata.CtState(); state&of.CtEst == 0 {
+				t.Errorf("after flushing %s another is %s", test.forget, stateWords(state))
+			}
+			s.reports()
+		}
+	})
+}
+
 func TestFlushedConnectionsAreForgotten(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		s.put(tracker(of.NAT{})...)

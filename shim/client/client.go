@@ -58,6 +58,9 @@ type Handler interface {
 	// far as it changed after a mark. The mark is zero on a new stream, for all, and
 	// then the one that was returned. More than one are sent one after the other.
 	Counters(after uint64) (stats []*policyv1.NodeStats, mark uint64)
+	// Probe takes a probe and returns at once; answers go to answer, from any
+	// goroutine, until the context ends.
+	Probe(ctx context.Context, req *policyv1.ProbeRequest, answer func(*policyv1.ProbeResult))
 }
 
 // Config of a Client.
@@ -316,8 +319,12 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 			}
 		case *policyv1.SubscribeResponse_Release:
 			h.Release(ctx, m.Release.GetEndpoints())
+		case *policyv1.SubscribeResponse_Probe:
+			h.Probe(ctx, m.Probe, func(r *policyv1.ProbeResult) {
+				out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Probe{Probe: r}})
+			})
 		default:
-			return began, spread, errors.New("a message that is no cut, in-sync, inventory request or release")
+			return began, spread, errors.New("a message that is no cut, in-sync, inventory request, release or probe")
 		}
 	}
 }
@@ -326,7 +333,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 const retryInterval = 500 * time.Millisecond
 
 func (c *Client) hello() *policyv1.Hello {
-	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version}
+	h := &policyv1.Hello{Node: c.cfg.Node, Version: c.cfg.Version, Probes: true}
 	if c.replica.Revision() != 0 {
 		h.Digest, h.Position = c.replica.Digest().Bytes(), c.replica.Position()
 	}

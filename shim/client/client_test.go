@@ -71,6 +71,10 @@ func (h *handler) Apply(ctx context.Context, state *storage.Replica, touched sto
 	}
 }
 
+func (h *handler) Probe(_ context.Context, req *policyv1.ProbeRequest, answer func(*policyv1.ProbeResult)) {
+	go answer(&policyv1.ProbeResult{Id: req.GetId(), Error: "tried"})
+}
+
 func (h *handler) Stats() *policyv1.NodeStats {
 	return &policyv1.NodeStats{PacketInsLost: 7, Ports: h.ports}
 }
@@ -156,6 +160,9 @@ func (noModel) Conflicts() map[api.Ref][]string       { return nil }
 func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
+}
+func (noModel) Ends(*policyv1.ExplainRequest) (from, to server.End, err error) {
+	return from, to, errors.New("from: no such Pod")
 }
 
 // policyServer is the real one, which also answers what it knows of the node.

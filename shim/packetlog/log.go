@@ -33,6 +33,7 @@ type Key struct {
 	Table           uint8
 	Cookie          uint64
 	InPort, OutPort uint32
+	Decision        uint32    // Of an isolation: which.
 	Mark            [3]uint32 // What staged policies would have decided, and by what.
 	Unlogged        bool
 }

@@ -24,6 +24,7 @@ type Hit struct {
 	DstPort  uint16
 	ICMPType uint8
 	ICMPCode uint8
+	Decision uint32 // Id of the isolation that dropped it: see DecisionOf.
 	Mark     Mark
 	Reported bool // For nothing but that the staged world's verdict is another.
 }
@@ -58,8 +59,9 @@ func direction(table uint8) policyv1.Direction {
 	return ingressDirection
 }
 
-// Attribute says what a hit means by the present state; false where its flow
-// stands for nothing any more.
+// Attribute says what a hit means by the present state, or where its rule is not
+// in force any more, by what it was: reports of a bundle's time come after it. It
+// is false where the flow stands for nothing that is known.
 func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 	kind, id, ok := ParseCookie(h.Cookie)
 	if !ok {
@@ -74,22 +76,27 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 		return a, true
 	}
 	at := scene{dir: a.Direction, peer: h.Src, hit: h}
-	port := h.OutPort
+	port, own := h.OutPort, h.Dst
 	if at.dir == egressDirection {
-		port, at.peer = h.InPort, h.Dst
+		port, own, at.peer = h.InPort, h.Src, h.Dst
 	}
-	if at.ep = c.ports[port]; at.ep == nil {
-		return Attribution{}, false
+	if at.ep = c.ports[port]; at.ep != nil {
+		a.AppliedTo = at.ep.wire.GetNamespace() + "/" + at.ep.wire.GetName()
+	} else { // The port has gone since.
+		a.AppliedTo = c.nameOf(own)
 	}
-	a.AppliedTo = at.ep.wire.GetNamespace() + "/" + at.ep.wire.GetName()
 	a.Peer = c.nameOf(at.peer)
 	switch kind {
 	case KindIsolation:
 		a.Action, a.Isolation = policyv1.Action_ACTION_DROP, true
-		a.Policies = refs(c.isolating(at.ep, at.dir, enforced))
+		policies := c.isolatedBy(h.Decision)
+		if len(policies) == 0 {
+			policies = c.isolating(at.ep, at.dir, enforced)
+		}
+		a.Policies = refs(policies)
 		ok = len(a.Policies) > 0
 	case KindRule:
-		pt := c.byConj[id]
+		pt := c.partOf(id)
 		if pt == nil {
 			return Attribution{}, false
 		}
@@ -106,11 +113,42 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 	return a, ok
 }
 
+// partOf is the part of a rule that an id stands for, or stood for until a short
+// while ago; nil where it does not.
+func (c *Compiler) partOf(id uint32) *part {
+	if pt := c.byConj[id]; pt != nil {
+		return pt
+	}
+	if n := c.counts.of[id]; n != nil {
+		return n.part
+	}
+	return nil
+}
+
+// isolatedBy are the policies of an isolation, by its id and by name; none where
+// it is not known.
+func (c *Compiler) isolatedBy(id uint32) []*policy {
+	n := c.counts.of[id]
+	if n == nil {
+		return nil
+	}
+	return slices.SortedFunc(slices.Values(n.policies), comparePolicies)
+}
+
+// DecisionOf is the id of the isolation that dropped a packet which a flow of a
+// cookie reported; zero where none did.
+func DecisionOf(c uint64, register func(n int) uint32) uint32 {
+	if kind, _, ok := ParseCookie(c); ok && kind == KindIsolation {
+		return register(regDecision)
+	}
+	return 0
+}
+
 // scene is a hit as one of an endpoint and a peer.
 type scene struct {
 	hit  Hit
 	dir  policyv1.Direction
-	ep   *endpoint
+	ep   *endpoint // Nil: it has gone.
 	peer netip.Addr
 }
 

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -155,4 +156,48 @@ func TestRetiredFlowsStayUntilDropped(t *testing.T) {
 	if n := len(counting()); n != 0 {
 		t.Errorf("%d flows count after all", n)
 	}
+}
+
+// What was reported before a bundle is read after it: it names what decided then.
+func TestHitOfWhatHasGone(t *testing.T) {
+	w, c := newTierWorld(t), New(config, Assignment{})
+	w.add(logged(tier("shut", 1, drop)), logged(isolates("closed")), logged(isolates("tight")))
+	w.bring(c)
+	hits := make(map[CookieKind]Hit)
+	for _, f := range c.Desired() {
+		kind, _, _ := ParseCookie(f.Cookie)
+		h := Hit{Table: f.Table, Cookie: f.Cookie, OutPort: 1, Src: netip.MustParseAddr("10.1.0.1"), Dst: netip.MustParseAddr("10.0.0.1")}
+		for _, a := range f.Actions.List() {
+			if set, is := a.(openflow.SetField); is && set.ID == openflow.FieldReg(regDecision) {
+				h.Decision = DecisionOf(f.Cookie, func(int) uint32 { return uint32(set.Value.Uint64()) })
+			}
+		}
+		if kind == KindRule || kind == KindIsolation {
+			hits[kind] = h
+		}
+	}
+	check := func(when string, known bool) {
+		t.Helper()
+		for kind, policies := range map[CookieKind][]string{KindRule: {"shut"}, KindIsolation: {"closed", "tight"}} {
+			a, ok := c.Attribute(hits[kind])
+			var names []string
+			for _, ref := range a.Policies {
+				names = append(names, ref.GetName())
+			}
+			if ok != known || known && (a.Action != drop || a.AppliedTo != "x/web" || !slices.Equal(names, policies)) {
+				t.Errorf("%s: %v: %t, %v", when, policies, ok, a.Policies)
+			}
+		}
+	}
+	check("in force", true)
+	delete(w.policies, "closed")
+	w.update(c, w.touched(), w.localPorts())
+	check("one of two isolates", true)
+	clear(w.policies)
+	w.update(c, w.touched(), w.localPorts())
+	check("gone", true)
+	w.update(c, nil, nil)
+	check("gone, and the port", true)
+	c.Drop(c.Retired())
+	check("dropped", false)
 }

@@ -210,6 +210,9 @@ func (c *Compiler) Desired() []openflow.Flow {
 	return out
 }
 
+// FlowCounts is how many flows of Desired each table has, of those that have any.
+func (c *Compiler) FlowCounts() map[uint8]int { return maps.Clone(c.flows.shown) }
+
 // Meters are the meters that the flows name.
 func (c *Compiler) Meters() []openflow.Meter {
 	var out []openflow.Meter

@@ -135,6 +135,8 @@ type counts struct {
 type counted struct {
 	subjects func() []Subject // As they are now.
 	flows    []openflow.FlowKey
+	part     *part     // Of a rule that is retired: as it was.
+	policies []*policy // Of an isolation: all, in no order.
 }
 
 func newCounts() counts {
@@ -208,12 +210,10 @@ func (c *Compiler) countPart(pt *part) {
 
 // uncountPart undoes countPart; its flows are retired.
 func (c *Compiler) uncountPart(pt *part) {
-	id, last := pt.place.Conj, []Subject{pt.body.owner.subject()}
-	n := c.counts.of[id]
-	n.subjects = func() []Subject { return last }
-	if c.counts.end(id); len(n.flows) == 0 {
-		c.counts.drop(&c.flows, id)
-	}
+	last, was := []Subject{pt.body.owner.subject()}, *pt
+	n := c.counts.of[pt.place.Conj]
+	n.subjects, n.part = func() []Subject { return last }, &was
+	c.counts.end(pt.place.Conj)
 }
 
 // decided are the flows that count what is decided by an id in RuleMetric.

@@ -131,9 +131,12 @@ func (c *Compiler) detach(ep *endpoint) {
 }
 
 // guarding are the policies that have a group of the endpoint among those that
-// they apply to.
+// they apply to; none for nil.
 func (c *Compiler) guarding(ep *endpoint) map[*policy]struct{} {
 	out := make(map[*policy]struct{})
+	if ep == nil {
+		return out
+	}
 	for g := range ep.groups {
 		maps.Copy(out, c.guards[g])
 	}

@@ -12,6 +12,7 @@ import (
 type flowSet struct {
 	flows map[openflow.FlowKey]*desired
 	dirty []*desired
+	shown map[uint8]int // Flows as of the last take, by table; none of zero.
 }
 
 type desired struct {
@@ -31,7 +32,7 @@ type membership struct {
 }
 
 func newFlowSet() flowSet {
-	return flowSet{flows: make(map[openflow.FlowKey]*desired)}
+	return flowSet{flows: make(map[openflow.FlowKey]*desired), shown: make(map[uint8]int)}
 }
 
 func (s *flowSet) at(key openflow.FlowKey) *desired {
@@ -128,6 +129,7 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 		case now != nil && (d.shown == nil || !now.Same(*d.shown)):
 			upsert = append(upsert, *now)
 		}
+		s.count(d.key.Table, d.shown, now)
 		d.shown, d.dirty = now, false
 		if now == nil {
 			delete(s.flows, d.key)
@@ -135,6 +137,18 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 	}
 	s.dirty = nil
 	return upsert, remove
+}
+
+// count follows a flow that comes or goes.
+func (s *flowSet) count(table uint8, before, now *openflow.Flow) {
+	if before == nil && now != nil {
+		s.shown[table]++
+	}
+	if before != nil && now == nil {
+		if s.shown[table]--; s.shown[table] == 0 {
+			delete(s.shown, table)
+		}
+	}
 }
 
 func (d *desired) flow() *openflow.Flow {

@@ -114,8 +114,8 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		here := c.isolation(ep, dir, enforced, cl)
 		if here != nil {
 			acts := dropBy(here.id)
-			if logged {
-				acts = append([]openflow.Action{logAction()}, acts...)
+			if logged { // With the id in its register, by which the report is read.
+				acts = slices.Insert(acts, 1, logAction())
 			}
 			put(openflow.Flow{Table: stepsOf[enforced][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
 				Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(acts...)})
@@ -155,6 +155,7 @@ func (c *Compiler) isolation(ep *endpoint, dir policyv1.Direction, w world, cl *
 		set = &isolation{key: key, id: place.Conj}
 		c.isolations[key] = set
 		c.counts.begin(&c.flows, set.id, func() []Subject { return by.subjects(dir, w) }, decided(set.id))
+		c.counts.of[set.id].policies = by.policies
 	}
 	set.ports++
 	ep.isolated = append(ep.isolated, set)

@@ -84,7 +84,7 @@ func TableName(table uint8) string { return tableNames[table] }
 //	            the staged world's verdict, egress and ingress: see verdict
 //	reg0[24]    handed over to others' flows, while a bridge is adopted
 //	reg1        output port
-//	reg2, reg3  ids of the staged world's rules that decided and that passed
+//	reg2, reg3  ids of the staged world's rule or isolation that decided, and of the rule that passed
 //	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet
@@ -153,14 +153,15 @@ type CookieKind uint8
 // The kinds of flows.
 const (
 	KindStatic    CookieKind = 1
-	KindPort      CookieKind = 2 // Id: OpenFlow port.
-	KindClause    CookieKind = 3 // Id: 0; clause flows are shared.
-	KindRule      CookieKind = 4 // Id: conjunction id.
-	KindIsolation CookieKind = 5 // Id: OpenFlow port.
-	KindStaged    CookieKind = 6 // Of the staged world. Id: conjunction id, or OpenFlow port.
-	KindDefault   CookieKind = 7 // Allowed since nothing else holds. Id: 0.
-	KindCount     CookieKind = 8 // Counts, and decides nothing. Id: of a rule, or of an isolation.
-	KindSpoof     CookieKind = 9 // Drops what is forged, and counts it. Id: OpenFlow port.
+	KindPort      CookieKind = 2  // Id: OpenFlow port.
+	KindClause    CookieKind = 3  // Id: 0; clause flows are shared.
+	KindRule      CookieKind = 4  // Id: conjunction id.
+	KindIsolation CookieKind = 5  // Id: OpenFlow port.
+	KindStaged    CookieKind = 6  // Of the staged world. Id: conjunction id, or OpenFlow port.
+	KindDefault   CookieKind = 7  // Allowed since nothing else holds. Id: 0.
+	KindCount     CookieKind = 8  // Counts, and decides nothing. Id: of a rule, or of an isolation.
+	KindSpoof     CookieKind = 9  // Drops what is forged, and counts it. Id: OpenFlow port.
+	KindWatch     CookieKind = 10 // Watches a probe, for some seconds. Id: of the probe.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {

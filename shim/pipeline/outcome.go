@@ -10,7 +10,7 @@ import (
 // Mark is what the staged world left in the registers of a reported packet.
 type Mark struct {
 	Verdict uint8  // Zero: it was not asked.
-	Rule    uint32 // That decided; zero: none did.
+	Rule    uint32 // Or isolation, that decided; zero: none did.
 	Pass    uint32 // That passed the packet on to the Kubernetes rules; zero: none did.
 }
 
@@ -37,15 +37,15 @@ func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutco
 	}
 	out := &auditv1.StagedOutcome{Action: action}
 	var policies []*policy
-	pt := c.byConj[mark.Rule]
+	pt := c.partOf(mark.Rule)
 	switch {
 	case pt != nil:
 		var r *rule
 		if r, policies = c.deciders(pt, at); r.ordered() { // Kubernetes rules have no names.
 			out.Rule = r.wire.GetName()
 		}
-	case mark.Rule == 0 && action == policyv1.Action_ACTION_DROP:
-		policies = c.isolating(at.ep, at.dir, staged)
+	default:
+		policies = c.isolatedBy(mark.Rule)
 	}
 	out.Policies = refs(policies)
 	isStaged := func(p *policy) bool { return p.world() == staged }
@@ -54,7 +54,7 @@ func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutco
 		return out
 	}
 	// What decides is enforced as well, but enforced rules ahead of it were passed.
-	if pt := c.byConj[mark.Pass]; pt != nil {
+	if pt := c.partOf(mark.Pass); pt != nil {
 		if r, _ := c.deciders(pt, at); isStaged(r.policy) {
 			out.Policy, out.Rule = r.policy.wire.GetRef(), r.wire.GetName()
 			return out

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -78,7 +79,7 @@ func (c *Compiler) assess() {
 		c.guard(j.rule.body, j.ep)
 	}
 	c.guardRisen(rose)
-	for ep := range c.reassess {
+	for _, ep := range slices.SortedFunc(maps.Keys(c.reassess), func(a, b *endpoint) int { return cmp.Compare(a.port.OFPort, b.port.OFPort) }) {
 		c.isolate(ep, classes.of(c, ep))
 	}
 	clear(c.reassess)
@@ -166,11 +167,11 @@ func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation)
 		Cookie: cookie(KindStaged, ep.port.OFPort), Actions: ask(dir)})
 	if there != nil {
 		out = append(out, openflow.Flow{Table: stepsOf[staged][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(target),
-			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: actions(append(countBy(there.id), s.decide(verdictDrop, 0)...)...)})
+			Cookie: cookie(KindStaged, ep.port.OFPort), Actions: actions(append(countBy(there.id), s.decide(verdictDrop, there.id)...)...)})
 	}
 	if silent != nil {
 		out = append(out, openflow.Flow{Table: s.last, Priority: prioIsolation + 1, Match: openflow.NewMatch(target, s.differs(verdictDrop)),
-			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(append([]openflow.Action{reportAction()}, dropBy(silent.id)...)...)})
+			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(slices.Insert(dropBy(silent.id), 1, reportAction())...)})
 	}
 	return out
 }

@@ -306,6 +306,15 @@ func TestLimitOfTheStagedWorld(t *testing.T) {
 	}
 }
 
+func idOfIsolation(c *Compiler, name string) uint32 {
+	for _, set := range c.isolations {
+		if slices.ContainsFunc(c.isolatedBy(set.id), func(p *policy) bool { return p.wire.GetRef().GetName() == name }) {
+			return set.id
+		}
+	}
+	return 0
+}
+
 // A policy that came in parts is named once.
 func TestPartsOfAStagedPolicyAreOne(t *testing.T) {
 	w, c := newTierWorld(t), New(config, Assignment{})
@@ -315,7 +324,7 @@ func TestPartsOfAStagedPolicyAreOne(t *testing.T) {
 	w.policies["shut, a part"] = part
 	w.bring(c)
 	ep := c.ports[1]
-	got := c.outcome(allow, scene{ep: ep, dir: ingress, hit: Hit{Mark: Mark{Verdict: uint8(verdictAsked | verdictDrop)}}})
+	got := c.outcome(allow, scene{ep: ep, dir: ingress, hit: Hit{Mark: Mark{Verdict: uint8(verdictAsked | verdictDrop), Rule: idOfIsolation(c, "shut")}}})
 	if len(got.GetPolicies()) != 1 || got.GetPolicies()[0].GetName() != "shut" || len(c.Problems()) > 0 {
 		t.Errorf("outcome %v, problems %v", got, c.Problems())
 	}

@@ -103,14 +103,9 @@ func (v verdict) action() policyv1.Action {
 	return policyv1.Action_ACTION_UNSPECIFIED
 }
 
-// decide marks a packet with a verdict, and the rule that decides where it is
-// one.
-func (s steps) decide(v verdict, conj uint32) []openflow.Action {
-	list := []openflow.Action{openflow.SetReg(0, uint32(v)<<s.shift, uint32(verdictMask&^verdictAsked)<<s.shift)}
-	if conj != 0 {
-		list = append(list, openflow.SetReg(regStagedRule, conj, 0xffffffff))
-	}
-	return list
+// decide marks a packet with a verdict, and the rule or isolation that decides.
+func (s steps) decide(v verdict, id uint32) []openflow.Action {
+	return []openflow.Action{openflow.SetReg(0, uint32(v)<<s.shift, uint32(verdictMask&^verdictAsked)<<s.shift), openflow.SetReg(regStagedRule, id, 0xffffffff)}
 }
 
 // differs matches packets that the staged world was asked about and for which

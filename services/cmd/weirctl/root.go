@@ -50,6 +50,7 @@ func New(streams Streams) *cobra.Command {
 		newValidate(streams),
 		newEvaluate(streams),
 		newExplain(streams),
+		newProbe(streams),
 		newDiff(streams),
 		newGet(streams),
 		newAudit(streams),

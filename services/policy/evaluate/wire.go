@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"fmt"
+	"net/netip"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
@@ -19,6 +20,41 @@ func (s *State) Answer(req *policyv1.ExplainRequest) (*policyv1.ExplainResponse,
 		return nil, err
 	}
 	return r.wire(), nil
+}
+
+// End is an end of a connection, as it is on the wire.
+type End struct {
+	Namespace, Pod string // Of a Pod in the Pod network. Empty: it is none.
+	Node           string // Where the Pod runs. Empty: it is no Pod.
+	Addr           netip.Addr
+}
+
+// Ends are who a connection that is asked for on the wire is between. One to a
+// Service or a domain name has no one destination, and is an error.
+func (s *State) Ends(req *policyv1.ExplainRequest) (from, to End, err error) {
+	c, err := connectionOf(req)
+	if err != nil {
+		return from, to, err
+	}
+	if c.To.Service != "" || c.To.Domain != "" {
+		return from, to, fmt.Errorf("to: %s is no Pod, Node or address", describe(c.To))
+	}
+	flows, err := s.resolve(c)
+	if err != nil {
+		return from, to, err
+	}
+	if flows[0].via != nil {
+		return from, to, fmt.Errorf("to: %s is a Service's", describe(c.To))
+	}
+	return flows[0].from.end(), flows[0].to.end(), nil
+}
+
+func (p *party) end() End {
+	e := End{Addr: p.addr}
+	if p.pod != nil {
+		e.Namespace, e.Pod, e.Node = p.pod.Namespace, p.pod.Name, p.pod.Node
+	}
+	return e
 }
 
 var protocols = map[policyv1.Protocol]api.Protocol{

@@ -82,7 +82,7 @@ func TestANodeIsBehindSinceTheOldestUnacknowledgedChange(t *testing.T) {
 	cut := func(revision uint64, s int) sentCut { return sentCut{revision: revision, since: at(s), changes: true} }
 	se := &session{node: "n"}
 	st := &stream{replaced: make(chan struct{}), acks: make(chan struct{}, 1)}
-	se.begin(st, "v")
+	se.begin(st, &policyv1.Hello{Version: "v"})
 	se.behind = at(0)
 	want := func(when string, since time.Time) {
 		t.Helper()

@@ -28,6 +28,8 @@ type Model interface {
 	PolicyUID(ref api.Ref) (uid string, known bool)
 	// Explain returns an error that names the field which it cannot read.
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
+	// Ends are who a connection is between; errors are as those of Explain.
+	Ends(*policyv1.ExplainRequest) (from, to End, err error)
 }
 
 // Config of a Server. All fields but Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
@@ -73,6 +75,7 @@ type Server struct {
 	absences absences
 	tallies  *tallies
 	pace     pace
+	probes   probes
 	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -99,6 +102,7 @@ func New(cfg Config) (*Server, error) {
 		sessions: sessions{byNode: make(map[string]*session)},
 		tallies:  newTallies(),
 		pace:     pace{passed: make(chan struct{}, 1)},
+		probes:   probes{slots: make(chan struct{}, maxProbes)},
 		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),

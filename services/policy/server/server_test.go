@@ -51,6 +51,9 @@ func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }
+func (noModel) Ends(*policyv1.ExplainRequest) (from, to End, err error) {
+	return from, to, errors.New("from: no such Pod")
+}
 
 func newFixture(t *testing.T) *fixture {
 	pipe := bufconn.Listen(1 << 20)

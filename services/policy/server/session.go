@@ -22,11 +22,12 @@ type session struct {
 	acked   uint64 // Newest revision acknowledged; zero for none in this epoch.
 	digest  storage.Digest
 	lastErr string
-	failed  map[engine.ItemPlace]string // Items that the node says it does not enforce, with its reasons, as of its last answer.
-	apply   uint64                      // Microseconds of the last ack.
-	behind  time.Time                   // Since when the node lacks something; zero: it has all that it was sent.
-	ports   []*policyv1.PortState       // As they were last reported.
-	calls   int                         // Subscribe calls that have not returned.
+	failed  map[engine.ItemPlace]string           // Items that the node says it does not enforce, with its reasons, as of its last answer.
+	apply   uint64                                // Microseconds of the last ack.
+	behind  time.Time                             // Since when the node lacks something; zero: it has all that it was sent.
+	ports   []*policyv1.PortState                 // As they were last reported.
+	calls   int                                   // Subscribe calls that have not returned.
+	probing map[uint64]chan *policyv1.ProbeResult // Probes that the stream's node has not answered for.
 }
 
 // stream is one Subscribe call. Its outstanding cuts are guarded by the
@@ -37,8 +38,10 @@ type stream struct {
 	acks        chan struct{} // One slot: mayCut or takeReleased has another answer.
 	differs     bool          // The node's state is not what it was sent.
 	inventories chan *policyv1.Inventory
-	released    []string              // Endpoints that the node is to be told of, guarded by the session's mutex.
-	report      []*policyv1.NodeStats // Of counters, as far as it has come; guarded by the session's mutex.
+	released    []string                 // Endpoints that the node is to be told of, guarded by the session's mutex.
+	report      []*policyv1.NodeStats    // Of counters, as far as it has come; guarded by the session's mutex.
+	probes      bool                     // The node carries them out.
+	unsent      []*policyv1.ProbeRequest // Guarded by the session's mutex.
 }
 
 type sentCut struct {
@@ -108,14 +111,16 @@ func (se *session) leave() {
 
 // begin makes st the node's stream and ends the former; replaced says whether
 // there was one.
-func (se *session) begin(st *stream, version string) (replaced bool) {
+func (se *session) begin(st *stream, hello *policyv1.Hello) (replaced bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if se.stream != nil {
 		close(se.stream.replaced)
 		replaced = true
 	}
-	se.stream, se.version, se.sent, se.acked, se.lastErr, se.failed = st, version, 0, 0, "", nil
+	se.stream, se.version, se.sent, se.acked, se.lastErr, se.failed = st, hello.GetVersion(), 0, 0, "", nil
+	st.probes = hello.GetProbes()
+	se.endProbesLocked()
 	se.late(time.Now()) // Until it says otherwise.
 	return replaced
 }
@@ -133,6 +138,7 @@ func (se *session) end(st *stream, ports func(string, []*policyv1.PortState)) (g
 	defer se.mu.Unlock()
 	if se.stream == st {
 		se.stream = nil
+		se.endProbesLocked()
 		se.late(time.Now())
 		if ports != nil {
 			ports(se.node, nil)

@@ -63,7 +63,7 @@ func (s *Server) Subscribe(call subscribeStream) error {
 		stream:   &stream{replaced: make(chan struct{}), acks: make(chan struct{}, 1), inventories: make(chan *policyv1.Inventory, 1)},
 		received: make(chan error, 1),
 	}
-	if se.begin(v.stream, hello.GetVersion()) {
+	if se.begin(v.stream, hello) {
 		v.log.Warn("a newer stream of the node replaces the older")
 	}
 	defer func() {
@@ -186,6 +186,11 @@ func (v *serving) follow() error {
 		if released := v.session.takeReleased(v.stream); len(released) > 0 {
 			m := &policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_Release{Release: &policyv1.Release{Endpoints: released}}}
 			if err := v.call.Send(m); err != nil {
+				return err
+			}
+		}
+		for _, p := range v.session.takeProbes(v.stream) {
+			if err := v.call.Send(&policyv1.SubscribeResponse{Message: &policyv1.SubscribeResponse_Probe{Probe: p}}); err != nil {
 				return err
 			}
 		}
@@ -358,6 +363,8 @@ func (s *Server) receive(call subscribeStream, se *session, st *stream, log hclo
 			err = s.answer(se, st, nodeAnswer{revision: m.Nack.GetRevision(), err: msg, failed: places(items), inForce: inForce}, m.Nack.GetDigest(), log)
 		case *policyv1.SubscribeRequest_Stats:
 			s.tallies.report(se.node, se.report(st, m.Stats, s.cfg.Ports), true, time.Now())
+		case *policyv1.SubscribeRequest_Probe:
+			se.probed(m.Probe)
 		case *policyv1.SubscribeRequest_Inventory:
 			select {
 			case st.inventories <- m.Inventory:

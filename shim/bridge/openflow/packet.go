@@ -221,6 +221,11 @@ type ConntrackFilter struct {
 	AnyZone                    bool // Zone counts for nothing.
 	OrigSrc, OrigDst, ReplySrc netip.Addr
 	Proto                      uint8 // 0: any
+	// Ports of the original direction, both addresses and Proto being given, where
+	// WithPorts says so. Of ICMP SrcPort is the identifier of echo requests; SCTP
+	// has none here.
+	WithPorts        bool
+	SrcPort, DstPort uint16
 }
 
 // AppendConntrackFlush writes the message that forgets connections.
@@ -239,6 +244,21 @@ func AppendConntrackFlush(b []byte, xid uint32, f ConntrackFilter) []byte {
 			if a.IsValid() {
 				v := a.As16()
 				b = appendProp(b, uint16(i), v[:])
+			}
+		}
+		if typ == 0 && f.WithPorts {
+			switch f.Proto {
+			case ProtoICMP, ProtoICMPv6:
+				b = appendProp(b, 4, []byte{byte(f.SrcPort >> 8), byte(f.SrcPort), 0, 0})
+				echo := byte(8)
+				if f.Proto == ProtoICMPv6 {
+					echo = 128
+				}
+				b = appendProp(b, 5, []byte{echo, 0, 0, 0})
+				b = appendProp(b, 6, []byte{0, 0, 0, 0})
+			case ProtoTCP, ProtoUDP:
+				b = appendProp(b, 2, []byte{byte(f.SrcPort >> 8), byte(f.SrcPort), 0, 0})
+				b = appendProp(b, 3, []byte{byte(f.DstPort >> 8), byte(f.DstPort), 0, 0})
 			}
 		}
 		binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at))

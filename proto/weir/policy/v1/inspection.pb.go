@@ -124,6 +124,210 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
 }
 
+// InspectionServiceProbeRequest is a connection's first packet, to be sent.
+type InspectionServiceProbeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`                                       // "NAMESPACE/POD" in the Pod network.
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`                                           // "NAMESPACE/POD", an address or "node:NAME".
+	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=weir.policy.v1.Protocol" json:"protocol,omitempty"` // TCP, UDP, SCTP or ICMP (an echo request). Zero: TCP.
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`                                      // Destination port; zero for ICMP.
+	SourcePort    uint32                 `protobuf:"varint,5,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`        // Zero: one above those that kernels choose. Of ICMP the identifier.
+	LimitMillis   uint32                 `protobuf:"varint,6,opt,name=limit_millis,json=limitMillis,proto3" json:"limit_millis,omitempty"`     // How long to watch for the packet. Zero: 2,000. At most 5,000.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectionServiceProbeRequest) Reset() {
+	*x = InspectionServiceProbeRequest{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectionServiceProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectionServiceProbeRequest) ProtoMessage() {}
+
+func (x *InspectionServiceProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectionServiceProbeRequest.ProtoReflect.Descriptor instead.
+func (*InspectionServiceProbeRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *InspectionServiceProbeRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *InspectionServiceProbeRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *InspectionServiceProbeRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *InspectionServiceProbeRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *InspectionServiceProbeRequest) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *InspectionServiceProbeRequest) GetLimitMillis() uint32 {
+	if x != nil {
+		return x.LimitMillis
+	}
+	return 0
+}
+
+// InspectionServiceProbeResponse is what became of a probe.
+type InspectionServiceProbeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SourceIp      []byte                 `protobuf:"bytes,1,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`                // 4 or 16 bytes.
+	DestinationIp []byte                 `protobuf:"bytes,2,opt,name=destination_ip,json=destinationIp,proto3" json:"destination_ip,omitempty"` // As source_ip.
+	SourcePort    uint32                 `protobuf:"varint,3,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`         // As sent.
+	Seen          Verdict                `protobuf:"varint,4,opt,name=seen,proto3,enum=weir.policy.v1.Verdict" json:"seen,omitempty"`           // Allow: it was delivered, or where it is for no Pod's port, left the node.
+	// Seen is what Explain expects. A rejection whose answer was not seen counts as
+	// one: the packet was not delivered.
+	Agrees          bool             `protobuf:"varint,5,opt,name=agrees,proto3" json:"agrees,omitempty"`
+	Expected        *ExplainResponse `protobuf:"bytes,6,opt,name=expected,proto3" json:"expected,omitempty"`
+	SourceNode      string           `protobuf:"bytes,7,opt,name=source_node,json=sourceNode,proto3" json:"source_node,omitempty"`
+	Source          *ProbeResult     `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`                                          // What the source's node says.
+	DestinationNode string           `protobuf:"bytes,9,opt,name=destination_node,json=destinationNode,proto3" json:"destination_node,omitempty"` // Empty: it is no Pod's, or a Pod's on the same node.
+	Destination     *ProbeResult     `protobuf:"bytes,10,opt,name=destination,proto3" json:"destination,omitempty"`                               // What the destination's node says. Absent: as destination_node.
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *InspectionServiceProbeResponse) Reset() {
+	*x = InspectionServiceProbeResponse{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectionServiceProbeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectionServiceProbeResponse) ProtoMessage() {}
+
+func (x *InspectionServiceProbeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectionServiceProbeResponse.ProtoReflect.Descriptor instead.
+func (*InspectionServiceProbeResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *InspectionServiceProbeResponse) GetSourceIp() []byte {
+	if x != nil {
+		return x.SourceIp
+	}
+	return nil
+}
+
+func (x *InspectionServiceProbeResponse) GetDestinationIp() []byte {
+	if x != nil {
+		return x.DestinationIp
+	}
+	return nil
+}
+
+func (x *InspectionServiceProbeResponse) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *InspectionServiceProbeResponse) GetSeen() Verdict {
+	if x != nil {
+		return x.Seen
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *InspectionServiceProbeResponse) GetAgrees() bool {
+	if x != nil {
+		return x.Agrees
+	}
+	return false
+}
+
+func (x *InspectionServiceProbeResponse) GetExpected() *ExplainResponse {
+	if x != nil {
+		return x.Expected
+	}
+	return nil
+}
+
+func (x *InspectionServiceProbeResponse) GetSourceNode() string {
+	if x != nil {
+		return x.SourceNode
+	}
+	return ""
+}
+
+func (x *InspectionServiceProbeResponse) GetSource() *ProbeResult {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *InspectionServiceProbeResponse) GetDestinationNode() string {
+	if x != nil {
+		return x.DestinationNode
+	}
+	return ""
+}
+
+func (x *InspectionServiceProbeResponse) GetDestination() *ProbeResult {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
 type ListPoliciesRequest struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Namespace           string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`                                                   // Empty: all.
@@ -136,7 +340,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -148,7 +352,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -161,7 +365,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListPoliciesRequest) GetNamespace() string {
@@ -201,7 +405,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +417,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +430,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicySummary {
@@ -266,7 +470,7 @@ type PolicySummary struct {
 
 func (x *PolicySummary) Reset() {
 	*x = PolicySummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +482,7 @@ func (x *PolicySummary) String() string {
 func (*PolicySummary) ProtoMessage() {}
 
 func (x *PolicySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +495,7 @@ func (x *PolicySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicySummary.ProtoReflect.Descriptor instead.
 func (*PolicySummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PolicySummary) GetRef() *PolicyRef {
@@ -444,7 +648,7 @@ type RuleStats struct {
 
 func (x *RuleStats) Reset() {
 	*x = RuleStats{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +660,7 @@ func (x *RuleStats) String() string {
 func (*RuleStats) ProtoMessage() {}
 
 func (x *RuleStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +673,7 @@ func (x *RuleStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStats.ProtoReflect.Descriptor instead.
 func (*RuleStats) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RuleStats) GetDirection() Direction {
@@ -534,7 +738,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +750,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +763,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Condition) GetType() string {
@@ -599,7 +803,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +815,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +828,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListGroupsRequest) GetMembers() bool {
@@ -644,7 +848,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +860,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +873,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*GroupSummary {
@@ -703,7 +907,7 @@ type GroupDefinition struct {
 
 func (x *GroupDefinition) Reset() {
 	*x = GroupDefinition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +919,7 @@ func (x *GroupDefinition) String() string {
 func (*GroupDefinition) ProtoMessage() {}
 
 func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +932,7 @@ func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupDefinition.ProtoReflect.Descriptor instead.
 func (*GroupDefinition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GroupDefinition) GetNamespace() string {
@@ -801,7 +1005,7 @@ type GroupSummary struct {
 
 func (x *GroupSummary) Reset() {
 	*x = GroupSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1017,7 @@ func (x *GroupSummary) String() string {
 func (*GroupSummary) ProtoMessage() {}
 
 func (x *GroupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1030,7 @@ func (x *GroupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSummary.ProtoReflect.Descriptor instead.
 func (*GroupSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GroupSummary) GetId() []byte {
@@ -880,7 +1084,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1096,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1109,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListNodesRequest) GetLocal() bool {
@@ -927,7 +1131,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1143,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1156,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListNodesResponse) GetEpoch() string {
@@ -1006,7 +1210,7 @@ type NodeSummary struct {
 
 func (x *NodeSummary) Reset() {
 	*x = NodeSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1222,7 @@ func (x *NodeSummary) String() string {
 func (*NodeSummary) ProtoMessage() {}
 
 func (x *NodeSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1235,7 @@ func (x *NodeSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSummary.ProtoReflect.Descriptor instead.
 func (*NodeSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodeSummary) GetName() string {
@@ -1155,7 +1359,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1371,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1384,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -1244,7 +1448,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1460,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1473,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExplainResponse) GetVerdict() Verdict {
@@ -1315,7 +1519,7 @@ type DirectionExplanation struct {
 
 func (x *DirectionExplanation) Reset() {
 	*x = DirectionExplanation{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1531,7 @@ func (x *DirectionExplanation) String() string {
 func (*DirectionExplanation) ProtoMessage() {}
 
 func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1544,7 @@ func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectionExplanation.ProtoReflect.Descriptor instead.
 func (*DirectionExplanation) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DirectionExplanation) GetAction() Action {
@@ -1399,7 +1603,7 @@ type EvaluationStep struct {
 
 func (x *EvaluationStep) Reset() {
 	*x = EvaluationStep{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1615,7 @@ func (x *EvaluationStep) String() string {
 func (*EvaluationStep) ProtoMessage() {}
 
 func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1628,7 @@ func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvaluationStep.ProtoReflect.Descriptor instead.
 func (*EvaluationStep) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EvaluationStep) GetName() string {
@@ -1468,7 +1672,7 @@ type ConsideredRule struct {
 
 func (x *ConsideredRule) Reset() {
 	*x = ConsideredRule{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1684,7 @@ func (x *ConsideredRule) String() string {
 func (*ConsideredRule) ProtoMessage() {}
 
 func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1697,7 @@ func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsideredRule.ProtoReflect.Descriptor instead.
 func (*ConsideredRule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConsideredRule) GetPolicy() *PolicyRef {
@@ -1528,7 +1732,29 @@ var File_weir_policy_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\x93\x01\n" +
+	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\x1a\x1aweir/policy/v1/state.proto\"\xd1\x01\n" +
+	"\x1dInspectionServiceProbeRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1f\n" +
+	"\vsource_port\x18\x05 \x01(\rR\n" +
+	"sourcePort\x12!\n" +
+	"\flimit_millis\x18\x06 \x01(\rR\vlimitMillis\"\xc7\x03\n" +
+	"\x1eInspectionServiceProbeResponse\x12\x1b\n" +
+	"\tsource_ip\x18\x01 \x01(\fR\bsourceIp\x12%\n" +
+	"\x0edestination_ip\x18\x02 \x01(\fR\rdestinationIp\x12\x1f\n" +
+	"\vsource_port\x18\x03 \x01(\rR\n" +
+	"sourcePort\x12+\n" +
+	"\x04seen\x18\x04 \x01(\x0e2\x17.weir.policy.v1.VerdictR\x04seen\x12\x16\n" +
+	"\x06agrees\x18\x05 \x01(\bR\x06agrees\x12;\n" +
+	"\bexpected\x18\x06 \x01(\v2\x1f.weir.policy.v1.ExplainResponseR\bexpected\x12\x1f\n" +
+	"\vsource_node\x18\a \x01(\tR\n" +
+	"sourceNode\x123\n" +
+	"\x06source\x18\b \x01(\v2\x1b.weir.policy.v1.ProbeResultR\x06source\x12)\n" +
+	"\x10destination_node\x18\t \x01(\tR\x0fdestinationNode\x12=\n" +
+	"\vdestination\x18\n" +
+	" \x01(\v2\x1b.weir.policy.v1.ProbeResultR\vdestination\"\x93\x01\n" +
 	"\x13ListPoliciesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x122\n" +
 	"\x15by_effective_priority\x18\x02 \x01(\bR\x13byEffectivePriority\x12\x14\n" +
@@ -1669,13 +1895,14 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_ALLOW\x10\x01\x12\x10\n" +
 	"\fVERDICT_DROP\x10\x02\x12\x12\n" +
-	"\x0eVERDICT_REJECT\x10\x032\xe1\x02\n" +
+	"\x0eVERDICT_REJECT\x10\x032\xc9\x03\n" +
 	"\x11InspectionService\x12Y\n" +
 	"\fListPolicies\x12#.weir.policy.v1.ListPoliciesRequest\x1a$.weir.policy.v1.ListPoliciesResponse\x12S\n" +
 	"\n" +
 	"ListGroups\x12!.weir.policy.v1.ListGroupsRequest\x1a\".weir.policy.v1.ListGroupsResponse\x12P\n" +
 	"\tListNodes\x12 .weir.policy.v1.ListNodesRequest\x1a!.weir.policy.v1.ListNodesResponse\x12J\n" +
-	"\aExplain\x12\x1e.weir.policy.v1.ExplainRequest\x1a\x1f.weir.policy.v1.ExplainResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\aExplain\x12\x1e.weir.policy.v1.ExplainRequest\x1a\x1f.weir.policy.v1.ExplainResponse\x12f\n" +
+	"\x05Probe\x12-.weir.policy.v1.InspectionServiceProbeRequest\x1a..weir.policy.v1.InspectionServiceProbeResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_inspection_proto_rawDescOnce sync.Once
@@ -1690,70 +1917,80 @@ func file_weir_policy_v1_inspection_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_inspection_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_weir_policy_v1_inspection_proto_goTypes = []any{
-	(GroupUse)(0),                // 0: weir.policy.v1.GroupUse
-	(Verdict)(0),                 // 1: weir.policy.v1.Verdict
-	(*ListPoliciesRequest)(nil),  // 2: weir.policy.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil), // 3: weir.policy.v1.ListPoliciesResponse
-	(*PolicySummary)(nil),        // 4: weir.policy.v1.PolicySummary
-	(*RuleStats)(nil),            // 5: weir.policy.v1.RuleStats
-	(*Condition)(nil),            // 6: weir.policy.v1.Condition
-	(*ListGroupsRequest)(nil),    // 7: weir.policy.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),   // 8: weir.policy.v1.ListGroupsResponse
-	(*GroupDefinition)(nil),      // 9: weir.policy.v1.GroupDefinition
-	(*GroupSummary)(nil),         // 10: weir.policy.v1.GroupSummary
-	(*ListNodesRequest)(nil),     // 11: weir.policy.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 12: weir.policy.v1.ListNodesResponse
-	(*NodeSummary)(nil),          // 13: weir.policy.v1.NodeSummary
-	(*ExplainRequest)(nil),       // 14: weir.policy.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 15: weir.policy.v1.ExplainResponse
-	(*DirectionExplanation)(nil), // 16: weir.policy.v1.DirectionExplanation
-	(*EvaluationStep)(nil),       // 17: weir.policy.v1.EvaluationStep
-	(*ConsideredRule)(nil),       // 18: weir.policy.v1.ConsideredRule
-	(*PolicyRef)(nil),            // 19: weir.policy.v1.PolicyRef
-	(Direction)(0),               // 20: weir.policy.v1.Direction
-	(*Position)(nil),             // 21: weir.policy.v1.Position
-	(Protocol)(0),                // 22: weir.policy.v1.Protocol
-	(Action)(0),                  // 23: weir.policy.v1.Action
+	(GroupUse)(0),                          // 0: weir.policy.v1.GroupUse
+	(Verdict)(0),                           // 1: weir.policy.v1.Verdict
+	(*InspectionServiceProbeRequest)(nil),  // 2: weir.policy.v1.InspectionServiceProbeRequest
+	(*InspectionServiceProbeResponse)(nil), // 3: weir.policy.v1.InspectionServiceProbeResponse
+	(*ListPoliciesRequest)(nil),            // 4: weir.policy.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),           // 5: weir.policy.v1.ListPoliciesResponse
+	(*PolicySummary)(nil),                  // 6: weir.policy.v1.PolicySummary
+	(*RuleStats)(nil),                      // 7: weir.policy.v1.RuleStats
+	(*Condition)(nil),                      // 8: weir.policy.v1.Condition
+	(*ListGroupsRequest)(nil),              // 9: weir.policy.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),             // 10: weir.policy.v1.ListGroupsResponse
+	(*GroupDefinition)(nil),                // 11: weir.policy.v1.GroupDefinition
+	(*GroupSummary)(nil),                   // 12: weir.policy.v1.GroupSummary
+	(*ListNodesRequest)(nil),               // 13: weir.policy.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),              // 14: weir.policy.v1.ListNodesResponse
+	(*NodeSummary)(nil),                    // 15: weir.policy.v1.NodeSummary
+	(*ExplainRequest)(nil),                 // 16: weir.policy.v1.ExplainRequest
+	(*ExplainResponse)(nil),                // 17: weir.policy.v1.ExplainResponse
+	(*DirectionExplanation)(nil),           // 18: weir.policy.v1.DirectionExplanation
+	(*EvaluationStep)(nil),                 // 19: weir.policy.v1.EvaluationStep
+	(*ConsideredRule)(nil),                 // 20: weir.policy.v1.ConsideredRule
+	(Protocol)(0),                          // 21: weir.policy.v1.Protocol
+	(*ProbeResult)(nil),                    // 22: weir.policy.v1.ProbeResult
+	(*PolicyRef)(nil),                      // 23: weir.policy.v1.PolicyRef
+	(Direction)(0),                         // 24: weir.policy.v1.Direction
+	(*Position)(nil),                       // 25: weir.policy.v1.Position
+	(Action)(0),                            // 26: weir.policy.v1.Action
 }
 var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
-	4,  // 0: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
-	19, // 1: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
-	6,  // 2: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
-	5,  // 3: weir.policy.v1.PolicySummary.rules:type_name -> weir.policy.v1.RuleStats
-	20, // 4: weir.policy.v1.RuleStats.direction:type_name -> weir.policy.v1.Direction
-	10, // 5: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
-	9,  // 6: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
-	6,  // 7: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
-	0,  // 8: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
-	21, // 9: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
-	13, // 10: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
-	22, // 11: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 12: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
-	16, // 13: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
-	16, // 14: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
-	15, // 15: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
-	23, // 16: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
-	19, // 17: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
-	19, // 18: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
-	17, // 19: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
-	18, // 20: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
-	19, // 21: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
-	19, // 22: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
-	2,  // 23: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	7,  // 24: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
-	11, // 25: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
-	14, // 26: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
-	3,  // 27: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	8,  // 28: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
-	12, // 29: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
-	15, // 30: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
-	27, // [27:31] is the sub-list for method output_type
-	23, // [23:27] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	21, // 0: weir.policy.v1.InspectionServiceProbeRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 1: weir.policy.v1.InspectionServiceProbeResponse.seen:type_name -> weir.policy.v1.Verdict
+	17, // 2: weir.policy.v1.InspectionServiceProbeResponse.expected:type_name -> weir.policy.v1.ExplainResponse
+	22, // 3: weir.policy.v1.InspectionServiceProbeResponse.source:type_name -> weir.policy.v1.ProbeResult
+	22, // 4: weir.policy.v1.InspectionServiceProbeResponse.destination:type_name -> weir.policy.v1.ProbeResult
+	6,  // 5: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
+	23, // 6: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
+	8,  // 7: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
+	7,  // 8: weir.policy.v1.PolicySummary.rules:type_name -> weir.policy.v1.RuleStats
+	24, // 9: weir.policy.v1.RuleStats.direction:type_name -> weir.policy.v1.Direction
+	12, // 10: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
+	11, // 11: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
+	8,  // 12: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
+	0,  // 13: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
+	25, // 14: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
+	15, // 15: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
+	21, // 16: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 17: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
+	18, // 18: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
+	18, // 19: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
+	17, // 20: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
+	26, // 21: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
+	23, // 22: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
+	23, // 23: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
+	19, // 24: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
+	20, // 25: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
+	23, // 26: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
+	23, // 27: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
+	4,  // 28: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	9,  // 29: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
+	13, // 30: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
+	16, // 31: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
+	2,  // 32: weir.policy.v1.InspectionService.Probe:input_type -> weir.policy.v1.InspectionServiceProbeRequest
+	5,  // 33: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	10, // 34: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
+	14, // 35: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
+	17, // 36: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
+	3,  // 37: weir.policy.v1.InspectionService.Probe:output_type -> weir.policy.v1.InspectionServiceProbeResponse
+	33, // [33:38] is the sub-list for method output_type
+	28, // [28:33] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_inspection_proto_init() }
@@ -1761,15 +1998,16 @@ func file_weir_policy_v1_inspection_proto_init() {
 	if File_weir_policy_v1_inspection_proto != nil {
 		return
 	}
+	file_weir_policy_v1_service_proto_init()
 	file_weir_policy_v1_state_proto_init()
-	file_weir_policy_v1_inspection_proto_msgTypes[12].OneofWrappers = []any{}
+	file_weir_policy_v1_inspection_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_inspection_proto_rawDesc), len(file_weir_policy_v1_inspection_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

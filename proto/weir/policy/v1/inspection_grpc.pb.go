@@ -23,6 +23,7 @@ const (
 	InspectionService_ListGroups_FullMethodName   = "/weir.policy.v1.InspectionService/ListGroups"
 	InspectionService_ListNodes_FullMethodName    = "/weir.policy.v1.InspectionService/ListNodes"
 	InspectionService_Explain_FullMethodName      = "/weir.policy.v1.InspectionService/Explain"
+	InspectionService_Probe_FullMethodName        = "/weir.policy.v1.InspectionService/Probe"
 )
 
 // InspectionServiceClient is the client API for InspectionService service.
@@ -43,6 +44,15 @@ type InspectionServiceClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// Explain says which verdict one connection gets, and why.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Probe sends one real packet from a Pod's port and compares what becomes of it
+	// with what Explain says. Of connections it disturbs none: it chooses a source
+	// port that none has, and has the connection forgotten afterwards. The
+	// destination's kernel may answer.
+	//
+	// Errors, besides: FAILED_PRECONDITION (the shim of a node knows no probes, or
+	// says why it cannot), RESOURCE_EXHAUSTED (too many probes at a time),
+	// UNAVAILABLE (a node is not connected to any replica), DEADLINE_EXCEEDED.
+	Probe(ctx context.Context, in *InspectionServiceProbeRequest, opts ...grpc.CallOption) (*InspectionServiceProbeResponse, error)
 }
 
 type inspectionServiceClient struct {
@@ -93,6 +103,16 @@ func (c *inspectionServiceClient) Explain(ctx context.Context, in *ExplainReques
 	return out, nil
 }
 
+func (c *inspectionServiceClient) Probe(ctx context.Context, in *InspectionServiceProbeRequest, opts ...grpc.CallOption) (*InspectionServiceProbeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InspectionServiceProbeResponse)
+	err := c.cc.Invoke(ctx, InspectionService_Probe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // InspectionServiceServer is the server API for InspectionService service.
 // All implementations must embed UnimplementedInspectionServiceServer
 // for forward compatibility.
@@ -111,6 +131,15 @@ type InspectionServiceServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// Explain says which verdict one connection gets, and why.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Probe sends one real packet from a Pod's port and compares what becomes of it
+	// with what Explain says. Of connections it disturbs none: it chooses a source
+	// port that none has, and has the connection forgotten afterwards. The
+	// destination's kernel may answer.
+	//
+	// Errors, besides: FAILED_PRECONDITION (the shim of a node knows no probes, or
+	// says why it cannot), RESOURCE_EXHAUSTED (too many probes at a time),
+	// UNAVAILABLE (a node is not connected to any replica), DEADLINE_EXCEEDED.
+	Probe(context.Context, *InspectionServiceProbeRequest) (*InspectionServiceProbeResponse, error)
 	mustEmbedUnimplementedInspectionServiceServer()
 }
 
@@ -132,6 +161,9 @@ func (UnimplementedInspectionServiceServer) ListNodes(context.Context, *ListNode
 }
 func (UnimplementedInspectionServiceServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedInspectionServiceServer) Probe(context.Context, *InspectionServiceProbeRequest) (*InspectionServiceProbeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Probe not implemented")
 }
 func (UnimplementedInspectionServiceServer) mustEmbedUnimplementedInspectionServiceServer() {}
 func (UnimplementedInspectionServiceServer) testEmbeddedByValue()                           {}
@@ -226,6 +258,24 @@ func _InspectionService_Explain_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InspectionService_Probe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InspectionServiceProbeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(InspectionServiceServer).Probe(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: InspectionService_Probe_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(InspectionServiceServer).Probe(ctx, req.(*InspectionServiceProbeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // InspectionService_ServiceDesc is the grpc.ServiceDesc for InspectionService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -248,6 +298,10 @@ var InspectionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _InspectionService_Explain_Handler,
+		},
+		{
+			MethodName: "Probe",
+			Handler:    _InspectionService_Probe_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

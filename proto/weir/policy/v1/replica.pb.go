@@ -149,6 +149,102 @@ func (x *CountersResponse) GetMark() uint64 {
 	return 0
 }
 
+type ProbeNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Probe         *ProbeRequest          `protobuf:"bytes,2,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeNodeRequest) Reset() {
+	*x = ProbeNodeRequest{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeNodeRequest) ProtoMessage() {}
+
+func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeNodeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeNodeRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProbeNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ProbeNodeRequest) GetProbe() *ProbeRequest {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+type ProbeNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        *ProbeResult           `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeNodeResponse) Reset() {
+	*x = ProbeNodeResponse{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeNodeResponse) ProtoMessage() {}
+
+func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeNodeResponse.ProtoReflect.Descriptor instead.
+func (*ProbeNodeResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ProbeNodeResponse) GetResult() *ProbeResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
 type AwaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`       // The caller's.
@@ -159,7 +255,7 @@ type AwaitRequest struct {
 
 func (x *AwaitRequest) Reset() {
 	*x = AwaitRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +267,7 @@ func (x *AwaitRequest) String() string {
 func (*AwaitRequest) ProtoMessage() {}
 
 func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +280,7 @@ func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
 func (*AwaitRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AwaitRequest) GetEpoch() string {
@@ -213,7 +309,7 @@ type Arrival struct {
 
 func (x *Arrival) Reset() {
 	*x = Arrival{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +321,7 @@ func (x *Arrival) String() string {
 func (*Arrival) ProtoMessage() {}
 
 func (x *Arrival) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +334,7 @@ func (x *Arrival) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arrival.ProtoReflect.Descriptor instead.
 func (*Arrival) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Arrival) GetNode() string {
@@ -271,7 +367,7 @@ type AwaitResponse struct {
 
 func (x *AwaitResponse) Reset() {
 	*x = AwaitResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +379,7 @@ func (x *AwaitResponse) String() string {
 func (*AwaitResponse) ProtoMessage() {}
 
 func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +392,7 @@ func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
 func (*AwaitResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AwaitResponse) GetArrivals() []uint32 {
@@ -319,7 +415,12 @@ const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
 	"\x05stats\x18\x02 \x01(\v2\x19.weir.policy.v1.NodeStatsR\x05stats\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
-	"\x04mark\x18\x04 \x01(\x04R\x04mark\"Y\n" +
+	"\x04mark\x18\x04 \x01(\x04R\x04mark\"Z\n" +
+	"\x10ProbeNodeRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x122\n" +
+	"\x05probe\x18\x02 \x01(\v2\x1c.weir.policy.v1.ProbeRequestR\x05probe\"H\n" +
+	"\x11ProbeNodeResponse\x123\n" +
+	"\x06result\x18\x01 \x01(\v2\x1b.weir.policy.v1.ProbeResultR\x06result\"Y\n" +
 	"\fAwaitRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x123\n" +
 	"\barrivals\x18\x02 \x03(\v2\x17.weir.policy.v1.ArrivalR\barrivals\"A\n" +
@@ -328,10 +429,11 @@ const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
 	"\x03ips\x18\x03 \x03(\fR\x03ips\"+\n" +
 	"\rAwaitResponse\x12\x1a\n" +
-	"\barrivals\x18\x01 \x03(\rR\barrivals2\xa9\x01\n" +
+	"\barrivals\x18\x01 \x03(\rR\barrivals2\xfd\x01\n" +
 	"\x0eReplicaService\x12F\n" +
 	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01\x12O\n" +
-	"\bCounters\x12\x1f.weir.policy.v1.CountersRequest\x1a .weir.policy.v1.CountersResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\bCounters\x12\x1f.weir.policy.v1.CountersRequest\x1a .weir.policy.v1.CountersResponse0\x01\x12R\n" +
+	"\tProbeNode\x12 .weir.policy.v1.ProbeNodeRequest\x1a!.weir.policy.v1.ProbeNodeResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_replica_proto_rawDescOnce sync.Once
@@ -345,27 +447,35 @@ func file_weir_policy_v1_replica_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_replica_proto_rawDescData
 }
 
-var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_weir_policy_v1_replica_proto_goTypes = []any{
-	(*CountersRequest)(nil),  // 0: weir.policy.v1.CountersRequest
-	(*CountersResponse)(nil), // 1: weir.policy.v1.CountersResponse
-	(*AwaitRequest)(nil),     // 2: weir.policy.v1.AwaitRequest
-	(*Arrival)(nil),          // 3: weir.policy.v1.Arrival
-	(*AwaitResponse)(nil),    // 4: weir.policy.v1.AwaitResponse
-	(*NodeStats)(nil),        // 5: weir.policy.v1.NodeStats
+	(*CountersRequest)(nil),   // 0: weir.policy.v1.CountersRequest
+	(*CountersResponse)(nil),  // 1: weir.policy.v1.CountersResponse
+	(*ProbeNodeRequest)(nil),  // 2: weir.policy.v1.ProbeNodeRequest
+	(*ProbeNodeResponse)(nil), // 3: weir.policy.v1.ProbeNodeResponse
+	(*AwaitRequest)(nil),      // 4: weir.policy.v1.AwaitRequest
+	(*Arrival)(nil),           // 5: weir.policy.v1.Arrival
+	(*AwaitResponse)(nil),     // 6: weir.policy.v1.AwaitResponse
+	(*NodeStats)(nil),         // 7: weir.policy.v1.NodeStats
+	(*ProbeRequest)(nil),      // 8: weir.policy.v1.ProbeRequest
+	(*ProbeResult)(nil),       // 9: weir.policy.v1.ProbeResult
 }
 var file_weir_policy_v1_replica_proto_depIdxs = []int32{
-	5, // 0: weir.policy.v1.CountersResponse.stats:type_name -> weir.policy.v1.NodeStats
-	3, // 1: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
-	2, // 2: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
-	0, // 3: weir.policy.v1.ReplicaService.Counters:input_type -> weir.policy.v1.CountersRequest
-	4, // 4: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
-	1, // 5: weir.policy.v1.ReplicaService.Counters:output_type -> weir.policy.v1.CountersResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	7, // 0: weir.policy.v1.CountersResponse.stats:type_name -> weir.policy.v1.NodeStats
+	8, // 1: weir.policy.v1.ProbeNodeRequest.probe:type_name -> weir.policy.v1.ProbeRequest
+	9, // 2: weir.policy.v1.ProbeNodeResponse.result:type_name -> weir.policy.v1.ProbeResult
+	5, // 3: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
+	4, // 4: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
+	0, // 5: weir.policy.v1.ReplicaService.Counters:input_type -> weir.policy.v1.CountersRequest
+	2, // 6: weir.policy.v1.ReplicaService.ProbeNode:input_type -> weir.policy.v1.ProbeNodeRequest
+	6, // 7: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
+	1, // 8: weir.policy.v1.ReplicaService.Counters:output_type -> weir.policy.v1.CountersResponse
+	3, // 9: weir.policy.v1.ReplicaService.ProbeNode:output_type -> weir.policy.v1.ProbeNodeResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_replica_proto_init() }
@@ -380,7 +490,7 @@ func file_weir_policy_v1_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_replica_proto_rawDesc), len(file_weir_policy_v1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

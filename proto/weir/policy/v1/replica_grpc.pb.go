@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ReplicaService_Await_FullMethodName    = "/weir.policy.v1.ReplicaService/Await"
-	ReplicaService_Counters_FullMethodName = "/weir.policy.v1.ReplicaService/Counters"
+	ReplicaService_Await_FullMethodName     = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_Counters_FullMethodName  = "/weir.policy.v1.ReplicaService/Counters"
+	ReplicaService_ProbeNode_FullMethodName = "/weir.policy.v1.ReplicaService/ProbeNode"
 )
 
 // ReplicaServiceClient is the client API for ReplicaService service.
@@ -47,6 +48,13 @@ type ReplicaServiceClient interface {
 	// Errors: UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Counters(ctx context.Context, in *CountersRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CountersResponse], error)
+	// ProbeNode hands a probe to a node that is connected to this replica, and its
+	// answers back. The first message has none: it says that the node has it.
+	//
+	// Errors: NOT_FOUND (the node is not connected here), FAILED_PRECONDITION (its
+	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
+	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
+	ProbeNode(ctx context.Context, in *ProbeNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProbeNodeResponse], error)
 }
 
 type replicaServiceClient struct {
@@ -95,6 +103,25 @@ func (c *replicaServiceClient) Counters(ctx context.Context, in *CountersRequest
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_CountersClient = grpc.ServerStreamingClient[CountersResponse]
 
+func (c *replicaServiceClient) ProbeNode(ctx context.Context, in *ProbeNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProbeNodeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ReplicaService_ServiceDesc.Streams[2], ReplicaService_ProbeNode_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ProbeNodeRequest, ProbeNodeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_ProbeNodeClient = grpc.ServerStreamingClient[ProbeNodeResponse]
+
 // ReplicaServiceServer is the server API for ReplicaService service.
 // All implementations must embed UnimplementedReplicaServiceServer
 // for forward compatibility.
@@ -119,6 +146,13 @@ type ReplicaServiceServer interface {
 	// Errors: UNAUTHENTICATED, PERMISSION_DENIED (the caller is no policy service),
 	// FAILED_PRECONDITION (the caller is this replica itself).
 	Counters(*CountersRequest, grpc.ServerStreamingServer[CountersResponse]) error
+	// ProbeNode hands a probe to a node that is connected to this replica, and its
+	// answers back. The first message has none: it says that the node has it.
+	//
+	// Errors: NOT_FOUND (the node is not connected here), FAILED_PRECONDITION (its
+	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
+	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
+	ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error
 	mustEmbedUnimplementedReplicaServiceServer()
 }
 
@@ -134,6 +168,9 @@ func (UnimplementedReplicaServiceServer) Await(*AwaitRequest, grpc.ServerStreami
 }
 func (UnimplementedReplicaServiceServer) Counters(*CountersRequest, grpc.ServerStreamingServer[CountersResponse]) error {
 	return status.Error(codes.Unimplemented, "method Counters not implemented")
+}
+func (UnimplementedReplicaServiceServer) ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error {
+	return status.Error(codes.Unimplemented, "method ProbeNode not implemented")
 }
 func (UnimplementedReplicaServiceServer) mustEmbedUnimplementedReplicaServiceServer() {}
 func (UnimplementedReplicaServiceServer) testEmbeddedByValue()                        {}
@@ -178,6 +215,17 @@ func _ReplicaService_Counters_Handler(srv interface{}, stream grpc.ServerStream)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_CountersServer = grpc.ServerStreamingServer[CountersResponse]
 
+func _ReplicaService_ProbeNode_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ProbeNodeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ReplicaServiceServer).ProbeNode(m, &grpc.GenericServerStream[ProbeNodeRequest, ProbeNodeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ReplicaService_ProbeNodeServer = grpc.ServerStreamingServer[ProbeNodeResponse]
+
 // ReplicaService_ServiceDesc is the grpc.ServiceDesc for ReplicaService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -194,6 +242,11 @@ var ReplicaService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Counters",
 			Handler:       _ReplicaService_Counters_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ProbeNode",
+			Handler:       _ReplicaService_ProbeNode_Handler,
 			ServerStreams: true,
 		},
 	},

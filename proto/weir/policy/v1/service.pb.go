@@ -21,6 +21,109 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ProbeRole is a node's part in a probe.
+type ProbeRole int32
+
+const (
+	ProbeRole_PROBE_ROLE_UNSPECIFIED ProbeRole = 0 // Invalid.
+	ProbeRole_PROBE_ROLE_SEND        ProbeRole = 1 // Send the packet from the Pod's port, and watch.
+	ProbeRole_PROBE_ROLE_WATCH       ProbeRole = 2 // Watch the packet arrive at the Pod's port.
+)
+
+// Enum value maps for ProbeRole.
+var (
+	ProbeRole_name = map[int32]string{
+		0: "PROBE_ROLE_UNSPECIFIED",
+		1: "PROBE_ROLE_SEND",
+		2: "PROBE_ROLE_WATCH",
+	}
+	ProbeRole_value = map[string]int32{
+		"PROBE_ROLE_UNSPECIFIED": 0,
+		"PROBE_ROLE_SEND":        1,
+		"PROBE_ROLE_WATCH":       2,
+	}
+)
+
+func (x ProbeRole) Enum() *ProbeRole {
+	p := new(ProbeRole)
+	*p = x
+	return p
+}
+
+func (x ProbeRole) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProbeRole) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_service_proto_enumTypes[0].Descriptor()
+}
+
+func (ProbeRole) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_service_proto_enumTypes[0]
+}
+
+func (x ProbeRole) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProbeRole.Descriptor instead.
+func (ProbeRole) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{0}
+}
+
+// ProbeEvent is what was seen of a probe.
+type ProbeEvent int32
+
+const (
+	ProbeEvent_PROBE_EVENT_UNSPECIFIED ProbeEvent = 0 // Invalid.
+	ProbeEvent_PROBE_EVENT_DELIVERED   ProbeEvent = 1 // The packet left by a Pod's port.
+	ProbeEvent_PROBE_EVENT_LEFT        ProbeEvent = 2 // The packet left by the host's port or the uplink.
+	ProbeEvent_PROBE_EVENT_ANSWERED    ProbeEvent = 3 // Something came back for the sending Pod.
+)
+
+// Enum value maps for ProbeEvent.
+var (
+	ProbeEvent_name = map[int32]string{
+		0: "PROBE_EVENT_UNSPECIFIED",
+		1: "PROBE_EVENT_DELIVERED",
+		2: "PROBE_EVENT_LEFT",
+		3: "PROBE_EVENT_ANSWERED",
+	}
+	ProbeEvent_value = map[string]int32{
+		"PROBE_EVENT_UNSPECIFIED": 0,
+		"PROBE_EVENT_DELIVERED":   1,
+		"PROBE_EVENT_LEFT":        2,
+		"PROBE_EVENT_ANSWERED":    3,
+	}
+)
+
+func (x ProbeEvent) Enum() *ProbeEvent {
+	p := new(ProbeEvent)
+	*p = x
+	return p
+}
+
+func (x ProbeEvent) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ProbeEvent) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_policy_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (ProbeEvent) Type() protoreflect.EnumType {
+	return &file_weir_policy_v1_service_proto_enumTypes[1]
+}
+
+func (x ProbeEvent) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ProbeEvent.Descriptor instead.
+func (ProbeEvent) EnumDescriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
 type SubscribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -30,6 +133,7 @@ type SubscribeRequest struct {
 	//	*SubscribeRequest_Nack
 	//	*SubscribeRequest_Stats
 	//	*SubscribeRequest_Inventory
+	//	*SubscribeRequest_Probe
 	Message       isSubscribeRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -117,6 +221,15 @@ func (x *SubscribeRequest) GetInventory() *Inventory {
 	return nil
 }
 
+func (x *SubscribeRequest) GetProbe() *ProbeResult {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeRequest_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isSubscribeRequest_Message interface {
 	isSubscribeRequest_Message()
 }
@@ -141,6 +254,10 @@ type SubscribeRequest_Inventory struct {
 	Inventory *Inventory `protobuf:"bytes,5,opt,name=inventory,proto3,oneof"` // Answers an InventoryRequest.
 }
 
+type SubscribeRequest_Probe struct {
+	Probe *ProbeResult `protobuf:"bytes,6,opt,name=probe,proto3,oneof"` // Answers a ProbeRequest.
+}
+
 func (*SubscribeRequest_Hello) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Ack) isSubscribeRequest_Message() {}
@@ -151,6 +268,8 @@ func (*SubscribeRequest_Stats) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Inventory) isSubscribeRequest_Message() {}
 
+func (*SubscribeRequest_Probe) isSubscribeRequest_Message() {}
+
 type SubscribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -159,6 +278,7 @@ type SubscribeResponse struct {
 	//	*SubscribeResponse_Cut
 	//	*SubscribeResponse_InventoryRequest
 	//	*SubscribeResponse_Release
+	//	*SubscribeResponse_Probe
 	Message       isSubscribeResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -237,6 +357,15 @@ func (x *SubscribeResponse) GetRelease() *Release {
 	return nil
 }
 
+func (x *SubscribeResponse) GetProbe() *ProbeRequest {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeResponse_Probe); ok {
+			return x.Probe
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Message interface {
 	isSubscribeResponse_Message()
 }
@@ -257,6 +386,10 @@ type SubscribeResponse_Release struct {
 	Release *Release `protobuf:"bytes,4,opt,name=release,proto3,oneof"` // Ports that a cut had held may open.
 }
 
+type SubscribeResponse_Probe struct {
+	Probe *ProbeRequest `protobuf:"bytes,5,opt,name=probe,proto3,oneof"` // Only where the Hello said probes.
+}
+
 func (*SubscribeResponse_InSync) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Cut) isSubscribeResponse_Message() {}
@@ -264,6 +397,438 @@ func (*SubscribeResponse_Cut) isSubscribeResponse_Message() {}
 func (*SubscribeResponse_InventoryRequest) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Release) isSubscribeResponse_Message() {}
+
+func (*SubscribeResponse_Probe) isSubscribeResponse_Message() {}
+
+// ProbeRequest has a node send one real packet from a Pod's port, or watch it
+// arrive at one, and say what its flows do with it. A watch is answered when it
+// is in force, and again when it is over; a sending once, when it is over.
+type ProbeRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // Of the answers. Not zero.
+	Role            ProbeRole              `protobuf:"varint,2,opt,name=role,proto3,enum=weir.policy.v1.ProbeRole" json:"role,omitempty"`
+	Pod             string                 `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`                                                 // "NAMESPACE/POD" on this node whose port it is.
+	SourceIp        []byte                 `protobuf:"bytes,4,opt,name=source_ip,json=sourceIp,proto3" json:"source_ip,omitempty"`                       // 4 or 16 bytes.
+	DestinationIp   []byte                 `protobuf:"bytes,5,opt,name=destination_ip,json=destinationIp,proto3" json:"destination_ip,omitempty"`        // As source_ip.
+	Protocol        uint32                 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`                                      // IANA number: TCP, UDP, SCTP, ICMP or ICMPv6 (an echo request).
+	SourcePort      uint32                 `protobuf:"varint,7,opt,name=source_port,json=sourcePort,proto3" json:"source_port,omitempty"`                // Of ICMP the identifier. Not zero.
+	DestinationPort uint32                 `protobuf:"varint,8,opt,name=destination_port,json=destinationPort,proto3" json:"destination_port,omitempty"` // Zero for ICMP.
+	LimitMillis     uint32                 `protobuf:"varint,9,opt,name=limit_millis,json=limitMillis,proto3" json:"limit_millis,omitempty"`             // How long to watch. At most 5,000.
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ProbeRequest) Reset() {
+	*x = ProbeRequest{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeRequest) ProtoMessage() {}
+
+func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProbeRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProbeRequest) GetRole() ProbeRole {
+	if x != nil {
+		return x.Role
+	}
+	return ProbeRole_PROBE_ROLE_UNSPECIFIED
+}
+
+func (x *ProbeRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *ProbeRequest) GetSourceIp() []byte {
+	if x != nil {
+		return x.SourceIp
+	}
+	return nil
+}
+
+func (x *ProbeRequest) GetDestinationIp() []byte {
+	if x != nil {
+		return x.DestinationIp
+	}
+	return nil
+}
+
+func (x *ProbeRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *ProbeRequest) GetSourcePort() uint32 {
+	if x != nil {
+		return x.SourcePort
+	}
+	return 0
+}
+
+func (x *ProbeRequest) GetDestinationPort() uint32 {
+	if x != nil {
+		return x.DestinationPort
+	}
+	return 0
+}
+
+func (x *ProbeRequest) GetLimitMillis() uint32 {
+	if x != nil {
+		return x.LimitMillis
+	}
+	return 0
+}
+
+// ProbeResult is what a node saw.
+type ProbeResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Armed         bool                   `protobuf:"varint,2,opt,name=armed,proto3" json:"armed,omitempty"`  // The watch is in force, and that is all: there is another answer to come.
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`   // What kept the node from doing its part. Empty: nothing did.
+	Trace         *ProbeTrace            `protobuf:"bytes,4,opt,name=trace,proto3" json:"trace,omitempty"`   // Absent: armed, or an error.
+	Sights        []*ProbeSight          `protobuf:"bytes,5,rep,name=sights,proto3" json:"sights,omitempty"` // In the order of their times.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeResult) Reset() {
+	*x = ProbeResult{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeResult) ProtoMessage() {}
+
+func (x *ProbeResult) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
+func (*ProbeResult) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ProbeResult) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProbeResult) GetArmed() bool {
+	if x != nil {
+		return x.Armed
+	}
+	return false
+}
+
+func (x *ProbeResult) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ProbeResult) GetTrace() *ProbeTrace {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
+}
+
+func (x *ProbeResult) GetSights() []*ProbeSight {
+	if x != nil {
+		return x.Sights
+	}
+	return nil
+}
+
+// ProbeTrace is what the switch says that it does with a packet.
+type ProbeTrace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Passes        bool                   `protobuf:"varint,1,opt,name=passes,proto3" json:"passes,omitempty"`      // It leaves the bridge.
+	Output        string                 `protobuf:"bytes,2,opt,name=output,proto3" json:"output,omitempty"`       // "NAMESPACE/POD", "host", "uplink" or "port N". Empty: it does not pass.
+	Decisions     []*ProbeDecision       `protobuf:"bytes,3,rep,name=decisions,proto3" json:"decisions,omitempty"` // Of rules, in order; where it does not pass, the last is what drops it.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeTrace) Reset() {
+	*x = ProbeTrace{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeTrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeTrace) ProtoMessage() {}
+
+func (x *ProbeTrace) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeTrace.ProtoReflect.Descriptor instead.
+func (*ProbeTrace) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ProbeTrace) GetPasses() bool {
+	if x != nil {
+		return x.Passes
+	}
+	return false
+}
+
+func (x *ProbeTrace) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *ProbeTrace) GetDecisions() []*ProbeDecision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+// ProbeDecision is a flow that decided.
+type ProbeDecision struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Direction   Direction              `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Action      Action                 `protobuf:"varint,2,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`
+	Table       string                 `protobuf:"bytes,3,opt,name=table,proto3" json:"table,omitempty"` // Name of the table. Empty: it is none of ours.
+	TableNumber uint32                 `protobuf:"varint,4,opt,name=table_number,json=tableNumber,proto3" json:"table_number,omitempty"`
+	Policies    []*PolicyRef           `protobuf:"bytes,5,rep,name=policies,proto3" json:"policies,omitempty"`    // That decide. Empty: no policy does.
+	Rule        string                 `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`            // Of a policy. Empty: the kind has none, an isolation, or no policy decides.
+	Isolation   bool                   `protobuf:"varint,7,opt,name=isolation,proto3" json:"isolation,omitempty"` // Dropped because policies isolate the Pod and none allows.
+	// What the flow stands for, as in FlowMeaning.kind: "rule", "isolation", and
+	// where no policy decides "static", "port", "spoof", or "foreign" for a flow
+	// that bears no mark of ours, or none at all.
+	Meaning       string `protobuf:"bytes,8,opt,name=meaning,proto3" json:"meaning,omitempty"`
+	Cookie        uint64 `protobuf:"fixed64,9,opt,name=cookie,proto3" json:"cookie,omitempty"` // Of the flow.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeDecision) Reset() {
+	*x = ProbeDecision{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeDecision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeDecision) ProtoMessage() {}
+
+func (x *ProbeDecision) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeDecision.ProtoReflect.Descriptor instead.
+func (*ProbeDecision) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ProbeDecision) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *ProbeDecision) GetAction() Action {
+	if x != nil {
+		return x.Action
+	}
+	return Action_ACTION_UNSPECIFIED
+}
+
+func (x *ProbeDecision) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *ProbeDecision) GetTableNumber() uint32 {
+	if x != nil {
+		return x.TableNumber
+	}
+	return 0
+}
+
+func (x *ProbeDecision) GetPolicies() []*PolicyRef {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *ProbeDecision) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *ProbeDecision) GetIsolation() bool {
+	if x != nil {
+		return x.Isolation
+	}
+	return false
+}
+
+func (x *ProbeDecision) GetMeaning() string {
+	if x != nil {
+		return x.Meaning
+	}
+	return ""
+}
+
+func (x *ProbeDecision) GetCookie() uint64 {
+	if x != nil {
+		return x.Cookie
+	}
+	return 0
+}
+
+// ProbeSight is one packet that was seen.
+type ProbeSight struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Event         ProbeEvent             `protobuf:"varint,1,opt,name=event,proto3,enum=weir.policy.v1.ProbeEvent" json:"event,omitempty"`
+	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`                                     // "NAMESPACE/POD" whose port it left by. Empty: not a Pod's.
+	Answer        string                 `protobuf:"bytes,3,opt,name=answer,proto3" json:"answer,omitempty"`                               // Of an answer: "SYN-ACK", "RST", "UDP", "SCTP", "echo reply", or such as "ICMP type 3 code 10".
+	AfterMicros   uint32                 `protobuf:"varint,4,opt,name=after_micros,json=afterMicros,proto3" json:"after_micros,omitempty"` // Since the packet was sent, or the watch began.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeSight) Reset() {
+	*x = ProbeSight{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeSight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeSight) ProtoMessage() {}
+
+func (x *ProbeSight) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeSight.ProtoReflect.Descriptor instead.
+func (*ProbeSight) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ProbeSight) GetEvent() ProbeEvent {
+	if x != nil {
+		return x.Event
+	}
+	return ProbeEvent_PROBE_EVENT_UNSPECIFIED
+}
+
+func (x *ProbeSight) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *ProbeSight) GetAnswer() string {
+	if x != nil {
+		return x.Answer
+	}
+	return ""
+}
+
+func (x *ProbeSight) GetAfterMicros() uint32 {
+	if x != nil {
+		return x.AfterMicros
+	}
+	return 0
+}
 
 // Release ends what Cut.held began.
 type Release struct {
@@ -275,7 +840,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -287,7 +852,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -300,7 +865,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Release) GetEndpoints() []string {
@@ -321,7 +886,7 @@ type InventoryRequest struct {
 
 func (x *InventoryRequest) Reset() {
 	*x = InventoryRequest{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +898,7 @@ func (x *InventoryRequest) String() string {
 func (*InventoryRequest) ProtoMessage() {}
 
 func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +911,7 @@ func (x *InventoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryRequest.ProtoReflect.Descriptor instead.
 func (*InventoryRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InventoryRequest) GetScopes() []*ScopeBuckets {
@@ -367,7 +932,7 @@ type ScopeBuckets struct {
 
 func (x *ScopeBuckets) Reset() {
 	*x = ScopeBuckets{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +944,7 @@ func (x *ScopeBuckets) String() string {
 func (*ScopeBuckets) ProtoMessage() {}
 
 func (x *ScopeBuckets) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +957,7 @@ func (x *ScopeBuckets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeBuckets.ProtoReflect.Descriptor instead.
 func (*ScopeBuckets) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ScopeBuckets) GetId() []byte {
@@ -419,7 +984,7 @@ type Inventory struct {
 
 func (x *Inventory) Reset() {
 	*x = Inventory{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +996,7 @@ func (x *Inventory) String() string {
 func (*Inventory) ProtoMessage() {}
 
 func (x *Inventory) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +1009,7 @@ func (x *Inventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
 func (*Inventory) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Inventory) GetScopes() []*ScopeInventory {
@@ -466,7 +1031,7 @@ type ScopeInventory struct {
 
 func (x *ScopeInventory) Reset() {
 	*x = ScopeInventory{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +1043,7 @@ func (x *ScopeInventory) String() string {
 func (*ScopeInventory) ProtoMessage() {}
 
 func (x *ScopeInventory) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +1056,7 @@ func (x *ScopeInventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeInventory.ProtoReflect.Descriptor instead.
 func (*ScopeInventory) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ScopeInventory) GetId() []byte {
@@ -522,13 +1087,14 @@ type Hello struct {
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`     // 16 bytes: digest of the state that the shim holds. Empty: it holds none.
 	Position      *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"` // Of the last cut applied. Absent: none.
 	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`   // The shim's build version, for people.
+	Probes        bool                   `protobuf:"varint,5,opt,name=probes,proto3" json:"probes,omitempty"`    // The shim carries out ProbeRequests.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +1106,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +1119,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Hello) GetNode() string {
@@ -584,6 +1150,13 @@ func (x *Hello) GetVersion() string {
 	return ""
 }
 
+func (x *Hello) GetProbes() bool {
+	if x != nil {
+		return x.Probes
+	}
+	return false
+}
+
 // InSync answers a Hello whose state is up to date. It is acknowledged as a cut
 // is, once all that the shim holds is in force.
 type InSync struct {
@@ -597,7 +1170,7 @@ type InSync struct {
 
 func (x *InSync) Reset() {
 	*x = InSync{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +1182,7 @@ func (x *InSync) String() string {
 func (*InSync) ProtoMessage() {}
 
 func (x *InSync) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +1195,7 @@ func (x *InSync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InSync.ProtoReflect.Descriptor instead.
 func (*InSync) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InSync) GetEpoch() string {
@@ -658,7 +1231,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +1243,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +1256,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ack) GetRevision() uint64 {
@@ -721,7 +1294,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +1306,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +1319,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Nack) GetRevision() uint64 {
@@ -796,7 +1369,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1381,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1394,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ItemError) GetScope() []byte {
@@ -867,7 +1440,7 @@ type NodeStats struct {
 
 func (x *NodeStats) Reset() {
 	*x = NodeStats{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1452,7 @@ func (x *NodeStats) String() string {
 func (*NodeStats) ProtoMessage() {}
 
 func (x *NodeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1465,7 @@ func (x *NodeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStats.ProtoReflect.Descriptor instead.
 func (*NodeStats) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeStats) GetRules() []*RuleCounter {
@@ -962,7 +1535,7 @@ type Interval struct {
 
 func (x *Interval) Reset() {
 	*x = Interval{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1547,7 @@ func (x *Interval) String() string {
 func (*Interval) ProtoMessage() {}
 
 func (x *Interval) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1560,7 @@ func (x *Interval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interval.ProtoReflect.Descriptor instead.
 func (*Interval) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Interval) GetFromMs() int64 {
@@ -1024,7 +1597,7 @@ type RuleCounter struct {
 
 func (x *RuleCounter) Reset() {
 	*x = RuleCounter{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1609,7 @@ func (x *RuleCounter) String() string {
 func (*RuleCounter) ProtoMessage() {}
 
 func (x *RuleCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1622,7 @@ func (x *RuleCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCounter.ProtoReflect.Descriptor instead.
 func (*RuleCounter) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RuleCounter) GetPolicy() *PolicyRef {
@@ -1137,7 +1710,7 @@ type PortState struct {
 
 func (x *PortState) Reset() {
 	*x = PortState{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1722,7 @@ func (x *PortState) String() string {
 func (*PortState) ProtoMessage() {}
 
 func (x *PortState) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1735,7 @@ func (x *PortState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortState.ProtoReflect.Descriptor instead.
 func (*PortState) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PortState) GetNamespace() string {
@@ -1225,20 +1798,60 @@ var File_weir_policy_v1_service_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/policy/v1/service.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\x8f\x02\n" +
+	"\x1cweir/policy/v1/service.proto\x12\x0eweir.policy.v1\x1a\x1aweir/policy/v1/state.proto\"\xc4\x02\n" +
 	"\x10SubscribeRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.weir.policy.v1.HelloH\x00R\x05hello\x12'\n" +
 	"\x03ack\x18\x02 \x01(\v2\x13.weir.policy.v1.AckH\x00R\x03ack\x12*\n" +
 	"\x04nack\x18\x03 \x01(\v2\x14.weir.policy.v1.NackH\x00R\x04nack\x121\n" +
 	"\x05stats\x18\x04 \x01(\v2\x19.weir.policy.v1.NodeStatsH\x00R\x05stats\x129\n" +
-	"\tinventory\x18\x05 \x01(\v2\x19.weir.policy.v1.InventoryH\x00R\tinventoryB\t\n" +
-	"\amessage\"\x80\x02\n" +
+	"\tinventory\x18\x05 \x01(\v2\x19.weir.policy.v1.InventoryH\x00R\tinventory\x123\n" +
+	"\x05probe\x18\x06 \x01(\v2\x1b.weir.policy.v1.ProbeResultH\x00R\x05probeB\t\n" +
+	"\amessage\"\xb6\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\ain_sync\x18\x01 \x01(\v2\x16.weir.policy.v1.InSyncH\x00R\x06inSync\x12'\n" +
 	"\x03cut\x18\x02 \x01(\v2\x13.weir.policy.v1.CutH\x00R\x03cut\x12O\n" +
 	"\x11inventory_request\x18\x03 \x01(\v2 .weir.policy.v1.InventoryRequestH\x00R\x10inventoryRequest\x123\n" +
-	"\arelease\x18\x04 \x01(\v2\x17.weir.policy.v1.ReleaseH\x00R\areleaseB\t\n" +
-	"\amessage\"'\n" +
+	"\arelease\x18\x04 \x01(\v2\x17.weir.policy.v1.ReleaseH\x00R\arelease\x124\n" +
+	"\x05probe\x18\x05 \x01(\v2\x1c.weir.policy.v1.ProbeRequestH\x00R\x05probeB\t\n" +
+	"\amessage\"\xae\x02\n" +
+	"\fProbeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12-\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x19.weir.policy.v1.ProbeRoleR\x04role\x12\x10\n" +
+	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x1b\n" +
+	"\tsource_ip\x18\x04 \x01(\fR\bsourceIp\x12%\n" +
+	"\x0edestination_ip\x18\x05 \x01(\fR\rdestinationIp\x12\x1a\n" +
+	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x1f\n" +
+	"\vsource_port\x18\a \x01(\rR\n" +
+	"sourcePort\x12)\n" +
+	"\x10destination_port\x18\b \x01(\rR\x0fdestinationPort\x12!\n" +
+	"\flimit_millis\x18\t \x01(\rR\vlimitMillis\"\xaf\x01\n" +
+	"\vProbeResult\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05armed\x18\x02 \x01(\bR\x05armed\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x120\n" +
+	"\x05trace\x18\x04 \x01(\v2\x1a.weir.policy.v1.ProbeTraceR\x05trace\x122\n" +
+	"\x06sights\x18\x05 \x03(\v2\x1a.weir.policy.v1.ProbeSightR\x06sights\"y\n" +
+	"\n" +
+	"ProbeTrace\x12\x16\n" +
+	"\x06passes\x18\x01 \x01(\bR\x06passes\x12\x16\n" +
+	"\x06output\x18\x02 \x01(\tR\x06output\x12;\n" +
+	"\tdecisions\x18\x03 \x03(\v2\x1d.weir.policy.v1.ProbeDecisionR\tdecisions\"\xcc\x02\n" +
+	"\rProbeDecision\x127\n" +
+	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12.\n" +
+	"\x06action\x18\x02 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x12\x14\n" +
+	"\x05table\x18\x03 \x01(\tR\x05table\x12!\n" +
+	"\ftable_number\x18\x04 \x01(\rR\vtableNumber\x125\n" +
+	"\bpolicies\x18\x05 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\x12\x12\n" +
+	"\x04rule\x18\x06 \x01(\tR\x04rule\x12\x1c\n" +
+	"\tisolation\x18\a \x01(\bR\tisolation\x12\x18\n" +
+	"\ameaning\x18\b \x01(\tR\ameaning\x12\x16\n" +
+	"\x06cookie\x18\t \x01(\x06R\x06cookie\"\x8b\x01\n" +
+	"\n" +
+	"ProbeSight\x120\n" +
+	"\x05event\x18\x01 \x01(\x0e2\x1a.weir.policy.v1.ProbeEventR\x05event\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x16\n" +
+	"\x06answer\x18\x03 \x01(\tR\x06answer\x12!\n" +
+	"\fafter_micros\x18\x04 \x01(\rR\vafterMicros\"'\n" +
 	"\aRelease\x12\x1c\n" +
 	"\tendpoints\x18\x01 \x03(\tR\tendpoints\"H\n" +
 	"\x10InventoryRequest\x124\n" +
@@ -1251,12 +1864,13 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x0eScopeInventory\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\x06R\x06digest\x12\x18\n" +
-	"\abuckets\x18\x03 \x03(\x06R\abuckets\"\x83\x01\n" +
+	"\abuckets\x18\x03 \x03(\x06R\abuckets\"\x9b\x01\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x124\n" +
 	"\bposition\x18\x03 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\tR\aversion\"p\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
+	"\x06probes\x18\x05 \x01(\bR\x06probes\"p\n" +
 	"\x06InSync\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
@@ -1305,7 +1919,17 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\x03ips\x18\x05 \x03(\fR\x03ips\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\tR\x03uid\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
-	"\aspoofed\x18\b \x01(\x04R\aspoofed2e\n" +
+	"\aspoofed\x18\b \x01(\x04R\aspoofed*R\n" +
+	"\tProbeRole\x12\x1a\n" +
+	"\x16PROBE_ROLE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fPROBE_ROLE_SEND\x10\x01\x12\x14\n" +
+	"\x10PROBE_ROLE_WATCH\x10\x02*t\n" +
+	"\n" +
+	"ProbeEvent\x12\x1b\n" +
+	"\x17PROBE_EVENT_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15PROBE_EVENT_DELIVERED\x10\x01\x12\x14\n" +
+	"\x10PROBE_EVENT_LEFT\x10\x02\x12\x18\n" +
+	"\x14PROBE_EVENT_ANSWERED\x10\x032e\n" +
 	"\rPolicyService\x12T\n" +
 	"\tSubscribe\x12 .weir.policy.v1.SubscribeRequest\x1a!.weir.policy.v1.SubscribeResponse(\x010\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
@@ -1321,57 +1945,76 @@ func file_weir_policy_v1_service_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_service_proto_rawDescData
 }
 
-var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_weir_policy_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_weir_policy_v1_service_proto_goTypes = []any{
-	(*SubscribeRequest)(nil),  // 0: weir.policy.v1.SubscribeRequest
-	(*SubscribeResponse)(nil), // 1: weir.policy.v1.SubscribeResponse
-	(*Release)(nil),           // 2: weir.policy.v1.Release
-	(*InventoryRequest)(nil),  // 3: weir.policy.v1.InventoryRequest
-	(*ScopeBuckets)(nil),      // 4: weir.policy.v1.ScopeBuckets
-	(*Inventory)(nil),         // 5: weir.policy.v1.Inventory
-	(*ScopeInventory)(nil),    // 6: weir.policy.v1.ScopeInventory
-	(*Hello)(nil),             // 7: weir.policy.v1.Hello
-	(*InSync)(nil),            // 8: weir.policy.v1.InSync
-	(*Ack)(nil),               // 9: weir.policy.v1.Ack
-	(*Nack)(nil),              // 10: weir.policy.v1.Nack
-	(*ItemError)(nil),         // 11: weir.policy.v1.ItemError
-	(*NodeStats)(nil),         // 12: weir.policy.v1.NodeStats
-	(*Interval)(nil),          // 13: weir.policy.v1.Interval
-	(*RuleCounter)(nil),       // 14: weir.policy.v1.RuleCounter
-	(*PortState)(nil),         // 15: weir.policy.v1.PortState
-	(*Cut)(nil),               // 16: weir.policy.v1.Cut
-	(*Position)(nil),          // 17: weir.policy.v1.Position
-	(*PolicyRef)(nil),         // 18: weir.policy.v1.PolicyRef
-	(Direction)(0),            // 19: weir.policy.v1.Direction
+	(ProbeRole)(0),            // 0: weir.policy.v1.ProbeRole
+	(ProbeEvent)(0),           // 1: weir.policy.v1.ProbeEvent
+	(*SubscribeRequest)(nil),  // 2: weir.policy.v1.SubscribeRequest
+	(*SubscribeResponse)(nil), // 3: weir.policy.v1.SubscribeResponse
+	(*ProbeRequest)(nil),      // 4: weir.policy.v1.ProbeRequest
+	(*ProbeResult)(nil),       // 5: weir.policy.v1.ProbeResult
+	(*ProbeTrace)(nil),        // 6: weir.policy.v1.ProbeTrace
+	(*ProbeDecision)(nil),     // 7: weir.policy.v1.ProbeDecision
+	(*ProbeSight)(nil),        // 8: weir.policy.v1.ProbeSight
+	(*Release)(nil),           // 9: weir.policy.v1.Release
+	(*InventoryRequest)(nil),  // 10: weir.policy.v1.InventoryRequest
+	(*ScopeBuckets)(nil),      // 11: weir.policy.v1.ScopeBuckets
+	(*Inventory)(nil),         // 12: weir.policy.v1.Inventory
+	(*ScopeInventory)(nil),    // 13: weir.policy.v1.ScopeInventory
+	(*Hello)(nil),             // 14: weir.policy.v1.Hello
+	(*InSync)(nil),            // 15: weir.policy.v1.InSync
+	(*Ack)(nil),               // 16: weir.policy.v1.Ack
+	(*Nack)(nil),              // 17: weir.policy.v1.Nack
+	(*ItemError)(nil),         // 18: weir.policy.v1.ItemError
+	(*NodeStats)(nil),         // 19: weir.policy.v1.NodeStats
+	(*Interval)(nil),          // 20: weir.policy.v1.Interval
+	(*RuleCounter)(nil),       // 21: weir.policy.v1.RuleCounter
+	(*PortState)(nil),         // 22: weir.policy.v1.PortState
+	(*Cut)(nil),               // 23: weir.policy.v1.Cut
+	(Direction)(0),            // 24: weir.policy.v1.Direction
+	(Action)(0),               // 25: weir.policy.v1.Action
+	(*PolicyRef)(nil),         // 26: weir.policy.v1.PolicyRef
+	(*Position)(nil),          // 27: weir.policy.v1.Position
 }
 var file_weir_policy_v1_service_proto_depIdxs = []int32{
-	7,  // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
-	9,  // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
-	10, // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
-	12, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
-	5,  // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
-	8,  // 5: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
-	16, // 6: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
-	3,  // 7: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
-	2,  // 8: weir.policy.v1.SubscribeResponse.release:type_name -> weir.policy.v1.Release
-	4,  // 9: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
-	6,  // 10: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
-	17, // 11: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
-	17, // 12: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
-	11, // 13: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
-	11, // 14: weir.policy.v1.Nack.causes:type_name -> weir.policy.v1.ItemError
-	14, // 15: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	15, // 16: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	13, // 17: weir.policy.v1.NodeStats.uncounted:type_name -> weir.policy.v1.Interval
-	18, // 18: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	19, // 19: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	0,  // 20: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	1,  // 21: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
+	16, // 1: weir.policy.v1.SubscribeRequest.ack:type_name -> weir.policy.v1.Ack
+	17, // 2: weir.policy.v1.SubscribeRequest.nack:type_name -> weir.policy.v1.Nack
+	19, // 3: weir.policy.v1.SubscribeRequest.stats:type_name -> weir.policy.v1.NodeStats
+	12, // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
+	5,  // 5: weir.policy.v1.SubscribeRequest.probe:type_name -> weir.policy.v1.ProbeResult
+	15, // 6: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
+	23, // 7: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
+	10, // 8: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
+	9,  // 9: weir.policy.v1.SubscribeResponse.release:type_name -> weir.policy.v1.Release
+	4,  // 10: weir.policy.v1.SubscribeResponse.probe:type_name -> weir.policy.v1.ProbeRequest
+	0,  // 11: weir.policy.v1.ProbeRequest.role:type_name -> weir.policy.v1.ProbeRole
+	6,  // 12: weir.policy.v1.ProbeResult.trace:type_name -> weir.policy.v1.ProbeTrace
+	8,  // 13: weir.policy.v1.ProbeResult.sights:type_name -> weir.policy.v1.ProbeSight
+	7,  // 14: weir.policy.v1.ProbeTrace.decisions:type_name -> weir.policy.v1.ProbeDecision
+	24, // 15: weir.policy.v1.ProbeDecision.direction:type_name -> weir.policy.v1.Direction
+	25, // 16: weir.policy.v1.ProbeDecision.action:type_name -> weir.policy.v1.Action
+	26, // 17: weir.policy.v1.ProbeDecision.policies:type_name -> weir.policy.v1.PolicyRef
+	1,  // 18: weir.policy.v1.ProbeSight.event:type_name -> weir.policy.v1.ProbeEvent
+	11, // 19: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
+	13, // 20: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
+	27, // 21: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
+	27, // 22: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
+	18, // 23: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
+	18, // 24: weir.policy.v1.Nack.causes:type_name -> weir.policy.v1.ItemError
+	21, // 25: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	22, // 26: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	20, // 27: weir.policy.v1.NodeStats.uncounted:type_name -> weir.policy.v1.Interval
+	26, // 28: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	24, // 29: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	2,  // 30: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	3,  // 31: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
@@ -1386,25 +2029,28 @@ func file_weir_policy_v1_service_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Stats)(nil),
 		(*SubscribeRequest_Inventory)(nil),
+		(*SubscribeRequest_Probe)(nil),
 	}
 	file_weir_policy_v1_service_proto_msgTypes[1].OneofWrappers = []any{
 		(*SubscribeResponse_InSync)(nil),
 		(*SubscribeResponse_Cut)(nil),
 		(*SubscribeResponse_InventoryRequest)(nil),
 		(*SubscribeResponse_Release)(nil),
+		(*SubscribeResponse_Probe)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_service_proto_rawDesc), len(file_weir_policy_v1_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   16,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_weir_policy_v1_service_proto_goTypes,
 		DependencyIndexes: file_weir_policy_v1_service_proto_depIdxs,
+		EnumInfos:         file_weir_policy_v1_service_proto_enumTypes,
 		MessageInfos:      file_weir_policy_v1_service_proto_msgTypes,
 	}.Build()
 	File_weir_policy_v1_service_proto = out.File
