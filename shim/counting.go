@@ -229,13 +229,13 @@ func (c *counting) gone(ids []uint32) {
 	}
 }
 
-// keep forgets ids that have no flow and are not wanted.
+// keep forgets ids that have had no flow for long and are not wanted.
 func (c *counting) keep(wanted map[uint32]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.learnedMu.Lock()
 	defer c.learnedMu.Unlock()
-	c.books.Keep(func(id uint32) bool { return wanted[id] })
+	c.books.Keep(func(id uint32) bool { return wanted[id] }, c.now())
 	had := c.books.Known()
 	for id := range c.known {
 		if _, is := had[id]; !is && !wanted[id] {

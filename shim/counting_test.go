@@ -392,6 +392,48 @@ func TestTornAccountsAreStated(t *testing.T) {
 	}
 }
 
+// A switch may do what a shim asked for after that has ended, and its successor
+// has read it back.
+func TestLateBundleIsCounted(t *testing.T) {
+	sw, w, objects := twoPods(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	s := counts(t, sw, w, dir)
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("shut", "web"))...)))
+	sw.until(t, "the state is kept", func() bool { _, err := os.Stat(s.cfg.checkpoint()); return err == nil })
+	sw.look(func() { sw.fail = errors.New("it takes long") })
+	late := opens("late", 90)
+	if err := apply(t, s, w, w.cut(late)); err == nil {
+		t.Fatal("it was in force at once")
+	}
+	s.kill(t, stop)
+	var change bridge.Change
+	sw.look(func() { sw.fail, change = nil, sw.failed[0] })
+	w.engine.Apply(api.Event{Ref: late.Ref()})
+	w.store.Commit(w.engine.Flush(), nil)
+	s = counts(t, sw, w, dir)
+	w.renew()
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(pod("extra", "10.0.0.9"))))
+	sw.read(t, s)
+	must(t, sw.Fake.Apply(context.Background(), change))
+	sw.connect(90, 2)
+	sw.read(t, s)
+	sw.read(t, s)
+	sw.Reconnect() // It is read back.
+	sw.until(t, "what came late goes", func() bool {
+		return !slices.ContainsFunc(change.Upsert, func(f openflow.Flow) bool {
+			_, there := sw.flows(t)[f.Key()]
+			return there && f.Cookie>>40&0xff == uint64(pipeline.KindRule)
+		})
+	})
+	sw.read(t, s)
+	if got, totals := s.lineOf("late", false), s.counts.totals(); got.Sessions != 1 || got.Packets != 3 || totals.Lost != 0 {
+		t.Errorf("counted %+v, %v uncounted: %s", got, totals.Lost, totals.Why)
+	}
+}
+
 // Ids are above those of flows that a checkpoint does not know of.
 func TestIDsAreNotGivenTwice(t *testing.T) {
 	sw, w, objects := twoPods(t)

@@ -120,6 +120,7 @@ type tap struct {
 	applies int   // Calls, those that failed too.
 	reads   int   // Calls of Read that came back.
 	fail    error // Of Apply.
+	failed  []bridge.Change
 	mac     *[6]byte
 	meters  []openflow.MeterStats
 	settle  chan struct{}      // Settle waits for it to close. Nil: it does not.
@@ -151,6 +152,7 @@ func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
 	defer b.mu.Unlock()
 	b.applies++
 	if b.fail != nil {
+		b.failed = append(b.failed, c)
 		return b.fail
 	}
 	err := b.Fake.Apply(ctx, c)

@@ -65,7 +65,7 @@ type owner struct {
 	accounts []*account
 	flows    int
 	carried  bool  // Connections carry the id.
-	counted  Stamp // When one of them last counted, or came.
+	counted  Stamp // When one of them last counted, or came, or the last reading before the id was known.
 }
 
 // key is the hash of a flow's key.
@@ -144,7 +144,7 @@ func (b *Books) Learn(l Learned) {
 func (b *Books) owner(id uint32) *owner {
 	o := b.ids[id]
 	if o == nil {
-		o = &owner{}
+		o = &owner{counted: b.last}
 		b.ids[id] = o
 		b.highest = max(b.highest, id)
 	}
@@ -196,10 +196,14 @@ func (b *Books) Quiet(id uint32, now Stamp) (quiet time.Duration, carried, known
 	return quiet, o.carried, known
 }
 
-// Keep forgets ids that have no flow and are not wanted.
-func (b *Books) Keep(wanted func(id uint32) bool) {
+// keepUnused is for how long an id without a flow is known: a switch may be slow
+// to do what a shim asked for that has ended.
+const keepUnused = time.Hour
+
+// Keep forgets ids that have had no flow for long and are not wanted.
+func (b *Books) Keep(wanted func(id uint32) bool, now Stamp) {
 	for id, o := range b.ids {
-		if o.flows == 0 && !wanted(id) {
+		if age, same := now.since(o.counted); o.flows == 0 && !wanted(id) && (!same || age > keepUnused) {
 			b.release(o.accounts)
 			delete(b.ids, id)
 		}

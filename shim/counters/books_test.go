@@ -205,14 +205,18 @@ func TestPartsAreRead(t *testing.T) {
 func TestIdsWithoutFlowsAreForgotten(t *testing.T) {
 	b := begun(1, 2, 3)
 	b.Take(reading(10, counted(1, 5, 10)))
-	b.Keep(func(id uint32) bool { return id == 2 })
+	b.Learn(Learned{ID: 4, Subjects: []pipeline.Subject{subject(4)}})
+	b.Keep(func(id uint32) bool { return id == 2 }, at(11))
 	var left []uint32
 	for id := range b.Known() {
 		left = append(left, id)
 	}
 	slices.Sort(left)
-	if !slices.Equal(left, []uint32{1, 2}) {
+	if !slices.Equal(left, []uint32{1, 2, 4}) { // The third is of before the first reading, so not of this boot.
 		t.Errorf("%v are known", left)
+	}
+	if b.Keep(func(uint32) bool { return false }, at(11+keepUnused.Seconds())); len(b.Known()) != 1 {
+		t.Errorf("%v are known", b.Known())
 	}
 }
 
