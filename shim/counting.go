@@ -187,11 +187,15 @@ func (c *counting) enter(serial uint64, r counters.Reading, part bool) error {
 	}
 	c.learned = nil
 	c.learnedMu.Unlock()
+	lost := c.books.Totals().Lost
 	changed := false
 	if part {
 		changed = c.books.TakePart(r)
 	} else {
 		changed = c.books.Take(r)
+	}
+	if more := c.books.Totals().Lost - lost; more > 0 {
+		c.logger.Warn("what matched may not have been counted for a while: counting flows have begun anew, or were lost", "for", more)
 	}
 	c.unsaved = c.unsaved || changed || took > 0
 	var content []byte

@@ -32,7 +32,7 @@ const (
 
 // readingDone is how a reading ended.
 type readingDone struct {
-	leaving map[uint32]bool // Ids whose flows may go now.
+	leaving map[uint32]bool // Ids whose flows may go now. Nil: none.
 	entered uint64          // How many readings there were after it.
 	err     error
 }
@@ -42,22 +42,34 @@ func (l *loop) readCounters(ctx context.Context) {
 	if l.reading || !l.counted || l.compiler == nil {
 		return
 	}
-	leaving := make(map[uint32]bool)
-	if l.complete && !l.unsettled && !l.stale {
-		for _, id := range l.compiler.Retired() {
-			leaving[id] = !l.carriesOn(id)
-		}
-		for id := range l.orphans {
-			leaving[id] = !l.carriesOn(id)
-		}
+	leaving := l.leaving()
+	may := leaving
+	if l.unsettled || l.stale {
+		may = nil
 	}
 	l.reading = true
 	serial := l.counts.entered()
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, readingTimeout)
 		defer cancel()
-		l.readings <- readingDone{leaving, serial + 1, l.enterReading(ctx, serial, leaving)}
+		l.readings <- readingDone{may, serial + 1, l.enterReading(ctx, serial, leaving)}
 	}()
+}
+
+// leaving are the ids whose flows may go once they have been read: what is not in
+// force, if no connection carries on by it. Without a complete state nobody knows.
+func (l *loop) leaving() map[uint32]bool {
+	out := make(map[uint32]bool)
+	if !l.complete {
+		return out
+	}
+	for _, id := range l.compiler.Retired() {
+		out[id] = !l.carriesOn(id)
+	}
+	for id := range l.orphans { // A former shim may have asked for it, and the switch is about to do it.
+		out[id] = !l.carriesOn(id)
+	}
+	return out
 }
 
 // enterReading reads all counting flows and enters them. It may be called from
@@ -248,7 +260,7 @@ func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
 // or where nothing has been entered yet by this shim or this compiler. It is
 // done before ids are learned to count for others.
 func (l *loop) countBefore(ctx context.Context, want bridge.Content, change bridge.Change, at readBack) {
-	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: make(map[uint32]bool), Replacing: make(map[openflow.FlowKey]bool)}
+	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: l.leaving(), Replacing: make(map[openflow.FlowKey]bool)}
 	need := !l.counted
 	for _, key := range change.Delete {
 		if count, counts := pipeline.CountOf(at.state.Flows[key]); counts {

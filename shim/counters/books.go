@@ -80,9 +80,10 @@ type flow struct {
 	count          pipeline.Count
 	packets, bytes uint64
 	age            time.Duration
-	leaving        bool   // It may be taken out before the next reading.
-	replaced       bool   // It was put in anew since and keeps its counters.
-	seen           uint64 // Number of the reading.
+	at             time.Duration // When that was, as Stamp.Up: not before the last reading of all flows.
+	leaving        bool          // It may be taken out before the next reading.
+	replaced       bool          // It was put in anew since and keeps its counters.
+	seen           uint64        // Number of the reading.
 }
 
 // New are the books of a node that has none.

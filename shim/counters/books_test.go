@@ -186,6 +186,22 @@ func TestWhatLeftIsKeptForATime(t *testing.T) {
 	}
 }
 
+// A reading of some flows says nothing of the others, and a flow that it finds new
+// is the same in the next reading of all.
+func TestPartsAreRead(t *testing.T) {
+	b := begun(1, 2)
+	b.Take(reading(10, counted(1, 5, 10)))
+	b.TakePart(reading(15, counted(2, 3, 1)))
+	b, err := Decode(b.Encode(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Take(reading(20, counted(1, 6, 20), counted(2, 7, 6)))
+	if b.packets(1) != 6 || b.packets(2) != 7 || b.lost != 0 {
+		t.Errorf("%d and %d packets, %v uncounted", b.packets(1), b.packets(2), b.lost)
+	}
+}
+
 func TestIdsWithoutFlowsAreForgotten(t *testing.T) {
 	b := begun(1, 2, 3)
 	b.Take(reading(10, counted(1, 5, 10)))

@@ -62,6 +62,7 @@ func (b *Books) Encode() []byte {
 		w.number(f.packets)
 		w.number(f.bytes)
 		w.number(uint64(f.age))
+		w.number(uint64(f.at - b.last.Up)) // Zero, mostly.
 	}
 	return w
 }
@@ -105,6 +106,7 @@ func Decode(content []byte, node string) (*Books, error) {
 		f := &flow{count: pipeline.Count{ID: uint32(r.number())}}
 		r.bits(&f.count.Packets, &f.count.Sessions, &f.count.Carried, &f.leaving, &f.replaced)
 		f.packets, f.bytes, f.age = r.number(), r.number(), time.Duration(r.number())
+		f.at = b.last.Up + time.Duration(r.number())
 		o := b.ids[f.count.ID]
 		if o == nil {
 			return nil, errShort

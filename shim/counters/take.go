@@ -106,7 +106,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 	for _, a := range o.accounts {
 		a.add(read.Count, packets, bytes, b.reading)
 	}
-	f.count, f.packets, f.bytes, f.age, f.seen = read.Count, read.Flow.Packets, read.Flow.Bytes, read.Flow.Age, b.reading
+	f.count, f.packets, f.bytes, f.age, f.at, f.seen = read.Count, read.Flow.Packets, read.Flow.Bytes, read.Flow.Age, r.Ended.Up, b.reading
 	return changed
 }
 
@@ -115,11 +115,11 @@ func (b *Books) another(f *flow, r *Reading, now *openflow.Flow) bool {
 	if now.Packets < f.packets || now.Bytes < f.bytes {
 		return true
 	}
-	elapsed, same := r.Began.since(b.last)
+	_, same := r.Began.since(b.last)
 	if f.replaced && same {
 		return false
 	}
-	return !same || now.Age < f.age || now.Age+slack < elapsed
+	return !same || now.Age < f.age || now.Age+slack < r.Began.Up-f.at
 }
 
 func (a *account) add(c pipeline.Count, packets, bytes, reading uint64) {
