@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +172,13 @@ func TestCountersAreWhatWasSent(t *testing.T) {
 	}
 	if err := harness.Eventually(t.Context(), 20*time.Second, equal); err != nil {
 		for name, n := range c.Nodes {
+			log, err := os.ReadFile(n.Shim.Log)
+			must(t, err)
+			for line := range strings.Lines(string(log)) {
+				if strings.Contains(line, "counted") {
+					t.Logf("%s: %s", name, line)
+				}
+			}
 			for _, table := range []string{"13", "23", "27"} {
 				out, err := n.OVS.Ofctl(t.Context(), "dump-flows", harness.Bridge, "table="+table)
 				must(t, err)

@@ -194,8 +194,8 @@ func (c *counting) enter(serial uint64, r counters.Reading, part bool) error {
 	} else {
 		changed = c.books.Take(r)
 	}
-	if more := c.books.Totals().Lost - lost; more > 0 {
-		c.logger.Warn("what matched may not have been counted for a while: counting flows have begun anew, or were lost", "for", more)
+	if now := c.books.Totals(); now.Lost > lost {
+		c.logger.Warn("what matched may not have been counted for a while", "for", now.Lost-lost, "why", now.Why)
 	}
 	c.unsaved = c.unsaved || changed || took > 0
 	var content []byte

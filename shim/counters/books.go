@@ -44,6 +44,7 @@ type Books struct {
 	last      Stamp     // When it ended; zero: there was none.
 	uncounted []Interval
 	lost      time.Duration // Sum of all that were uncounted.
+	why       string        // The last was, for people.
 	subjects  map[pipeline.Subject]*account
 	ids       map[uint32]*owner
 	highest   uint32 // Of all ids that there ever were.
@@ -212,11 +213,12 @@ type Totals struct {
 	Began     time.Time
 	Uncounted []Interval
 	Lost      time.Duration // Of all that was uncounted, beyond the last intervals.
+	Why       string        // The last is uncounted, for people. Empty: it is of a former shim.
 }
 
 // Totals of the books as they are.
 func (b *Books) Totals() Totals {
-	return Totals{Reading: b.reading, Last: b.last.Wall, Began: b.began, Uncounted: slices.Clone(b.uncounted), Lost: b.lost}
+	return Totals{Reading: b.reading, Last: b.last.Wall, Began: b.began, Uncounted: slices.Clone(b.uncounted), Lost: b.lost, Why: b.why}
 }
 
 // Line is a subject with its tally.

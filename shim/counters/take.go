@@ -1,6 +1,7 @@
 package counters
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -41,7 +42,7 @@ func (b *Books) Take(r Reading) (changed bool) {
 		}
 		changed = true
 		if !f.leaving {
-			b.Uncounted(b.last.Wall, r.Ended.Wall)
+			b.lose(b.last.Wall, r.Ended.Wall, "a flow of id %d is gone, which had counted %d packets", f.count.ID, f.packets)
 		}
 		b.remove(k, f)
 	}
@@ -86,7 +87,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 		if !birth.After(b.last.Wall) { // Somebody set its counters back.
 			birth = r.Ended.Wall
 		}
-		b.Uncounted(b.last.Wall, birth)
+		b.lose(b.last.Wall, birth, "%s is %v old with %d packets, and was %v with %d, %v before", read.Flow.Key(), read.Flow.Age, packets, f.age, f.packets, r.Ended.Up-f.at)
 		o.counted = r.Ended
 		changed = true
 	default:
@@ -96,7 +97,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 		changed = true
 		o.counted = r.Ended
 		if len(o.accounts) == 0 { // Nobody knows for whom.
-			b.Uncounted(later(b.last.Wall, birth), r.Ended.Wall)
+			b.lose(later(b.last.Wall, birth), r.Ended.Wall, "nobody knows what id %d counts for", id)
 		}
 	}
 	if leaving, replaced := r.Leaving[id], r.Replacing[read.Flow.Key()]; f.leaving != leaving || f.replaced != replaced {
@@ -108,6 +109,14 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 	}
 	f.count, f.packets, f.bytes, f.age, f.at, f.seen = read.Count, read.Flow.Packets, read.Flow.Bytes, read.Flow.Age, r.Ended.Up, b.reading
 	return changed
+}
+
+// lose is Uncounted with the reason.
+func (b *Books) lose(from, to time.Time, format string, args ...any) {
+	had := b.lost
+	if b.Uncounted(from, to); b.lost > had {
+		b.why = fmt.Sprintf(format, args...)
+	}
 }
 
 // another says whether a flow is another than the one that was last read.
