@@ -83,6 +83,9 @@ func (r *run) differs(ctx context.Context, want map[string]*policyv1.NodeSummary
 		if !inForce[n.name] {
 			return fmt.Sprintf("%s has not acknowledged what it holds", n.name), nil
 		}
+		if why := n.closed(); why != "" {
+			return fmt.Sprintf("%s keeps a port closed: %s", n.name, why), nil
+		}
 	}
 	return "", nil
 }
