@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -92,6 +93,25 @@ func (n *node) stop() error {
 
 // restart ends the shim and begins another.
 func (n *node) restart() error { return errors.Join(n.stop(), n.start()) }
+
+// closed says why a port is closed for now, of a Pod that the node's state has;
+// empty where all are open.
+func (n *node) closed() (why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	known := make(map[string]bool)
+	n.shim.View(func(state *storage.Replica) {
+		state.Items(storage.ScopeNode, func(_ storage.ScopeID, item *policyv1.Item) {
+			known[storage.PodKey(item.GetEndpoint().GetNamespace(), item.GetEndpoint().GetName())] = true
+		})
+	})
+	for _, p := range n.shim.Stats().GetPorts() {
+		if !p.GetOpen() && known[storage.PodKey(p.GetNamespace(), p.GetName())] {
+			why = p.GetInterface() + ": " + p.GetReason()
+		}
+	}
+	return why
+}
 
 // digest is that of the state held; false while that is known to be wrong.
 func (n *node) digest() (d storage.Digest, ok bool) {
