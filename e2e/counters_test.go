@@ -110,17 +110,27 @@ func TestCountersAreWhatWasSent(t *testing.T) {
 		}
 		traffic := make(chan struct{})
 		go func() { defer close(traffic); outcomes(t, probes, want...) }()
-		nodes := []string{"node-1", "node-2"}[:1+round%2]
-		if round%3 == 0 { // Dead while its policies change, or alive.
-			must(t, c.WriteManifests(t.Context(), []byte(smallObjects(false)+countedPolicies+other(round))))
+		// They die at whatever they are about, but for one thing: right after a bundle
+		// the userspace datapath of Open vSwitch 3.1 may count packets twice until its
+		// cache has been emptied. So policies change before the deaths or after them.
+		extra := ""
+		if round%3 != 2 {
+			extra = other(round)
+		}
+		change := func() {
+			must(t, c.WriteManifests(t.Context(), []byte(smallObjects(false)+countedPolicies+extra)))
 			must(t, c.ManifestsRead(t.Context()))
+		}
+		nodes := []string{"node-1", "node-2"}[:1+round%2]
+		if round%2 == 0 {
+			change()
+			must(t, c.Settled(t.Context()))
 		}
 		for _, name := range nodes {
 			c.Nodes[name].Shim.Kill()
 		}
-		if round%3 == 1 {
-			must(t, c.WriteManifests(t.Context(), []byte(smallObjects(false)+countedPolicies)))
-			must(t, c.ManifestsRead(t.Context()))
+		if round%2 == 1 {
+			change()
 		}
 		for _, name := range nodes {
 			must(t, c.Nodes[name].Shim.Start())

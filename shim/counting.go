@@ -197,6 +197,9 @@ func (c *counting) enter(serial uint64, r counters.Reading, part bool) error {
 	if now := c.books.Totals(); now.Lost > lost {
 		c.logger.Warn("what matched may not have been counted for a while", "for", now.Lost-lost, "why", now.Why)
 	}
+	c.learnedMu.Lock()
+	c.forgetUnknownLocked()
+	c.learnedMu.Unlock()
 	c.unsaved = c.unsaved || changed || took > 0
 	var content []byte
 	if c.unsaved {
@@ -220,15 +223,6 @@ func (c *counting) enter(serial uint64, r counters.Reading, part bool) error {
 	return nil
 }
 
-// gone forgets ids whose flows were taken out.
-func (c *counting) gone(ids []uint32) {
-	c.learnedMu.Lock()
-	defer c.learnedMu.Unlock()
-	for _, id := range ids {
-		delete(c.known, id)
-	}
-}
-
 // keep forgets ids that have had no flow for long and are not wanted.
 func (c *counting) keep(wanted map[uint32]bool) {
 	c.mu.Lock()
@@ -236,9 +230,18 @@ func (c *counting) keep(wanted map[uint32]bool) {
 	c.learnedMu.Lock()
 	defer c.learnedMu.Unlock()
 	c.books.Keep(func(id uint32) bool { return wanted[id] }, c.now())
-	had := c.books.Known()
+	c.forgetUnknownLocked()
+}
+
+// forgetUnknownLocked forgets ids that the books do not know, and will not with
+// the next reading: both mutexes are held.
+func (c *counting) forgetUnknownLocked() {
+	pending := make(map[uint32]bool, len(c.learned))
+	for _, l := range c.learned {
+		pending[l.ID] = true
+	}
 	for id := range c.known {
-		if _, is := had[id]; !is && !wanted[id] {
+		if !pending[id] && !c.books.Knows(id) {
 			delete(c.known, id)
 		}
 	}

@@ -392,6 +392,52 @@ func TestTornAccountsAreStated(t *testing.T) {
 	}
 }
 
+// A checkpoint may be older than that flows were taken out: then they come again
+// by the id that they had.
+func TestFlowsComeAgainByTheirID(t *testing.T) {
+	sw, w, objects := twoPods(t)
+	dir := filepath.Join(t.TempDir(), "state")
+	must(t, os.Mkdir(dir, 0o700))
+	s := counts(t, sw, w, dir)
+	stop := begin(t, s)
+	again := opens("again", 80)
+	must(t, apply(t, s, w, w.cut(append(objects, again)...)))
+	var checkpoint []byte
+	sw.until(t, "the state is kept", func() (kept bool) {
+		var err error
+		checkpoint, err = os.ReadFile(s.cfg.checkpoint())
+		return err == nil
+	})
+	sw.connect(80, 1)
+	sw.read(t, s)
+	sw.read(t, s)
+	gone := false
+	sw.look(func() {
+		sw.applied = func(c bridge.Change) {
+			for _, key := range c.Delete {
+				if key.Table == pipeline.TableIngressMetric {
+					gone, sw.noCount = true, errors.New("it ends before it reads again")
+				}
+			}
+		}
+	})
+	w.engine.Apply(api.Event{Ref: again.Ref()})
+	must(t, apply(t, s, w, w.cut()))
+	sw.until(t, "what counted goes", func() (yes bool) { sw.look(func() { yes = gone }); return yes })
+	s.kill(t, stop)
+	must(t, os.WriteFile(s.cfg.checkpoint(), checkpoint, 0o600))
+	sw.look(func() { sw.applied, sw.noCount = nil, nil })
+	s = counts(t, sw, w, dir)
+	begin(t, s)
+	must(t, apply(t, s, w, nil))
+	sw.connect(80, 0)
+	sw.read(t, s)
+	sw.read(t, s)
+	if got, totals := s.lineOf("again", false), s.counts.totals(); got.Sessions != 2 || got.Packets != 3 || totals.Lost != 0 {
+		t.Errorf("counted %+v, %v uncounted: %s", got, totals.Lost, totals.Why)
+	}
+}
+
 // A switch may do what a shim asked for after that has ended, and its successor
 // has read it back.
 func TestLateBundleIsCounted(t *testing.T) {

@@ -123,14 +123,15 @@ type tap struct {
 	failed  []bridge.Change
 	mac     *[6]byte
 	meters  []openflow.MeterStats
-	settle  chan struct{}      // Settle waits for it to close. Nil: it does not.
-	settles int                // Calls begun.
-	noCount error              // Of Counters.
-	beside  func()             // What others do while Read is under way. Nil: nothing.
-	counted int                // Calls of it that came back.
-	noFlush error              // Of FlushConntrack.
-	flushes int                // Calls of it.
-	flushed map[netip.Addr]int // Those that succeeded.
+	settle  chan struct{}       // Settle waits for it to close. Nil: it does not.
+	settles int                 // Calls begun.
+	noCount error               // Of Counters.
+	applied func(bridge.Change) // What others do when a change is applied, with the lock. Nil: nothing.
+	beside  func()              // What others do while Read is under way. Nil: nothing.
+	counted int                 // Calls of it that came back.
+	noFlush error               // Of FlushConntrack.
+	flushes int                 // Calls of it.
+	flushed map[netip.Addr]int  // Those that succeeded.
 }
 
 func newTap() *tap {
@@ -158,6 +159,9 @@ func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
 	err := b.Fake.Apply(ctx, c)
 	if err == nil {
 		b.changes = append(b.changes, c)
+		if b.applied != nil {
+			b.applied(c)
+		}
 	}
 	return err
 }

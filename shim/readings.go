@@ -104,23 +104,19 @@ func (l *loop) endReading(ctx context.Context, r readingDone) {
 		return
 	}
 	goes := func(id uint32) bool { return r.leaving[id] && !l.carriesOn(id) }
-	ids := slices.DeleteFunc(l.compiler.Retired(), func(id uint32) bool { return !goes(id) })
-	change := l.compiler.Drop(ids)
+	change := l.compiler.Drop(slices.DeleteFunc(l.compiler.Retired(), func(id uint32) bool { return !goes(id) }))
 	for id, keys := range l.orphans {
 		if goes(id) {
-			ids = append(ids, id)
 			change.Delete = append(change.Delete, keys...)
 			delete(l.orphans, id)
 		}
 	}
-	if len(ids) == 0 {
+	if len(change.Delete) == 0 {
 		return
 	}
 	if err := l.bring(ctx, change); err != nil {
 		l.failed(err)
-		return
 	}
-	l.counts.gone(ids)
 }
 
 // notCounted logs once for as long as it lasts why rules' counters are not read.

@@ -172,6 +172,9 @@ func (b *Books) Known() map[uint32][]pipeline.Subject {
 	return out
 }
 
+// Knows says whether it is known what the flows of an id count for.
+func (b *Books) Knows(id uint32) bool { return b.ids[id] != nil }
+
 // Subjects are those that the flows of an id count for; nil where it is not known.
 func (b *Books) Subjects(id uint32) []pipeline.Subject {
 	o := b.ids[id]

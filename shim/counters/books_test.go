@@ -65,6 +65,7 @@ func TestFlowsThatBeginAnew(t *testing.T) {
 		{"it is there before the books", []Reading{reading(10, counted(1, 7, 1000)), reading(20, counted(1, 9, 1010))}, 9, nil},
 		{"it comes between readings", []Reading{reading(10), reading(20, counted(1, 9, 3))}, 9, nil},
 		{"its counters went back", []Reading{reading(10, counted(1, 7, 10)), reading(20, counted(1, 3, 4))}, 10, [][2]float64{{10, 16}}},
+		{"the switch takes something back", []Reading{reading(10, counted(1, 7, 10)), reading(20, counted(1, 5, 20)), reading(30, counted(1, 9, 30))}, 9, nil},
 		{"its counters were set back", []Reading{reading(10, counted(1, 7, 10)), reading(20, counted(1, 3, 20))}, 10, [][2]float64{{10, 20}}},
 		{"it has counted more by now", []Reading{reading(10, counted(1, 7, 10)), reading(20, counted(1, 30, 4))}, 37, [][2]float64{{10, 16}}},
 		{"it is younger than it was", []Reading{reading(10, counted(1, 7, 10)), reading(10.05, counted(1, 30, 0.04))}, 37, [][2]float64{{10, 10.01}}},
@@ -183,6 +184,18 @@ func TestWhatLeftIsKeptForATime(t *testing.T) {
 	b.Take(reading(month / 2))
 	if len(b.subjects) != maxGone || b.packets(4) != 0 || b.packets(5) != 1 {
 		t.Errorf("%d subjects are kept, the fifth with %d packets", len(b.subjects), b.packets(4))
+	}
+}
+
+// What the switch takes back from an heir's time is not taken below zero.
+func TestNothingIsTakenBelowZero(t *testing.T) {
+	b := begun(1)
+	b.Take(reading(10, counted(1, 100, 10)))
+	b.Learn(Learned{ID: 1, Subjects: []pipeline.Subject{subject(2)}})
+	b.Take(reading(20, counted(1, 101, 20)))
+	b.Take(reading(30, counted(1, 95, 30)))
+	if b.packets(1) != 100 || b.packets(2) != 0 || b.lost != 0 {
+		t.Errorf("%d and %d packets, %v uncounted", b.packets(1), b.packets(2), b.lost)
 	}
 }
 

@@ -93,7 +93,7 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 	default:
 		packets, bytes = packets-f.packets, bytes-f.bytes
 	}
-	if packets > 0 {
+	if packets != 0 {
 		changed = true
 		o.counted = r.Ended
 		if len(o.accounts) == 0 { // Nobody knows for whom.
@@ -121,28 +121,40 @@ func (b *Books) lose(from, to time.Time, format string, args ...any) {
 
 // another says whether a flow is another than the one that was last read.
 func (b *Books) another(f *flow, r *Reading, now *openflow.Flow) bool {
-	if now.Packets < f.packets || now.Bytes < f.bytes {
-		return true
-	}
 	_, same := r.Began.since(b.last)
 	if f.replaced && same {
-		return false
+		return now.Packets < f.packets || now.Bytes < f.bytes
 	}
-	return !same || now.Age < f.age || now.Age+slack < r.Began.Up-f.at
+	if !same || now.Age < f.age || now.Age+slack < r.Began.Up-f.at {
+		return true
+	}
+	// It is the same, and its counters may have been set back by somebody. By a
+	// little the switch itself does it, where it had counted packets twice.
+	return now.Packets < f.packets/2 || now.Bytes < f.bytes/2
 }
 
+// add adds what was counted, which is below zero where the switch takes something
+// back.
 func (a *account) add(c pipeline.Count, packets, bytes, reading uint64) {
 	if packets == 0 {
 		return
 	}
 	if c.Packets {
-		a.tally.Packets += packets
-		a.tally.Bytes += bytes
+		a.tally.Packets = plus(a.tally.Packets, packets)
+		a.tally.Bytes = plus(a.tally.Bytes, bytes)
 	}
 	if c.Sessions {
-		a.tally.Sessions += packets
+		a.tally.Sessions = plus(a.tally.Sessions, packets)
 	}
 	a.changed = reading
+}
+
+// plus adds a difference, but not to below zero.
+func plus(n, difference uint64) uint64 {
+	if back := -difference; int64(difference) < 0 && back > n {
+		return 0
+	}
+	return n + difference
 }
 
 // remove takes a flow out, and its id with its last flow.
