@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"time"
@@ -337,110 +336,6 @@ func (l *loop) settle(ctx context.Context) error {
 	}
 	l.unsettled = false
 	return nil
-}
-
-// readShare is how many times as long as the last reading the next is put off, as
-// long as the bridge has as many flows as it ought to.
-const readShare = 50
-
-// due says whether the bridge is to be read back to see what others did to it:
-// always where that takes no time to speak of, and else at once where a table
-// has more or fewer flows than it ought to, and for flows that were changed
-// now and then.
-func (l *loop) due(ctx context.Context, now time.Time) bool {
-	if !l.settled || l.adopting != nil || l.compiler == nil || now.Sub(l.readAt) >= readShare*l.readTook {
-		return true
-	}
-	counts, err := l.sw.FlowCounts(ctx)
-	if err != nil {
-		return true // Reading says so.
-	}
-	want := l.compiler.FlowCounts()
-	for _, keys := range l.orphans {
-		for _, key := range keys {
-			want[key.Table]++
-		}
-	}
-	return !maps.Equal(counts, want)
-}
-
-// reconcile makes the bridge hold what the compiler wants, by reading it back.
-func (l *loop) reconcile(ctx context.Context) error {
-	if l.adopting != nil && !l.complete { // Or it would go on with half of a state.
-		return nil
-	}
-	if l.compiler == nil {
-		l.refreshPorts(ctx)
-		if l.compiler == nil {
-			return errors.New("the bridge cannot be read yet")
-		}
-	}
-	start := time.Now()
-	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
-	serial, began := l.counts.entered(), l.counts.now()
-	actual, err := l.sw.Read(ctx)
-	if err != nil {
-		return l.failed(fmt.Errorf("read bridge back: %w", err))
-	}
-	ended := l.counts.now()
-	leaveWatches(actual)
-	if l.sharing() && !l.coexists(actual) {
-		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
-		if err := l.endSharing(ctx); err != nil {
-			return l.failed(err)
-		}
-	}
-	want := wanted(l.compiler)
-	l.keepOrphans(want, actual)
-	change := bridge.Diff(want, actual)
-	if l.sharing() {
-		change.DeleteGroups, change.DeleteMeters = nil, nil
-	} else {
-		change.Delete = append(change.Delete, foreign(want, actual)...)
-	}
-	if !l.complete {
-		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
-	}
-	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
-	if change.IsEmpty() {
-		if err := l.settle(ctx); err != nil {
-			return l.failed(err)
-		}
-		l.stale, l.settled, l.lastReport = false, true, ""
-		l.publish(nil)
-		return nil
-	}
-	if err := l.put(ctx, change); err != nil {
-		return l.failed(fmt.Errorf("mend bridge: %w", err))
-	}
-	if l.settled { // Else it is what a cut or a start brings.
-		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))
-	}
-	l.settled = true
-	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))
-	l.stale, l.lastReport = false, ""
-	l.publish(nil)
-	return nil
-}
-
-// foreign are flows on the bridge that bear another's mark: the bridge is ours.
-func foreign(want bridge.Content, actual bridge.State) []openflow.FlowKey {
-	var keys []openflow.FlowKey
-	for key := range actual.Foreign {
-		if _, ours := want.Flows[key]; !ours {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
-// failed logs an error once for as long as it lasts, and returns it.
-func (l *loop) failed(err error) error {
-	if l.lastReport != err.Error() {
-		l.lastReport = err.Error()
-		l.shim.logger.Error("bridge does not hold the state; trying on", "err", err)
-	}
-	return err
 }
 
 // refreshPorts reads the bridge's ports and takes them over.
