@@ -25,6 +25,8 @@ table inet counts {
 	chain out {
 		type filter hook output priority 0;
 		ip daddr { 10.9.1.2, 10.9.2.1 } udp dport 80 counter name datagrams
+		# Of answers that come after the socket has gone; of an allowed connection, so they count.
+		ip daddr { 10.9.1.2, 10.9.2.1 } icmp type destination-unreachable counter name datagrams
 		ip daddr 10.9.1.2 tcp dport 80 counter name segments
 		ip daddr 10.9.1.2 udp dport 443 counter name shut
 		ip daddr 10.9.1.2 udp dport 81 counter name isolated
