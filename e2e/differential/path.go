@@ -1,6 +1,8 @@
 package differential
 
 import (
+	"fmt"
+
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/shim/bridge"
@@ -136,7 +138,7 @@ func (h *hop) read(w bridge.Walk) outcome {
 	}
 	switch ports := w.Ports(); {
 	case len(w.Ambiguous) > 0:
-		o.wrong = "two flows of one priority match: " + w.Ambiguous[0]
+		o.wrong = fmt.Sprintf("two flows of one priority match: %v", w.Ambiguous[0])
 	case len(ports) > 1:
 		o.wrong = "the packet is delivered more than once"
 	case len(ports) == 1 && h.want == 0:
