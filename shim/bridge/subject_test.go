@@ -57,6 +57,8 @@ type subject struct {
 	account func(p bridge.Packet, ctNext ...uint32) string
 	// attach makes an interface that AddPort can take.
 	attach func(name string)
+	// pass has time pass for flows, and waits until done.
+	pass func(d time.Duration, done func() bool)
 }
 
 const (
@@ -93,6 +95,12 @@ func newFake(t *testing.T) *subject {
 	f := bridge.NewFake(config("br0"))
 	f.LimitMeters(time.Now)
 	s := &subject{api: f, t: t, ctx: deadline(t), restart: f.Restart, attach: func(string) {}}
+	s.pass = func(d time.Duration, done func() bool) {
+		t.Helper()
+		if f.PassTime(d); !done() {
+			t.Errorf("not done after %v", d)
+		}
+	}
 	for i := 1; i <= 4; i++ {
 		s.must(f.AddPort(s.ctx, fmt.Sprintf("p%d", i), nil))
 	}
@@ -192,6 +200,14 @@ func onInstance(t *testing.T, in *ovstest.Instance, name string) *subject {
 	s.restart = func() {
 		in.KillSwitch()
 		s.must(in.StartSwitch(s.ctx))
+	}
+	s.pass = func(d time.Duration, done func() bool) {
+		t.Helper()
+		for !done() {
+			if s.ctx.Err() != nil {
+				t.Fatalf("not done long after %v", d)
+			}
+		}
 	}
 	s.attach = func(port string) {
 		_, err := in.Run(s.ctx, "ip", "link", "add", port, "type", "veth", "peer", "name", port+"x")

@@ -16,7 +16,8 @@ type Learn struct {
 	IdleTimeout, HardTimeout uint16
 	Cookie                   uint64 // of the learned flow
 	// Limit, where it is not zero, is how many flows of this cookie the table may
-	// hold; beyond it nothing is learned.
+	// hold; beyond it nothing is learned, nor is learned anew what is there. Open
+	// vSwitch 3.1 does not hold a controller's packets to it.
 	Limit uint32
 	// Specs are what the learned flow matches and does, in order: the family comes
 	// before an address, the protocol before a port.
