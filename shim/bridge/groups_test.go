@@ -97,3 +97,48 @@ func TestManyGroups(t *testing.T) {
 		}
 	})
 }
+
+// Whatever the datapath, connections are told apart by their ports where that is
+// asked for.
+func TestGroupsHashPorts(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		s.put(flow(8, 1, of.NewMatch(), of.Controller{ControllerID: logID}))
+		for _, c := range []struct {
+			hash     of.GroupHash
+			n, least int
+		}{{of.HashDefault, 3, 1}, {of.HashDatapath, 3, 3}, {of.HashDatapath, 256, 20}, {of.HashFields, 3, 3}, {of.HashFields, 1000, 20}} {
+			g := balancer(1, false, c.n)
+			g.Hash = c.hash
+			s.must(s.Apply(s.ctx, bridge.Change{PutGroups: []of.Group{g}, Upsert: []of.Flow{flow(0, 1, of.NewMatch(of.IPv4()), of.ToGroup(1))}}))
+			if got := s.read().Groups[1]; !got.Same(g) {
+				t.Fatalf("%s reads back as %s", g.Hash, got.Hash)
+			}
+			seen := map[uint32]bool{}
+			for i := range uint16(40) {
+				s.send(udp(1, "10.0.0.1", "10.96.0.1", 4000+i, 53))
+				seen[s.next(logID).Metadata.Reg(8)] = true
+			}
+			if len(seen) < c.least {
+				t.Errorf("%s over %d: %d endpoints for 40 connections", c.hash, c.n, len(seen))
+			}
+		}
+	})
+}
+
+// What a bucket changes, its own resubmit sees, and nothing after the group does.
+func TestBucketsChangeACopy(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		g := balancer(1, true, 2)
+		g.Hash = of.HashFields // a hash of the datapath, the switch's account does not follow
+		v6 := of.NewMatch(of.IPv6())
+		s.must(s.Apply(s.ctx, bridge.Change{PutGroups: []of.Group{g}, Upsert: []of.Flow{
+			flow(0, 1, v6, of.SetReg(8, 1, 0xffffffff), of.ToGroup(1), of.Resubmit(9)),
+			flow(8, 1, of.NewMatch(of.Exactly(of.FieldXXReg(2), of.Addr(endpoint(true, 0)))), of.SetReg(1, 2, 0xffffffff), of.OutputPort(2)),
+			flow(8, 1, of.NewMatch(of.Exactly(of.FieldXXReg(2), of.Addr(endpoint(true, 1)))), of.SetReg(1, 2, 0xffffffff), of.OutputPort(2)),
+			flow(9, 1, of.NewMatch(of.Reg(8, 1, 0xffffffff), of.Reg(11, 0, 0xffffffff), of.Reg(1, 0, 0xffffffff)), of.OutputPort(3)),
+		}}))
+		if got, want := s.outputs(udp(1, "fd00::1", "fd00::2", 1, 2)), []string{"2", "3"}; !slices.Equal(got, want) {
+			t.Errorf("leaves by %v, want %v", got, want)
+		}
+	})
+}

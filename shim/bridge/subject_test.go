@@ -231,6 +231,11 @@ func onInstance(t *testing.T, in *ovstest.Instance, name string) *subject {
 		if o.Outputs == nil {
 			return []string{}
 		}
+		for i, port := range o.Outputs {
+			if port == "IN_PORT" {
+				o.Outputs[i] = strconv.Itoa(int(p.InPort))
+			}
+		}
 		return o.Outputs
 	}
 	return s

@@ -129,6 +129,14 @@ func FuzzDecodeReplies(f *testing.F) {
 		f.Fatalf("group decoded as %v, %v", got, err)
 	}
 	f.Add(desc)
+	for _, hash := range []GroupHash{HashDatapath, HashFields} {
+		hashed := hash.appendProp(bytes.Clone(desc))
+		hashed[1] = byte(len(hashed))
+		if got, err := DecodeGroupDesc(hashed); err != nil || len(got) != 1 || got[0].Hash != hash {
+			f.Fatalf("group by %s decoded as %v, %v", hash, got, err)
+		}
+		f.Add(hashed)
+	}
 	f.Add(AppendMeterPut(nil, 1, Meter{1, 2, 3}, false)[HeaderLen:])
 	f.Add(make([]byte, 48))
 	f.Add([]byte{0, 4, 0, 9, 1, 2, 3})
