@@ -95,13 +95,10 @@ func checkLearn(a *openflow.Learn, match []openflow.Field) error {
 		if spec.From.Len != 0 && !present(spec.From.Field, match) {
 			return errInconsistent
 		}
-		if spec.Load {
-			continue
-		}
 		if !present(spec.To.Field, learned) {
 			return errInconsistent
 		}
-		if spec.From.Len == 0 {
+		if !spec.Load && spec.From.Len == 0 {
 			learned = append(learned, openflow.Masked(spec.To.Field, spec.Value.Shift(int(spec.To.Offset)), openflow.Ones(int(spec.To.Offset), int(spec.To.Len))))
 		}
 	}

@@ -238,6 +238,49 @@ func TestServiceAffinity(t *testing.T) {
 	})
 }
 
+// The same of IPv6, where the endpoint takes a wide register.
+func TestServiceAffinity6(t *testing.T) {
+	const vip6 = "fd00:96::1"
+	learn := of.Learn{Table: 9, Priority: 100, HardTimeout: 600, Cookie: learnedMark, Specs: []of.LearnSpec{
+		of.LearnMatchValue(of.FieldEthType, of.Uint(of.EtherIPv6)), of.LearnMatch(of.FieldIPv6Src), of.LearnMatch(of.FieldIPv6Dst),
+		of.LearnLoad(of.WholeField(of.FieldXXReg(2)), of.WholeField(of.FieldXXReg(2))),
+	}}
+	each(t, func(t *testing.T, s *subject) {
+		v6 := of.IPv6()
+		track := of.CT{Zone: 1, NAT: of.NAT{Kind: of.NATApply}, Recirc: true, Table: 5}
+		flows := []of.Flow{
+			flow(0, 1, of.NewMatch(v6), track),
+			flow(5, 2, of.NewMatch(v6, of.CtState(of.CtNew, of.CtNew)), of.Resubmit(9), of.GotoTable(8)),
+			flow(5, 1, of.NewMatch(), of.GotoTable(20)),
+			flow(8, 1, of.NewMatch(v6), of.ToGroup(1)),
+			flow(20, 1, of.NewMatch(), of.Controller{ControllerID: logID}),
+		}
+		for i := range 4 {
+			ep := endpoint(true, i)
+			flows = append(flows, flow(8, 10, of.NewMatch(v6, of.Exactly(of.FieldXXReg(2), of.Addr(ep))), learn,
+				of.CT{Commit: true, Zone: 1, Recirc: true, Table: 20, NAT: of.NAT{Kind: of.NATDst, MinAddr: ep, MinPort: 8080}}))
+		}
+		s.must(s.Apply(s.ctx, bridge.Change{PutGroups: []of.Group{balancer(1, true, 4)}, Upsert: flows}))
+		first := tcp(1, "fd00::aaaa", vip6, 4000, 80, bridge.TCPSyn)
+		got, _ := s.hop(first)
+		want := of.Flow{Table: 9, Priority: 100, Cookie: learnedMark, HardTimeout: 600,
+			Match:   of.NewMatch(of.IPSrc(pfx("fd00::aaaa/128")), of.IPDst(pfx(vip6+"/128"))),
+			Actions: of.NewActions(of.Set(of.FieldXXReg(2), of.Addr(got.IPDst)))}
+		if list := s.learned(); len(list) != 1 || !list[0].Same(want) {
+			t.Fatalf("learned %v, want %v", list, want)
+		}
+		for port := range uint16(8) {
+			next, _ := s.hop(tcp(1, "fd00::aaaa", vip6, 4001+port, 80, bridge.TCPSyn))
+			if next.IPDst != got.IPDst || next.DstPort != 8080 {
+				t.Errorf("a later connection goes to %s", next.String())
+			}
+		}
+		if back, _ := s.hop(answered(got, 2)); back.IPSrc != first.IPDst || back.SrcPort != 80 || back.IPDst != first.IPSrc {
+			t.Errorf("the reply arrives as %s", back.String())
+		}
+	})
+}
+
 // A learned flow is known by its cookie, and goes by its key.
 func TestLearnedFlowsAreDeleted(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
@@ -279,6 +322,8 @@ func TestLearnNeedsItsFields(t *testing.T) {
 			"source without tcp": {of.NewMatch(of.IPv4()), []of.LearnSpec{ip4, overTCP, of.LearnMatch(of.FieldTCPSrc)}, false},
 			"target without tcp": {anyTCP, []of.LearnSpec{ip4, of.LearnMatch(of.FieldTCPSrc)}, false},
 			"target too early":   {anyTCP, []of.LearnSpec{of.LearnMatch(of.FieldIPv4Src), ip4}, false},
+			"sets a port":        {anyTCP, []of.LearnSpec{ip4, overTCP, of.LearnLoadValue(of.Uint(1), of.WholeField(of.FieldTCPSrc))}, true},
+			"sets no port":       {anyTCP, []of.LearnSpec{ip4, of.LearnLoadValue(of.Uint(1), of.WholeField(of.FieldTCPSrc))}, false},
 			"other family":       {anyTCP, []of.LearnSpec{ip4, {From: of.WholeField(of.FieldXXReg(0)), To: of.WholeField(of.FieldIPv6Src)}}, false},
 		} {
 			err := s.Apply(s.ctx, bridge.Change{Upsert: []of.Flow{flow(5, 9, c.match, of.Learn{Table: 9, Specs: c.specs})}})
