@@ -20,6 +20,7 @@ const (
 	ScopePolicies     = policyv1.ScopeKind_SCOPE_KIND_POLICIES
 	ScopeAddressGroup = policyv1.ScopeKind_SCOPE_KIND_ADDRESS_GROUP
 	ScopeRoutes       = policyv1.ScopeKind_SCOPE_KIND_ROUTES
+	ScopeServices     = policyv1.ScopeKind_SCOPE_KIND_SERVICES
 )
 
 // Encoded is an item, encoded once; its bytes are shared by every stream.
@@ -70,6 +71,17 @@ func KeyOf(item *policyv1.Item) (string, error) {
 			return "", errors.New("route without the name of a node")
 		}
 		return NodeKey(body.Route.Name), nil
+	case *policyv1.Item_Service:
+		if body.Service.GetNamespace() == "" || body.Service.GetName() == "" {
+			return "", errors.New("service without namespace or name")
+		}
+		return ServiceKey(body.Service.Namespace, body.Service.Name), nil
+	case *policyv1.Item_Backend:
+		ip, ok := netip.AddrFromSlice(body.Backend.GetIp())
+		if body.Backend.GetNamespace() == "" || body.Backend.GetService() == "" || !ok {
+			return "", errors.New("backend without the name of its service, or with an address of another length than 4 or 16 bytes")
+		}
+		return BackendKey(body.Backend.Namespace, body.Backend.Service, ip), nil
 	}
 	return "", errors.New("item without a body that is known")
 }
@@ -84,6 +96,14 @@ func PodKey(namespace, name string) string { return "pod/" + namespace + "/" + n
 // NodeKey is the key of what is said of a Node to others: its member item in
 // every group, and its route.
 func NodeKey(name string) string { return "node/" + name }
+
+// ServiceKey is the key of a Service's item.
+func ServiceKey(namespace, name string) string { return "service/" + namespace + "/" + name }
+
+// BackendKey is the key of one of a Service's backends.
+func BackendKey(namespace, service string, ip netip.Addr) string {
+	return "backend/" + namespace + "/" + service + "/" + ip.String()
+}
 
 // PolicyKey is the key of a policy item, by its reference and its part.
 func PolicyKey(p *policyv1.Policy) string {

@@ -22,11 +22,18 @@ type Connections struct {
 	// SCTP, which is tracked without ports, it is all between the two.
 	Peer             netip.Addr
 	SrcPort, DstPort uint16
+	// Endpoint, where it is valid, makes it the connections that were begun to
+	// Addr, a Service's, at DstPort, by Proto, TCP or UDP, and that were translated
+	// to this address. Peer and SrcPort count for nothing.
+	Endpoint netip.Addr
 }
 
 func (c Connections) String() string {
 	text := "connections of " + c.Addr.String()
-	if c.Peer.IsValid() {
+	switch {
+	case c.Endpoint.IsValid():
+		text = fmt.Sprintf("connections to %s that %s answers", netip.AddrPortFrom(c.Addr, c.DstPort), c.Endpoint)
+	case c.Peer.IsValid():
 		text = fmt.Sprintf("connection from %s to %s", netip.AddrPortFrom(c.Addr, c.SrcPort), netip.AddrPortFrom(c.Peer, c.DstPort))
 	}
 	if c.Proto != 0 {
@@ -45,7 +52,10 @@ func (b *Bridge) FlushConntrack(ctx context.Context, c Connections) error {
 		return ErrDisconnected
 	}
 	filters := []openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}}
-	if c.Peer.IsValid() {
+	switch {
+	case c.Endpoint.IsValid():
+		filters = []openflow.ConntrackFilter{{OrigDst: c.Addr, ReplySrc: c.Endpoint, WithPorts: true, DstPort: c.DstPort}}
+	case c.Peer.IsValid():
 		filters = []openflow.ConntrackFilter{{OrigSrc: c.Addr, OrigDst: c.Peer, WithPorts: true, SrcPort: c.SrcPort, DstPort: c.DstPort}}
 	}
 	for i := range filters {

@@ -47,7 +47,9 @@ type fakeFlow struct {
 	conditions []openflow.Field
 	steps      []openflow.Action
 	soft       bool // nothing but conjunctions
-	born       time.Time
+	// born is when it was put, renewed when it was put or learned last, used when
+	// a packet hit it or it was renewed.
+	born, renewed, used time.Time
 }
 
 type fakeMeter struct {
@@ -236,6 +238,7 @@ func (f *Fake) putFlowLocked(flow openflow.Flow, done *undo) error {
 	}
 	_, next.soft = first(next.steps).(openflow.Conjunction)
 	next.flow.Packets, next.flow.Bytes, next.born = 0, 0, time.Now()
+	next.renewed, next.used = next.born, next.born
 	key := flow.Key()
 	old := f.flows[key]
 	if old != nil { // replaced: the counters stay, and the age does not
@@ -318,8 +321,16 @@ func (f *Fake) checkActionsLocked(steps []openflow.Action, match []openflow.Fiel
 				return errInconsistent
 			}
 		case openflow.SetField:
-			if need := familyOf(a.ID); need != 0 && need != family {
+			if !present(a.ID, match) {
 				return errInconsistent
+			}
+		case openflow.Move:
+			if !present(a.From.Field, match) || !present(a.To.Field, match) {
+				return errInconsistent
+			}
+		case openflow.Learn:
+			if err := checkLearn(&a, match); err != nil {
+				return err
 			}
 		case openflow.Conjunction:
 			conjunctions++
@@ -331,19 +342,6 @@ func (f *Fake) checkActionsLocked(steps []openflow.Action, match []openflow.Fiel
 		return errBadConjunction
 	}
 	return nil
-}
-
-// familyOf is the Ethernet type that a field presupposes; 0: none, or several.
-func familyOf(id openflow.FieldID) uint64 {
-	switch id {
-	case openflow.FieldIPv4Src, openflow.FieldIPv4Dst:
-		return openflow.EtherIPv4
-	case openflow.FieldIPv6Src, openflow.FieldIPv6Dst:
-		return openflow.EtherIPv6
-	case openflow.FieldARPOp, openflow.FieldARPSPA, openflow.FieldARPTPA, openflow.FieldARPSHA, openflow.FieldARPTHA:
-		return openflow.EtherARP
-	}
-	return 0
 }
 
 // Read is as Bridge.Read.
@@ -453,6 +451,7 @@ func (f *Fake) PacketOut(_ context.Context, out openflow.PacketOut) error {
 		return ErrDisconnected
 	}
 	w := f.newWalkLocked(WalkOptions{})
+	w.packetOut = true
 	at := w.begin(p)
 	w.execute(at, out.Actions.List(), nil)
 	w.drain()

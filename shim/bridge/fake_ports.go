@@ -95,11 +95,16 @@ func (f *Fake) FlushConntrack(_ context.Context, of Connections) error {
 		return ErrDisconnected
 	}
 	f.conns.flush(func(c *connection) bool {
-		if of.Peer.IsValid() && (c.orig.src != of.Addr || c.orig.dst != of.Peer || !of.ports(c.orig)) {
+		if !of.AnyZone && c.orig.zone != of.Zone || of.Proto != 0 && c.orig.proto != of.Proto {
 			return false
 		}
-		return (of.AnyZone || c.orig.zone == of.Zone) && (of.Proto == 0 || c.orig.proto == of.Proto) &&
-			(c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr)
+		switch {
+		case of.Endpoint.IsValid():
+			return c.orig.dst == of.Addr && c.orig.dport == of.DstPort && c.reply.src == of.Endpoint
+		case of.Peer.IsValid():
+			return c.orig.src == of.Addr && c.orig.dst == of.Peer && of.ports(c.orig)
+		}
+		return c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr
 	})
 	return nil
 }

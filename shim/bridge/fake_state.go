@@ -113,6 +113,13 @@ func (s *state) get(id openflow.FieldID) openflow.Value {
 	case openflow.FieldNDTLL:
 		return openflow.MAC(p.NDTLL)
 	}
+	if four, ok := id.Registers(); ok {
+		var out openflow.Value
+		for _, reg := range four {
+			out = out.Shift(32).Or(s.extra[reg])
+		}
+		return out
+	}
 	return s.extra[id]
 }
 
@@ -150,6 +157,12 @@ func (s *state) set(id openflow.FieldID, v openflow.Value) {
 	case openflow.FieldTCPDst, openflow.FieldUDPDst, openflow.FieldSCTPDst:
 		p.DstPort = uint16(n)
 	default:
+		if four, ok := id.Registers(); ok {
+			for i, reg := range four {
+				s.extra[reg] = v.Shift(32*i - 96).And(openflow.Uint(0xffffffff))
+			}
+			return
+		}
 		s.extra[id] = v
 	}
 }

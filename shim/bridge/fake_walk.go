@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"time"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
@@ -77,8 +78,8 @@ func (f *Fake) Send(p Packet) Walk {
 	return w.result
 }
 
-// Walk tells what would become of a packet; nothing is counted or sent. With
-// CtNext the connection tracker is left alone, too; without, it learns of the
+// Walk tells what would become of a packet; nothing is counted or sent, and no
+// flow is learned. With CtNext the connection tracker is left alone, too; without, it learns of the
 // packet as of one that was sent.
 func (f *Fake) Walk(p Packet, opts WalkOptions) Walk {
 	f.mu.Lock()
@@ -92,13 +93,17 @@ func (f *Fake) Walk(p Packet, opts WalkOptions) Walk {
 
 // walk is one packet's way, all of its copies. The Fake's lock is held.
 type walk struct {
-	fake   *Fake
-	opts   WalkOptions
-	dry    bool
-	result Walk
-	queue  []func() // recirculations, after the pipeline that they left
-	forks  int      // recirculations begun
-	steps  int      // actions taken
+	fake *Fake
+	opts WalkOptions
+	dry  bool
+	// packetOut says that a controller sent it.
+	packetOut bool
+	result    Walk
+	queue     []func() // recirculations, after the pipeline that they left
+	forks     int      // recirculations begun
+	steps     int      // actions taken
+	// learned puts what was learned since the last recirculation.
+	learned []func()
 }
 
 // Bounds on one packet's way; Open vSwitch has like ones.
@@ -112,11 +117,13 @@ func (f *Fake) newWalkLocked(opts WalkOptions) *walk { return &walk{fake: f, opt
 func (w *walk) begin(p Packet) *state { return &state{packet: p} }
 
 func (w *walk) drain() {
+	w.settleLearned()
 	for len(w.queue) > 0 && w.result.Recirculations < maxRecirculations {
 		next := w.queue[0]
 		w.queue = w.queue[1:]
 		w.result.Recirculations++
 		next()
+		w.settleLearned()
 	}
 }
 
@@ -139,6 +146,7 @@ func (w *walk) lookup(s *state, table uint8) {
 	if !w.dry {
 		flow.flow.Packets++
 		flow.flow.Bytes += uint64(len(s.packet.Frame()))
+		flow.used = time.Now()
 	}
 	w.result.Trail = append(w.result.Trail, Hit{Table: table, Flow: flow.flow})
 	w.execute(s, flow.steps, flow)
@@ -281,6 +289,8 @@ func (w *walk) execute(s *state, steps []openflow.Action, flow *fakeFlow) {
 			}
 		case openflow.Resubmit:
 			w.lookup(s, uint8(a))
+		case openflow.Learn:
+			w.learn(s, &a)
 		case openflow.Goto:
 			w.lookup(s, uint8(a))
 		}

@@ -43,6 +43,8 @@ var everyMatch = map[string]of.Match{
 	"reg0":          of.NewMatch(of.Reg(0, 0x15, 0xff)),
 	"reg1":          of.NewMatch(of.Reg(1, 7, 0xffffffff)),
 	"reg pair":      of.NewMatch(of.Reg(4, 0x10, 0xf0), of.Reg(5, 0xffffffff, 0xffffffff)),
+	"xxreg":         of.NewMatch(of.Exactly(of.FieldXXReg(2), of.Addr(netip.MustParseAddr("fd00::1")))),
+	"xxreg part":    of.NewMatch(of.Masked(of.FieldXXReg(1), of.Ones(30, 5), of.Ones(28, 70))),
 	"reg15":         of.NewMatch(of.Reg(15, 0, 1)),
 	"ct_state":      of.NewMatch(of.IPv4(), of.CtState(of.CtTrk|of.CtNew, of.CtTrk|of.CtNew|of.CtInv)),
 	"ct_state nat":  of.NewMatch(of.CtState(of.CtTrk|of.CtEst|of.CtDNAT, of.CtTrk|of.CtEst|of.CtRpl|of.CtRel|of.CtDNAT|of.CtSNAT)),
@@ -78,6 +80,12 @@ var everyAction = map[string]struct {
 	"goto":         {actions: of.NewActions(of.GotoTable(20))},
 	"set reg":      {actions: of.NewActions(of.SetReg(0, 1, 0xf), of.SetReg(1, 2, 0xffffffff), of.GotoTable(21))},
 	"load":         {actions: of.NewActions(of.Load(of.RegBits(3, 4, 4), 0xa), of.GotoTable(21))},
+	"set xxreg":    {actions: of.NewActions(of.Set(of.FieldXXReg(2), of.Addr(netip.MustParseAddr("fd00::1"))), of.SetMasked(of.FieldXXReg(3), of.Ones(60, 9), of.Ones(40, 80)), of.GotoTable(21))},
+	"move xxreg":   {of.NewMatch(of.IPv6()), of.NewActions(of.MoveBits(of.WholeField(of.FieldIPv6Dst), of.WholeField(of.FieldXXReg(0))), of.MoveBits(of.WholeField(of.FieldXXReg(0)), of.WholeField(of.FieldXXReg(1))), of.GotoTable(21))},
+	"move label":   {actions: of.NewActions(of.MoveBits(of.Bits{Field: of.FieldCTLabel, Offset: 64, Len: 32}, of.Bits{Field: of.FieldMetadata, Offset: 0, Len: 32}), of.GotoTable(21))},
+	"learn":        {of.NewMatch(of.IPv4(), of.IPProto(of.ProtoTCP)), of.NewActions(affinity4)},
+	"learn limit":  {of.NewMatch(of.IPv6(), of.L4Dst(of.ProtoUDP, 53, 0xffff)), of.NewActions(affinity6, of.GotoTable(21))},
+	"learn sctp":   {of.NewMatch(of.IPv4(), of.L4Dst(of.ProtoSCTP, 53, 0xffff)), of.NewActions(of.Learn{Table: 63, Specs: []of.LearnSpec{of.LearnMatchValue(of.FieldEthType, of.Uint(of.EtherIPv4)), of.LearnMatchValue(of.FieldIPProto, of.Uint(of.ProtoSCTP)), {From: of.WholeField(of.FieldSCTPSrc), To: of.WholeField(of.FieldSCTPDst)}, {Value: of.Uint(3), To: of.RegBits(0, 4, 4)}, {From: of.RegBits(8, 0, 32), To: of.WholeField(of.FieldIPv4Src), Load: true}, of.LearnLoadValue(of.Uint(53), of.WholeField(of.FieldSCTPSrc)), of.LearnMatchValue(of.FieldInPort, of.Uint(2)), of.LearnMatchValue(of.FieldMetadata, of.Uint(7))}})},
 	"holes":        {actions: of.NewActions(of.SetReg(7, 0x81, 0x81), of.GotoTable(21))},
 	"eth":          {actions: of.NewActions(of.SetEthSrc(macA), of.SetEthDst(macB), of.OutputPort(2))},
 	"set ip":       {of.NewMatch(of.IPv4()), of.NewActions(of.Set(of.FieldIPv4Dst, of.Addr(netip.MustParseAddr("10.0.0.9"))), of.OutputPort(2))},
@@ -101,6 +109,20 @@ var everyAction = map[string]struct {
 	"resubmit":     {actions: of.NewActions(of.SetReg(0, 1, 1), of.Resubmit(30), of.Resubmit(2))},
 	"much":         {of.NewMatch(of.IPv4()), of.NewActions(of.SetReg(0, 1, 1), of.Controller{ControllerID: 1, MeterID: 6}, of.CT{Commit: true, Zone: 1, Exec: []of.Action{of.SetCtMark(1, 1)}}, of.OutputPort(1), of.GotoTable(40))},
 }
+
+// affinity4 and affinity6 are as a Service's session affinity learns.
+var (
+	affinity4 = of.Learn{Table: 60, Priority: 100, IdleTimeout: 10800, Cookie: ours | 0x1234, Specs: []of.LearnSpec{
+		of.LearnMatchValue(of.FieldEthType, of.Uint(of.EtherIPv4)), of.LearnMatchValue(of.FieldIPProto, of.Uint(of.ProtoTCP)),
+		of.LearnMatch(of.FieldIPv4Src), of.LearnMatch(of.FieldIPv4Dst), of.LearnMatch(of.FieldTCPDst),
+		of.LearnLoad(of.RegBits(8, 0, 32), of.RegBits(8, 0, 32)), of.LearnLoadValue(of.Uint(1), of.RegBits(0, 20, 1)),
+	}}
+	affinity6 = of.Learn{Table: 60, Priority: 0x8000, HardTimeout: 9, Cookie: ours | 0x1234, Limit: 1000, Specs: []of.LearnSpec{
+		of.LearnMatchValue(of.FieldEthType, of.Uint(of.EtherIPv6)), of.LearnMatchValue(of.FieldIPProto, of.Uint(of.ProtoUDP)),
+		of.LearnMatch(of.FieldIPv6Src), of.LearnMatchValue(of.FieldIPv6Dst, of.Addr(netip.MustParseAddr("fd00::9"))), of.LearnMatchValue(of.FieldUDPDst, of.Uint(53)),
+		of.LearnLoad(of.WholeField(of.FieldXXReg(2)), of.WholeField(of.FieldXXReg(2))),
+	}}
+)
 
 // group5 and meter6 are what everyAction refers to.
 var (

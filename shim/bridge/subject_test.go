@@ -57,6 +57,8 @@ type subject struct {
 	account func(p bridge.Packet, ctNext ...uint32) string
 	// attach makes an interface that AddPort can take.
 	attach func(name string)
+	// pass has time pass for flows, and waits until done.
+	pass func(d time.Duration, done func() bool)
 }
 
 const (
@@ -93,6 +95,12 @@ func newFake(t *testing.T) *subject {
 	f := bridge.NewFake(config("br0"))
 	f.LimitMeters(time.Now)
 	s := &subject{api: f, t: t, ctx: deadline(t), restart: f.Restart, attach: func(string) {}}
+	s.pass = func(d time.Duration, done func() bool) {
+		t.Helper()
+		if f.PassTime(d); !done() {
+			t.Errorf("not done after %v", d)
+		}
+	}
 	for i := 1; i <= 4; i++ {
 		s.must(f.AddPort(s.ctx, fmt.Sprintf("p%d", i), nil))
 	}
@@ -193,6 +201,14 @@ func onInstance(t *testing.T, in *ovstest.Instance, name string) *subject {
 		in.KillSwitch()
 		s.must(in.StartSwitch(s.ctx))
 	}
+	s.pass = func(d time.Duration, done func() bool) {
+		t.Helper()
+		for !done() {
+			if s.ctx.Err() != nil {
+				t.Fatalf("not done long after %v", d)
+			}
+		}
+	}
 	s.attach = func(port string) {
 		_, err := in.Run(s.ctx, "ip", "link", "add", port, "type", "veth", "peer", "name", port+"x")
 		s.must(err)
@@ -214,6 +230,11 @@ func onInstance(t *testing.T, in *ovstest.Instance, name string) *subject {
 		s.must(err)
 		if o.Outputs == nil {
 			return []string{}
+		}
+		for i, port := range o.Outputs {
+			if port == "IN_PORT" {
+				o.Outputs[i] = strconv.Itoa(int(p.InPort))
+			}
 		}
 		return o.Outputs
 	}

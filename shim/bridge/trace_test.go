@@ -57,7 +57,9 @@ func TestTextIsWhatOfctlTakes(t *testing.T) {
 	}
 	_, err := in.Ofctl(s.ctx, "add-meter", socket, meter6.String())
 	s.must(err)
-	ofctl("add-groups", group5.String())
+	inDatapath, byFields := balancer(6, true, 2), balancer(7, false, 2)
+	inDatapath.Hash, byFields.Hash = of.HashDatapath, of.HashFields
+	ofctl("add-groups", group5.String()+"\n"+inDatapath.String()+"\n"+byFields.String())
 	text := ""
 	for _, f := range sampleFlows() {
 		text += f.String() + "\n"
@@ -66,6 +68,9 @@ func TestTextIsWhatOfctlTakes(t *testing.T) {
 	state := s.read()
 	if !state.Groups[5].Same(group5) || state.Meters[6] != meter6 {
 		t.Errorf("group %v and meter %v, want %v and %v", state.Groups[5], state.Meters[6], group5, meter6)
+	}
+	if !state.Groups[6].Same(inDatapath) || !state.Groups[7].Same(byFields) {
+		t.Errorf("groups %v and %v, want %v and %v", state.Groups[6], state.Groups[7], inDatapath, byFields)
 	}
 	for _, want := range sampleFlows() {
 		got, ok := state.Flows[want.Key()]

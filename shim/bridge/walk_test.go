@@ -66,6 +66,35 @@ func TestOutputByRegister(t *testing.T) {
 	})
 }
 
+// Nothing leaves by the port that it came from, but where that is said.
+func TestOutputToInPort(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		s.put(flow(0, 2, host("10.0.0.1"), of.OutputPort(1), of.InPortOutput()), flow(0, 1, of.NewMatch(), of.OutputPort(1)))
+		for src, want := range map[string][]string{"10.0.0.1": {"1"}, "10.0.0.2": {}} {
+			if got := s.outputs(udp(1, src, "10.0.0.9", 1, 2)); !slices.Equal(got, want) {
+				t.Errorf("from %s: leaves by %v, want %v", src, got, want)
+			}
+		}
+	})
+}
+
+// A wide register is the registers that it spans.
+func TestWideRegisters(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		wide := of.FieldXXReg(2)
+		s.put(
+			flow(0, 1, of.NewMatch(of.IPv6()), of.SetReg(8, 1, 0xffffffff), of.MoveBits(of.WholeField(of.FieldIPv6Dst), of.WholeField(wide)), of.GotoTable(1)),
+			flow(1, 1, of.NewMatch(of.Reg(8, 0xfd000000, 0xffffffff), of.Reg(11, 9, 0xffffffff)), of.SetReg(10, 5, 0xff), of.GotoTable(2)),
+			flow(2, 1, of.NewMatch(of.Exactly(wide, of.Addr(addrOf("fd00::5:0:9")))), of.Set(wide, of.Uint(3)), of.OutputRegister(11)),
+		)
+		for dst, want := range map[string][]string{"fd00::9": {"3"}, "fd01::9": {}} {
+			if got := s.outputs(udp(1, "fd00::1", dst, 1, 2)); !slices.Equal(got, want) {
+				t.Errorf("to %s: leaves by %v, want %v", dst, got, want)
+			}
+		}
+	})
+}
+
 // Resubmit looks a packet up in an earlier table and comes back with what was
 // done to its registers there, also where that table has no flow for it.
 func TestResubmitComesBack(t *testing.T) {

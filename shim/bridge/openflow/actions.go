@@ -32,9 +32,9 @@ type Actions struct {
 }
 
 // NewActions makes Actions of steps: Output, OutputReg, SetField, Move, CT,
-// Conjunction, Controller, ToGroup, MeterBy, Resubmit, Foreign, and last, at
-// most once, Goto. None means drop. It panics where Goto is not last: OpenFlow executes it
-// last wherever it stands.
+// Conjunction, Controller, ToGroup, MeterBy, Resubmit, Learn, Foreign, and last,
+// at most once, Goto. None means drop. It panics where Goto is not last: OpenFlow
+// executes it last wherever it stands.
 func NewActions(list ...Action) Actions {
 	var (
 		buf [256]byte
@@ -358,6 +358,8 @@ const (
 	wholePacket       = 0xffff
 	nxResubmitTable   = 14
 	nxOutputReg       = 15
+	nxLearn           = 16
+	nxLearn2          = 45
 	nxConjunction     = 34
 	nxCT              = 35
 	nxNAT             = 36

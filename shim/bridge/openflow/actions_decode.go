@@ -106,6 +106,8 @@ func parseNicira(s string, depth int) Action {
 		return parseController(s)
 	case nxCT:
 		return parseCT(s, depth)
+	case nxLearn, nxLearn2:
+		return parseLearn(s)
 	}
 	return nil
 }

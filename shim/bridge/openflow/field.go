@@ -65,8 +65,9 @@ const (
 	FieldCTTPSrc
 	FieldCTTPDst
 	FieldConjID
+	fieldXXReg0 // the 128-bit registers; no match has them, see FieldXXReg
 
-	fieldCount
+	fieldCount = fieldXXReg0 + 4
 )
 
 // FieldReg is the id of register n, which must be below 16.
@@ -75,6 +76,28 @@ func FieldReg(n int) FieldID {
 		panic(fmt.Sprintf("openflow: no register %d", n))
 	}
 	return FieldReg0 + FieldID(n)
+}
+
+// FieldXXReg is the id of the 128-bit register n, which must be below 4. It is
+// the same bits as four registers, the one of the lowest number on top: number 2
+// is the registers 8 to 11. Matches on it are matches on these.
+func FieldXXReg(n int) FieldID {
+	if n < 0 || n > 3 {
+		panic(fmt.Sprintf("openflow: no 128-bit register %d", n))
+	}
+	return fieldXXReg0 + FieldID(n)
+}
+
+// Registers are the four registers that a 128-bit register is, the highest
+// first; false where the field is none.
+func (id FieldID) Registers() (out [4]FieldID, ok bool) {
+	if id < fieldXXReg0 || id >= fieldCount {
+		return out, false
+	}
+	for i := range out {
+		out[i] = FieldReg(int(id-fieldXXReg0)*4 + i)
+	}
+	return out, true
 }
 
 // Classes of OXM headers.
@@ -160,6 +183,10 @@ var fields = [fieldCount]fieldInfo{
 	FieldCTTPSrc:    {"ct_tp_src", classNXM1, 124, 2, 0, true},
 	FieldCTTPDst:    {"ct_tp_dst", classNXM1, 125, 2, 0, true},
 	FieldConjID:     {"conj_id", classNXM1, 37, 4, 0, false},
+	fieldXXReg0:     {"xxreg0", classNXM1, 111, 16, 0, true},
+	fieldXXReg0 + 1: {"xxreg1", classNXM1, 112, 16, 0, true},
+	fieldXXReg0 + 2: {"xxreg2", classNXM1, 113, 16, 0, true},
+	fieldXXReg0 + 3: {"xxreg3", classNXM1, 114, 16, 0, true},
 }
 
 // fieldByHeader finds a field by class and number of its OXM header.

@@ -15,8 +15,19 @@ func seedFlows() []Flow {
 		{Match: NewMatch(ICMPv6Type(NDSolicit), NDTarget(prefixOf("fd00::/64"))), Actions: NewActions(
 			CT{Commit: true, Zone: 1, Recirc: true, Table: 9, NAT: NAT{Kind: NATDst, MinAddr: netip.MustParseAddr("fd00::1"), MinPort: 5, MaxPort: 9}, Exec: []Action{SetCtMark(1, 1), MoveBits(RegBits(5, 0, 32), Bits{FieldCTLabel, 32, 32})}},
 			Controller{ControllerID: 1, MaxLen: 100, MeterID: 4, UserData: "abc", Pause: true, Reason: 3}, ToGroup(3), MeterBy(4), Resubmit(5))},
+		{Match: NewMatch(IPv6(), L4Dst(ProtoTCP, 80, 0xffff), Exactly(FieldXXReg(2), Ones(5, 100))), Actions: NewActions(
+			Set(FieldXXReg(2), Addr(netip.MustParseAddr("fd00::1"))), MoveBits(Bits{FieldCTLabel, 64, 32}, Bits{FieldMetadata, 0, 32}), learn())},
 		{Match: NewMatch(IPv4()), Actions: NewActions(Conjunction{ID: 1, Clause: 1, Clauses: 3}, Conjunction{ID: 2, Clause: 0, Clauses: 2})},
 	}
+}
+
+// learn is a Learn with each kind of spec.
+func learn() Learn {
+	return Learn{Table: 9, Priority: 7, IdleTimeout: 10800, HardTimeout: 3, Cookie: 0x5745, Limit: 4, Specs: []LearnSpec{
+		LearnMatchValue(FieldEthType, Uint(EtherIPv6)), LearnMatch(FieldIPv6Src), LearnMatchValue(FieldIPProto, Uint(ProtoTCP)), LearnMatch(FieldTCPDst),
+		{From: RegBits(1, 0, 16), To: RegBits(2, 8, 16)}, {Value: Uint(5), To: RegBits(0, 0, 3)},
+		LearnLoad(WholeField(FieldXXReg(2)), WholeField(FieldXXReg(2))), LearnLoadValue(Uint(1), RegBits(0, 20, 1)),
+	}}
 }
 
 // stats is a flow as the switch would report it.
@@ -118,6 +129,14 @@ func FuzzDecodeReplies(f *testing.F) {
 		f.Fatalf("group decoded as %v, %v", got, err)
 	}
 	f.Add(desc)
+	for _, hash := range []GroupHash{HashDatapath, HashFields} {
+		hashed := hash.appendProp(bytes.Clone(desc))
+		hashed[1] = byte(len(hashed))
+		if got, err := DecodeGroupDesc(hashed); err != nil || len(got) != 1 || got[0].Hash != hash {
+			f.Fatalf("group by %s decoded as %v, %v", hash, got, err)
+		}
+		f.Add(hashed)
+	}
 	f.Add(AppendMeterPut(nil, 1, Meter{1, 2, 3}, false)[HeaderLen:])
 	f.Add(make([]byte, 48))
 	f.Add([]byte{0, 4, 0, 9, 1, 2, 3})

@@ -23,16 +23,35 @@ type Bucket struct {
 	Actions Actions
 }
 
+// GroupHash is what a GroupSelect chooses its bucket by.
+type GroupHash uint8
+
+const (
+	// HashDefault is the switch's choice. In the userspace datapath of Open vSwitch
+	// 3.1, and in all where the weights, with the least for 1, add up to more than
+	// 256, it leaves out the ports of UDP, and takes the hardware addresses in.
+	HashDefault GroupHash = iota
+	// HashDatapath is a hash of addresses, protocol and ports, worked out in the
+	// datapath, up to that sum; beyond it is HashDefault.
+	HashDatapath
+	// HashFields is a hash of the same whatever the sum, for which the switch itself
+	// sees each connection's first packet.
+	HashFields
+
+	hashUnknown GroupHash = 0xff // as read
+)
+
 // Group is an entry of a bridge's group table.
 type Group struct {
 	ID      uint32
 	Type    GroupType
+	Hash    GroupHash // of a GroupSelect; otherwise 0
 	Buckets []Bucket
 }
 
 // Same tells whether two groups are the same.
 func (g Group) Same(o Group) bool {
-	if g.ID != o.ID || g.Type != o.Type || len(g.Buckets) != len(o.Buckets) {
+	if g.ID != o.ID || g.Type != o.Type || g.Hash != o.Hash || len(g.Buckets) != len(o.Buckets) {
 		return false
 	}
 	for i := range g.Buckets {
@@ -48,6 +67,9 @@ func (g Group) String() string {
 	var b strings.Builder
 	name := map[GroupType]string{GroupAll: "all", GroupSelect: "select", GroupIndirect: "indirect"}[g.Type]
 	fmt.Fprintf(&b, "group_id=%d,type=%s", g.ID, name)
+	if g.Hash != HashDefault {
+		b.WriteString(",selection_method=" + g.Hash.String())
+	}
 	for _, k := range g.Buckets {
 		b.WriteString(",bucket=")
 		if g.Type == GroupSelect {
@@ -60,7 +82,7 @@ func (g Group) String() string {
 
 // Fits tells whether the group can be said in one message, also in a bundle.
 func (g *Group) Fits() bool {
-	n := HeaderLen + 16 + overhead
+	n := HeaderLen + 16 + overhead + len(g.Hash.appendProp(nil))
 	for i := range g.Buckets {
 		n += 24 + len(g.Buckets[i].Actions.steps)
 	}
@@ -89,9 +111,8 @@ func AppendGroupPut(b []byte, xid uint32, g *Group) []byte {
 	for i := range g.Buckets {
 		b = appendBucket(b, uint32(i), g.Type, &g.Buckets[i])
 	}
-	b = finish(b, start)
 	binary.BigEndian.PutUint16(b[at:], uint16(len(b)-first))
-	return b
+	return finish(g.Hash.appendProp(b), start)
 }
 
 func appendBucket(b []byte, id uint32, t GroupType, k *Bucket) []byte {
@@ -147,6 +168,9 @@ func DecodeGroupDesc(body []byte) ([]Group, error) {
 		g := Group{ID: be32(s[4:]), Type: GroupType(s[2])}
 		var err error
 		if g.Buckets, err = decodeBuckets(s[16 : 16+buckets]); err != nil {
+			return nil, fmt.Errorf("group %d: %w", g.ID, err)
+		}
+		if g.Hash, err = decodeGroupHash(s[16+buckets : length]); err != nil {
 			return nil, fmt.Errorf("group %d: %w", g.ID, err)
 		}
 		out = append(out, g)

@@ -272,6 +272,9 @@ func (b *matchBuilder) add(f Field) error {
 	if f.ID >= fieldCount {
 		return fmt.Errorf("match: unknown field %d", f.ID)
 	}
+	if four, ok := f.ID.Registers(); ok {
+		return b.addWide(f, four)
+	}
 	mask := f.Mask.And(f.ID.full())
 	if !f.ID.Maskable() && !mask.IsZero() && mask != f.ID.full() {
 		return fmt.Errorf("match: %s cannot be masked", f.ID)
@@ -289,6 +292,19 @@ func (b *matchBuilder) add(f Field) error {
 	}
 	b.present.add(f.ID)
 	b.value[f.ID], b.mask[f.ID] = value, mask
+	return nil
+}
+
+// addWide adds a condition on a 128-bit register as those on its registers, which
+// is how the switch gives it back.
+func (b *matchBuilder) addWide(f Field, four [4]FieldID) error {
+	low := Uint(0xffffffff)
+	for i, id := range four {
+		down := 32*i - 96
+		if err := b.add(Field{id, f.Value.Shift(down).And(low), f.Mask.Shift(down).And(low)}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -491,8 +507,8 @@ func (e oxmEntry) field() (Field, bool) {
 	return f, true
 }
 
-// decodeOXM reads TLVs into a builder: wide registers are split into ours, and
-// what is unknown is kept.
+// decodeOXM reads TLVs into a builder, which splits wide registers into ours, and
+// keeps what is unknown.
 func (b *matchBuilder) decodeOXM(s string) error {
 	for s != "" {
 		e, tail, err := cutOXM(s)
@@ -516,17 +532,12 @@ func (b *matchBuilder) decodeOXM(s string) error {
 	return nil
 }
 
-// splitRegisters takes a 64- or 128-bit register apart.
+// splitRegisters takes a 64-bit register apart.
 func (b *matchBuilder) splitRegisters(e oxmEntry) bool {
-	first, words := 0, 0
-	switch {
-	case e.class == classPacketReg && e.number < 8:
-		first, words = int(e.number)*2, 2
-	case e.class == classNXM1 && e.number >= 111 && e.number < 115:
-		first, words = int(e.number-111)*4, 4
-	default:
+	if e.class != classPacketReg || e.number >= 8 {
 		return false
 	}
+	first, words := int(e.number)*2, 2
 	want := words * 4
 	if e.hasMask {
 		want *= 2

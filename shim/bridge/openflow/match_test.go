@@ -16,6 +16,7 @@ func TestMatchIsCanonical(t *testing.T) {
 		"bits beyond the mask":  {NewMatch(Reg(0, 0xff, 0x0f)), NewMatch(Reg(0, 0x0f, 0x0f))},
 		"no bits at all":        {NewMatch(IPSrc(prefixOf("0.0.0.0/0"))), NewMatch(IPv4())},
 		"said twice":            {NewMatch(Reg(0, 1, 3), Reg(0, 4, 0xc)), NewMatch(Reg(0, 5, 0xf))},
+		"wide register":         {NewMatch(Masked(FieldXXReg(2), Ones(0, 120), Ones(64, 64))), NewMatch(Reg(8, 0x00ffffff, 0xffffffff), Reg(9, 0xffffffff, 0xffffffff))},
 		"ports of none":         {NewMatch(IPv4(), L4Dst(ProtoTCP, 0, 0)), NewMatch(IPv4(), IPProto(ProtoTCP))},
 	}
 	for name, pair := range same {

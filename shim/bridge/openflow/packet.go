@@ -221,9 +221,9 @@ type ConntrackFilter struct {
 	AnyZone                    bool // Zone counts for nothing.
 	OrigSrc, OrigDst, ReplySrc netip.Addr
 	Proto                      uint8 // 0: any
-	// Ports of the original direction, both addresses and Proto being given, where
-	// WithPorts says so. Of ICMP SrcPort is the identifier of echo requests; SCTP
-	// has none here.
+	// Ports of the original direction, an address of it and Proto being given,
+	// where WithPorts says so. Of ICMP SrcPort is the identifier of echo requests;
+	// SCTP has none here. Of TCP and UDP 0 is any.
 	WithPorts        bool
 	SrcPort, DstPort uint16
 }

@@ -253,10 +253,14 @@ func (r Bits) String() string {
 // other names there for some fields.
 func (id FieldID) actionName() string {
 	switch id {
+	case FieldInPort:
+		return "in_port_oxm" // "in_port" has 16 bits there
 	case FieldEthSrc:
 		return "eth_src"
 	case FieldEthDst:
 		return "eth_dst"
+	case FieldEthType:
+		return "eth_type"
 	case FieldIPv4Src:
 		return "ip_src"
 	case FieldIPv4Dst:

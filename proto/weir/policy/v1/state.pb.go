@@ -262,6 +262,7 @@ const (
 	ScopeKind_SCOPE_KIND_POLICIES      ScopeKind = 2 // Policy items that guard the same set of applied-to groups.
 	ScopeKind_SCOPE_KIND_ADDRESS_GROUP ScopeKind = 3 // Member items of one address group; the scope's id is the group's id.
 	ScopeKind_SCOPE_KIND_ROUTES        ScopeKind = 4 // NodeRoute items of all Nodes with Pods' prefixes; every node that has a Node object holds it.
+	ScopeKind_SCOPE_KIND_SERVICES      ScopeKind = 5 // ClusterService and Backend items of all Services with ClusterIPs; every node with an endpoint holds it.
 )
 
 // Enum value maps for ScopeKind.
@@ -272,6 +273,7 @@ var (
 		2: "SCOPE_KIND_POLICIES",
 		3: "SCOPE_KIND_ADDRESS_GROUP",
 		4: "SCOPE_KIND_ROUTES",
+		5: "SCOPE_KIND_SERVICES",
 	}
 	ScopeKind_value = map[string]int32{
 		"SCOPE_KIND_UNSPECIFIED":   0,
@@ -279,6 +281,7 @@ var (
 		"SCOPE_KIND_POLICIES":      2,
 		"SCOPE_KIND_ADDRESS_GROUP": 3,
 		"SCOPE_KIND_ROUTES":        4,
+		"SCOPE_KIND_SERVICES":      5,
 	}
 )
 
@@ -381,6 +384,8 @@ type Item struct {
 	//	*Item_Policy
 	//	*Item_Member
 	//	*Item_Route
+	//	*Item_Service
+	//	*Item_Backend
 	Body          isItem_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -468,6 +473,24 @@ func (x *Item) GetRoute() *NodeRoute {
 	return nil
 }
 
+func (x *Item) GetService() *ClusterService {
+	if x != nil {
+		if x, ok := x.Body.(*Item_Service); ok {
+			return x.Service
+		}
+	}
+	return nil
+}
+
+func (x *Item) GetBackend() *Backend {
+	if x != nil {
+		if x, ok := x.Body.(*Item_Backend); ok {
+			return x.Backend
+		}
+	}
+	return nil
+}
+
 type isItem_Body interface {
 	isItem_Body()
 }
@@ -492,6 +515,14 @@ type Item_Route struct {
 	Route *NodeRoute `protobuf:"bytes,5,opt,name=route,proto3,oneof"` // Key "node/NAME".
 }
 
+type Item_Service struct {
+	Service *ClusterService `protobuf:"bytes,6,opt,name=service,proto3,oneof"` // Key "service/NAMESPACE/NAME".
+}
+
+type Item_Backend struct {
+	Backend *Backend `protobuf:"bytes,7,opt,name=backend,proto3,oneof"` // Key "backend/NAMESPACE/SERVICE/ADDRESS".
+}
+
 func (*Item_Node) isItem_Body() {}
 
 func (*Item_Endpoint) isItem_Body() {}
@@ -502,12 +533,18 @@ func (*Item_Member) isItem_Body() {}
 
 func (*Item_Route) isItem_Body() {}
 
+func (*Item_Service) isItem_Body() {}
+
+func (*Item_Backend) isItem_Body() {}
+
 // NodeFacts are what a shim must know of its own node.
 type NodeFacts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // Never empty.
 	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // 4 or 16 bytes each; addresses of the node's own host: status.addresses, gateways, transport addresses.
 	Gateways      [][]byte               `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`   // 4 or 16 bytes each; the addresses that the host has on the bridge. Empty: none known.
+	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`           // Label topology.kubernetes.io/zone. Empty: none.
+	Groups        [][]byte               `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`       // Ids (16 bytes, ascending) of the applied-to groups that hold the node. Empty: no policy applies to it.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +596,20 @@ func (x *NodeFacts) GetAddresses() [][]byte {
 func (x *NodeFacts) GetGateways() [][]byte {
 	if x != nil {
 		return x.Gateways
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetGroups() [][]byte {
+	if x != nil {
+		return x.Groups
 	}
 	return nil
 }
@@ -627,6 +678,256 @@ func (x *NodeRoute) GetAddresses() [][]byte {
 	return nil
 }
 
+// ClusterService is a Service with ClusterIPs: what is sent to one of its ports
+// there is for one of its backends. Headless Services have no items.
+type ClusterService struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Namespace       string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`                                     // Never empty.
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`                                               // Never empty.
+	Ips             [][]byte               `protobuf:"bytes,3,rep,name=ips,proto3" json:"ips,omitempty"`                                                 // 4 or 16 bytes each, at least one: ClusterIPs.
+	Ports           []*ServicePort         `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`                                             // As written.
+	AffinitySeconds uint32                 `protobuf:"varint,5,opt,name=affinity_seconds,json=affinitySeconds,proto3" json:"affinity_seconds,omitempty"` // Session affinity by client address, and for how long after its last connection. Zero: none.
+	Local           bool                   `protobuf:"varint,6,opt,name=local,proto3" json:"local,omitempty"`                                            // internalTrafficPolicy Local: only backends of the client's own node.
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ClusterService) Reset() {
+	*x = ClusterService{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterService) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterService) ProtoMessage() {}
+
+func (x *ClusterService) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterService.ProtoReflect.Descriptor instead.
+func (*ClusterService) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ClusterService) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ClusterService) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClusterService) GetIps() [][]byte {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *ClusterService) GetPorts() []*ServicePort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *ClusterService) GetAffinitySeconds() uint32 {
+	if x != nil {
+		return x.AffinitySeconds
+	}
+	return 0
+}
+
+func (x *ClusterService) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+// ServicePort is a port of a Service, or what serves it at a backend.
+type ServicePort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                       // Empty: the Service has one port, which has no name.
+	Protocol      Protocol               `protobuf:"varint,2,opt,name=protocol,proto3,enum=weir.policy.v1.Protocol" json:"protocol,omitempty"` // TCP, UDP or SCTP.
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`                                      // 1 to 65535.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServicePort) Reset() {
+	*x = ServicePort{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServicePort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServicePort) ProtoMessage() {}
+
+func (x *ServicePort) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
+func (*ServicePort) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ServicePort) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServicePort) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *ServicePort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// Backend is one address that serves a Service, from its EndpointSlices, or of a
+// Service without any from the Pods that it selects. One that does not serve
+// has no item.
+type Backend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`      // Of the Service; never empty.
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`          // Name of the Service; never empty.
+	Ip            []byte                 `protobuf:"bytes,3,opt,name=ip,proto3" json:"ip,omitempty"`                    // 4 or 16 bytes.
+	Ports         []*ServicePort         `protobuf:"bytes,4,rep,name=ports,proto3" json:"ports,omitempty"`              // By the names of the Service's ports; a port that is not there is not served here.
+	Node          string                 `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`                // Where it is. Empty: unknown.
+	Terminating   bool                   `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"` // It serves on, but only where no other backend does.
+	Zones         []string               `protobuf:"bytes,7,rep,name=zones,proto3" json:"zones,omitempty"`              // Topology hints: zones whose clients it is for. Empty: none.
+	Nodes         []string               `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`              // Topology hints: nodes whose clients it is for. Empty: none.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backend) Reset() {
+	*x = Backend{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backend) ProtoMessage() {}
+
+func (x *Backend) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backend.ProtoReflect.Descriptor instead.
+func (*Backend) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Backend) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Backend) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Backend) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *Backend) GetPorts() []*ServicePort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Backend) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Backend) GetTerminating() bool {
+	if x != nil {
+		return x.Terminating
+	}
+	return false
+}
+
+func (x *Backend) GetZones() []string {
+	if x != nil {
+		return x.Zones
+	}
+	return nil
+}
+
+func (x *Backend) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 // NamedPort is a container port that has a name.
 type NamedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -639,7 +940,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +952,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +965,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NamedPort) GetName() string {
@@ -704,7 +1005,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1017,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1030,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Endpoint) GetNamespace() string {
@@ -791,7 +1092,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +1104,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +1117,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Member) GetSubject() isMember_Subject {
@@ -900,7 +1201,7 @@ type PodRef struct {
 
 func (x *PodRef) Reset() {
 	*x = PodRef{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1213,7 @@ func (x *PodRef) String() string {
 func (*PodRef) ProtoMessage() {}
 
 func (x *PodRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1226,7 @@ func (x *PodRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodRef.ProtoReflect.Descriptor instead.
 func (*PodRef) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PodRef) GetNamespace() string {
@@ -953,7 +1254,7 @@ type IPBlock struct {
 
 func (x *IPBlock) Reset() {
 	*x = IPBlock{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1266,7 @@ func (x *IPBlock) String() string {
 func (*IPBlock) ProtoMessage() {}
 
 func (x *IPBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1279,7 @@ func (x *IPBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPBlock.ProtoReflect.Descriptor instead.
 func (*IPBlock) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *IPBlock) GetCidr() *Prefix {
@@ -1006,7 +1307,7 @@ type Prefix struct {
 
 func (x *Prefix) Reset() {
 	*x = Prefix{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1319,7 @@ func (x *Prefix) String() string {
 func (*Prefix) ProtoMessage() {}
 
 func (x *Prefix) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1332,7 @@ func (x *Prefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
 func (*Prefix) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Prefix) GetAddress() []byte {
@@ -1079,7 +1380,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1392,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1405,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Policy) GetRef() *PolicyRef {
@@ -1214,13 +1515,17 @@ type Rule struct {
 	// peers has a block that holds it or is absent, but only for port names.
 	// Egress rules have it, since a port name resolves on each destination.
 	PortNameGroups [][]byte `protobuf:"bytes,10,rep,name=port_name_groups,json=portNameGroups,proto3" json:"port_name_groups,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What clients send to ports of the node's own addresses, before a Service's
+	// translation: the rule is about NodePort Services, and its services name
+	// their ports on nodes. Ingress; peers are blocks or absent.
+	NodePorts     bool `protobuf:"varint,11,opt,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1537,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1550,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Rule) GetDirection() Direction {
@@ -1318,6 +1623,13 @@ func (x *Rule) GetPortNameGroups() [][]byte {
 	return nil
 }
 
+func (x *Rule) GetNodePorts() bool {
+	if x != nil {
+		return x.NodePorts
+	}
+	return false
+}
+
 // Services is a list of services of which one must match. An empty list
 // matches nothing; it is not an absent list.
 type Services struct {
@@ -1329,7 +1641,7 @@ type Services struct {
 
 func (x *Services) Reset() {
 	*x = Services{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1653,7 @@ func (x *Services) String() string {
 func (*Services) ProtoMessage() {}
 
 func (x *Services) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1666,7 @@ func (x *Services) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Services.ProtoReflect.Descriptor instead.
 func (*Services) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Services) GetServices() []*Service {
@@ -1383,7 +1695,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1707,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1720,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Service) GetProtocol() Protocol {
@@ -1487,13 +1799,14 @@ type Peers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Groups        [][]byte               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"` // Address group ids, 16 bytes.
 	Blocks        []*IPBlock             `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	Services      []*ServiceRef          `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"` // Of egress rules: what is sent to the ClusterIPs of these, by their ports, and not to a backend itself.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1818,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1831,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Peers) GetGroups() [][]byte {
@@ -1535,6 +1848,66 @@ func (x *Peers) GetBlocks() []*IPBlock {
 	return nil
 }
 
+func (x *Peers) GetServices() []*ServiceRef {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+// ServiceRef names a Service.
+type ServiceRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // Never empty.
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`           // Never empty.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceRef) Reset() {
+	*x = ServiceRef{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceRef) ProtoMessage() {}
+
+func (x *ServiceRef) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceRef.ProtoReflect.Descriptor instead.
+func (*ServiceRef) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ServiceRef) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ServiceRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Position is how far the sources of a cut had been read.
 type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1545,7 +1918,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1930,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1943,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Position) GetSources() map[string]uint64 {
@@ -1599,7 +1972,7 @@ type ScopeDelta struct {
 
 func (x *ScopeDelta) Reset() {
 	*x = ScopeDelta{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1984,7 @@ func (x *ScopeDelta) String() string {
 func (*ScopeDelta) ProtoMessage() {}
 
 func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1997,7 @@ func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeDelta.ProtoReflect.Descriptor instead.
 func (*ScopeDelta) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ScopeDelta) GetId() []byte {
@@ -1709,7 +2082,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2094,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2107,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Cut) GetEpoch() string {
@@ -1808,22 +2181,46 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\tPolicyRef\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.weir.policy.v1.PolicyKindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\x8e\x02\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xff\x02\n" +
 	"\x04Item\x12/\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.weir.policy.v1.NodeFactsH\x00R\x04node\x126\n" +
 	"\bendpoint\x18\x02 \x01(\v2\x18.weir.policy.v1.EndpointH\x00R\bendpoint\x120\n" +
 	"\x06policy\x18\x03 \x01(\v2\x16.weir.policy.v1.PolicyH\x00R\x06policy\x120\n" +
 	"\x06member\x18\x04 \x01(\v2\x16.weir.policy.v1.MemberH\x00R\x06member\x121\n" +
-	"\x05route\x18\x05 \x01(\v2\x19.weir.policy.v1.NodeRouteH\x00R\x05routeB\x06\n" +
-	"\x04body\"Y\n" +
+	"\x05route\x18\x05 \x01(\v2\x19.weir.policy.v1.NodeRouteH\x00R\x05route\x12:\n" +
+	"\aservice\x18\x06 \x01(\v2\x1e.weir.policy.v1.ClusterServiceH\x00R\aservice\x123\n" +
+	"\abackend\x18\a \x01(\v2\x17.weir.policy.v1.BackendH\x00R\abackendB\x06\n" +
+	"\x04body\"\x85\x01\n" +
 	"\tNodeFacts\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x1a\n" +
-	"\bgateways\x18\x03 \x03(\fR\bgateways\"r\n" +
+	"\bgateways\x18\x03 \x03(\fR\bgateways\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06groups\x18\x05 \x03(\fR\x06groups\"r\n" +
 	"\tNodeRoute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\tpod_cidrs\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\bpodCidrs\x12\x1c\n" +
-	"\taddresses\x18\x03 \x03(\fR\taddresses\"i\n" +
+	"\taddresses\x18\x03 \x03(\fR\taddresses\"\xc8\x01\n" +
+	"\x0eClusterService\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03ips\x18\x03 \x03(\fR\x03ips\x121\n" +
+	"\x05ports\x18\x04 \x03(\v2\x1b.weir.policy.v1.ServicePortR\x05ports\x12)\n" +
+	"\x10affinity_seconds\x18\x05 \x01(\rR\x0faffinitySeconds\x12\x14\n" +
+	"\x05local\x18\x06 \x01(\bR\x05local\"k\n" +
+	"\vServicePort\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
+	"\bprotocol\x18\x02 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xe6\x01\n" +
+	"\aBackend\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x0e\n" +
+	"\x02ip\x18\x03 \x01(\fR\x02ip\x121\n" +
+	"\x05ports\x18\x04 \x03(\v2\x1b.weir.policy.v1.ServicePortR\x05ports\x12\x12\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\x12 \n" +
+	"\vterminating\x18\x06 \x01(\bR\vterminating\x12\x14\n" +
+	"\x05zones\x18\a \x03(\tR\x05zones\x12\x14\n" +
+	"\x05nodes\x18\b \x03(\tR\x05nodes\"i\n" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\bprotocol\x18\x02 \x01(\x0e2\x18.weir.policy.v1.ProtocolR\bprotocol\x12\x12\n" +
@@ -1868,7 +2265,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\rlog_isolation\x18\n" +
 	" \x01(\bR\flogIsolation\x12\x16\n" +
 	"\x06staged\x18\v \x01(\bR\x06staged\x12\x12\n" +
-	"\x04part\x18\r \x01(\tR\x04part\"\xf4\x02\n" +
+	"\x04part\x18\r \x01(\tR\x04part\"\x93\x03\n" +
 	"\x04Rule\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12.\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x12\x14\n" +
@@ -1881,7 +2278,9 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x03log\x18\b \x01(\bR\x03log\x12\x1b\n" +
 	"\tlog_label\x18\t \x01(\tR\blogLabel\x12(\n" +
 	"\x10port_name_groups\x18\n" +
-	" \x03(\fR\x0eportNameGroups\"?\n" +
+	" \x03(\fR\x0eportNameGroups\x12\x1d\n" +
+	"\n" +
+	"node_ports\x18\v \x01(\bR\tnodePorts\"?\n" +
 	"\bServices\x123\n" +
 	"\bservices\x18\x01 \x03(\v2\x17.weir.policy.v1.ServiceR\bservices\"\x89\x03\n" +
 	"\aService\x124\n" +
@@ -1902,10 +2301,15 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"_icmp_codeB\f\n" +
 	"\n" +
-	"_igmp_type\"P\n" +
+	"_igmp_type\"\x88\x01\n" +
 	"\x05Peers\x12\x16\n" +
 	"\x06groups\x18\x01 \x03(\fR\x06groups\x12/\n" +
-	"\x06blocks\x18\x02 \x03(\v2\x17.weir.policy.v1.IPBlockR\x06blocks\"\x87\x01\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x17.weir.policy.v1.IPBlockR\x06blocks\x126\n" +
+	"\bservices\x18\x03 \x03(\v2\x1a.weir.policy.v1.ServiceRefR\bservices\">\n" +
+	"\n" +
+	"ServiceRef\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x87\x01\n" +
 	"\bPosition\x12?\n" +
 	"\asources\x18\x01 \x03(\v2%.weir.policy.v1.Position.SourcesEntryR\asources\x1a:\n" +
 	"\fSourcesEntry\x12\x10\n" +
@@ -1956,13 +2360,14 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"!POLICY_KIND_ANTREA_NETWORK_POLICY\x10\x03\x12$\n" +
 	" POLICY_KIND_ADMIN_NETWORK_POLICY\x10\x04\x12-\n" +
 	")POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY\x10\x05\x12&\n" +
-	"\"POLICY_KIND_CLUSTER_NETWORK_POLICY\x10\x06*\x8a\x01\n" +
+	"\"POLICY_KIND_CLUSTER_NETWORK_POLICY\x10\x06*\xa3\x01\n" +
 	"\tScopeKind\x12\x1a\n" +
 	"\x16SCOPE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSCOPE_KIND_NODE\x10\x01\x12\x17\n" +
 	"\x13SCOPE_KIND_POLICIES\x10\x02\x12\x1c\n" +
 	"\x18SCOPE_KIND_ADDRESS_GROUP\x10\x03\x12\x15\n" +
-	"\x11SCOPE_KIND_ROUTES\x10\x04B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\x11SCOPE_KIND_ROUTES\x10\x04\x12\x17\n" +
+	"\x13SCOPE_KIND_SERVICES\x10\x05B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_state_proto_rawDescOnce sync.Once
@@ -1977,67 +2382,77 @@ func file_weir_policy_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_weir_policy_v1_state_proto_goTypes = []any{
-	(Direction)(0),     // 0: weir.policy.v1.Direction
-	(Action)(0),        // 1: weir.policy.v1.Action
-	(Protocol)(0),      // 2: weir.policy.v1.Protocol
-	(PolicyKind)(0),    // 3: weir.policy.v1.PolicyKind
-	(ScopeKind)(0),     // 4: weir.policy.v1.ScopeKind
-	(*PolicyRef)(nil),  // 5: weir.policy.v1.PolicyRef
-	(*Item)(nil),       // 6: weir.policy.v1.Item
-	(*NodeFacts)(nil),  // 7: weir.policy.v1.NodeFacts
-	(*NodeRoute)(nil),  // 8: weir.policy.v1.NodeRoute
-	(*NamedPort)(nil),  // 9: weir.policy.v1.NamedPort
-	(*Endpoint)(nil),   // 10: weir.policy.v1.Endpoint
-	(*Member)(nil),     // 11: weir.policy.v1.Member
-	(*PodRef)(nil),     // 12: weir.policy.v1.PodRef
-	(*IPBlock)(nil),    // 13: weir.policy.v1.IPBlock
-	(*Prefix)(nil),     // 14: weir.policy.v1.Prefix
-	(*Policy)(nil),     // 15: weir.policy.v1.Policy
-	(*Rule)(nil),       // 16: weir.policy.v1.Rule
-	(*Services)(nil),   // 17: weir.policy.v1.Services
-	(*Service)(nil),    // 18: weir.policy.v1.Service
-	(*Peers)(nil),      // 19: weir.policy.v1.Peers
-	(*Position)(nil),   // 20: weir.policy.v1.Position
-	(*ScopeDelta)(nil), // 21: weir.policy.v1.ScopeDelta
-	(*Cut)(nil),        // 22: weir.policy.v1.Cut
-	nil,                // 23: weir.policy.v1.Position.SourcesEntry
+	(Direction)(0),         // 0: weir.policy.v1.Direction
+	(Action)(0),            // 1: weir.policy.v1.Action
+	(Protocol)(0),          // 2: weir.policy.v1.Protocol
+	(PolicyKind)(0),        // 3: weir.policy.v1.PolicyKind
+	(ScopeKind)(0),         // 4: weir.policy.v1.ScopeKind
+	(*PolicyRef)(nil),      // 5: weir.policy.v1.PolicyRef
+	(*Item)(nil),           // 6: weir.policy.v1.Item
+	(*NodeFacts)(nil),      // 7: weir.policy.v1.NodeFacts
+	(*NodeRoute)(nil),      // 8: weir.policy.v1.NodeRoute
+	(*ClusterService)(nil), // 9: weir.policy.v1.ClusterService
+	(*ServicePort)(nil),    // 10: weir.policy.v1.ServicePort
+	(*Backend)(nil),        // 11: weir.policy.v1.Backend
+	(*NamedPort)(nil),      // 12: weir.policy.v1.NamedPort
+	(*Endpoint)(nil),       // 13: weir.policy.v1.Endpoint
+	(*Member)(nil),         // 14: weir.policy.v1.Member
+	(*PodRef)(nil),         // 15: weir.policy.v1.PodRef
+	(*IPBlock)(nil),        // 16: weir.policy.v1.IPBlock
+	(*Prefix)(nil),         // 17: weir.policy.v1.Prefix
+	(*Policy)(nil),         // 18: weir.policy.v1.Policy
+	(*Rule)(nil),           // 19: weir.policy.v1.Rule
+	(*Services)(nil),       // 20: weir.policy.v1.Services
+	(*Service)(nil),        // 21: weir.policy.v1.Service
+	(*Peers)(nil),          // 22: weir.policy.v1.Peers
+	(*ServiceRef)(nil),     // 23: weir.policy.v1.ServiceRef
+	(*Position)(nil),       // 24: weir.policy.v1.Position
+	(*ScopeDelta)(nil),     // 25: weir.policy.v1.ScopeDelta
+	(*Cut)(nil),            // 26: weir.policy.v1.Cut
+	nil,                    // 27: weir.policy.v1.Position.SourcesEntry
 }
 var file_weir_policy_v1_state_proto_depIdxs = []int32{
 	3,  // 0: weir.policy.v1.PolicyRef.kind:type_name -> weir.policy.v1.PolicyKind
 	7,  // 1: weir.policy.v1.Item.node:type_name -> weir.policy.v1.NodeFacts
-	10, // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
-	15, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
-	11, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
+	13, // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
+	18, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
+	14, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
 	8,  // 5: weir.policy.v1.Item.route:type_name -> weir.policy.v1.NodeRoute
-	14, // 6: weir.policy.v1.NodeRoute.pod_cidrs:type_name -> weir.policy.v1.Prefix
-	2,  // 7: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
-	9,  // 8: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
-	12, // 9: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
-	13, // 10: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
-	9,  // 11: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
-	14, // 12: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
-	14, // 13: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
-	5,  // 14: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
-	16, // 15: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
-	0,  // 16: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
-	1,  // 17: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
-	17, // 18: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
-	19, // 19: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
-	18, // 20: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
-	2,  // 21: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
-	13, // 22: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
-	23, // 23: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
-	4,  // 24: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
-	6,  // 25: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
-	20, // 26: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
-	21, // 27: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	9,  // 6: weir.policy.v1.Item.service:type_name -> weir.policy.v1.ClusterService
+	11, // 7: weir.policy.v1.Item.backend:type_name -> weir.policy.v1.Backend
+	17, // 8: weir.policy.v1.NodeRoute.pod_cidrs:type_name -> weir.policy.v1.Prefix
+	10, // 9: weir.policy.v1.ClusterService.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 10: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
+	10, // 11: weir.policy.v1.Backend.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 12: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
+	12, // 13: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
+	15, // 14: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
+	16, // 15: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
+	12, // 16: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
+	17, // 17: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
+	17, // 18: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
+	5,  // 19: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
+	19, // 20: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
+	0,  // 21: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
+	1,  // 22: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
+	20, // 23: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
+	22, // 24: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
+	21, // 25: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
+	2,  // 26: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
+	16, // 27: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
+	23, // 28: weir.policy.v1.Peers.services:type_name -> weir.policy.v1.ServiceRef
+	27, // 29: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
+	4,  // 30: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
+	6,  // 31: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
+	24, // 32: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
+	25, // 33: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_state_proto_init() }
@@ -2051,20 +2466,22 @@ func file_weir_policy_v1_state_proto_init() {
 		(*Item_Policy)(nil),
 		(*Item_Member)(nil),
 		(*Item_Route)(nil),
+		(*Item_Service)(nil),
+		(*Item_Backend)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[6].OneofWrappers = []any{
+	file_weir_policy_v1_state_proto_msgTypes[9].OneofWrappers = []any{
 		(*Member_Pod)(nil),
 		(*Member_Node)(nil),
 		(*Member_Block)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[13].OneofWrappers = []any{}
+	file_weir_policy_v1_state_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_state_proto_rawDesc), len(file_weir_policy_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
