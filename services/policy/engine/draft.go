@@ -43,6 +43,9 @@ type draftRule struct {
 	blocks    []*api.IPBlock
 	appliedTo []selection
 	named     []selection // Where port names are resolved beside peers.
+
+	toServices []api.NamespacedName // As peers.
+	nodePorts  bool                 // It is about ports of the node's own addresses.
 }
 
 // service is one of the services of a rule, as policyv1.Service has them.

@@ -51,6 +51,18 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 	}
 }
 
+// hostTargets are the ids of the applied-to groups that hold a Node, ascending.
+func (e *Engine) hostTargets(n *node) [][]byte {
+	var ids [][]byte
+	for _, g := range e.hostGroups {
+		if g.guards.len() > 0 && g.has(n) {
+			ids = append(ids, g.id[:])
+		}
+	}
+	slices.SortFunc(ids, slices.Compare)
+	return ids
+}
+
 func hostKey(n *node) string { return storage.NodeKey(n.name) }
 
 func (e *Engine) host(n *node) storage.Encoded {

@@ -17,6 +17,7 @@ type node struct {
 	pods    int  // Endpoints on it.
 	routed  bool // The store has its route,
 	routes  bool // and has it in the scope of routes.
+	serves  bool // The store has it in the scope of Services.
 }
 
 func (n *node) sum() uint32 { return n.hash }
