@@ -287,10 +287,13 @@ type Service struct {
 	InternalLocal bool
 }
 
+// ServiceExternalName is the Type of a Service that is a name for another host.
+const ServiceExternalName = "ExternalName"
+
 // Balanced says whether what is sent to the Service goes to one of its
 // endpoints: a headless Service and an ExternalName are names alone.
 func (s *Service) Balanced() bool {
-	return !s.Headless && s.Type != "ExternalName" && len(s.ClusterIPs) > 0
+	return !s.Headless && s.Type != ServiceExternalName && len(s.ClusterIPs) > 0
 }
 
 // Ref implements Object.

@@ -58,6 +58,14 @@ type service struct {
 	groupAddress                 []byte
 }
 
+// hasPort says whether a service is for a port, by its number.
+func (s *service) hasPort(protocol policyv1.Protocol, port uint32) bool {
+	if s.protocol != policyv1.Protocol_PROTOCOL_UNSPECIFIED && s.protocol != protocol {
+		return false
+	}
+	return s.portName == "" && (s.port == 0 || s.port <= port && port <= max(s.port, s.endPort))
+}
+
 // reset empties a draft, and keeps its memory.
 func (d *draft) reset() {
 	*d = draft{appliedTo: d.appliedTo[:0], rules: d.rules[:0]}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,16 +131,22 @@ func (c *choices) ordered() *api.OrderedPolicy {
 	if antrea := p.Kind == api.KindAntreaClusterNetworkPolicy || p.Kind == api.KindAntreaNetworkPolicy; antrea {
 		p.Tier = pick(c, []string{"application", "emergency", "baseline", "mine"})
 		if c.bool() {
-			p.AppliedTo = c.targets(p)
+			p.AppliedTo = c.targets(p, false)
 		}
 	} else {
 		p.AppliedTo = []api.Target{{NamespaceSelector: c.selector("team", someTeams), PodSelector: c.selector("app", someApps)}}
 	}
-	p.Ingress, p.Egress = c.rules(p, false), c.rules(p, true)
+	p.Ingress = c.rules(p, false)
+	if len(p.AppliedTo) == 0 || p.AppliedTo[0].Service == nil {
+		p.Egress = c.rules(p, true)
+	}
 	return p
 }
 
-func (c *choices) targets(p *api.OrderedPolicy) (list []api.Target) {
+func (c *choices) targets(p *api.OrderedPolicy, egress bool) (list []api.Target) {
+	if !egress && p.Kind == api.KindAntreaClusterNetworkPolicy && c.below(4) == 0 {
+		return []api.Target{{Service: &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"}}}
+	}
 	for range 1 + c.below(2) {
 		var t api.Target
 		switch c.below(5) {
@@ -168,13 +175,24 @@ func (c *choices) rules(p *api.OrderedPolicy, egress bool) (rules []api.OrderedR
 			r.Action = api.ActionDrop
 		}
 		if len(p.AppliedTo) == 0 {
-			r.AppliedTo = c.targets(p)
+			r.AppliedTo = c.targets(p, egress)
+		}
+		onService := len(slices.Concat(p.AppliedTo, r.AppliedTo)) > 0 && slices.Concat(p.AppliedTo, r.AppliedTo)[0].Service != nil
+		if egress && p.Tier != "" && c.below(4) == 0 {
+			r.ToServices = append(r.ToServices, api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"})
+			r.Layer7 = false
+			rules = append(rules, r)
+			continue
 		}
 		for range c.below(3) {
 			r.Traffic = append(r.Traffic, c.traffic())
 		}
 		for range c.below(3) {
-			r.Peers = append(r.Peers, c.peer(p, egress))
+			if onService {
+				r.Peers = append(r.Peers, api.Peer{IPBlock: c.block()})
+			} else {
+				r.Peers = append(r.Peers, c.peer(p, egress))
+			}
 		}
 		if p.Tier == "" && len(r.Peers) == 0 {
 			r.Peers = []api.Peer{{NamespaceSelector: &api.Selector{}}}
@@ -268,7 +286,7 @@ func (c *choices) service() *api.Service {
 		s.Ports = append(s.Ports, api.ServicePort{Name: "sql", Protocol: api.ProtocolTCP, Port: 81, TargetName: "sql"})
 	}
 	if c.bool() {
-		s.Type, s.Ports[0].NodePort = "NodePort", uint16(30000+c.below(2))
+		s.Type, s.Ports[0].NodePort = "NodePort", 30000+10*uint16(c.below(2))+uint16(s.Namespace[0]) // No two may share one.
 	}
 	return s
 }
@@ -280,8 +298,13 @@ func (c *choices) slice() *api.EndpointSlice {
 		if c.below(8) > 0 {
 			e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + c.below(4))})}
 		}
-		if c.below(8) == 0 {
-			e.Zones = []string{"east"}
+		switch c.below(4) {
+		case 0:
+			e.Zones = []string{pick(c, []string{"east", "west"})}
+		case 1:
+			e.Nodes = []string{pick(c, someNodes)}
+		case 2:
+			e.Ready = true
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}

@@ -8,7 +8,8 @@ import (
 )
 
 // A group of Nodes is an address group like any other, but that its members are
-// Nodes with all addresses that their hosts have, and that nothing guards it.
+// Nodes with all addresses that their hosts have. As an applied-to group it
+// stands in the facts of its Nodes, each of which counts for itself.
 // There are few of these groups, so a Node is compared with all of them.
 
 // hostGroup is the group of the Nodes that a selector selects.
@@ -40,8 +41,10 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 		switch {
 		case is && !was:
 			g.hosts[n] = struct{}{}
+			e.gain(g, n)
 		case was && !is:
 			delete(g.hosts, n)
+			e.lose(g, n)
 		case !is || slices.Equal(hostAddresses(before), hostAddresses(n.obj)):
 			continue
 		}

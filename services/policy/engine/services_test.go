@@ -79,11 +79,11 @@ func servicesOf(objects []api.Object) (lines []string) {
 
 // claim is that an address serves some ports.
 type claim struct {
-	by, node           string
-	ip                 netip.Addr
-	ready, terminating bool
-	hints              string
-	port               func(api.ServicePort) uint16
+	by, node string
+	ip       netip.Addr
+	ready    bool
+	hints    string
+	port     func(api.ServicePort) uint16
 }
 
 func backendsOf(s *api.Service, objects []api.Object) (lines []string) {
