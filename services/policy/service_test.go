@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -217,6 +218,35 @@ func TestNodeGetsItsOwnSpanOnly(t *testing.T) {
 			t.Errorf("%s subscribes as %s: %v", test.certificate, test.name, err)
 		}
 	}
+}
+
+// Nodes follow the Services and EndpointSlices of a folder.
+func TestNodesFollowServices(t *testing.T) {
+	f := newFixture(t)
+	n1 := f.subscribe("node-n1", "n1")
+	backends := func(want ...string) func() bool {
+		return func() bool {
+			var got []string
+			n1.replica.Items(storage.ScopeServices, func(_ storage.ScopeID, item *policyv1.Item) {
+				if b := item.GetBackend(); b != nil {
+					ip, _ := netip.AddrFromSlice(b.Ip)
+					got = append(got, fmt.Sprint(ip, " ", b.Ports[0].Port))
+				}
+			})
+			slices.Sort(got)
+			return slices.Equal(got, want)
+		}
+	}
+	const service = `{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}}`
+	slice := func(endpoints string) string {
+		return service + "\n---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: db-1, labels: {kubernetes.io/service-name: db}}, addressType: IPv4, ports: [{port: 5432}], endpoints: [" + endpoints + "]}\n"
+	}
+	f.writeTo("services.yaml", slice("{addresses: [10.9.0.1]}, {addresses: [10.9.0.2]}"))
+	n1.until("n1 has both", backends("10.9.0.1 5432", "10.9.0.2 5432"))
+	f.writeTo("services.yaml", slice("{addresses: [10.9.0.1], conditions: {ready: false}}, {addresses: [10.9.0.2]}"))
+	n1.until("one is not ready", backends("10.9.0.2 5432"))
+	f.writeTo("services.yaml", "")
+	n1.until("none is there", backends())
 }
 
 func TestOperatorsInspectAndNodesDoNot(t *testing.T) {

@@ -77,7 +77,7 @@ func FromNamespace(o *corev1.Namespace) *Namespace {
 
 // FromNode converts a Node.
 func FromNode(o *corev1.Node) *Node {
-	n := &Node{Name: intern(o.Name), UID: string(o.UID), Labels: labels(o.Labels)}
+	n := &Node{Name: intern(o.Name), UID: string(o.UID), Labels: labels(o.Labels), Zone: intern(o.Labels[corev1.LabelTopologyZone])}
 	var internal []netip.Addr
 	for _, a := range o.Status.Addresses {
 		if ip, err := netip.ParseAddr(a.Address); err == nil {
@@ -197,7 +197,10 @@ func FromService(o *corev1.Service) *Service {
 		Name:      o.Name,
 		Type:      string(o.Spec.Type),
 		Selector:  labels(o.Spec.Selector),
-		Headless:  o.Spec.ClusterIP == corev1.ClusterIPNone,
+		Headless:  slices.Contains(clusterIPs(o), corev1.ClusterIPNone),
+
+		AffinitySeconds: affinitySeconds(o),
+		InternalLocal:   orElse(o.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster) == corev1.ServiceInternalTrafficPolicyLocal,
 	}
 	if s.Type == "" {
 		s.Type = string(corev1.ServiceTypeClusterIP)
@@ -227,6 +230,18 @@ func clusterIPs(o *corev1.Service) []string {
 	return o.Spec.ClusterIPs
 }
 
+// affinitySeconds is for how long clients keep their endpoints: three hours,
+// where it is not written, as the API server writes it.
+func affinitySeconds(o *corev1.Service) uint32 {
+	if o.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	if c := o.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		return uint32(max(*c.ClientIP.TimeoutSeconds, 1))
+	}
+	return uint32(corev1.DefaultClientIPServiceAffinitySeconds)
+}
+
 // FromServiceAccount converts a ServiceAccount.
 func FromServiceAccount(o *corev1.ServiceAccount) *ServiceAccount {
 	return &ServiceAccount{Namespace: intern(o.Namespace), Name: intern(o.Name)}
@@ -234,7 +249,11 @@ func FromServiceAccount(o *corev1.ServiceAccount) *ServiceAccount {
 
 // FromEndpointSlice converts an EndpointSlice.
 func FromEndpointSlice(o *discoveryv1.EndpointSlice) *EndpointSlice {
-	s := &EndpointSlice{Namespace: intern(o.Namespace), Name: o.Name, Service: intern(o.Labels[discoveryv1.LabelServiceName])}
+	s := &EndpointSlice{Namespace: intern(o.Namespace), Name: o.Name}
+	if o.AddressType == discoveryv1.AddressTypeFQDN {
+		return s
+	}
+	s.Service = intern(o.Labels[discoveryv1.LabelServiceName])
 	for _, p := range o.Ports {
 		port := ServicePort{Protocol: ProtocolTCP}
 		if p.Name != nil {
@@ -257,6 +276,14 @@ func FromEndpointSlice(o *discoveryv1.EndpointSlice) *EndpointSlice {
 			Serving:     orElse(e.Conditions.Serving, ready),
 			Terminating: orElse(e.Conditions.Terminating, false),
 			Node:        intern(orElse(e.NodeName, "")),
+		}
+		if e.Hints != nil {
+			for _, z := range e.Hints.ForZones {
+				out.Zones = append(out.Zones, intern(z.Name))
+			}
+			for _, n := range e.Hints.ForNodes {
+				out.Nodes = append(out.Nodes, intern(n.Name))
+			}
 		}
 		for _, a := range e.Addresses {
 			if ip, err := netip.ParseAddr(a); err == nil {

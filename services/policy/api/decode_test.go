@@ -36,6 +36,7 @@ apiVersion: v1
 kind: Node
 metadata:
   name: worker
+  labels: {topology.kubernetes.io/zone: east}
   annotations: {node.antrea.io/transport-addresses: "172.16.0.1, fd01::1"}
 spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, "fd00:1::/64"]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: Hostname, address: worker}]}
@@ -77,7 +78,8 @@ spec:
 	want := []Object{
 		&Namespace{Name: "shop", LogPolicies: true, Labels: Labels{{LabelAntreaNamespaceName, "shop"}, {LabelNamespaceName, "shop"}, {"team", "sales"}}},
 		&Node{Name: "worker", Addresses: ips("192.0.2.1"), Gateways: ips("10.1.0.1", "fd00:1::1"), Transport: ips("172.16.0.1", "fd01::1"),
-			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}, Reached: ips("172.16.0.1", "fd01::1")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00:1::/64")}, Reached: ips("172.16.0.1", "fd01::1"),
+			Labels: Labels{{"topology.kubernetes.io/zone", "east"}}, Zone: "east"},
 		&Pod{Namespace: "shop", Name: "cart", UID: "u-1", Labels: Labels{{"a", "one"}, {"b", "two"}}, Node: "worker", ServiceAccount: "default",
 			IPs: ips("10.1.0.5", "fd00:1::5"), Ports: []ContainerPort{{"web", ProtocolTCP, 8080}, {"admin", ProtocolUDP, 15000}}},
 		&Pod{Namespace: "default", Name: "job", ServiceAccount: "runner", HostNetwork: true, Finished: true},
@@ -118,6 +120,26 @@ spec:
   ports: [{name: x, port: 80, targetPort: web}, {name: z, port: 53, protocol: UDP, targetPort: 5353}]
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: sticky}
+spec: {clusterIP: 10.96.0.10, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, internalTrafficPolicy: Local, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: hours}
+spec: {clusterIP: fd00::10, sessionAffinity: ClientIP, internalTrafficPolicy: Cluster, ports: [{port: 80, protocol: SCTP}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec: {clusterIPs: [None]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere}
+spec: {type: ExternalName, externalName: example.com}
+---
+apiVersion: v1
 kind: ServiceAccountList
 items: [{metadata: {name: sa}}]
 ---
@@ -125,8 +147,15 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: s-1, labels: {kubernetes.io/service-name: s}}
 addressType: IPv4
-endpoints: [{addresses: [10.1.0.5], nodeName: node}, {addresses: [10.1.0.6], conditions: {ready: false, serving: true, terminating: true}}]
+endpoints: [{addresses: [10.1.0.5], nodeName: node}, {addresses: [10.1.0.6], conditions: {ready: false, serving: true, terminating: true}},
+  {addresses: [10.1.0.7], conditions: {ready: false}}, {addresses: [10.1.0.8], hints: {forZones: [{name: a}, {name: b}], forNodes: [{name: node}]}}]
 ports: [{name: x, port: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: names, labels: {kubernetes.io/service-name: s}}
+addressType: FQDN
+endpoints: [{addresses: [example.com]}]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -134,12 +163,20 @@ ports: [{name: x, port: 8080}]
 	want := []Object{
 		&Service{Namespace: "default", Name: "s", Type: "ClusterIP", ClusterIPs: ips("10.96.0.9"), Selector: Labels{{"app", "a"}},
 			Ports: []ServicePort{{Name: "x", Protocol: ProtocolTCP, Port: 80, TargetName: "web"}, {Name: "z", Protocol: ProtocolUDP, Port: 53, TargetPort: 5353}}},
+		&Service{Namespace: "default", Name: "sticky", Type: "ClusterIP", ClusterIPs: ips("10.96.0.10"), AffinitySeconds: 60, InternalLocal: true,
+			Ports: []ServicePort{{Protocol: ProtocolTCP, Port: 80}}},
+		&Service{Namespace: "default", Name: "hours", Type: "ClusterIP", ClusterIPs: ips("fd00::10"), AffinitySeconds: 3 * 60 * 60, Ports: []ServicePort{{Protocol: ProtocolSCTP, Port: 80}}},
+		&Service{Namespace: "default", Name: "headless", Type: "ClusterIP", Headless: true},
+		&Service{Namespace: "default", Name: "elsewhere", Type: "ExternalName"},
 		&ServiceAccount{Namespace: "default", Name: "sa"},
 		&EndpointSlice{Namespace: "default", Name: "s-1", Service: "s", Ports: []ServicePort{{Name: "x", Protocol: ProtocolTCP, Port: 8080}},
 			Endpoints: []SliceEndpoint{
 				{Addresses: ips("10.1.0.5"), Node: "node", Ready: true, Serving: true},
 				{Addresses: ips("10.1.0.6"), Serving: true, Terminating: true},
+				{Addresses: ips("10.1.0.7")},
+				{Addresses: ips("10.1.0.8"), Ready: true, Serving: true, Zones: []string{"a", "b"}, Nodes: []string{"node"}},
 			}},
+		&EndpointSlice{Namespace: "default", Name: "names"},
 	}
 	var got []Object
 	for _, d := range m.Objects {
@@ -200,6 +237,8 @@ func TestDecodeRefuses(t *testing.T) {
 			[]string{`status.addresses[0].address: "host" is no IP`, `status.addresses[1].type: "Funny"`, `spec.podCIDR: "10.0.0.0" is no CIDR; write 10.0.0.0/32`, `weir.dev/gateway-addresses: "x" is no IP`}},
 		{"Service", object("Service", "metadata: {name: s}\nspec: {type: Cluster, clusterIP: x, ports: [{port: 80}, {port: 80, targetPort: -1, nodePort: 99999}]}"),
 			[]string{`spec.type: "Cluster"`, `spec.clusterIP: "x"`, "ports[0].name: missing", "ports[1].name: missing", "ports[1]: TCP port 80 is there twice", "ports[1].targetPort: -1", "ports[1].nodePort: 99999"}},
+		{"where a Service's clients go", object("Service", "metadata: {name: s}\nspec: {clusterIP: 10.96.0.9, sessionAffinity: Client, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}, internalTrafficPolicy: Near, ports: [{port: 80}]}"),
+			[]string{`spec.sessionAffinity: "Client"`, "timeoutSeconds: 86401; write 1 to 86400", `spec.internalTrafficPolicy: "Near"`}},
 		{"EndpointSlice", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv6\nendpoints: [{addresses: []}, {addresses: [10.0.0.1]}]\nports: [{port: 0}]\n",
 			[]string{"endpoints[0].addresses: missing", "endpoints[1].addresses[0]: 10.0.0.1 is not of the slice's addressType IPv6", "ports[0].port: 0 is no port"}},
 

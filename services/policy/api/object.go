@@ -182,6 +182,8 @@ type Node struct {
 	// Reached is where other nodes reach it, an address of each family at most:
 	// of Transport, or else the first InternalIP.
 	Reached []netip.Addr
+	// Zone is the label topology.kubernetes.io/zone. Empty: none.
+	Zone string
 }
 
 // Ref implements Object.
@@ -278,6 +280,20 @@ type Service struct {
 	Headless   bool
 	Selector   Labels
 	Ports      []ServicePort
+	// AffinitySeconds is for how long after its last connection a client keeps
+	// its endpoint. Zero: sessionAffinity None.
+	AffinitySeconds uint32
+	// InternalLocal is internalTrafficPolicy: Local.
+	InternalLocal bool
+}
+
+// ServiceExternalName is the Type of a Service that is a name for another host.
+const ServiceExternalName = "ExternalName"
+
+// Balanced says whether what is sent to the Service goes to one of its
+// endpoints: a headless Service and an ExternalName are names alone.
+func (s *Service) Balanced() bool {
+	return !s.Headless && s.Type != ServiceExternalName && len(s.ClusterIPs) > 0
 }
 
 // Ref implements Object.
@@ -304,13 +320,14 @@ func (s *ServiceAccount) Ref() Ref {
 	return Ref{Kind: KindServiceAccount, Namespace: s.Namespace, Name: s.Name}
 }
 
-// EndpointSlice mirrors what is read of discovery.k8s.io/v1 EndpointSlice.
+// EndpointSlice mirrors what is read of discovery.k8s.io/v1 EndpointSlice. One
+// of addressType FQDN says nothing here: it has neither Service nor Endpoints.
 type EndpointSlice struct {
 	Namespace string
 	Name      string
-	Service   string // Label kubernetes.io/service-name.
+	Service   string // Label kubernetes.io/service-name. Empty: of none.
 	Endpoints []SliceEndpoint
-	Ports     []ServicePort
+	Ports     []ServicePort // By Name, Protocol and Port; a Port of zero says nothing.
 }
 
 // Ref implements Object.
@@ -320,9 +337,11 @@ func (s *EndpointSlice) Ref() Ref {
 
 // SliceEndpoint is one endpoint of an EndpointSlice.
 type SliceEndpoint struct {
-	Addresses   []netip.Addr
-	Node        string
+	Addresses   []netip.Addr // One is as good as another; the first is used.
+	Node        string       // Empty: unknown.
 	Ready       bool
 	Serving     bool
 	Terminating bool
+	Zones       []string // hints.forZones. Empty: for clients of every zone.
+	Nodes       []string // hints.forNodes. Empty: for clients of every node.
 }

@@ -150,7 +150,8 @@ func (f *findings) service(o *corev1.Service) {
 			f.address(fmt.Sprintf("spec.clusterIPs[%d]", i), ip)
 		}
 	}
-	if len(o.Spec.Ports) == 0 && o.Spec.ClusterIP != corev1.ClusterIPNone && o.Spec.Type != corev1.ServiceTypeExternalName {
+	f.serviceTraffic(o)
+	if len(o.Spec.Ports) == 0 && !slices.Contains(clusterIPs(o), corev1.ClusterIPNone) && o.Spec.Type != corev1.ServiceTypeExternalName {
 		f.refuse("spec.ports", "missing; a Service with a ClusterIP needs at least one port")
 	}
 	names := map[string]bool{}
@@ -197,6 +198,28 @@ func (f *findings) service(o *corev1.Service) {
 		}
 	}
 }
+
+// serviceTraffic checks what says which endpoint a client gets.
+func (f *findings) serviceTraffic(o *corev1.Service) {
+	switch o.Spec.SessionAffinity {
+	case "", corev1.ServiceAffinityNone, corev1.ServiceAffinityClientIP:
+	default:
+		f.refuse("spec.sessionAffinity", "%q is unknown; write ClientIP or None", o.Spec.SessionAffinity)
+	}
+	if c := o.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		if n := *c.ClientIP.TimeoutSeconds; n < 1 || n > maxAffinitySeconds {
+			f.refuse("spec.sessionAffinityConfig.clientIP.timeoutSeconds", "%d; write 1 to %d seconds", n, maxAffinitySeconds)
+		}
+	}
+	switch p := orElse(o.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster); p {
+	case corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal:
+	default:
+		f.refuse("spec.internalTrafficPolicy", "%q is unknown; write Cluster or Local", p)
+	}
+}
+
+// maxAffinitySeconds is the longest session affinity of a Service: a day.
+const maxAffinitySeconds = 86400
 
 // endpointSlice checks what is read of an EndpointSlice.
 func (f *findings) endpointSlice(o *discoveryv1.EndpointSlice) {

@@ -43,6 +43,9 @@ type draftRule struct {
 	blocks    []*api.IPBlock
 	appliedTo []selection
 	named     []selection // Where port names are resolved beside peers.
+
+	toServices []api.NamespacedName // As peers.
+	nodePorts  bool                 // It is about ports of the node's own addresses.
 }
 
 // service is one of the services of a rule, as policyv1.Service has them.
@@ -53,6 +56,14 @@ type service struct {
 	sourcePort, sourceEndPort    uint32
 	icmpType, icmpCode, igmpType *uint32
 	groupAddress                 []byte
+}
+
+// hasPort says whether a service is for a port, by its number.
+func (s *service) hasPort(protocol policyv1.Protocol, port uint32) bool {
+	if s.protocol != policyv1.Protocol_PROTOCOL_UNSPECIFIED && s.protocol != protocol {
+		return false
+	}
+	return s.portName == "" && (s.port == 0 || s.port <= port && port <= max(s.port, s.endPort))
 }
 
 // reset empties a draft, and keeps its memory.

@@ -16,6 +16,7 @@ type Engine struct {
 	found      *namespace // By the last findNamespace that found one.
 	nodes      nodes
 	routes     routes
+	services   services
 	sets       list[*targetSet]
 	classes    int // Of all Namespaces.
 
@@ -54,6 +55,7 @@ func New() *Engine {
 		related:       make(map[*ordered]struct{}),
 		referents:     make(map[api.Ref]*referent),
 		routes:        newRoutes(),
+		services:      newServices(),
 	}
 }
 
@@ -72,7 +74,14 @@ func (e *Engine) Apply(ev api.Event) {
 	case api.KindNetworkPolicy:
 		obj, _ := ev.Object.(*api.NetworkPolicy)
 		e.applyPolicy(ev.Ref, obj)
-	case api.KindTier, api.KindClusterGroup, api.KindGroup, api.KindService:
+	case api.KindService:
+		obj, _ := ev.Object.(*api.Service)
+		e.applyService(ev.Ref, obj)
+		e.applyReferent(ev.Ref, ev.Object)
+	case api.KindEndpointSlice:
+		obj, _ := ev.Object.(*api.EndpointSlice)
+		e.applySlice(ev.Ref, obj)
+	case api.KindTier, api.KindClusterGroup, api.KindGroup:
 		e.applyReferent(ev.Ref, ev.Object)
 	case api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy, api.KindClusterNetworkPolicy,
 		api.KindAntreaClusterNetworkPolicy, api.KindAntreaNetworkPolicy:

@@ -80,8 +80,8 @@ func agreeOnExample(t *testing.T, objects []api.Object) {
 		if want := faultsOf(objects, p.Ref); !slices.Equal(got, want) {
 			t.Errorf("%s has the faults %v, want reasons %v", p.Ref, p.Faults, want)
 		}
-		if p.Endpoints == 0 && len(p.Faults) == 0 {
-			t.Errorf("%s applies to no Pod of a cluster that was made for it", p.Ref)
+		if len(p.Warnings) > 0 && len(p.Faults) == 0 {
+			t.Errorf("%s %v in a cluster that was made for it", p.Ref, p.Warnings)
 		}
 	}
 }
@@ -130,7 +130,7 @@ func faultsOf(objects []api.Object, ref api.Ref) (reasons []string) {
 	targets := func(list []api.Target) {
 		for _, target := range list {
 			add(ReasonGroupNotFound, missing(target.Group))
-			add(ReasonNotEnforced, target.Service != nil || target.NodeSelector != nil)
+			add(ReasonNotEnforced, target.NodeSelector != nil)
 		}
 	}
 	targets(p.AppliedTo)
@@ -142,7 +142,6 @@ func faultsOf(objects []api.Object, ref api.Ref) (reasons []string) {
 			add(ReasonNotEnforced, peer.FQDN != "")
 			add(ReasonGroupNotFound, missing(peer.Group))
 		}
-		add(ReasonNotEnforced, len(r.ToServices) > 0)
 	}
 	return reasons
 }
@@ -237,7 +236,9 @@ func (s *selected) cluster() (objects []api.Object) {
 	kinds := distinct(append(s.pods, nil))
 	for _, svc := range s.services {
 		behind := labels("behind", svc.Name)
-		objects = append(objects, &api.Service{Namespace: svc.Namespace, Name: svc.Name, Type: "ClusterIP", Selector: behind})
+		objects = append(objects, &api.Service{Namespace: svc.Namespace, Name: svc.Name, Type: "NodePort", Selector: behind,
+			ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(len(kinds))})},
+			Ports:      []api.ServicePort{{Protocol: api.ProtocolTCP, Port: 80, NodePort: uint16(30000 + len(kinds))}}})
 		kinds = append(kinds, behind)
 	}
 	pods := 0

@@ -34,8 +34,10 @@ func (e *Engine) flush() []storage.Change {
 			e.touchPod(pod)
 		}
 	}
+	e.settleServices()
 	out := changes{list: make([]storage.Change, 0, e.countChanges())}
 	e.flushRoutes(&out)
+	e.flushServices(&out)
 	e.flushNodes(&out)
 	e.flushSets(&out)
 	e.flushGroups(&out)
@@ -50,7 +52,10 @@ func (e *Engine) flush() []storage.Change {
 // that grows on the way costs more than the changes themselves.
 func (e *Engine) countChanges() int {
 	p := &e.pending
-	n := 4*len(p.nodes) + len(p.left) + len(p.members) + len(p.hosts) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
+	n := 5*len(p.nodes) + len(p.left) + len(p.members) + len(p.hosts) + len(p.reaches) + len(p.spans) + 2*len(p.policies) + len(p.pods)
+	for _, s := range p.services {
+		n += s.changes()
+	}
 	for _, t := range p.sets {
 		n++
 		if !t.told && t.policies > 0 {
@@ -111,7 +116,7 @@ func (e *Engine) flushNodes(out *changes) {
 		}
 		switch n.changed = false; {
 		case n.obj != nil:
-			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj))})
+			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj, e.hostTargets(n)))})
 		case n.facts:
 			out.remove(n.id, storage.ScopeNode, nodeKey)
 		}
@@ -153,7 +158,7 @@ func (e *Engine) flushGroups(out *changes) {
 		e.moves.member(m)
 		switch g := m.group; {
 		case !g.told || g.users == 0:
-		case m.pod.class != nil && m.pod.class.groups.has(g):
+		case m.pod.in(g):
 			out.upsert(g.id, storage.ScopeAddressGroup, e.member(m.pod))
 		default:
 			out.remove(g.id, storage.ScopeAddressGroup, m.pod.key)
@@ -178,7 +183,7 @@ func (e *Engine) flushGroups(out *changes) {
 		switch {
 		case g.users == 0:
 			out.drop(&g.scope)
-			if g.guards.len() == 0 {
+			if g.guards.len() == 0 && e.services.behind[g] == nil {
 				e.endGroup(g)
 			}
 		case !g.told:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -130,16 +131,22 @@ func (c *choices) ordered() *api.OrderedPolicy {
 	if antrea := p.Kind == api.KindAntreaClusterNetworkPolicy || p.Kind == api.KindAntreaNetworkPolicy; antrea {
 		p.Tier = pick(c, []string{"application", "emergency", "baseline", "mine"})
 		if c.bool() {
-			p.AppliedTo = c.targets(p)
+			p.AppliedTo = c.targets(p, false)
 		}
 	} else {
 		p.AppliedTo = []api.Target{{NamespaceSelector: c.selector("team", someTeams), PodSelector: c.selector("app", someApps)}}
 	}
-	p.Ingress, p.Egress = c.rules(p, false), c.rules(p, true)
+	p.Ingress = c.rules(p, false)
+	if len(p.AppliedTo) == 0 || p.AppliedTo[0].Service == nil {
+		p.Egress = c.rules(p, true)
+	}
 	return p
 }
 
-func (c *choices) targets(p *api.OrderedPolicy) (list []api.Target) {
+func (c *choices) targets(p *api.OrderedPolicy, egress bool) (list []api.Target) {
+	if !egress && p.Kind == api.KindAntreaClusterNetworkPolicy && c.below(4) == 0 {
+		return []api.Target{{Service: &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"}}}
+	}
 	for range 1 + c.below(2) {
 		var t api.Target
 		switch c.below(5) {
@@ -168,13 +175,24 @@ func (c *choices) rules(p *api.OrderedPolicy, egress bool) (rules []api.OrderedR
 			r.Action = api.ActionDrop
 		}
 		if len(p.AppliedTo) == 0 {
-			r.AppliedTo = c.targets(p)
+			r.AppliedTo = c.targets(p, egress)
+		}
+		onService := len(slices.Concat(p.AppliedTo, r.AppliedTo)) > 0 && slices.Concat(p.AppliedTo, r.AppliedTo)[0].Service != nil
+		if egress && p.Tier != "" && c.below(4) == 0 {
+			r.ToServices = append(r.ToServices, api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"})
+			r.Layer7 = false
+			rules = append(rules, r)
+			continue
 		}
 		for range c.below(3) {
 			r.Traffic = append(r.Traffic, c.traffic())
 		}
 		for range c.below(3) {
-			r.Peers = append(r.Peers, c.peer(p, egress))
+			if onService {
+				r.Peers = append(r.Peers, api.Peer{IPBlock: c.block()})
+			} else {
+				r.Peers = append(r.Peers, c.peer(p, egress))
+			}
 		}
 		if p.Tier == "" && len(r.Peers) == 0 {
 			r.Peers = []api.Peer{{NamespaceSelector: &api.Selector{}}}
@@ -246,8 +264,58 @@ func (c *choices) group() *api.Group {
 	return g
 }
 
+// service is one of a few Services, somehow.
+func (c *choices) service() *api.Service {
+	s := &api.Service{Namespace: pick(c, someNamespaces), Name: "service", Type: "ClusterIP", InternalLocal: c.below(8) == 0}
+	if c.below(4) > 0 {
+		s.Selector = labels("app", pick(c, someApps))
+	}
+	switch c.below(6) {
+	case 0:
+		s.Headless = true
+	case 1:
+		s.Type = "ExternalName"
+	default:
+		s.ClusterIPs = []netip.Addr{netip.MustParseAddr("10.96.0.1")}
+		if c.bool() {
+			s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd96::1"))
+		}
+	}
+	s.Ports = []api.ServicePort{{Name: "web", Protocol: api.ProtocolTCP, Port: 80}}
+	if c.bool() {
+		s.Ports = append(s.Ports, api.ServicePort{Name: "sql", Protocol: api.ProtocolTCP, Port: 81, TargetName: "sql"})
+	}
+	if c.bool() {
+		s.Type, s.Ports[0].NodePort = "NodePort", 30000+10*uint16(c.below(2))+uint16(s.Namespace[0]) // No two may share one.
+	}
+	return s
+}
+
+func (c *choices) slice() *api.EndpointSlice {
+	s := &api.EndpointSlice{Namespace: pick(c, someNamespaces), Name: fmt.Sprint("slice-", c.below(2)), Service: []string{"service", "service", "service", "none", ""}[c.below(5)]}
+	for range c.below(3) {
+		e := api.SliceEndpoint{Node: pick(c, someNodes), Ready: c.bool(), Serving: c.bool(), Terminating: c.bool()}
+		if c.below(8) > 0 {
+			e.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + c.below(4))})}
+		}
+		switch c.below(4) {
+		case 0:
+			e.Zones = []string{pick(c, []string{"east", "west"})}
+		case 1:
+			e.Nodes = []string{pick(c, someNodes)}
+		case 2:
+			e.Ready = true
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	for _, name := range []string{"web", "sql"}[c.below(2):] {
+		s.Ports = append(s.Ports, api.ServicePort{Name: name, Protocol: api.ProtocolTCP, Port: uint16(8080 + c.below(2))})
+	}
+	return s
+}
+
 func (c *choices) object() api.Object {
-	switch c.below(12) {
+	switch c.below(14) {
 	case 0:
 		switch c.below(3) {
 		case 0:
@@ -257,7 +325,7 @@ func (c *choices) object() api.Object {
 		}
 		return newNamespace(pick(c, someNamespaces), "team", pick(c, someTeams))
 	case 1:
-		n := &api.Node{Name: pick(c, someNodes), Labels: labels("role", pick(c, someRoles))}
+		n := &api.Node{Name: pick(c, someNodes), Labels: labels("role", pick(c, someRoles)), Zone: pick(c, []string{"", "east"})}
 		n.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n.Name[len(n.Name)-1]})}
 		return n
 	case 2, 3:
@@ -270,11 +338,11 @@ func (c *choices) object() api.Object {
 		if c.bool() {
 			return &api.Tier{Name: "mine", Priority: []uint8{7, 60}[c.below(2)]}
 		}
-		s := &api.Service{Namespace: pick(c, someNamespaces), Name: "service"}
-		if c.below(4) > 0 {
-			s.Selector = labels("app", pick(c, someApps))
-		}
-		return s
+		return c.service()
+	case 9:
+		return c.service()
+	case 10:
+		return c.slice()
 	}
 	return c.pod()
 }
@@ -316,6 +384,7 @@ func follow(t testing.TB, c *choices) {
 		}
 	}
 	agree(t, store, list)
+	agreeOnServices(t, store, list)
 	if diff := cmp.Diff(fresh.Policies(), e.Policies(), protocmp.Transform()); diff != "" {
 		t.Fatalf("the engine tells of other policies than from the objects alone (-want +got):\n%s", diff)
 	}

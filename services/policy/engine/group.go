@@ -8,7 +8,7 @@ import (
 )
 
 // group is what one normalised selection of Pods yields. It is there as long
-// as a policy uses it.
+// as a policy uses it, or a Service whose backends they are.
 type group struct {
 	scope              // As an address group.
 	ns      *namespace // The one whose Pods it selects; nil where namespaces says which.
@@ -276,6 +276,7 @@ func (e *Engine) touchMember(g *group, p *pod) {
 	if g.told {
 		e.pending.members = append(e.pending.members, groupMember{g, p})
 	}
+	e.touchBacker(g, p)
 }
 
 // gain counts one more endpoint on a node.

@@ -45,6 +45,8 @@ type packet struct {
 	port     uint32
 
 	sourcePort uint32
+	service    string // "NAMESPACE/NAME" of the Service whose ClusterIP it was sent to.
+	nodePort   bool   // It is for a port of the node itself.
 }
 
 // verdict judges a packet of an endpoint of the node.
@@ -119,10 +121,11 @@ func (h held) ordered(policies []*policyv1.Policy, from, to uint32, ep *policyv1
 }
 
 func (h held) matches(r *policyv1.Rule, ep *policyv1.Endpoint, p packet) bool {
-	if r.Direction != p.dir {
+	if r.Direction != p.dir || r.NodePorts != p.nodePort {
 		return false
 	}
-	if r.Peers != nil && len(h.members(r.Peers.Groups, p.peer)) == 0 && !slices.ContainsFunc(r.Peers.Blocks, func(b *policyv1.IPBlock) bool { return inBlock(b, p.peer) }) {
+	toService := slices.ContainsFunc(r.Peers.GetServices(), func(s *policyv1.ServiceRef) bool { return s.Namespace+"/"+s.Name == p.service })
+	if r.Peers != nil && !toService && len(h.members(r.Peers.Groups, p.peer)) == 0 && !slices.ContainsFunc(r.Peers.Blocks, func(b *policyv1.IPBlock) bool { return inBlock(b, p.peer) }) {
 		return false
 	}
 	if r.Services == nil {
@@ -190,9 +193,10 @@ func agree(t testing.TB, store *storage.Store, objects []api.Object) {
 // agreeOn is agree by other probes, of which hosts are tried with the first.
 func agreeOn(t testing.TB, store *storage.Store, objects []api.Object, probes []probe) {
 	t.Helper()
-	a := agreement{TB: t, probes: probes, state: evaluate.New(objects...), nodes: make(map[string]held), claims: make(map[netip.Addr]int)}
+	a := agreement{TB: t, probes: probes, state: evaluate.New(objects...), nodes: make(map[string]held), claims: make(map[netip.Addr]int), pods: make(map[netip.Addr]*api.Pod)}
 	var pods []*api.Pod
 	var hosts []*api.Node
+	var services []*api.Service
 	for _, o := range objects {
 		switch o := o.(type) {
 		case *api.Pod:
@@ -205,11 +209,19 @@ func agreeOn(t testing.TB, store *storage.Store, objects []api.Object, probes []
 			pods = append(pods, o)
 			for _, addr := range o.IPs {
 				a.claims[addr]++
+				a.pods[addr] = o
 			}
 		case *api.Node:
 			if len(o.Addresses) > 0 {
 				hosts = append(hosts, o)
 			}
+		case *api.Service:
+			services = append(services, o)
+		}
+	}
+	for _, svc := range services {
+		for _, host := range hosts {
+			a.onNodePorts(heldBy(t, store, host.Name), host, svc)
 		}
 	}
 	for _, from := range pods {
@@ -221,6 +233,9 @@ func agreeOn(t testing.TB, store *storage.Store, objects []api.Object, probes []
 		for _, host := range hosts {
 			a.withHost(from, host)
 		}
+		for _, svc := range services {
+			a.toService(from, svc)
+		}
 	}
 }
 
@@ -230,6 +245,7 @@ type agreement struct {
 	probes []probe
 	state  *evaluate.State
 	nodes  map[string]held
+	pods   map[netip.Addr]*api.Pod
 	claims map[netip.Addr]int // An address that two claim is on its way from one to the other.
 }
 
@@ -286,11 +302,148 @@ func (a *agreement) withHost(pod *api.Pod, host *api.Node) {
 func (a *agreement) check(what string, pod *api.Pod, p packet, want evaluate.Decision) {
 	a.Helper()
 	node := a.nodes[pod.Node]
-	ep := node.Item(storage.NewScopeID(storage.ScopeNode, pod.Node), storage.PodKey(pod.Namespace, pod.Name)).GetEndpoint()
+	ep := node.endpoint(pod)
 	if ep == nil {
 		a.Fatalf("node %s does not hold its Pod %s", pod.Node, pod.Ref())
 	}
 	if got := node.verdict(ep, p); got != wireVerdicts[want.Action] {
 		a.Fatalf("%s: %s on %s, want %s: %s", what, got, p.dir, want.Action, want.Reason)
 	}
+}
+
+// onNodePorts compares what becomes of clients that reach a Service by a node.
+func (a *agreement) onNodePorts(node held, host *api.Node, svc *api.Service) {
+	a.Helper()
+	facts := node.Item(storage.NewScopeID(storage.ScopeNode, host.Name), nodeKey).GetNode()
+	for _, port := range svc.Ports {
+		for _, client := range []string{"10.0.0.77", "10.0.0.1", "10.0.1.200", "203.0.113.7"} {
+			if port.NodePort == 0 || a.claims[netip.MustParseAddr(client)] > 0 {
+				continue
+			}
+			from := evaluate.Endpoint{Addr: netip.MustParseAddr(client)}
+			for _, source := range []uint16{0, 4000} {
+				r, err := a.state.Evaluate(evaluate.Connection{From: from, To: evaluate.Endpoint{Node: host.Name}, Protocol: port.Protocol, Port: port.NodePort, SourcePort: source})
+				if err != nil {
+					a.Fatal(err)
+				}
+				p := packet{dir: policyv1.Direction_DIRECTION_INGRESS, peer: from.Addr, protocol: wireProtocol(port.Protocol), port: uint32(port.NodePort), sourcePort: uint32(source), nodePort: true}
+				if got := node.verdict(&policyv1.Endpoint{Groups: facts.GetGroups()}, p); got != wireVerdicts[r.Ingress.Action] {
+					a.Fatalf("%s to port %d of %s: %s, want %s: %s", client, port.NodePort, host.Ref(), got, r.Ingress.Action, r.Ingress.Reason)
+				}
+			}
+		}
+	}
+}
+
+// toService compares what becomes of a Pod's connections to a Service, over all
+// backends that its node may choose.
+func (a *agreement) toService(from *api.Pod, svc *api.Service) {
+	a.Helper()
+	if !svc.Balanced() || a.claims[from.IPs[0]] > 1 {
+		return
+	}
+	for _, port := range svc.Ports {
+		r, err := a.state.Evaluate(evaluate.Connection{From: endpointOf(from), To: evaluate.Endpoint{Namespace: svc.Namespace, Service: svc.Name}, Protocol: port.Protocol, Port: port.Port})
+		what := fmt.Sprintf("%s to %s, %s/%d", from.Ref(), svc.Ref(), port.Protocol, port.Port)
+		backends := a.nodes[from.Node].chosen(from.Node, svc, port.Name)
+		if len(backends) == 0 || err != nil {
+			if len(backends) > 0 || err == nil {
+				a.Fatalf("%s: its node may choose of %v, and the evaluator says %v", what, backends, err)
+			}
+			continue
+		}
+		worst := policyv1.Action_ACTION_ALLOW
+		for _, b := range backends {
+			got, known := a.through(from, svc, b, port.Protocol)
+			if !known {
+				return
+			}
+			if got == policyv1.Action_ACTION_DROP || worst == policyv1.Action_ACTION_ALLOW {
+				worst = got
+			}
+		}
+		if worst != wireVerdicts[r.Verdict] {
+			decision := r.Deciding()
+			a.Fatalf("%s: %s, want %s: %s", what, worst, r.Verdict, decision.Reason)
+		}
+	}
+}
+
+// destination is an address behind a Service, with its port.
+type destination struct {
+	addr netip.Addr
+	port uint32
+}
+
+// chosen are the IPv4 backends of a port that a node may choose for its Pods, as
+// far as its items say. Where it has no zone or no hint names it, hints do not count.
+func (h held) chosen(node string, svc *api.Service, port string) []destination {
+	var list []*policyv1.Backend
+	at := map[*policyv1.Backend]destination{}
+	local := false
+	h.Items(storage.ScopeServices, func(_ storage.ScopeID, item *policyv1.Item) {
+		if s := item.GetService(); s.GetNamespace() == svc.Namespace && s.GetName() == svc.Name {
+			local = s.Local
+		}
+		b := item.GetBackend()
+		for _, p := range b.GetPorts() {
+			if addr, _ := netip.AddrFromSlice(b.Ip); b.Namespace == svc.Namespace && b.Service == svc.Name && p.Name == port && addr.Is4() {
+				list, at[b] = append(list, b), destination{addr, p.Port}
+			}
+		}
+	})
+	keep := func(is func(*policyv1.Backend) bool) (kept []*policyv1.Backend) {
+		for _, b := range list {
+			if is(b) {
+				kept = append(kept, b)
+			}
+		}
+		return kept
+	}
+	if local {
+		list = keep(func(b *policyv1.Backend) bool { return b.Node == node })
+	}
+	if ready := keep(func(b *policyv1.Backend) bool { return !b.Terminating }); len(ready) > 0 {
+		list = ready
+		zone := h.Item(storage.NewScopeID(storage.ScopeNode, node), nodeKey).GetNode().GetZone()
+		byNode := keep(func(b *policyv1.Backend) bool { return slices.Contains(b.Nodes, node) })
+		byZone := keep(func(b *policyv1.Backend) bool { return slices.Contains(b.Zones, zone) })
+		switch {
+		case local:
+		case len(byNode) > 0 && len(keep(func(b *policyv1.Backend) bool { return len(b.Nodes) > 0 })) == len(list):
+			list = byNode
+		case len(byZone) > 0 && len(keep(func(b *policyv1.Backend) bool { return len(b.Zones) > 0 })) == len(list):
+			list = byZone
+		}
+	}
+	var out []destination
+	for _, b := range list {
+		out = append(out, at[b])
+	}
+	return out
+}
+
+// through is what becomes of a connection through a Service to one of its
+// backends, on both ends; unknown where two Pods claim the backend's address.
+func (a *agreement) through(from *api.Pod, svc *api.Service, to destination, protocol api.Protocol) (policyv1.Action, bool) {
+	if a.claims[to.addr] > 1 {
+		return 0, false
+	}
+	p := packet{dir: policyv1.Direction_DIRECTION_EGRESS, peer: to.addr, protocol: wireProtocol(protocol), port: to.port, service: svc.Namespace + "/" + svc.Name}
+	node := a.nodes[from.Node]
+	if got := node.verdict(node.endpoint(from), p); got != policyv1.Action_ACTION_ALLOW {
+		return got, true
+	}
+	pod := a.pods[to.addr]
+	if pod == nil || pod == from { // Beyond the cluster, or itself.
+		return policyv1.Action_ACTION_ALLOW, true
+	}
+	p.dir, p.peer, p.service = policyv1.Direction_DIRECTION_INGRESS, from.IPs[0], ""
+	node = a.nodes[pod.Node]
+	return node.verdict(node.endpoint(pod), p), true
+}
+
+// endpoint is the item of one of the node's Pods.
+func (h held) endpoint(p *api.Pod) *policyv1.Endpoint {
+	return h.Item(storage.NewScopeID(storage.ScopeNode, p.Node), storage.PodKey(p.Namespace, p.Name)).GetEndpoint()
 }

@@ -8,7 +8,8 @@ import (
 )
 
 // A group of Nodes is an address group like any other, but that its members are
-// Nodes with all addresses that their hosts have, and that nothing guards it.
+// Nodes with all addresses that their hosts have. As an applied-to group it
+// stands in the facts of its Nodes, each of which counts for itself.
 // There are few of these groups, so a Node is compared with all of them.
 
 // hostGroup is the group of the Nodes that a selector selects.
@@ -40,8 +41,10 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 		switch {
 		case is && !was:
 			g.hosts[n] = struct{}{}
+			e.gain(g, n)
 		case was && !is:
 			delete(g.hosts, n)
+			e.lose(g, n)
 		case !is || slices.Equal(hostAddresses(before), hostAddresses(n.obj)):
 			continue
 		}
@@ -49,6 +52,18 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 			e.pending.hosts = append(e.pending.hosts, groupHost{g, n})
 		}
 	}
+}
+
+// hostTargets are the ids of the applied-to groups that hold a Node, ascending.
+func (e *Engine) hostTargets(n *node) [][]byte {
+	var ids [][]byte
+	for _, g := range e.hostGroups {
+		if g.guards.len() > 0 && g.has(n) {
+			ids = append(ids, g.id[:])
+		}
+	}
+	slices.SortFunc(ids, slices.Compare)
+	return ids
 }
 
 func hostKey(n *node) string { return storage.NodeKey(n.name) }

@@ -139,8 +139,12 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 		groups = append(groups, p.set.groups...)
 	}
 	seen := make(map[*class]struct{})
+	applies, nodes := "Pod", 0
 	for _, g := range groups {
 		info.AppliedTo = append(info.AppliedTo, g.id)
+		if g.hosts != nil {
+			applies, nodes = "Node", nodes+len(g.hosts)
+		}
 		for _, c := range g.classes.items {
 			if _, twice := seen[c]; !twice {
 				seen[c] = struct{}{}
@@ -153,8 +157,8 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 	switch {
 	case len(items) == 0: // What it applies to has not been worked out.
 		info.Warnings = append(info.Warnings, "has no effect now")
-	case info.Endpoints == 0:
-		info.Warnings = append(info.Warnings, "applies to no Pod now")
+	case info.Endpoints == 0 && nodes == 0:
+		info.Warnings = append(info.Warnings, "applies to no "+applies+" now")
 	}
 	return info
 }

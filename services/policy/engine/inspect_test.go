@@ -59,8 +59,22 @@ func TestFaults(t *testing.T) {
 	own, others := appliedTo(api.Target{Group: "everywhere"}), appliedTo(api.Target{Group: "elsewhere"})
 	own.Kind, own.Namespace = api.KindAntreaNetworkPolicy, "x"
 	others.Kind, others.Namespace = api.KindAntreaNetworkPolicy, "x"
-	toService, layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
-	toService.Egress, toService.Ingress = []api.OrderedRule{{Name: "r", Action: api.ActionDrop, ToServices: []api.NamespacedName{{Namespace: "x", Name: "s"}}}}, nil
+	toService := func(names ...string) *api.OrderedPolicy {
+		p := appliedTo(api.Target{PodSelector: matching()})
+		p.Egress, p.Ingress = []api.OrderedRule{{Name: "r", Action: api.ActionDrop}}, nil
+		for _, name := range names {
+			p.Egress[0].ToServices = append(p.Egress[0].ToServices, api.NamespacedName{Namespace: "x", Name: name})
+		}
+		return p
+	}
+	onService := func(name string) *api.OrderedPolicy {
+		return appliedTo(api.Target{Service: &api.NamespacedName{Namespace: "x", Name: name}})
+	}
+	headless, external, outer := *newService("x", "headless"), *newService("x", "external"), *newService("x", "outer")
+	headless.Headless, headless.ClusterIPs = true, nil
+	external.Type, external.ClusterIPs = api.ServiceExternalName, nil
+	outer.Type, outer.Ports = "NodePort", []api.ServicePort{{Protocol: api.ProtocolTCP, Port: 80, NodePort: 30080}}
+	layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
 	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
 	igmp.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolIGMP}}
 	for _, tc := range []struct {
@@ -80,15 +94,21 @@ func TestFaults(t *testing.T) {
 		{"applied to a Group of other Namespaces", own, ReasonUnsupportedGroup, "appliedTo: group everywhere has a namespaceSelector, and adds no Pod", true, 0},
 		{"applied to a Group of another Namespace's Service", others, ReasonUnsupportedGroup, "appliedTo: group elsewhere has a Service of another Namespace, and adds no Pod", true, 0},
 		{"a domain name", rule(api.ActionAllow, api.Peer{FQDN: "*.example.com"}), ReasonNotEnforced, "ingress[0] (r): nodes do not enforce domain names yet; *.example.com matches nothing", false, 0},
-		{"toServices", toService, ReasonNotEnforced, "egress[0] (r): nodes do not enforce toServices yet; the rule matches nothing", true, 0},
+		{"toServices", toService("s"), "", "", false, 1},
+		{"toServices of one that is not there", toService("none"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 0},
+		{"and of one that is", toService("none", "s"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 1},
+		{"toServices of a headless one", toService("headless"), ReasonUnsupportedService, "egress[0] (r): Service x/headless is headless, and never matches", true, 0},
+		{"toServices of a name", toService("external"), ReasonUnsupportedService, "egress[0] (r): Service x/external is a name for another host, and never matches", true, 0},
 		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
 		{"IGMP", igmp, ReasonNotEnforced, "ingress[0] (r): nodes do not enforce rules for IGMP yet; they let no multicast through", true, 0},
 		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for themselves yet", true, 0},
-		{"a NodePort Service", appliedTo(api.Target{Service: &api.NamespacedName{Namespace: "x", Name: "s"}}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for NodePort Services yet", true, 0},
+		{"a NodePort Service", onService("outer"), "", "", false, 1},
+		{"a NodePort Service that is not there", onService("none"), ReasonServiceNotFound, "appliedTo: Service x/none is not there; it adds nothing", true, 0},
+		{"a Service without a NodePort", onService("s"), ReasonUnsupportedService, "appliedTo: Service x/s has no port on nodes, and adds nothing", true, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := New()
-			for _, o := range []api.Object{blocks, everywhere, elsewhere, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
+			for _, o := range []api.Object{blocks, everywhere, elsewhere, newService("x", "s"), &headless, &external, &outer, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
 				e.Apply(upsert(o))
 			}
 			e.Flush()
@@ -108,6 +128,9 @@ func TestPolicyWarnings(t *testing.T) {
 	empty := &api.Group{Kind: api.KindClusterGroup, Name: "empty"}
 	elsewhere := antreaPolicy("p", "application", api.ActionDrop, api.Peer{PodSelector: matching()})
 	elsewhere.AppliedTo = []api.Target{{PodSelector: matching("app", "none")}}
+	onPorts := antreaPolicy("p", "application", api.ActionDrop, api.Peer{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}})
+	onPorts.AppliedTo = []api.Target{{Service: &api.NamespacedName{Namespace: "x", Name: "s"}}}
+	nodePort := &api.Service{Namespace: "x", Name: "s", Type: "NodePort", Ports: []api.ServicePort{{Protocol: api.ProtocolTCP, Port: 80, NodePort: 30080}}}
 	for _, tc := range []struct {
 		name, want string
 		policy     api.Object
@@ -116,11 +139,12 @@ func TestPolicyWarnings(t *testing.T) {
 		{"its rules have nobody", "has no effect now", antreaPolicy("p", "application", api.ActionDrop, api.Peer{Group: "empty"})},
 		{"its tier is not there", "has no effect now", antreaPolicy("p", "nowhere", api.ActionDrop, api.Peer{PodSelector: matching()})},
 		{"it guards nobody", "applies to no Pod now", elsewhere},
+		{"no Node is there whose ports it guards", "applies to no Node now", onPorts},
 		{"nor does this", "applies to no Pod now", ingressFrom("x", "p", matching("app", "none"))},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := New()
-			for _, o := range []api.Object{empty, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
+			for _, o := range []api.Object{empty, nodePort, newPod("x", "a", "node-1", "10.0.0.1"), tc.policy} {
 				e.Apply(upsert(o))
 			}
 			e.Flush()

@@ -51,6 +51,9 @@ func chains() [][]state {
 	dual.IPs = append(slices.Clone(dual.IPs), netip.MustParseAddr("fd00::2"))
 	named := *web1
 	named.Ports = []api.ContainerPort{{Name: "sql", Protocol: api.ProtocolTCP, Port: 80}}
+	renamed, headless := *newService("x", "web", "app", "web"), *newService("x", "web", "app", "web")
+	renamed.Ports = []api.ServicePort{{Name: "http", Protocol: api.ProtocolTCP, Port: 80}, {Name: "web", Protocol: api.ProtocolTCP, Port: 81}}
+	headless.Headless, headless.ClusterIPs = true, nil
 	policy := func(name string) api.Object {
 		for _, o := range base.objects {
 			if o.Ref().Name == name && o.Ref().Kind >= api.KindNetworkPolicy {
@@ -88,6 +91,12 @@ func chains() [][]state {
 		{base, base.but("no Node has Pods' prefixes", these(&api.Node{Name: "node-1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})), base},
 		{base, base.but("another Node has prefixes too", these(routed("node-2", "10.0.1.0/24", "fd00:1::/64"))), base.but("other ones", these(routed("node-2", "10.0.2.0/24"))),
 			base.but("and a Node comes", these(routed("node-2", "10.0.2.0/24"), routed("node-3", "10.0.3.0/24"))), base},
+		{base, base.but("a slice says otherwise", these(variant[14])), base.but("and another says it, too", these(variant[14], variant[15])), base.but("which alone is left", these(variant[15]), variant[14])},
+		{base, base.but("a Service gets slices", these(variant[16])), base, base.but("a slice passes to another Service", these(newSlice("x", "web-a", "other", serving("10.0.0.2", "node-1"))))},
+		{base, base.but("a Service's port is renamed", these(&renamed)), base.but("a Service is headless", these(&headless)), base.but("and goes, before its slices", nil, &renamed), base},
+		{base, base.but("a backend moves to another node", these(newPod("y", "named", "node-1", "10.0.1.3", "app", "db"))), base},
+		{base, base.but("no Service is left", nil, &renamed, newService("y", "db")), base},
+		{base, base.but("a node loses its last Pod", nil, newPod("x", "web-1", "", ""), client), base},
 		{base, base.but("everything at once", variant), empty, base},
 	}
 }

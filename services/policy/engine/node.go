@@ -12,11 +12,12 @@ type node struct {
 	hash    uint32
 	number  uint32 // By which counts know it. Another node may have it later.
 	obj     *api.Node
-	changed bool // The object has changed.
+	changed bool // What its facts are made of has changed.
 	facts   bool // The store has its facts.
 	pods    int  // Endpoints on it.
 	routed  bool // The store has its route,
 	routes  bool // and has it in the scope of routes.
+	serves  bool // The store has it in the scope of Services.
 }
 
 func (n *node) sum() uint32 { return n.hash }
@@ -74,6 +75,12 @@ func (e *Engine) touchNode(n *node) {
 	}
 }
 
+// retellNode is for facts that change while the object does not.
+func (e *Engine) retellNode(n *node) {
+	n.changed = true
+	e.touchNode(n)
+}
+
 func (e *Engine) applyNode(name string, obj *api.Node) {
 	n := e.findNode(name)
 	if n == nil {
@@ -83,7 +90,7 @@ func (e *Engine) applyNode(name string, obj *api.Node) {
 		n = e.node(name)
 	}
 	before := n.obj
-	n.obj, n.changed = obj, true
+	n.obj = obj
 	e.rehost(n, before)
-	e.touchNode(n)
+	e.retellNode(n)
 }

@@ -45,10 +45,12 @@ type Fault struct {
 
 // Reasons of faults.
 const (
-	ReasonTierNotFound     = "TierNotFound"
-	ReasonGroupNotFound    = "GroupNotFound"
-	ReasonUnsupportedGroup = "NetworkPolicyAppliedToUnsupportedGroup"
-	ReasonNotEnforced      = "NotEnforcedOnNodes"
+	ReasonTierNotFound       = "TierNotFound"
+	ReasonGroupNotFound      = "GroupNotFound"
+	ReasonUnsupportedGroup   = "NetworkPolicyAppliedToUnsupportedGroup"
+	ReasonServiceNotFound    = "ServiceNotFound"
+	ReasonUnsupportedService = "UnsupportedService"
+	ReasonNotEnforced        = "NotEnforcedOnNodes"
 )
 
 // look resolves an object that a policy or group names, and notes that it was
@@ -80,7 +82,14 @@ func (e *Engine) plan(p *api.OrderedPolicy) *plan {
 			if len(rules[i].AppliedTo) > 0 {
 				targets = e.resolveTargets(pl, rules[i].AppliedTo)
 			}
-			e.planRule(pl, d, i, &rules[i], targets)
+			r := e.planRule(pl, d, i, &rules[i])
+			if len(targets.selections) > 0 {
+				r.targets = targets.selections
+				pl.rules = append(pl.rules, r)
+			}
+			if len(targets.nodePorts) > 0 && d == policyv1.Direction_DIRECTION_INGRESS {
+				pl.rules = append(pl.rules, r.onNodePorts(targets.nodePorts))
+			}
 		}
 	}
 	plan(policyv1.Direction_DIRECTION_INGRESS, p.Ingress)
@@ -111,8 +120,9 @@ var wireActions = map[api.Action]policyv1.Action{
 	api.ActionReject: policyv1.Action_ACTION_REJECT,
 }
 
-func (e *Engine) planRule(pl *plan, d policyv1.Direction, index int, from *api.OrderedRule, targets []selection) {
-	r := planRule{targets: targets, draftRule: draftRule{direction: d, action: wireActions[from.Action], index: uint32(index), name: from.Name,
+// planRule resolves a rule but for its targets.
+func (e *Engine) planRule(pl *plan, d policyv1.Direction, index int, from *api.OrderedRule) planRule {
+	r := planRule{draftRule: draftRule{direction: d, action: wireActions[from.Action], index: uint32(index), name: from.Name,
 		log: from.Log, logLabel: from.LogLabel, anything: len(from.Traffic) == 0, anyone: from.AnyPeer()}}
 	widens := from.Action != api.ActionAllow
 	if from.Layer7 {
@@ -126,13 +136,13 @@ func (e *Engine) planRule(pl *plan, d policyv1.Direction, index int, from *api.O
 	for i := range from.Peers {
 		e.planPeer(pl, &r, &from.Peers[i], ruleName(d, index, from), widens)
 	}
-	if len(from.ToServices) > 0 {
-		pl.fault(ReasonNotEnforced, widens, "%s: nodes do not enforce toServices yet; the rule matches nothing", ruleName(d, index, from))
+	for _, name := range from.ToServices {
+		e.planService(pl, &r, name, ruleName(d, index, from), widens)
 	}
 	if d == policyv1.Direction_DIRECTION_EGRESS && named && (r.anyone || len(r.blocks) > 0) {
 		r.named = append(r.named, selection{namespaces: &api.Selector{}})
 	}
-	pl.rules = append(pl.rules, r)
+	return r
 }
 
 func ruleName(d policyv1.Direction, index int, r *api.OrderedRule) string {
@@ -208,9 +218,14 @@ func ofAccount(a *api.NamespacedName) selection {
 	return selection{namespace: a.Namespace, pods: &api.Selector{MatchLabels: api.Labels{{Key: accountKey, Value: a.Name}}}}
 }
 
-// resolveTargets are the Pods of an appliedTo. Nothing else is guarded yet.
-func (e *Engine) resolveTargets(pl *plan, list []api.Target) []selection {
-	var out []selection
+// targets are what a policy or rule applies to.
+type targets struct {
+	selections []selection
+	nodePorts  []service // Of NodePort Services, for which no Pod and no Node as a whole is guarded.
+}
+
+// resolveTargets resolves an appliedTo. Nodes are not guarded for themselves yet.
+func (e *Engine) resolveTargets(pl *plan, list []api.Target) (out targets) {
 	for i := range list {
 		switch t := &list[i]; {
 		case t.Group != "":
@@ -223,16 +238,16 @@ func (e *Engine) resolveTargets(pl *plan, list []api.Target) []selection {
 					pl.fault(ReasonUnsupportedGroup, true, "appliedTo: group %s has %s, and adds no Pod", t.Group, why)
 					continue
 				}
-				out = append(out, e.membersOf(pl, g)...)
+				out.selections = append(out.selections, e.membersOf(pl, g)...)
 			}
 		case t.ServiceAccount != nil:
-			out = append(out, ofAccount(t.ServiceAccount))
+			out.selections = append(out.selections, ofAccount(t.ServiceAccount))
 		case t.Service != nil:
-			pl.fault(ReasonNotEnforced, true, "appliedTo: nodes do not enforce policies for NodePort Services yet")
+			out.nodePorts = append(out.nodePorts, e.nodePorts(pl, *t.Service)...)
 		case t.NodeSelector != nil:
 			pl.fault(ReasonNotEnforced, true, "appliedTo: nodes do not enforce policies for themselves yet")
 		case t.PodSelector != nil || t.NamespaceSelector != nil:
-			out = append(out, chosenPods(pl.policy.Namespace, t.NamespaceSelector, t.PodSelector))
+			out.selections = append(out.selections, chosenPods(pl.policy.Namespace, t.NamespaceSelector, t.PodSelector))
 		}
 	}
 	return out
@@ -276,7 +291,7 @@ func (e *Engine) members(pl *plan, ref api.Ref) (groups []*api.Group, there bool
 func (e *Engine) membersOf(pl *plan, g *api.Group) []selection {
 	switch {
 	case g.Service != nil:
-		svc, _ := e.look(pl, api.Ref{Kind: api.KindService, Namespace: g.Service.Namespace, Name: g.Service.Name}).(*api.Service)
+		svc := e.lookService(pl, *g.Service)
 		if svc == nil || len(svc.Selector) == 0 {
 			return nil
 		}

@@ -59,8 +59,8 @@ func (t tuple) is(keys []string) bool {
 // within is a selection's share in Namespaces that have some labels, and some
 // keys with any value.
 func (s selection) within(labels []api.Label, exist []string) selection {
-	if len(labels) == 0 && len(exist) == 0 {
-		return s
+	if s.hosts || len(labels) == 0 && len(exist) == 0 {
+		return s // Nodes are in no Namespace.
 	}
 	var all api.Selector
 	if s.namespaces != nil {
@@ -98,7 +98,7 @@ func (pl *plan) draft() *draft {
 				concerned = append(concerned, pl.concerned(t, r.anyone)...)
 			}
 		}
-		if !r.anyone && len(r.peers) == 0 && len(r.blocks) == 0 || !r.anything && len(r.services) == 0 {
+		if !r.anyone && len(r.peers) == 0 && len(r.blocks) == 0 && len(r.toServices) == 0 || !r.anything && len(r.services) == 0 {
 			continue // It matches nothing.
 		}
 		rule := r.draftRule
@@ -112,7 +112,7 @@ func (pl *plan) draft() *draft {
 // concerned is the share of a target that the policy's sameLabels leave it: a
 // Namespace must have all their keys, or, for a rule that is for any peer, one.
 func (pl *plan) concerned(t selection, anyone bool) []selection {
-	if !anyone || len(pl.keys) < 2 {
+	if !anyone || t.hosts || len(pl.keys) < 2 {
 		return []selection{t.within(nil, pl.keys)}
 	}
 	var out []selection
@@ -136,7 +136,7 @@ func (pl *plan) part(t tuple) *draft {
 			}
 		}
 		rule := r.draftRule
-		rule.peers, rule.blocks, rule.named = nil, nil, nil
+		rule.peers, rule.blocks, rule.toServices, rule.named = nil, nil, nil, nil
 		for _, p := range r.related {
 			if t.is(p.keys) {
 				rule.peers = append(rule.peers, selection{namespaces: &api.Selector{MatchLabels: api.Labels(t)}, pods: p.pods})

@@ -15,9 +15,11 @@ type pending struct {
 	policies []*policy
 	classes  []*class
 	pods     []*pod
+	services []*clusterService
 
 	left    []podAt       // Nodes whose endpoint items are to go.
 	members []groupMember // Of groups that were told.
+	backers []groupMember // Of groups that Services have their backends from.
 	hosts   []groupHost   // Of groups that were told.
 	reaches []setNode     // Of sets that were told.
 	spans   []groupNode   // Of groups that were told.
@@ -51,7 +53,7 @@ func (p *pending) reset() {
 	*p = pending{
 		nodes: emptied(p.nodes), sets: emptied(p.sets), groups: emptied(p.groups), policies: emptied(p.policies),
 		classes: emptied(p.classes), pods: emptied(p.pods), left: emptied(p.left), members: emptied(p.members), hosts: emptied(p.hosts),
-		reaches: emptied(p.reaches), spans: emptied(p.spans),
+		reaches: emptied(p.reaches), spans: emptied(p.spans), services: emptied(p.services), backers: emptied(p.backers),
 	}
 }
 

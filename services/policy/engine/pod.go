@@ -81,11 +81,15 @@ func (e *Engine) applyPod(ref api.Ref, obj *api.Pod) {
 func (e *Engine) move(p *pod, c *class, n *node) {
 	from, at := p.class, p.node
 	if c != nil {
-		n.pods++
+		if n.pods++; n.pods == 1 {
+			e.touchNode(n)
+		}
 		for _, g := range c.groups.items {
 			e.gain(g, n)
 			if from == nil || from != c && !from.groups.has(g) {
 				e.touchMember(g, p)
+			} else if at != n {
+				e.touchBacker(g, p)
 			}
 		}
 	}
@@ -119,6 +123,9 @@ func (e *Engine) move(p *pod, c *class, n *node) {
 		e.releaseClass(from)
 	}
 }
+
+// in says whether the Pod is an endpoint that a group selects.
+func (p *pod) in(g *group) bool { return p.class != nil && p.class.groups.has(g) }
 
 func (e *Engine) touchPod(p *pod) {
 	if !p.touched {

@@ -59,6 +59,14 @@ func appendString(b []byte, field protowire.Number, v string) []byte {
 	return protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), v)
 }
 
+// appendStrings appends every value, even if it is empty.
+func appendStrings(b []byte, field protowire.Number, values []string) []byte {
+	for _, v := range values {
+		b = protowire.AppendString(protowire.AppendTag(b, field, protowire.BytesType), v)
+	}
+	return b
+}
+
 // appendBytes appends the value even if it is empty.
 func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), v)

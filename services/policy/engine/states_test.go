@@ -63,6 +63,21 @@ func antreaPolicy(name, tier string, action api.Action, peers ...api.Peer) *api.
 	return p
 }
 
+// newService is one with a port that has a name and one that leads to a named port.
+func newService(ns, name string, pairs ...string) *api.Service {
+	return &api.Service{Namespace: ns, Name: name, Type: "ClusterIP", Selector: labels(pairs...), ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+		Ports: []api.ServicePort{{Name: "web", Protocol: api.ProtocolTCP, Port: 80, TargetPort: 8080}, {Name: "sql", Protocol: api.ProtocolTCP, Port: 90, TargetName: "sql"}}}
+}
+
+func newSlice(ns, name, service string, endpoints ...api.SliceEndpoint) *api.EndpointSlice {
+	return &api.EndpointSlice{Namespace: ns, Name: name, Service: service, Endpoints: endpoints,
+		Ports: []api.ServicePort{{Name: "web", Protocol: api.ProtocolTCP, Port: 8080}}}
+}
+
+func serving(ip, node string) api.SliceEndpoint {
+	return api.SliceEndpoint{Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Node: node, Ready: true, Serving: true}
+}
+
 // The base state: two nodes, three Namespaces, and a policy of each shape.
 func baseState() []api.Object {
 	hostNet := newPod("x", "host", "node-1", "192.0.2.1", "app", "web")
@@ -95,7 +110,9 @@ func baseState() []api.Object {
 		&api.Group{Kind: api.KindClusterGroup, Name: "parent", Children: []string{"clients", "served", "blocks", "none"}},
 		&api.Group{Kind: api.KindClusterGroup, Name: "served", Service: &api.NamespacedName{Namespace: "y", Name: "db"}},
 		&api.Group{Kind: api.KindClusterGroup, Name: "blocks", IPBlocks: []api.IPBlock{{CIDR: netip.MustParsePrefix("10.0.1.0/29")}}},
-		&api.Service{Namespace: "y", Name: "db", Selector: labels("app", "db")},
+		newService("y", "db", "app", "db"),
+		newService("x", "web", "app", "web"),
+		newSlice("x", "web-a", "web", serving("10.0.0.2", "node-1"), serving("10.0.1.2", "node-2")),
 		antreaPolicy("grouped", "mine", api.ActionReject, api.Peer{Group: "parent"}),
 		antreaPolicy("related", "application", api.ActionDrop, api.Peer{SameLabels: []string{"team"}}, api.Peer{NodeSelector: &api.Selector{}}),
 	}
@@ -117,8 +134,11 @@ func variants() []api.Object {
 		adminPolicy(api.KindBaselineAdminNetworkPolicy, "default", api.ActionDrop, matching("app", "web"), matching("app", "db")),
 		&api.Tier{Name: "mine", Priority: 251 - 2},
 		&api.Group{Kind: api.KindClusterGroup, Name: "clients", PodSelector: matching("app", "web")},
-		&api.Service{Namespace: "y", Name: "db", Selector: labels("app", "web")},
+		newService("y", "db", "app", "web"),
 		antreaPolicy("related", "baseline", api.ActionAllow, api.Peer{SameLabels: []string{api.LabelNamespaceName}, PodSelector: matching("app", "client")}),
+		newSlice("x", "web-a", "web", serving("10.0.0.2", "node-1"), api.SliceEndpoint{Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.2")}, Serving: true, Terminating: true}),
+		newSlice("x", "web-b", "web", serving("10.0.0.2", "node-2")),
+		newSlice("y", "db-a", "db", serving("10.0.1.3", "node-2")),
 	}
 }
 
@@ -278,6 +298,7 @@ func leftovers(e *Engine) string {
 		"namespaces": e.namespaces.len(), "nodes": e.nodes.len(), "sets": e.sets.len(), "classes": e.classes, "shapes": e.shapes.len(),
 		"selectors": e.selectors.len(), "loose": e.loose.len(), "labels": len(e.labels), "spacesByLabel": len(e.spacesByLabel),
 		"hostGroups": len(e.hostGroups), "ordered": len(e.ordered), "related": len(e.related), "referents": len(e.referents),
+		"services": len(e.services.all), "slices": len(e.services.slices), "behind": len(e.services.behind), "told services": e.services.told,
 		"wideByLabel": len(e.wideByLabel), "wideLoose": e.wideLoose.len(), "node numbers": len(e.nodes.numbered) - len(e.nodes.unused),
 	} {
 		if n > 0 {

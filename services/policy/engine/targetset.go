@@ -9,7 +9,7 @@ import (
 
 // targetSet is a set of applied-to groups that policies guard, and the scope
 // of these policies' items. It reaches the nodes that hold an endpoint of one
-// of the groups. It is there as long as it has policies.
+// of the groups, or are in one themselves. It is there as long as it has policies.
 type targetSet struct {
 	scope
 	groups   []*group // By id.
@@ -80,8 +80,8 @@ func (t *targetSet) span() *counts {
 	return t.nodes
 }
 
-// guard makes a group one of a target set's. The endpoints of a group that was
-// applied to nothing have to say anew which groups they are in.
+// guard makes a group one of a target set's. The endpoints and Nodes of a group
+// that was applied to nothing have to say anew which groups they are in.
 func (e *Engine) guard(t *targetSet, g *group) {
 	if g.guards.len() == 0 {
 		for _, c := range g.classes.items {
@@ -89,6 +89,10 @@ func (e *Engine) guard(t *targetSet, g *group) {
 			for _, p := range c.pods.items {
 				g.nodes.add(p.node.number)
 			}
+		}
+		for n := range g.hosts {
+			e.retellNode(n)
+			g.nodes.add(n.number)
 		}
 	}
 	g.guards.add(t)
@@ -106,6 +110,9 @@ func (e *Engine) unguard(t *targetSet, g *group) {
 	}
 	for _, c := range g.classes.items {
 		e.touchClass(c)
+	}
+	for n := range g.hosts {
+		e.retellNode(n)
 	}
 	g.nodes = nil
 	e.touchGroup(g)

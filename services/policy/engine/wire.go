@@ -18,18 +18,23 @@ import (
 type encoder struct{ buf []byte }
 
 // Numbers of the fields of policyv1.Item.
-const itemNode, itemEndpoint, itemPolicy, itemMember, itemRoute = 1, 2, 3, 4, 5
+const itemNode, itemEndpoint, itemPolicy, itemMember, itemRoute, itemService, itemBackend = 1, 2, 3, 4, 5, 6, 7
 
 // nodeKey is the key of a node's facts.
 const nodeKey = "node"
 
 // node is the item of a Node: its own addresses, wherever they were found,
-// each once and sorted, and its gateways as written.
-func (enc *encoder) node(n *api.Node) []byte {
+// each once and sorted, its gateways as written, its zone, and the applied-to
+// groups that hold it.
+func (enc *encoder) node(n *api.Node, groups [][]byte) []byte {
 	b, start := open(enc.buf[:0], itemNode)
 	b = appendString(b, 1, n.Name)
 	b = appendAddrs(b, 2, hostAddresses(n))
 	b = appendAddrs(b, 3, n.Gateways)
+	b = appendString(b, 4, n.Zone)
+	for _, id := range groups {
+		b = appendBytes(b, 5, id)
+	}
 	enc.buf = shut(b, start)
 	return enc.buf
 }
@@ -73,6 +78,34 @@ func (enc *encoder) route(n *api.Node) []byte {
 		b = appendPrefix(b, 2, p)
 	}
 	b = appendAddrs(b, 3, n.Reached)
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// service is the item of a Service.
+func (enc *encoder) service(s *api.Service) []byte {
+	b, start := open(enc.buf[:0], itemService)
+	b = appendString(b, 1, s.Namespace)
+	b = appendString(b, 2, s.Name)
+	b = appendAddrs(b, 3, s.ClusterIPs)
+	b = appendServicePorts(b, 4, s.Ports)
+	b = appendUint(b, 5, uint64(s.AffinitySeconds))
+	b = appendBool(b, 6, s.InternalLocal)
+	enc.buf = shut(b, start)
+	return enc.buf
+}
+
+// backend is the item of one of a Service's backends.
+func (enc *encoder) backend(d *backend) []byte {
+	b, start := open(enc.buf[:0], itemBackend)
+	b = appendString(b, 1, d.namespace)
+	b = appendString(b, 2, d.service)
+	b = appendAddr(b, 3, d.ip.Unmap())
+	b = appendServicePorts(b, 4, d.ports)
+	b = appendString(b, 5, d.node)
+	b = appendBool(b, 6, d.terminating)
+	b = appendStrings(b, 7, d.zones)
+	b = appendStrings(b, 8, d.nodes)
 	enc.buf = shut(b, start)
 	return enc.buf
 }
@@ -148,12 +181,20 @@ func appendRule(b []byte, field protowire.Number, r *draftRule, groups []*group)
 		for _, block := range r.blocks {
 			b = appendBlock(b, 2, block)
 		}
+		for _, name := range r.toServices {
+			var ref int
+			b, ref = open(b, 3)
+			b = appendString(b, 1, name.Namespace)
+			b = appendString(b, 2, name.Name)
+			b = shut(b, ref)
+		}
 		b = shut(b, list)
 	}
 	b = appendIDs(b, 7, take(len(r.appliedTo)))
 	b = appendBool(b, 8, r.log)
 	b = appendString(b, 9, r.logLabel)
 	b = appendIDs(b, 10, take(len(r.named)))
+	b = appendBool(b, 11, r.nodePorts)
 	return shut(b, start), groups
 }
 
@@ -198,6 +239,18 @@ func appendPorts(b []byte, field protowire.Number, ports []api.ContainerPort) []
 		b = appendString(b, 1, p.Name)
 		b = appendUint(b, 2, uint64(wireProtocol(p.Protocol)))
 		b = appendUint(b, 3, uint64(p.Port))
+		b = shut(b, start)
+	}
+	return b
+}
+
+func appendServicePorts(b []byte, field protowire.Number, ports []api.ServicePort) []byte {
+	for i := range ports {
+		var start int
+		b, start = open(b, field)
+		b = appendString(b, 1, ports[i].Name)
+		b = appendUint(b, 2, uint64(wireProtocol(ports[i].Protocol)))
+		b = appendUint(b, 3, uint64(ports[i].Port))
 		b = shut(b, start)
 	}
 	return b

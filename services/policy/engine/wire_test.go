@@ -120,11 +120,12 @@ func (c *choices) member(enc *encoder) message {
 }
 
 func (c *choices) node(enc *encoder) message {
-	n := &api.Node{Name: c.text(), Gateways: c.addrs()}
+	n := &api.Node{Name: c.text(), Gateways: c.addrs(), Zone: c.text()}
 	if c.bool() {
 		n.Addresses = []netip.Addr{netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.1")}
 	}
-	facts := &policyv1.NodeFacts{Name: n.Name, Gateways: wireAddrs(n.Gateways)}
+	facts := &policyv1.NodeFacts{Name: n.Name, Gateways: wireAddrs(n.Gateways), Zone: n.Zone}
+	c.some(func() { facts.Groups = append(facts.Groups, bytes.Repeat([]byte{c.byte()}, 16)) })
 	if seen := map[netip.Addr]bool{}; true {
 		var all []netip.Addr
 		for _, a := range append(append([]netip.Addr{}, n.Gateways...), n.Addresses...) {
@@ -140,7 +141,7 @@ func (c *choices) node(enc *encoder) message {
 		}
 		facts.Addresses = wireAddrs(all)
 	}
-	return message{enc.node(n), &policyv1.Item{Body: &policyv1.Item_Node{Node: facts}}}
+	return message{enc.node(n, facts.Groups), &policyv1.Item{Body: &policyv1.Item_Node{Node: facts}}}
 }
 
 func (c *choices) route(enc *encoder) message {
@@ -151,6 +152,31 @@ func (c *choices) route(enc *encoder) message {
 		route.PodCidrs = append(route.PodCidrs, storage.PrefixToWire(n.PodCIDRs[len(n.PodCIDRs)-1]))
 	})
 	return message{enc.route(n), &policyv1.Item{Body: &policyv1.Item_Route{Route: route}}}
+}
+
+func (c *choices) servicePorts() (ports []api.ServicePort, wire []*policyv1.ServicePort) {
+	c.some(func() {
+		p := api.ServicePort{Name: c.text(), Protocol: []api.Protocol{6, 17, 132}[c.below(3)], Port: uint16(c.uint32()), TargetPort: 5, NodePort: 6}
+		ports, wire = append(ports, p), append(wire, &policyv1.ServicePort{Name: p.Name, Protocol: wireProtocol(p.Protocol), Port: uint32(p.Port)})
+	})
+	return ports, wire
+}
+
+func (c *choices) clusterService(enc *encoder) message {
+	s := &api.Service{Namespace: c.text(), Name: c.text(), ClusterIPs: c.addrs(), AffinitySeconds: c.uint32(), InternalLocal: c.bool()}
+	w := &policyv1.ClusterService{Namespace: s.Namespace, Name: s.Name, Ips: wireAddrs(s.ClusterIPs), AffinitySeconds: s.AffinitySeconds, Local: s.InternalLocal}
+	s.Ports, w.Ports = c.servicePorts()
+	return message{enc.service(s), &policyv1.Item{Body: &policyv1.Item_Service{Service: w}}}
+}
+
+func (c *choices) backend(enc *encoder) message {
+	d := &backend{namespace: c.text(), service: c.text(), ip: c.addr(), node: c.text(), terminating: c.bool()}
+	w := &policyv1.Backend{Namespace: d.namespace, Service: d.service, Ip: d.ip.AsSlice(), Node: d.node, Terminating: d.terminating}
+	d.ports, w.Ports = c.servicePorts()
+	c.some(func() { d.zones = append(d.zones, c.text()) })
+	c.some(func() { d.nodes = append(d.nodes, c.text()) })
+	w.Zones, w.Nodes = d.zones, d.nodes
+	return message{enc.backend(d), &policyv1.Item{Body: &policyv1.Item_Backend{Backend: w}}}
 }
 
 func (c *choices) policy(enc *encoder) message {
@@ -177,8 +203,8 @@ func (c *choices) policy(enc *encoder) message {
 	}
 	c.some(func() {
 		r := draftRule{direction: policyv1.Direction(c.below(3)), action: policyv1.Action(c.below(5)), index: c.uint32(), name: c.text(), logLabel: c.text(),
-			log: c.bool(), anything: c.bool(), anyone: c.bool(), appliedTo: make([]selection, c.below(3)), named: make([]selection, c.below(3))}
-		w := &policyv1.Rule{Direction: r.direction, Action: r.action, Index: r.index, Name: r.name, LogLabel: r.logLabel, Log: r.log}
+			log: c.bool(), anything: c.bool(), anyone: c.bool(), appliedTo: make([]selection, c.below(3)), named: make([]selection, c.below(3)), nodePorts: c.bool()}
+		w := &policyv1.Rule{Direction: r.direction, Action: r.action, Index: r.index, Name: r.name, LogLabel: r.logLabel, Log: r.log, NodePorts: r.nodePorts}
 		if !r.anything {
 			w.Services = &policyv1.Services{}
 			c.some(func() {
@@ -201,6 +227,10 @@ func (c *choices) policy(enc *encoder) message {
 				})
 				r.blocks, w.Peers.Blocks = append(r.blocks, block), append(w.Peers.Blocks, wire)
 			})
+			c.some(func() {
+				name := api.NamespacedName{Namespace: c.text(), Name: c.text()}
+				r.toServices, w.Peers.Services = append(r.toServices, name), append(w.Peers.Services, &policyv1.ServiceRef{Namespace: name.Namespace, Name: name.Name})
+			})
 		}
 		w.AppliedTo = ids(len(r.appliedTo))
 		w.PortNameGroups = ids(len(r.named))
@@ -210,7 +240,11 @@ func (c *choices) policy(enc *encoder) message {
 }
 
 func (c *choices) message(enc *encoder) message {
-	switch c.below(5) {
+	switch c.below(7) {
+	case 5:
+		return c.clusterService(enc)
+	case 6:
+		return c.backend(enc)
 	case 0:
 		return c.endpoint(enc)
 	case 1:
@@ -286,7 +320,7 @@ func missing(t *testing.T, d protoreflect.MessageDescriptor, seen, visited map[p
 }
 
 func FuzzEncoding(f *testing.F) {
-	for kind := range byte(5) {
+	for kind := range byte(7) {
 		f.Add(append([]byte{kind}, bytes.Repeat([]byte{3, 1, 2, 7}, 60)...))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

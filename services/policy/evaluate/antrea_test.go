@@ -136,6 +136,7 @@ func TestAntreaPolicies(t *testing.T) {
 		{"ICMP of every type", acnp("x", "priority: 1, ingress: [{action: Drop, protocols: [{icmp: {}}]}]"), []string{"shop/client acc1/a ICMP drop", "shop/client fd00:1::1:1 ICMP drop"}},
 		{"ports and protocols are one list", acnp("x", "priority: 1, ingress: [{action: Drop, protocols: [{icmp: {}}], ports: [{port: 80}]}]"), []string{"shop/client acc1/a ICMP drop", "shop/client acc1/a TCP/80 drop", "shop/client acc1/a TCP/81 allow"}},
 		{"layer 7 is nothing that can be let through", acnp("x", "priority: 1, ingress: [{action: Allow, l7Protocols: [{http: {path: /x}}], from: [{podSelector: {matchLabels: {app: b}}}]}]"), []string{"acc1/b acc1/a TCP/80 drop", "shop/client acc1/a TCP/80 allow"}},
+		{"and is as strict as a drop", acnp("x", "priority: 1, ingress: [{action: Allow, l7Protocols: [{http: {path: /x}}]}]") + acnp("w", "priority: 1, ingress: [{action: Pass}]"), []string{"acc1/b acc1/a TCP/80 drop"}},
 
 		{"a Service, by its ClusterIP", acnp("x", "priority: 1, egress: [{action: Drop, toServices: [{name: b, namespace: acc1}]}]"), []string{"sales1/a service:acc1/b TCP/80 drop", "sales1/a 10.96.1.1 TCP/80 drop", "sales1/a acc1/b TCP/8080 allow", "shop/client service:acc1/b TCP/80 allow"}},
 		{"a Service's Pods, at their ports", acnp("x", "priority: 1, egress: [{action: Drop, ports: [{port: 8080}]}]"), []string{"sales1/a service:acc1/b TCP/80 drop"}},

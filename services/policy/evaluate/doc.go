@@ -32,8 +32,9 @@
 // each is guarded with the port names that are its own. A named
 // port stands for every container port of that name and protocol. ICMP is
 // matched by rules without ports, and by those that name it. A connection to a
-// Service is judged for each of its endpoints: the source's egress by the endpoint
-// and by toServices. A group, Service or tier that is not there is nothing: its
+// Service is judged for each of its endpoints to which it may go from the Pod's
+// node (backends.go): the source's egress by the endpoint and by toServices. Where
+// there is none, nothing decides, and that is an error. A group, Service or tier that is not there is nothing: its
 // policy is held back for a tier, and a peer of that name matches nobody. What a
 // rule for layer 7 matches is dropped. Namespaces that lack keys of sameLabels:
 // see concerns.

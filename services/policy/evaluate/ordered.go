@@ -41,8 +41,16 @@ func before(a, b *orderedRule) int {
 		upstream = cmp.Compare(a.policy.Kind, b.policy.Kind)
 	}
 	return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.policy.Priority, b.policy.Priority), upstream, cmp.Compare(a.index, b.index),
-		cmp.Compare(strictness[a.rule.Action], strictness[b.rule.Action]), cmp.Compare(quiet(a), quiet(b)), cmp.Compare(born(a.policy), born(b.policy)),
+		cmp.Compare(strict(a), strict(b)), cmp.Compare(quiet(a), quiet(b)), cmp.Compare(born(a.policy), born(b.policy)),
 		cmp.Compare(a.policy.Kind, b.policy.Kind), strings.Compare(a.policy.Namespace, b.policy.Namespace), strings.Compare(a.policy.Name, b.policy.Name))
+}
+
+// strict is the place of what a rule does: one for layer 7 drops.
+func strict(r *orderedRule) int {
+	if r.rule.Layer7 {
+		return strictness[api.ActionDrop]
+	}
+	return strictness[r.rule.Action]
 }
 
 func quiet(r *orderedRule) int {

@@ -43,8 +43,11 @@ func (s *State) serviceNamed(domain string) *api.Service {
 	return s.services[api.Ref{Kind: api.KindService, Namespace: labels[1], Name: labels[0]}]
 }
 
-// toService has a flow for each endpoint of a Service.
+// toService has a flow for each endpoint of a Service to which it may go.
 func (s *State) toService(base *flow, from []netip.Addr, svc *api.Service, name string, c Connection) ([]*flow, error) {
+	if svc.Type == api.ServiceExternalName {
+		return nil, fmt.Errorf("%s is a name for another host; ask for that", svc.Ref())
+	}
 	var port *api.ServicePort
 	for i := range svc.Ports {
 		if p := &svc.Ports[i]; p.Port == c.Port && p.Protocol == c.Protocol {
@@ -54,18 +57,23 @@ func (s *State) toService(base *flow, from []netip.Addr, svc *api.Service, name 
 	if port == nil && !svc.Headless {
 		return nil, fmt.Errorf("%s has no port %d of %s", svc.Ref(), c.Port, c.Protocol)
 	}
+	backends := s.backends(svc)
+	if !svc.Headless {
+		from = sameFamily(from, svc, c.To.Addr)
+		backends = slices.DeleteFunc(backends, func(b backend) bool { return b.ports[port.Name] == 0 || !hasFamily(from, b.addr) })
+		var err error
+		if backends, err = s.chosen(svc, backends, base.from.pod); err != nil {
+			return nil, err
+		}
+	}
 	var flows []*flow
-	for _, pod := range s.backends(svc) {
+	for _, b := range backends {
 		f := *base
-		f.to = party{pod: pod, name: name}
+		f.to = party{pod: b.pod, name: name}
 		if !svc.Headless {
-			f.via = svc
-			f.port = targetPort(port, pod)
+			f.via, f.port = svc, b.ports[port.Name]
 		}
-		if f.via != nil && f.port == 0 {
-			continue // The Pod has no port of the name.
-		}
-		if done, err := s.between(&f, from, pod.IPs, c); err == nil {
+		if done, err := s.between(&f, from, []netip.Addr{b.addr}, c); err == nil {
 			flows = append(flows, done)
 		}
 	}
@@ -75,16 +83,22 @@ func (s *State) toService(base *flow, from []netip.Addr, svc *api.Service, name 
 	return flows, nil
 }
 
-// backends are the Pods behind a Service, by name.
-func (s *State) backends(svc *api.Service) []*api.Pod {
-	var pods []*api.Pod
-	for _, pod := range s.pods {
-		if networked(pod) && backs(pod, svc) {
-			pods = append(pods, pod)
-		}
+// sameFamily are the addresses of a source that are of the family of the
+// ClusterIP that it sends to: the given one, or else the first that it could.
+func sameFamily(from []netip.Addr, svc *api.Service, to netip.Addr) []netip.Addr {
+	ips := svc.ClusterIPs
+	if to.IsValid() {
+		ips = []netip.Addr{to.Unmap()}
 	}
-	slices.SortFunc(pods, func(a, b *api.Pod) int { return strings.Compare(a.Name, b.Name) })
-	return pods
+	if len(ips) == 0 { // None was given to the Service yet.
+		return from
+	}
+	_, ip, _ := pair(from, ips)
+	return slices.DeleteFunc(slices.Clone(from), func(a netip.Addr) bool { return a.Is4() != ip.Is4() })
+}
+
+func hasFamily(list []netip.Addr, of netip.Addr) bool {
+	return slices.ContainsFunc(list, func(a netip.Addr) bool { return a.Is4() == of.Is4() })
 }
 
 // targetPort is where a Service's port leads on a Pod; zero where the Pod has

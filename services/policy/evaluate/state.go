@@ -17,6 +17,7 @@ type State struct {
 	nodes      map[string]*api.Node
 	pods       map[api.Ref]*api.Pod
 	services   map[api.Ref]*api.Service
+	slices     map[api.Ref]*api.EndpointSlice
 	policies   map[api.Ref]*api.NetworkPolicy
 	ordered    map[api.Ref]*api.OrderedPolicy
 	tiers      map[string]*api.Tier
@@ -35,6 +36,7 @@ func New(objects ...api.Object) *State {
 		nodes:      map[string]*api.Node{},
 		pods:       map[api.Ref]*api.Pod{},
 		services:   map[api.Ref]*api.Service{},
+		slices:     map[api.Ref]*api.EndpointSlice{},
 		policies:   map[api.Ref]*api.NetworkPolicy{},
 		ordered:    map[api.Ref]*api.OrderedPolicy{},
 		tiers:      map[string]*api.Tier{},
@@ -59,6 +61,8 @@ func (s *State) Set(o api.Object) {
 		s.pods[o.Ref()] = o
 	case *api.Service:
 		s.services[o.Ref()] = o
+	case *api.EndpointSlice:
+		s.slices[o.Ref()] = o
 	case *api.NetworkPolicy:
 		s.policies[o.Ref()] = o
 	case *api.OrderedPolicy:
@@ -99,6 +103,8 @@ func (s *State) Remove(ref api.Ref) {
 		delete(s.pods, ref)
 	case api.KindService:
 		delete(s.services, ref)
+	case api.KindEndpointSlice:
+		delete(s.slices, ref)
 	case api.KindNetworkPolicy:
 		s.count(s.policies[ref], -1)
 		delete(s.policies, ref)

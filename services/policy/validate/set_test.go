@@ -126,6 +126,8 @@ func TestSet(t *testing.T) {
 		{"Services of another kind", []string{service("ns", "headless", "clusterIP: None, selector: {app: a}"), service("ns", "bare", "type: ClusterIP"),
 			acnp("p", "egress: [{action: Drop, toServices: [{name: headless, namespace: ns}]}]"), acnp("q", "appliedTo: [{service: {name: bare, namespace: ns}}]"), clusterGroup("c", "serviceReference: {name: bare, namespace: ns}")}, nil,
 			[]string{"p: spec.egress[0].toServices[0]: Service ns/headless is headless", "q: spec.appliedTo[0].service: Service ns/bare is of type ClusterIP and has no node port", "ClusterGroup c: spec.serviceReference: Service ns/bare has no selector"}},
+		{"a Service that is a name", []string{service("ns", "name", "type: ExternalName, externalName: example.com"), acnp("p", "egress: [{action: Drop, toServices: [{name: name, namespace: ns}]}]")}, nil,
+			[]string{"p: spec.egress[0].toServices[0]: Service ns/name is a name for another host"}},
 		{"Services as they should be", []string{service("ns", "s", "type: NodePort, selector: {app: a}"),
 			acnp("p", "egress: [{action: Drop, toServices: [{name: s, namespace: ns}]}]"), acnp("q", "appliedTo: [{service: {name: s, namespace: ns}}]"), clusterGroup("c", "serviceReference: {name: s, namespace: ns}")}, nil, nil},
 		{"the name of a Service", []string{service("ns", "s", "clusterIP: 10.96.0.1"), service("ns", "h", "clusterIP: None"), acnp("p", "egress: [{action: Allow, to: [{fqdn: S.ns.svc.cluster.local}, {fqdn: h.ns.svc.cluster.local}, {fqdn: s.other.org}, {fqdn: '*.svc.cluster.local'}, {fqdn: '*'}, {fqdn: 'h.*.svc'}]}]")}, nil,

@@ -77,6 +77,8 @@ func (x *Index) warnReferences(f *findings, p *api.OrderedPolicy) {
 				switch svc := x.services[name]; {
 				case svc == nil:
 					f.warn(ref, field, "Service %s does not exist; until it does, the rule matches nothing by it", name)
+				case svc.Type == api.ServiceExternalName:
+					f.warn(ref, field, "Service %s is a name for another host, and never matches; write to with fqdn", name)
 				case svc.Headless:
 					f.warn(ref, field, "Service %s is headless, and has no address by which traffic to it could be told; write to with a group that has a serviceReference", name)
 				}
