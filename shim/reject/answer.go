@@ -50,6 +50,24 @@ type packet struct {
 // missing; an error says why there is none. Where asked is valid, the packet was
 // sent to that address and port, and translated since.
 func Answer(frame []byte, asked netip.AddrPort) ([]byte, error) {
+	return answer(frame, asked, prohibited)
+}
+
+// Refuse is Answer to what nobody listens to: nothing forbids it.
+func Refuse(frame []byte) ([]byte, error) {
+	return answer(frame, netip.AddrPort{}, portUnreachable)
+}
+
+// cause is the code of an ICMP message that says that a destination cannot be
+// reached, of IPv4 (RFC 1812, 5.2.7.1) and IPv6 (RFC 4443, 3.1).
+type cause [2]byte
+
+var (
+	prohibited      = cause{10, 1} // Administratively prohibited; of IPv4 the host.
+	portUnreachable = cause{3, 4}
+)
+
+func answer(frame []byte, asked netip.AddrPort, why cause) ([]byte, error) {
 	if len(frame) < ethernetHeader {
 		return nil, errShort
 	}
@@ -69,7 +87,7 @@ func Answer(frame []byte, asked netip.AddrPort) ([]byte, error) {
 	}
 	body, proto := []byte(nil), uint8(protoTCP)
 	if p.proto != protoTCP {
-		body, proto = p.unreachable()
+		body, proto = p.unreachable(why)
 	} else if body, err = p.reset(); err != nil {
 		return nil, err
 	}
@@ -231,10 +249,10 @@ func (p *packet) reset() ([]byte, error) {
 }
 
 // unreachable is the ICMP message that quotes the packet.
-func (p *packet) unreachable() (body []byte, proto uint8) {
-	head, most, proto := []byte{3, 10, 0, 0, 0, 0, 0, 0}, quoteIPv4, uint8(protoICMP)
+func (p *packet) unreachable(why cause) (body []byte, proto uint8) {
+	head, most, proto := []byte{3, why[0], 0, 0, 0, 0, 0, 0}, quoteIPv4, uint8(protoICMP)
 	if p.dst.Is6() {
-		head, most, proto = []byte{1, 1, 0, 0, 0, 0, 0, 0}, quoteIPv6, protoICMPv6
+		head, most, proto = []byte{1, why[1], 0, 0, 0, 0, 0, 0}, quoteIPv6, protoICMPv6
 	}
 	return append(head, p.ip[:min(len(p.ip), most)]...), proto
 }

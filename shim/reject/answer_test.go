@@ -237,6 +237,34 @@ func TestQuotes(t *testing.T) {
 	}
 }
 
+// What nobody listens to is refused as by a host whose port nobody has.
+func TestRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		frame []byte
+		want  [2]byte // Type and code.
+	}{
+		{"UDP", ipv4(t, 17, make([]byte, 30)...), [2]byte{3, 3}},
+		{"UDP of IPv6", ipv6(t, 17, make([]byte, 30)...), [2]byte{1, 4}},
+		{"SCTP", ipv4(t, 132, make([]byte, 30)...), [2]byte{3, 3}},
+	} {
+		b, err := Refuse(tc.frame)
+		if err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+		if _, body := check(t, b); [2]byte(body) != tc.want {
+			t.Errorf("%s: ICMP %v answers, want %v", tc.name, body[:2], tc.want)
+		}
+	}
+	b, err := Refuse(ipv4(t, 6, syn...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, body := check(t, b); body[13] != rstFlag|ackFlag {
+		t.Errorf("a SYN is answered with flags %#x", body[13])
+	}
+}
+
 // A connection that was translated is answered as the sender knows it, and the
 // quote is of what was sent, with right checksums.
 func TestAnswersInTheNameThatWasAsked(t *testing.T) {
