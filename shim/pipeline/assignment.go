@@ -16,6 +16,8 @@ type Assignment struct {
 	// since connections carry them.
 	Next  uint32               `json:"next"`
 	Rules map[string]RulePlace `json:"rules"` // By the key of a part of a rule: see newPart.
+	// Services are the ids of Services' ports, out of the same numbers.
+	Services map[string]uint32 `json:"services,omitempty"`
 	// Levels are the priorities of the rules that have an order, by table.
 	Levels map[uint8][]LevelPlace `json:"levels,omitempty"`
 }
@@ -55,6 +57,12 @@ func DecodeAssignment(b []byte) (Assignment, error) {
 			return Assignment{}, fmt.Errorf("decode assignment: rules %s have one id %d", strings.Join(keys, " and "), p.Conj)
 		}
 		seen[p.Conj] = key
+	}
+	for key, id := range a.Services {
+		if other, twice := seen[id]; id == 0 || id >= a.Next || twice {
+			return Assignment{}, fmt.Errorf("decode assignment: port %s has id %d of %d, which is also that of %q", key, id, a.Next, other)
+		}
+		seen[id] = key
 	}
 	ladders := newLadders(nil)
 	for table, places := range a.Levels {

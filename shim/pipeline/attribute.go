@@ -24,6 +24,7 @@ type Hit struct {
 	DstPort  uint16
 	ICMPType uint8
 	ICMPCode uint8
+	Service  uint32 // Id of the Service's port that it was for: see ServiceOf. Zero: none.
 	Decision uint32 // Id of the isolation that dropped it: see DecisionOf.
 	Mark     Mark
 	Reported bool // For nothing but that the staged world's verdict is another.
@@ -268,13 +269,18 @@ func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
 		}
 	}
 	if pt.peer != none && !listed(pt.peer, openflow.NewMatch(r.peerField(host(peer)))) &&
-		!slices.ContainsFunc(r.blocks, func(p netip.Prefix) bool { return p.Contains(peer) }) {
+		!slices.ContainsFunc(r.blocks, func(p netip.Prefix) bool { return p.Contains(peer) }) && !r.reaches(c.servicePorts[h.Service]) {
 		return false
 	}
 	if pt.service == none {
 		return true
 	}
 	return slices.ContainsFunc(r.services, func(s *policyv1.Service) bool { return serves(s, f, h) })
+}
+
+// reaches says whether a rule names the Service of a port; of nil it does not.
+func (r *content) reaches(sp *servicePort) bool {
+	return sp != nil && slices.Contains(r.toServices, sp.service.name)
 }
 
 // serves says whether a service, by number, is that of a hit.

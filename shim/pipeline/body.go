@@ -59,6 +59,9 @@ func (r *rule) bodyKey() bodyKey {
 	for _, p := range r.blocks {
 		texts = append(texts, p.String())
 	}
+	for _, s := range r.toServices {
+		texts = append(texts, "\x01"+s.namespace+"/"+s.name)
+	}
 	for _, s := range r.services {
 		text, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 		if err != nil {
@@ -95,6 +98,9 @@ func (c *Compiler) admit(r *rule) {
 		for _, g := range slices.Concat(b.peers, b.named) {
 			link(c.peerOf, g, b)
 		}
+		for _, s := range b.toServices {
+			link(c.serviceUsers, s, b)
+		}
 	}
 	b.level, r.body = r.level, b
 	b.members[r] = struct{}{}
@@ -120,6 +126,9 @@ func (c *Compiler) dismiss(r *rule) {
 	}
 	for _, g := range slices.Concat(b.peers, b.named) {
 		unlink(c.peerOf, g, b)
+	}
+	for _, s := range b.toServices {
+		unlink(c.serviceUsers, s, b)
 	}
 	delete(c.bodies, b.key)
 	delete(c.orphaned, b)

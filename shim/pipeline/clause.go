@@ -45,6 +45,13 @@ func (c *Compiler) familyClauses(r *body, f int, do emit) {
 			c.nameClauses(r, f, m, do)
 		}
 	}
+	for _, name := range r.toServices {
+		if s := c.services[name]; s != nil {
+			for _, sp := range s.ports {
+				c.serviceClause(r, sp, f, do)
+			}
+		}
+	}
 	for _, pt := range r.parts {
 		if pt.any != none {
 			do(pt, pt.any, f, openflow.NewMatch(familyField(f)))

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -29,6 +30,9 @@ type Config struct {
 	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
 	LogIsolationAll bool
+	// BalanceServices sends what Pods send to Services to their endpoints, before
+	// the egress rules. Otherwise something else does, and toServices matches nothing.
+	BalanceServices bool
 	// ClauseCap is how many conjunctions a clause flow may list before a rule
 	// moves to the next lane. Zero: 200.
 	ClauseCap int
@@ -74,6 +78,16 @@ type Compiler struct {
 	sharing  *Sharing              // Nil: the bridge is ours alone.
 	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
+
+	node, zone   string // Of which the state tells.
+	services     map[serviceName]*service
+	servicePorts map[uint32]*servicePort // By id.
+	serviceScope storage.ScopeID
+	serviceUsers map[serviceName]map[*body]struct{} // Bodies by the Services that they name.
+	claimed      bool                               // Ids of Services' ports that are not there any more are dropped.
+	balancers    map[uint32]openflow.Group
+	regrouped    map[uint32]struct{} // Balancers that changed since the last Update.
+	unserved     []Served            // During an Update.
 }
 
 // New returns a compiler that holds no state. With its first Update it puts the
@@ -85,6 +99,10 @@ func New(cfg Config, former Assignment) *Compiler {
 	former.Rules = maps.Clone(former.Rules)
 	if former.Rules == nil {
 		former.Rules = make(map[string]RulePlace)
+	}
+	former.Services = maps.Clone(former.Services)
+	if former.Services == nil {
+		former.Services = make(map[string]uint32)
 	}
 	former.Next = max(former.Next, 1)
 	c := &Compiler{
@@ -111,6 +129,11 @@ func New(cfg Config, former Assignment) *Compiler {
 		reassess:     make(map[*endpoint]struct{}),
 		names:        make(map[netip.Addr][]nameCount),
 		gaveUp:       make(map[netip.Addr]string),
+		services:     make(map[serviceName]*service),
+		servicePorts: make(map[uint32]*servicePort),
+		serviceUsers: make(map[serviceName]map[*body]struct{}),
+		balancers:    make(map[uint32]openflow.Group),
+		regrouped:    make(map[uint32]struct{}),
 	}
 	for key := range former.Rules {
 		c.vacated[key] = struct{}{}
@@ -129,6 +152,12 @@ func New(cfg Config, former Assignment) *Compiler {
 type Change struct {
 	Upsert []openflow.Flow
 	Delete []openflow.FlowKey
+	// PutGroups are put in, in place of those of the same id, before the flows;
+	// DeleteGroups are taken out after them.
+	PutGroups    []openflow.Group
+	DeleteGroups []uint32
+	// Unserved are endpoints that serve a port no more.
+	Unserved []Served
 	// Vacated are addresses that a Pod, here or elsewhere, had and has no more,
 	// as far as the state told of them: connections that they have part in are
 	// another's now, or nobody's.
@@ -171,12 +200,35 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 		}
 	}
 	c.setPorts(ports)
+	c.balance(c.setServices(state, touched))
+	c.forgetServices()
 	c.assess()
 	c.passOn()
 	c.settleForms()
 	c.forgetPlaces()
 	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted()}, nil
+	change := Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted(), Unserved: c.unserved}
+	change.PutGroups, change.DeleteGroups = c.takeGroups()
+	c.unserved = nil
+	return change, nil
+}
+
+// takeGroups are the groups that changed, by id.
+func (c *Compiler) takeGroups() (put []openflow.Group, remove []uint32) {
+	for _, id := range slices.Sorted(maps.Keys(c.regrouped)) {
+		if g, is := c.balancers[id]; is {
+			put = append(put, g)
+		} else {
+			remove = append(remove, id)
+		}
+	}
+	clear(c.regrouped)
+	return put, remove
+}
+
+// Groups are all groups as of the last Update.
+func (c *Compiler) Groups() []openflow.Group {
+	return slices.SortedFunc(maps.Values(c.balancers), func(a, b openflow.Group) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 // takeVacated are the addresses that Pods gave up in this Update and did not get back.
@@ -275,6 +327,9 @@ func (c *Compiler) kind(state *storage.Replica, id storage.ScopeID) storage.Scop
 	if _, ok := c.policies[id]; ok {
 		return storage.ScopePolicies
 	}
+	if id == c.serviceScope {
+		return storage.ScopeServices
+	}
 	return storage.ScopeNode
 }
 
@@ -301,6 +356,10 @@ func (c *Compiler) formerKeys(kind storage.ScopeKind, id storage.ScopeID, keys m
 	case storage.ScopePolicies:
 		for key := range c.policies[id] {
 			keys[key] = struct{}{}
+		}
+	case storage.ScopeServices:
+		for _, s := range c.services {
+			s.itemKeys(keys)
 		}
 	case storage.ScopeNode:
 		for key, scope := range c.nodeScope {

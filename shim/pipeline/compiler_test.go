@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the goldens anew")
 
-var config = Config{LocalMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostMAC: [6]byte{2, 0, 0, 0, 0, 2}, LogRate: 100, RejectRate: 50}
+var config = Config{LocalMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostMAC: [6]byte{2, 0, 0, 0, 0, 2}, LogRate: 100, RejectRate: 50, BalanceServices: true}
 
 // feed is an engine, its store and one node's replica.
 type feed struct {
@@ -138,21 +138,27 @@ func TestFlowsOfASmallNode(t *testing.T) {
 	}
 	overlaps(t, c.Desired())
 	got := text(c.Desired())
-	golden := filepath.Join("testdata", "small-node.flows")
+	golden(t, "small-node.flows", got)
+}
+
+// golden compares a text with a file of testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(golden)
+	want, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("flows differ from %s (write it anew with -update); got\n%s", golden, got)
+		t.Errorf("flows differ from %s (write it anew with -update); got\n%s", file, got)
 	}
 }
 

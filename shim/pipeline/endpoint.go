@@ -226,5 +226,6 @@ func (c *Compiler) portFlows(ep *endpoint) {
 		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDSolicit), openflow.NDTarget(h))
 		put(TableResolution, prioHigh, deliver, openflow.ICMPv6Type(openflow.NDAdvert), openflow.IPDst(h))
 	}
+	c.hairpinFlows(ep, put)
 	c.spoofFlows(ep)
 }

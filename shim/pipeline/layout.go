@@ -14,7 +14,9 @@ const (
 	TableConntrack               = 4
 	TableConntrackState          = 5 // Allowed connections skip the rules.
 	TableSCTPState               = 6 // The same as ConntrackState, for SCTP.
-	TableServiceLB               = 7 // Empty so far.
+	TableServiceLB               = 7 // What is for a Service: see balance.go.
+	TableServiceEndpoint         = 8 // Translates to one of its endpoints, or has a group choose.
+	TableServiceAffinity         = 9 // Endpoints that clients are held to, learned; comes back.
 	TableAntreaPolicyEgressRule  = 10
 	TableEgressRule              = 11
 	TableEgressDefaultRule       = 12
@@ -38,6 +40,9 @@ const (
 	TableStagedAntreaPolicyIngressRule = 33
 	TableStagedIngressRule             = 34
 	TableStagedIngressDefaultRule      = 35
+
+	TableHairpinOutput = 36 // What a Pod says to itself, with the source translated.
+	TableServiceReply  = 37 // Gives SCTP's replies the Service's address, learned; comes back.
 )
 
 var tableNames = map[uint8]string{
@@ -47,6 +52,8 @@ var tableNames = map[uint8]string{
 	TableConntrack:               "Conntrack",
 	TableConntrackState:          "ConntrackState",
 	TableServiceLB:               "ServiceLB",
+	TableServiceEndpoint:         "ServiceEndpoint",
+	TableServiceAffinity:         "ServiceAffinity",
 	TableSCTPState:               "SCTPState",
 	TableAntreaPolicyEgressRule:  "AntreaPolicyEgressRule",
 	TableEgressRule:              "EgressRule",
@@ -70,6 +77,9 @@ var tableNames = map[uint8]string{
 	TableStagedAntreaPolicyIngressRule: "StagedAntreaPolicyIngressRule",
 	TableStagedIngressRule:             "StagedIngressRule",
 	TableStagedIngressDefaultRule:      "StagedIngressDefaultRule",
+
+	TableHairpinOutput: "HairpinOutput",
+	TableServiceReply:  "ServiceReply",
 }
 
 // TableName is a table's name, as audit lines have it.
@@ -83,16 +93,22 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg0[16..19], reg0[20..23]
 //	            the staged world's verdict, egress and ingress: see verdict
 //	reg0[24]    handed over to others' flows, while a bridge is adopted
+//	reg0[25]    a Pod's to itself, by way of a Service
+//	reg0[26]    the answer to that
 //	reg1        output port
 //	reg2, reg3  ids of the staged world's rule or isolation that decided, and of the rule that passed
 //	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet
+//	reg8..reg11 endpoint of a Service that was chosen; of IPv4 reg8 alone
+//	metadata[0..31]
+//	            id of the Service's port that the packet was for; zero: none
 const (
 	regSource, maskSource     = 0, uint32(0xf)
 	sourcePod, sourceHost     = uint32(1), uint32(2)
 	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
 	bitHanded                 = uint32(1 << 24)
+	bitHairpin, bitBack       = uint32(1 << 25), uint32(1 << 26)
 	regOutput                 = 1
 	regStagedRule             = 2
 	regStagedPass             = 3
@@ -100,16 +116,21 @@ const (
 	regEgressRule             = 5
 	regIngressRule            = 6
 	regZone                   = 7
-	zone                      = 1
+	regEndpoint               = 8
+	zone, hairpinZone         = 1, 2
 	markAllowed               = uint32(1)
 	markAllowedBack           = uint32(4) // Of SCTP: from the side that was called first.
 	markErrors                = uint32(8) // Of SCTP: errors about the pair's packets are allowed.
 	labelEgress, labelIngress = 0, 32     // Offsets in ct_label.
+	labelService              = 64
 )
 
 // localOutput is LOCAL in the output register: a port that is read from a
 // register has 16 bits, whatever the version of OpenFlow.
 const localOutput = uint32(0xfffe)
+
+// inPortOutput, in the output register, is back where the packet came from.
+const inPortOutput = uint32(0xfff8)
 
 // handedOutput, in the output register, is no port: others' flows are to find it.
 const handedOutput = uint32(0x10000)
@@ -162,6 +183,8 @@ const (
 	KindCount     CookieKind = 8  // Counts, and decides nothing. Id: of a rule, or of an isolation.
 	KindSpoof     CookieKind = 9  // Drops what is forged, and counts it. Id: OpenFlow port.
 	KindWatch     CookieKind = 10 // Watches a probe, for some seconds. Id: of the probe.
+	KindService   CookieKind = 11 // Balances. Id: of a Service's port.
+	KindLearned   CookieKind = 12 // Learned from a client's packet, for some time. Id: of a Service's port.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
@@ -176,10 +199,11 @@ func ParseCookie(c uint64) (kind CookieKind, id uint32, ok bool) {
 	return CookieKind(c >> 40), uint32(c), true
 }
 
-// CarriedID is the id of a rule's flow or a counting one, of this layout or an
-// earlier one: connections may carry it. It is zero for other flows.
+// CarriedID is the id of a flow of a rule, a counting one or one of a Service,
+// of this layout or an earlier one: connections may carry it. It is zero for
+// other flows.
 func CarriedID(c uint64) uint32 {
-	if kind := CookieKind(c >> 40); c&CookieMask != CookieMark || (kind != KindRule && kind != KindCount) {
+	if kind := CookieKind(c >> 40); c&CookieMask != CookieMark || (kind != KindRule && kind != KindCount && kind != KindService && kind != KindLearned) {
 		return 0
 	}
 	return uint32(c)
@@ -222,6 +246,17 @@ func rejectAction() openflow.Action {
 func Answers() openflow.Actions {
 	return actions(openflow.SetReg(regSource, sourcePod|bitBypass, maskSource|bitBypass), openflow.Resubmit(TableForwarding))
 }
+
+// refusedData marks rejected packets that no policy denies: nobody serves what
+// they ask for.
+const refusedData = "\x02"
+
+func refuseAction() openflow.Action {
+	return openflow.Controller{ControllerID: RejectController, MaxLen: answer.FrameBytes, MeterID: RejectMeter, UserData: refusedData}
+}
+
+// Unserviced says whether a rejected packet is to be answered as if nobody listened.
+func Unserviced(userData []byte) bool { return string(userData) == refusedData }
 
 // reportData marks the log events of packets that are reported for nothing but
 // that the staged world's verdict is another.

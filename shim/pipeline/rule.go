@@ -68,6 +68,7 @@ type content struct {
 	peers      []storage.ScopeID
 	named      []storage.ScopeID // Groups in which port names are resolved beside peers.
 	blocks     []netip.Prefix    // Of the peers, exceptions taken out.
+	toServices []serviceName     // Of the peers.
 	anyService bool
 	services   []*policyv1.Service // Those that can be matched.
 }
@@ -157,11 +158,15 @@ func directionName(d policyv1.Direction) string {
 	return "ingress"
 }
 
-// newRule reads a rule. It is nil where it has no place in the order; an error
+// newRule reads a rule. It is nil where it has no place in the order, or is none
+// of the bridge's; an error
 // beside a rule is what it is without.
 func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 	r := &rule{policy: p, world: p.world(), wire: w, at: precedenceOf(p.wire, w), content: content{direction: w.GetDirection(), action: w.GetAction(),
 		log: w.GetLog(), anyPeer: w.GetPeers() == nil, anyService: w.GetServices() == nil}}
+	if w.GetNodePorts() {
+		return nil, nil // It is the host's.
+	}
 	if err := r.at.check(); err != nil {
 		return nil, err
 	}
@@ -187,6 +192,9 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 		prefixes, err := blockPrefixes(b)
 		note(err)
 		r.blocks = append(r.blocks, prefixes...)
+	}
+	for _, s := range w.GetPeers().GetServices() {
+		r.toServices = append(r.toServices, nameOfRef(s))
 	}
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {

@@ -42,7 +42,7 @@ func (c *Compiler) staticFlows() {
 	}
 	for _, f := range families {
 		put(TableResolution, prioDefault, next(TableConntrack), f...)
-		put(TableConntrack, prioDefault, actions(openflow.CT{Zone: zone, Recirc: true, Table: TableConntrackState}), f...)
+		put(TableConntrack, prioDefault, actions(openflow.CT{Zone: zone, NAT: openflow.NAT{Kind: openflow.NATApply}, Recirc: true, Table: TableConntrackState}), f...)
 	}
 	put(TableResolution, prioMiss, openflow.Drop())
 	put(TableConntrack, prioMiss, openflow.Drop())
@@ -81,10 +81,11 @@ func (c *Compiler) staticFlows() {
 	put(TableConntrackState, prioNormal-1, skip, openflow.CtState(rel, rel|est), openflow.CtMark(markErrors, markErrors))
 	put(TableConntrackState, prioMiss, next(TableServiceLB))
 	back := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
-	put(TableSCTPState, prioNormal, skip, openflow.CtState(back, back), isAllowed)
-	put(TableSCTPState, prioNormal, skip, openflow.CtState(est, back), openflow.CtMark(markAllowedBack, markAllowedBack))
+	reply := actions(openflow.SetReg(0, bitBypass, bitBypass), openflow.Resubmit(TableServiceReply), openflow.GotoTable(TableEgressMetric))
+	put(TableSCTPState, prioNormal, reply, openflow.CtState(back, back), isAllowed)
+	put(TableSCTPState, prioNormal, reply, openflow.CtState(est, back), openflow.CtMark(markAllowedBack, markAllowedBack))
 	put(TableSCTPState, prioMiss, next(TableServiceLB))
-	put(TableServiceLB, prioMiss, next(TableAntreaPolicyEgressRule))
+	c.serviceFlows(put)
 
 	chain := []uint8{TableAntreaPolicyEgressRule, TableEgressRule, TableEgressDefaultRule, TableEgressMetric, TableForwarding}
 	for i := range len(chain) - 1 {

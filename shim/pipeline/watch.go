@@ -60,12 +60,21 @@ func WatchFlows(p Probe) []openflow.Flow {
 	return []openflow.Flow{there, back, errors}
 }
 
-// Watches says whether a flow watches a probe, and which: it is nobody's desired
-// flow, and goes by itself.
+// Watches says whether a flow watches a probe, and which.
 func Watches(cookie uint64) (probe uint32, ok bool) {
 	kind, id, ours := ParseCookie(cookie)
 	return id, ours && kind == KindWatch
 }
+
+// Passing says whether a flow is ours, nobody's desired one, and goes by itself:
+// one that watches a probe, or that was learned.
+func Passing(cookie uint64) bool {
+	kind, _, ours := ParseCookie(cookie)
+	return ours && (kind == KindWatch || kind == KindLearned)
+}
+
+// Learns says whether a table has flows that are learned.
+func Learns(table uint8) bool { return table == TableServiceAffinity || table == TableServiceReply }
 
 // OpenPort is the open port of a Pod.
 func (c *Compiler) OpenPort(pod Pod) (port Port, ips []netip.Addr, ok bool) {
