@@ -35,6 +35,9 @@ func (s *Shim) answer(ctx context.Context) error {
 // answerTo answers one packet and says what became of that.
 func (s *Shim) answerTo(ctx context.Context, p *openflow.PacketIn) string {
 	frame, err := reject.Answer(p.Packet, askedFor(&p.Metadata))
+	if pipeline.Unserviced(p.UserData) {
+		frame, err = reject.Refuse(p.Packet)
+	}
 	if err != nil {
 		return answerNone
 	}

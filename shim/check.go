@@ -89,6 +89,9 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 	for _, f := range c.Desired() {
 		want.Flows[f.Key()] = f
 	}
+	for _, g := range c.Groups() {
+		want.Groups[g.ID] = g
+	}
 	for _, m := range c.Meters() {
 		want.Meters[m.ID] = m
 	}
@@ -98,7 +101,7 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 // compare says how what a bridge holds differs from what a compiler wants.
 func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse {
 	want := wanted(c)
-	leaveWatches(actual)
+	leavePassing(actual)
 	resp := &policyv1.CheckResponse{Flows: uint32(len(want.Flows)), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
 	add := func(d *policyv1.Difference) {
 		switch {

@@ -34,6 +34,7 @@ type Config struct {
 	LogRate        uint32 // Log events a second.
 	RejectRate     uint32 // Answers to rejected packets a second.
 	LogIsolation   string // "annotated" or "all".
+	ServiceLB      bool   // Send what Pods send to Services to their endpoints.
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	PodNetwork     string // "off", "routed" or "vxlan".
 	Masquerade     bool   // With a Pod network: what Pods send out of the cluster bears the node's address.
@@ -77,6 +78,7 @@ func Defaults() Config {
 		LogRate:        500,
 		RejectRate:     1000,
 		LogIsolation:   "annotated",
+		ServiceLB:      true,
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
 		PodNetwork:     string(podnet.Off),
@@ -136,7 +138,7 @@ func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentia
 
 // compiler is what a compiler is told of the flags: the bridge tells the rest.
 func (c *Config) compiler() pipeline.Config {
-	return pipeline.Config{LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all"}
+	return pipeline.Config{LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

@@ -19,14 +19,14 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 	}
 	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
 	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
-		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Unlogged: pipeline.Reported(p.UserData)}
+		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Unlogged: pipeline.Reported(p.UserData), Service: pipeline.ServiceOf(p.Metadata)}
 	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
 			return packetlog.Meaning{}, false
 		}
 		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
 			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
-			Decision: key.Decision, Mark: mark, Reported: key.Unlogged})
+			Service: key.Service, Decision: key.Decision, Mark: mark, Reported: key.Unlogged})
 		return packetlog.Meaning(a), ok
 	})
 }

@@ -240,6 +240,19 @@ func (l *loop) forgetVacated(ctx context.Context) {
 	}
 }
 
+// forgetUnserved forgets the connections to endpoints that serve a Service no
+// more, of protocols by which a client would go on.
+func (l *loop) forgetUnserved(ctx context.Context) error {
+	for s := range l.unserved {
+		of := bridge.Connections{Addr: s.VIP.Addr(), DstPort: s.VIP.Port(), Proto: s.Proto, Zone: pipeline.Zone, Endpoint: s.Endpoint}
+		if err := l.sw.FlushConntrack(ctx, of); err != nil {
+			return err
+		}
+		delete(l.unserved, s)
+	}
+	return nil
+}
+
 // forget drops the connections of an address, in all zones that it may be in.
 func (l *loop) forget(ctx context.Context, addr netip.Addr) error {
 	for _, of := range []bridge.Connections{{Addr: addr, Zone: pipeline.Zone}, {Addr: addr, AnyZone: true, Proto: openflow.ProtoSCTP}} {

@@ -75,19 +75,20 @@ type loop struct {
 	holder   Holder
 	complete bool // The state is whole: orphans may be swept.
 	ports    []pipeline.Port
-	held     map[string]*hold            // Of Pods, by the keys of their endpoints.
-	vacated  map[netip.Addr]struct{}     // Addresses whose old connections are still to be forgotten.
-	haunted  map[string]bool             // Ports, by id, whose addresses may have a former owner's connections.
-	open     map[netip.Addr]string       // Addresses of open ports, with the port's id. Nil: not known yet.
-	hidden   map[string]bool             // Ports that the host ignores, by id; of a userspace datapath.
-	problems map[string]string           // Ports that cannot be used, by interface.
-	unusable []*policyv1.PortState       // The same, as they are told.
-	opened   map[string]bool             // Ports that were told to be open, by id.
-	peers    map[string]net.HardwareAddr // Of ports whose rows name no MAC, by id.
-	unread   bool                        // A MAC could not be read where the Pod has it.
-	nobodys  []string                    // Ports that are no Pod's, the host's or its uplink.
-	adopting *adoption                   // Nil: the bridge is ours alone.
-	until    time.Time                   // Older connections go on until then. Zero: none does.
+	held     map[string]*hold             // Of Pods, by the keys of their endpoints.
+	vacated  map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
+	unserved map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
+	haunted  map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
+	open     map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden   map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
+	problems map[string]string            // Ports that cannot be used, by interface.
+	unusable []*policyv1.PortState        // The same, as they are told.
+	opened   map[string]bool              // Ports that were told to be open, by id.
+	peers    map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
+	unread   bool                         // A MAC could not be read where the Pod has it.
+	nobodys  []string                     // Ports that are no Pod's, the host's or its uplink.
+	adopting *adoption                    // Nil: the bridge is ours alone.
+	until    time.Time                    // Older connections go on until then. Zero: none does.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -116,7 +117,7 @@ type loop struct {
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), holdTimer: timer,
+	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), holdTimer: timer,
 		unsettled: true, // A former shim may have ended right after a bundle.
 		counts:    s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
 }
@@ -198,6 +199,9 @@ func (l *loop) run(ctx context.Context) error {
 			l.stale = l.stale || l.due(ctx, now)
 		case <-retry.C:
 			l.retryHaunted(ctx)
+			if err := l.forgetUnserved(ctx); err != nil {
+				l.failed(err)
+			}
 			l.forgetVacated(ctx)
 			if err := l.adopt(ctx); err != nil {
 				l.failed(err)
@@ -278,6 +282,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
+	for _, s := range change.Unserved {
+		l.unserved[s] = struct{}{}
+	}
 	guard := guardChanges(change)
 	if guard {
 		l.countSpoofs(ctx)
@@ -288,6 +295,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	}
 	if err == nil {
 		err = l.forgetPassedOn(ctx)
+	}
+	if err == nil {
+		err = l.forgetUnserved(ctx)
 	}
 	l.publish(err)
 	if err != nil {
@@ -304,11 +314,12 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 		l.settled = false
 		return l.reconcile(ctx)
 	}
-	if len(change.Upsert)+len(change.Delete) == 0 {
+	c := bridge.Change{Upsert: change.Upsert, Delete: change.Delete, PutGroups: change.PutGroups, DeleteGroups: change.DeleteGroups}
+	if c.IsEmpty() {
 		return nil
 	}
 	start := time.Now()
-	if err := l.put(ctx, bridge.Change{Upsert: change.Upsert, Delete: change.Delete}); err != nil {
+	if err := l.put(ctx, c); err != nil {
 		l.stale = true
 		return fmt.Errorf("apply to bridge: %w", err)
 	}

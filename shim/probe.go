@@ -351,13 +351,10 @@ func (l *loop) unwatch(ctx context.Context, p *probing) error {
 	return errors.Join(l.sw.Apply(ctx, change), l.sw.FlushConntrack(ctx, of))
 }
 
-// leaveWatches takes flows that watch probes out of what was read back: they are
-// to be there, and go by themselves.
-func leaveWatches(actual bridge.State) {
-	maps.DeleteFunc(actual.Flows, func(_ openflow.FlowKey, f openflow.Flow) bool {
-		_, watches := pipeline.Watches(f.Cookie)
-		return watches
-	})
+// leavePassing takes flows that watch probes, or that were learned, out of what
+// was read back: they are to be there, and go by themselves.
+func leavePassing(actual bridge.State) {
+	maps.DeleteFunc(actual.Flows, func(_ openflow.FlowKey, f openflow.Flow) bool { return pipeline.Passing(f.Cookie) })
 }
 
 // traced is what the switch's account of the probe says.

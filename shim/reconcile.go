@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/pipeline"
 )
 
 // readShare is how many times as long as the last reading the next is put off, as
@@ -33,6 +34,9 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 			want[key.Table]++
 		}
 	}
+	for _, of := range []map[uint8]int{counts, want} {
+		maps.DeleteFunc(of, func(table uint8, _ int) bool { return pipeline.Learns(table) })
+	}
 	return !maps.Equal(counts, want)
 }
 
@@ -55,7 +59,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
-	leaveWatches(actual)
+	leavePassing(actual)
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {

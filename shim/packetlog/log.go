@@ -35,6 +35,7 @@ type Key struct {
 	InPort, OutPort uint32
 	Decision        uint32    // Of an isolation: which.
 	Mark            [3]uint32 // What staged policies would have decided, and by what.
+	Service         uint32    // Id of the Service's port that it was for. Zero: none.
 	Unlogged        bool
 }
 
