@@ -87,7 +87,7 @@ func TestVerdictsAreOfTheSource(t *testing.T) {
 			n := fwtest.New(t)
 			translate(t, n, 30080)
 			ctx := context.Background()
-			p := &Policies{}
+			p := NewPolicies()
 			apply := func(policies ...*policyv1.Policy) {
 				t.Helper()
 				if err := p.Apply(ctx, planOf(t, policies...)); err != nil {

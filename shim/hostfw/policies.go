@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/zeebo/xxh3"
 	"sigs.k8s.io/knftables"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -49,38 +49,38 @@ var policyChains = []string{chainNodePorts, chainRules, chainBaseline, chainStag
 type Policies struct {
 	nft  knftables.Interface // Nil until there is nftables.
 	read func() (*standing, error)
-	left *standing // What was read after the last Apply; nil: not known.
+	left *standing         // What was read after the last Apply. Nil: nothing was put, or what stands is not that.
+	sums map[string]uint64 // Of the elements of sets, once they were read.
 }
+
+// NewPolicies are those of the network namespace in which they are applied.
+func NewPolicies() *Policies { return &Policies{read: readPolicies} }
 
 // Apply makes the plan be in force, in one transaction.
 func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	left := p.left
 	p.left = nil
-	if err := p.open(); err != nil {
-		if plan.IsEmpty() {
-			return nil // Without nftables there is nothing to take back.
-		}
-		return err
-	}
 	there, err := p.read()
+	if plan.IsEmpty() && (err != nil || there.isEmpty()) {
+		return nil // Nor is nftables needed.
+	}
 	if err != nil {
 		return err
 	}
-	if plan.IsEmpty() && there.isEmpty() {
-		p.left = there
-		return nil
+	if err := p.open(); err != nil {
+		return err
 	}
 	tx := p.nft.NewTransaction()
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("what the host sends to its Pods, and policies for the host")})
 	w := &writer{tx: tx, plan: plan, sets: make(map[string]bool), stand: make(map[string]bool)}
-	for name, elements := range there.sets {
-		w.stand[name] = left != nil && slices.Equal(left.sets[name], elements)
+	for _, name := range there.sets {
+		w.stand[name] = left != nil && slices.Contains(left.sets, name)
 	}
 	w.chains()
 	if !plan.IsEmpty() {
 		w.write()
 	}
-	for _, name := range slices.Sorted(maps.Keys(there.sets)) {
+	for _, name := range there.sets {
 		if !w.sets[name] {
 			tx.Delete(&knftables.Set{Name: name})
 		}
@@ -93,20 +93,53 @@ func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	if err := p.nft.Run(ctx, tx); err != nil {
 		return fmt.Errorf("nftables: policies for the host: %w", err)
 	}
-	p.left, err = p.read()
-	return err
+	if p.left, err = p.read(); err != nil {
+		return err
+	}
+	former := p.sums
+	p.sums = make(map[string]uint64)
+	for name := range w.sets {
+		if w.stand[name] {
+			p.sums[name] = former[name]
+		}
+	}
+	return nil
 }
 
-// Intact says whether the table still has what the last Apply left there.
-func (p *Policies) Intact() (bool, error) {
-	if p.nft == nil {
+// Intact says whether the table still has what the last Apply put there. What a
+// set holds it knows from its first look: to list a large one is slow.
+func (p *Policies) Intact(ctx context.Context) (bool, error) {
+	if p.left == nil {
 		return true, nil
 	}
 	now, err := p.read()
 	if err != nil {
 		return false, err
 	}
-	return p.left != nil && slices.Equal(now.rules, p.left.rules) && maps.EqualFunc(now.sets, p.left.sets, slices.Equal), nil
+	intact := slices.Equal(now.rules, p.left.rules) && slices.Equal(now.sets, p.left.sets)
+	for _, name := range now.sets {
+		if !intact {
+			break
+		}
+		elements, err := p.nft.ListElements(ctx, "set", name)
+		if err != nil {
+			return false, fmt.Errorf("nftables: list set %s: %w", name, err)
+		}
+		sum, known := sumOf(elements), p.sums[name]
+		intact, p.sums[name] = known == 0 || known == sum, sum
+	}
+	if !intact {
+		p.left = nil
+	}
+	return intact, nil
+}
+
+// sumOf is a hash of elements in any order, never zero.
+func sumOf(elements []*knftables.Element) (sum uint64) {
+	for _, e := range elements {
+		sum += xxh3.HashString(strings.Join(e.Key, " . "))
+	}
+	return max(sum, 1)
 }
 
 func (p *Policies) open() (err error) {
@@ -115,7 +148,6 @@ func (p *Policies) open() (err error) {
 			p.nft = nil
 			return fmt.Errorf("nftables: %w", err)
 		}
-		p.read = readPolicies
 	}
 	return nil
 }

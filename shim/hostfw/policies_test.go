@@ -80,11 +80,8 @@ func TestTableOfPolicies(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, table)
 	read := func() (*standing, error) {
 		all, _ := fake.ListAll(context.Background()) // An error: there is no table.
-		s := &standing{sets: make(map[string][]string)}
-		for _, name := range all["set"] {
-			s.sets[name] = nil
-		}
-		return s, nil
+		slices.Sort(all["set"])
+		return &standing{sets: all["set"]}, nil
 	}
 	p := &Policies{nft: fake, read: read}
 	ctx := context.Background()
@@ -140,14 +137,14 @@ func TestOthersChangesAreSeen(t *testing.T) {
 	}
 	bare := ruleset(t)
 	plan := planOf(t, &policyv1.Policy{Rank: 50, Rules: []*policyv1.Rule{rule(allow, 30080, "10.1.0.0/16", "10.3.0.0/16"), rule(reject, 30080), logged(rule(drop, 30081, "0.0.0.0/0", "::/0"))}})
-	p := &Policies{}
+	p := NewPolicies()
 	if err := p.Apply(ctx, plan); err != nil {
 		t.Fatal(err)
 	}
 	put := ruleset(t)
 	intact := func(want bool) {
 		t.Helper()
-		if got, err := p.Intact(); err != nil || got != want {
+		if got, err := p.Intact(ctx); err != nil || got != want {
 			t.Errorf("intact: %v, %v", got, err)
 		}
 	}

@@ -11,8 +11,8 @@ import (
 
 // standing is what the table has of policies.
 type standing struct {
-	rules []string            // In order, less what they have counted; with the chains' settings.
-	sets  map[string][]string // Elements, sorted.
+	rules []string // In order, less what they have counted; with the chains' settings.
+	sets  []string // Names, sorted.
 }
 
 func (s *standing) isEmpty() bool { return len(s.rules)+len(s.sets) == 0 }
@@ -33,7 +33,7 @@ func readPolicies() (*standing, error) {
 }
 
 func readTable(conn *nftables.Conn) (*standing, error) {
-	s := &standing{sets: make(map[string][]string)}
+	s := &standing{}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, err
@@ -59,20 +59,11 @@ func readTable(conn *nftables.Conn) (*standing, error) {
 		return nil, err
 	}
 	for _, set := range sets {
-		if !strings.HasPrefix(set.Name, setPrefix) {
-			continue
+		if strings.HasPrefix(set.Name, setPrefix) {
+			s.sets = append(s.sets, set.Name)
 		}
-		elements, err := conn.GetSetElements(set)
-		if err != nil {
-			return nil, err
-		}
-		list := make([]string, 0, len(elements))
-		for _, e := range elements {
-			list = append(list, fmt.Sprintf("%x-%x %t", e.Key, e.KeyEnd, e.IntervalEnd))
-		}
-		slices.Sort(list)
-		s.sets[set.Name] = list
 	}
+	slices.Sort(s.sets)
 	return s, nil
 }
 

@@ -65,9 +65,9 @@ func (w *writer) write() {
 
 // ports is the set of all ports that rules are about.
 func (w *writer) ports() string {
-	var elements [][]string
+	var elements []string
 	for _, p := range w.plan.Ports() {
-		elements = append(elements, []string{protocolName(p.Protocol), portRange(p.First, p.Last)})
+		elements = append(elements, protocolName(p.Protocol)+" . "+portRange(p.First, p.Last))
 	}
 	return w.set("ports", "inet_proto . inet_service", elements)
 }
@@ -138,20 +138,17 @@ func (w *writer) addresses(f family, prefixes []netip.Prefix) string {
 	if len(prefixes) == 1 {
 		return prefixes[0].String()
 	}
-	var elements [][]string
+	var elements []string
 	for _, p := range prefixes {
-		elements = append(elements, []string{p.String()})
+		elements = append(elements, p.String())
 	}
 	return "@" + w.set(f.name, f.kind, elements)
 }
 
-// set makes a set be there, by its content.
-func (w *writer) set(kind, typ string, elements [][]string) string {
-	h := xxh3.New()
-	for _, e := range elements {
-		fmt.Fprintln(h, e)
-	}
-	name := fmt.Sprintf("%s%s-%016x", setPrefix, kind, h.Sum64())
+// set makes a set be there, by its content. Its elements are one statement: nft
+// looks through an interval set anew for each.
+func (w *writer) set(kind, typ string, elements []string) string {
+	name := fmt.Sprintf("%s%s-%016x", setPrefix, kind, xxh3.HashString(strings.Join(elements, " ")))
 	if w.sets[name] {
 		return name
 	}
@@ -161,9 +158,7 @@ func (w *writer) set(kind, typ string, elements [][]string) string {
 	}
 	w.tx.Add(&knftables.Set{Name: name, Type: typ, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
 	w.tx.Flush(&knftables.Set{Name: name})
-	for _, e := range elements {
-		w.tx.Add(&knftables.Element{Set: name, Key: e})
-	}
+	w.tx.Add(&knftables.Element{Set: name, Key: []string{strings.Join(elements, ", ")}})
 	return name
 }
 
