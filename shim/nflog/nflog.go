@@ -23,7 +23,7 @@ import (
 
 // Message types, attributes and commands of linux/netfilter/nfnetlink_log.h.
 const (
-	msgPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0
+	msgPacket = unix.NFNL_SUBSYS_ULOG << 8 // And zero.
 	msgConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1
 
 	attrPayload = 9
