@@ -235,7 +235,7 @@ func TestNodePortRecords(t *testing.T) {
 	defer func() { cancel(); <-ended }()
 
 	for i, to := range []string{fwtest.Host[0], fwtest.Host[3]} {
-		if got := n.Try("tcp", fwtest.Stranger[i], to, 30080); got != fwtest.Silence {
+		if got := n.Try("tcp", fwtest.Stranger[i], to, 30080, fwtest.Silence); got != fwtest.Silence {
 			t.Errorf("stranger: %s", got)
 		}
 		e := recorded(t, h.shim.log, 1)[0].GetPacket()
@@ -257,7 +257,7 @@ func TestNodePortRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n.Try("udp", fwtest.Stranger[0], fwtest.Host[0], 30080) // Is recorded after all that.
+	n.Try("udp", fwtest.Stranger[0], fwtest.Host[0], 30080, fwtest.Silence) // Is recorded after all that.
 	allowed := packetsOf(recorded(t, h.shim.log, 2), policyv1.Action_ACTION_ALLOW)
 	if len(allowed) != 1 || allowed[0].GetCount() != 1 || allowed[0].GetPolicies()[0].GetName() != "q" || allowed[0].GetTcpFlags() != 2 {
 		t.Errorf("records of a connection: %v", allowed)
@@ -266,10 +266,10 @@ func TestNodePortRecords(t *testing.T) {
 	staged := atNodePort("s", policyv1.Action_ACTION_PASS, 30080, "192.0.2.0/24")
 	staged.Staged, staged.Priority = true, -1
 	cut(atNodePort("p", dropAction, 30080, strangers...), staged)
-	if got := n.Try("udp", fwtest.Stranger[0], fwtest.Host[0], 30080); got != fwtest.Silence {
+	if got := n.Try("udp", fwtest.Stranger[0], fwtest.Host[0], 30080, fwtest.Silence); got != fwtest.Silence {
 		t.Errorf("stranger, with a staged policy: %s", got)
 	}
-	if got := n.Try("udp", fwtest.Client[0], fwtest.Host[0], 30080); got != fwtest.Open {
+	if got := n.Try("udp", fwtest.Client[0], fwtest.Host[0], 30080, fwtest.Open); got != fwtest.Open {
 		t.Errorf("client, with a staged policy: %s", got)
 	}
 	e := recorded(t, h.shim.log, 1)
@@ -279,7 +279,7 @@ func TestNodePortRecords(t *testing.T) {
 	staged = proto.Clone(staged).(*policyv1.Policy)
 	staged.Rules[0].Action = policyv1.Action_ACTION_REJECT
 	cut(staged)
-	if got := n.Try("udp", fwtest.Client[0], fwtest.Host[0], 30080); got != fwtest.Open {
+	if got := n.Try("udp", fwtest.Client[0], fwtest.Host[0], 30080, fwtest.Open); got != fwtest.Open {
 		t.Errorf("client, with a staged reject: %s", got)
 	}
 	if p := recorded(t, h.shim.log, 1)[0].GetPacket(); p.GetReason() != "staged" || p.GetAction() != policyv1.Action_ACTION_ALLOW || len(p.GetPolicies()) != 0 ||

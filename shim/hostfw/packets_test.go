@@ -105,7 +105,7 @@ func TestVerdictsAreOfTheSource(t *testing.T) {
 					for _, network := range []string{"tcp", "udp"} {
 						for from, want := range map[string]string{fwtest.Client[family]: client, fwtest.Stranger[family]: stranger} {
 							wait.Go(func() {
-								if got := n.Try(network, from, to, 30080); got != want {
+								if got := n.Try(network, from, to, 30080, want); got != want {
 									t.Errorf("%s: from %s to %s by %s: %s, not %s", what, from, to, network, got, want)
 								}
 							})

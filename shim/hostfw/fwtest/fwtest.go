@@ -190,8 +190,12 @@ func (n *Network) serve(address string, port uint16) error {
 	return nil
 }
 
-// patience is how long an answer may take before there is none.
-const patience = time.Second
+// How long an answer may take: where none is expected, and where one is.
+const (
+	silence  = time.Second
+	patience = 10 * time.Second
+	resend   = time.Second // Of datagrams, which nobody else sends again.
+)
 
 // What became of a connection.
 const (
@@ -201,12 +205,17 @@ const (
 )
 
 // Try connects from an address of the clients, by "tcp" or "udp", and says what
-// became of it. It may be called from any goroutine.
-func (n *Network) Try(network, from, to string, port uint16) string {
-	c, err := n.Dial(network, from, to, port)
+// became of it. Only where it is to be Silence is a second of that enough. It may
+// be called from any goroutine.
+func (n *Network) Try(network, from, to string, port uint16, expected string) string {
+	wait := patience
+	if expected == Silence {
+		wait = silence
+	}
+	c, err := n.dial(network, from, to, port, wait)
 	if err == nil {
 		defer c.Close()
-		err = Echo(c)
+		err = echo(c, wait)
 	}
 	var timeout net.Error
 	switch {
@@ -221,9 +230,13 @@ func (n *Network) Try(network, from, to string, port uint16) string {
 }
 
 // Dial connects from an address of the clients.
-func (n *Network) Dial(network, from, to string, port uint16) (c net.Conn, err error) {
+func (n *Network) Dial(network, from, to string, port uint16) (net.Conn, error) {
+	return n.dial(network, from, to, port, patience)
+}
+
+func (n *Network) dial(network, from, to string, port uint16, wait time.Duration) (c net.Conn, err error) {
 	err = n.clients.do(func() (err error) {
-		d := net.Dialer{Timeout: patience}
+		d := net.Dialer{Timeout: wait}
 		if d.LocalAddr = (&net.TCPAddr{IP: net.ParseIP(from)}); network == "udp" {
 			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from)}
 		}
@@ -234,11 +247,26 @@ func (n *Network) Dial(network, from, to string, port uint16) (c net.Conn, err e
 }
 
 // Echo sends something over a connection and awaits that it comes back.
-func Echo(c net.Conn) error {
-	_ = c.SetDeadline(time.Now().Add(patience))
+func Echo(c net.Conn) error { return echo(c, patience) }
+
+func echo(c net.Conn, wait time.Duration) error {
+	_, datagrams := c.(*net.UDPConn)
+	end := time.Now().Add(wait)
 	if _, err := c.Write([]byte("weir")); err != nil {
 		return err
 	}
-	_, err := io.ReadFull(c, make([]byte, 4))
-	return err
+	for {
+		deadline := end
+		if again := time.Now().Add(resend); datagrams && again.Before(end) {
+			deadline = again
+		}
+		_ = c.SetReadDeadline(deadline)
+		_, err := io.ReadFull(c, make([]byte, 4))
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(end) {
+			return err
+		}
+		if _, err := c.Write([]byte("weir")); err != nil {
+			return err
+		}
+	}
 }
