@@ -61,11 +61,13 @@ func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	left := p.left
 	p.left = nil
 	there, err := p.read()
-	if plan.IsEmpty() && (err != nil || there.isEmpty()) {
-		return nil // Nor is nftables needed.
-	}
-	if err != nil {
+	switch {
+	case err != nil && plan.IsEmpty() && p.open() != nil:
+		return nil // Here is no nftables, and none is needed.
+	case err != nil:
 		return err
+	case plan.IsEmpty() && there.isEmpty():
+		return nil
 	}
 	if err := p.open(); err != nil {
 		return err
