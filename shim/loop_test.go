@@ -284,6 +284,8 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
 		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
 	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
+	s.host = newHostPolicies(s)
+	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
 	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate}
 	return s

@@ -52,6 +52,7 @@ type Shim struct {
 	token *credentials.Token // Nil: certificates are files, or there are none.
 	node  *node
 	pods  *pods // Nil: neither a Pod network nor CNI is asked for.
+	host  *hostPolicies
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -92,6 +93,7 @@ func New(cfg Config) (*Shim, error) {
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete = assignment, restored
 	s.loop.config = cfg.compiler()
+	s.host = newHostPolicies(s)
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -135,6 +137,9 @@ func (s *Shim) Run(ctx context.Context) error {
 	if err := s.setUp(ctx); err != nil {
 		return err
 	}
+	if s.loop.complete { // Else what a former shim left stands until there is a state.
+		s.client.View(func(state *storage.Replica) { s.host.begin(ctx, state) })
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	bridgeCtx, stopBridge := context.WithCancel(context.WithoutCancel(ctx)) // The loop's last reading needs it.
 	g.Go(func() error { return s.bridge.Run(bridgeCtx) })
@@ -154,6 +159,7 @@ func (s *Shim) Run(ctx context.Context) error {
 		s.client.View(s.pods.look) // What a checkpoint says holds until there is better.
 		g.Go(func() error { return s.pods.run(ctx) })
 	}
+	g.Go(func() error { return s.host.run(ctx) })
 	if s.socket != nil {
 		g.Go(func() error { return s.serveNode(ctx) })
 	}
@@ -241,6 +247,9 @@ func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storag
 	}
 	// Once handed over, the state must not change until the loop is done with it.
 	r := <-req.done
+	if problems := s.host.cut(ctx, state, touched); r.err == nil { // Of a cut that is refused they are no causes.
+		r.problems = append(r.problems, problems...)
+	}
 	if s.pods != nil && touchesPods(state, touched) {
 		s.pods.look(state)
 	}
@@ -285,6 +294,10 @@ type metrics struct {
 	unparsed prometheus.Counter
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
+
+	hostRules  prometheus.Gauge
+	hostMended prometheus.Counter
+
 	rejected *prometheus.CounterVec
 
 	spoofed   *prometheus.CounterVec
@@ -311,8 +324,12 @@ func newMetrics() *metrics {
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_rejected_packets_total",
 			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
+		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
+			Help: "Policies' rules in force in the node's own firewall."}),
+		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
+			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts, m.spoofed, m.strangers)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostMended)
 	return m
 }
 

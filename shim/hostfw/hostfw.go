@@ -14,9 +14,11 @@
 //
 // Masquerade has what Pods send out of the cluster bear the node's own address.
 //
+// Policies are what policies say of the host itself.
+//
 // Each call is one nftables transaction that makes the table what it must be.
 //
-// Read hostfw_test.go first.
+// Read hostfw_test.go first, and packets_test.go for policies.
 package hostfw
 
 import (

@@ -50,6 +50,17 @@ func Parse(frame []byte) (Packet, error) {
 	return Packet{}, errNotIP
 }
 
+// ParseIP reads the headers of an IP packet, of which the end may be missing.
+func ParseIP(packet []byte) (Packet, error) {
+	if len(packet) == 0 {
+		return Packet{}, errShort
+	}
+	if packet[0]>>4 == 6 {
+		return parseIPv6(packet)
+	}
+	return parseIPv4(packet)
+}
+
 func parseIPv4(b []byte) (Packet, error) {
 	if len(b) < 20 {
 		return Packet{}, errShort

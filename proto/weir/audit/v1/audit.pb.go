@@ -414,7 +414,7 @@ type PacketEvent struct {
 	Count     uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // Packets. Zero: one.
 	Direction v1.Direction           `protobuf:"varint,4,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
 	Action    v1.Action              `protobuf:"varint,5,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`
-	Table     string                 `protobuf:"bytes,6,opt,name=table,proto3" json:"table,omitempty"` // OVS table name, such as "IngressDefaultRule".
+	Table     string                 `protobuf:"bytes,6,opt,name=table,proto3" json:"table,omitempty"` // OVS table name, such as "IngressDefaultRule"; "NodePort": the node's own firewall.
 	// Policies that decided: of an allow, every policy that allows, first by
 	// name first; of an isolation drop, every policy that isolates the Pod.
 	Policies         []*v1.PolicyRef `protobuf:"bytes,7,rep,name=policies,proto3" json:"policies,omitempty"`

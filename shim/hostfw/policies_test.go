@@ -1,0 +1,192 @@
+package hostfw
+
+import (
+	"context"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"sigs.k8s.io/knftables"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/hostpolicy"
+	"github.com/weirnet/weir/storage"
+)
+
+var update = flag.Bool("update", false, "write golden files")
+
+const (
+	allow  = policyv1.Action_ACTION_ALLOW
+	drop   = policyv1.Action_ACTION_DROP
+	reject = policyv1.Action_ACTION_REJECT
+	pass   = policyv1.Action_ACTION_PASS
+
+	tcp = policyv1.Protocol_PROTOCOL_TCP
+	udp = policyv1.Protocol_PROTOCOL_UDP
+)
+
+// rule says what a rule does with what comes from some blocks, of anybody where
+// none is named, to a port by TCP and UDP.
+func rule(action policyv1.Action, port uint32, blocks ...string) *policyv1.Rule {
+	r := &policyv1.Rule{Direction: policyv1.Direction_DIRECTION_INGRESS, Action: action, NodePorts: true,
+		Services: &policyv1.Services{Services: []*policyv1.Service{{Protocol: tcp, Port: port}, {Protocol: udp, Port: port}}}}
+	for _, b := range blocks {
+		if r.Peers == nil {
+			r.Peers = &policyv1.Peers{}
+		}
+		r.Peers.Blocks = append(r.Peers.Blocks, &policyv1.IPBlock{Cidr: storage.PrefixToWire(netip.MustParsePrefix(b))})
+	}
+	return r
+}
+
+func logged(r *policyv1.Rule) *policyv1.Rule {
+	r.Log = true
+	return r
+}
+
+var nodeGroup = []byte("group-0123456789")
+
+// planOf makes a plan of policies by their ranks, in order.
+func planOf(t *testing.T, policies ...*policyv1.Policy) *hostpolicy.Plan {
+	t.Helper()
+	var items []hostpolicy.Item
+	for i, p := range policies {
+		p.Ref, p.AppliedTo = &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: string(rune('a' + i))}, [][]byte{nodeGroup}
+		for n, r := range p.Rules {
+			r.Index = uint32(n)
+		}
+		items = append(items, hostpolicy.Item{Key: storage.PolicyKey(p), Policy: p})
+	}
+	plan, problems := hostpolicy.New(items, [][]byte{nodeGroup})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	return plan
+}
+
+func TestTableOfPolicies(t *testing.T) {
+	sourced := rule(drop, 31000)
+	sourced.Services.Services = []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_SCTP, Port: 31000, EndPort: 31009, SourcePort: 1024, SourceEndPort: 2048}, {Protocol: tcp, Port: 1}, {Protocol: tcp, Port: 5, EndPort: 7}}
+	plan := planOf(t,
+		&policyv1.Policy{Rank: 50, Rules: []*policyv1.Rule{rule(allow, 30080, "10.1.0.0/16"), rule(pass, 30080, "10.2.0.0/16", "10.4.0.0/16", "fd02::/16")}},
+		&policyv1.Policy{Rank: 60, Staged: true, Rules: []*policyv1.Rule{rule(reject, 30080, "10.3.0.0/16"), rule(pass, 30080)}},
+		&policyv1.Policy{Rank: 100, Rules: []*policyv1.Rule{logged(rule(reject, 30080)), logged(rule(drop, 30081, "0.0.0.0/0")), sourced}},
+		&policyv1.Policy{Rank: 253, Rules: []*policyv1.Rule{rule(drop, 30080, "10.2.0.0/16", "10.4.0.0/16"), rule(allow, 30080)}},
+		&policyv1.Policy{Rank: 253, Priority: 1, Staged: true, Rules: []*policyv1.Rule{rule(allow, 30080)}},
+	)
+	fake := knftables.NewFake(knftables.InetFamily, table)
+	read := func() (*standing, error) {
+		all, _ := fake.ListAll(context.Background()) // An error: there is no table.
+		slices.Sort(all["set"])
+		return &standing{sets: all["set"]}, nil
+	}
+	p := &Policies{nft: fake, read: read}
+	ctx := context.Background()
+	if err := p.Apply(ctx, plan); err != nil {
+		t.Fatal(err)
+	}
+	got, golden := fake.Dump(), filepath.Join("testdata", "policies.nft")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("run with -update if this is right:\n%s", got)
+	}
+	if err := (&Policies{nft: fake, read: read}).Apply(ctx, plan); err != nil { // A former shim's.
+		t.Fatal(err)
+	}
+	if again := fake.Dump(); again != got {
+		t.Errorf("once more:\n%s", again)
+	}
+	if err := p.Apply(ctx, &hostpolicy.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := fake.ListAll(ctx); len(left) != 0 {
+		t.Errorf("of no policies is left: %v", left)
+	}
+}
+
+func TestReportsNameTheirRule(t *testing.T) {
+	for _, r := range []Report{{Plan: 1<<63 + 5, Rule: 12}, {Rule: 0, Staged: true}} {
+		if got, err := ParseReport(r.prefix() + "\x00"); err != nil || got != r {
+			t.Errorf("%q is %v, %v", r.prefix(), got, err)
+		}
+	}
+	for _, s := range []string{"", "weir", "weir:1:rule:", "weir:1:rule:-1", "weir:x:rule:1", "other:1:rule:1", "weir:1:else:1"} {
+		if r, err := ParseReport(s); err == nil {
+			t.Errorf("%q is %v", s, r)
+		}
+	}
+}
+
+// TestOthersChangesAreSeen has others change what is ours, and what is not.
+func TestOthersChangesAreSeen(t *testing.T) {
+	isolate(t)
+	ctx := context.Background()
+	if err := MarkOwn(ctx, "weir-br", [6]byte{2, 0, 0, 0, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	bare := ruleset(t)
+	plan := planOf(t, &policyv1.Policy{Rank: 50, Rules: []*policyv1.Rule{rule(allow, 30080, "10.1.0.0/16", "10.3.0.0/16"), rule(reject, 30080), logged(rule(drop, 30081, "0.0.0.0/0", "::/0"))}})
+	p := NewPolicies()
+	if err := p.Apply(ctx, plan); err != nil {
+		t.Fatal(err)
+	}
+	put := ruleset(t)
+	intact := func(want bool) {
+		t.Helper()
+		if got, err := p.Intact(ctx); err != nil || got != want {
+			t.Errorf("intact: %v, %v", got, err)
+		}
+	}
+	intact(true)
+	run(t, "nft", "add", "rule", "inet", "weir", "own-output", "accept")
+	run(t, "nft", "add", "table", "inet", "others")
+	intact(true)
+	run(t, "nft", "delete", "table", "inet", "others")
+	run(t, "nft", "delete", "rule", "inet", "weir", "own-output", "handle", handleOf(t, "own-output", "accept"))
+	for name, args := range map[string]func() []string{
+		"a rule more":  func() []string { return []string{"add", "rule", "inet", "weir", chainBaseline, "accept"} },
+		"a rule ahead": func() []string { return []string{"insert", "rule", "inet", "weir", chainNodePorts, "accept"} },
+		"a rule of other text": func() []string {
+			return []string{"replace", "rule", "inet", "weir", chainRules, "handle", handleOf(t, chainRules, "reject"), "accept"}
+		},
+		"no rules":      func() []string { return []string{"flush", "chain", "inet", "weir", chainRules} },
+		"a set without": func() []string { return []string{"flush", "set", "inet", "weir", setOf(t, "np-ip-")} },
+		"a set with more": func() []string {
+			return []string{"add", "element", "inet", "weir", setOf(t, "np-ip-"), "{ 10.200.0.0/16 }"}
+		},
+		"no table": func() []string { return []string{"delete", "table", "inet", "weir"} },
+	} {
+		run(t, "nft", args()...)
+		if intact(false); t.Failed() {
+			t.Fatal(name)
+		}
+		if err := MarkOwn(ctx, "weir-br", [6]byte{2, 0, 0, 0, 0, 1}); err != nil { // Which is for whoever has a table removed.
+			t.Fatal(err)
+		}
+		if err := p.Apply(ctx, plan); err != nil {
+			t.Fatal(err)
+		}
+		intact(true)
+		if now := ruleset(t); !slices.Equal(lines(now), lines(put)) {
+			t.Fatalf("after %s:\n%s\nand not:\n%s", name, now, put)
+		}
+	}
+	if err := p.Apply(ctx, &hostpolicy.Plan{}); err != nil {
+		t.Fatal(err)
+	}
+	intact(true)
+	if now := ruleset(t); !slices.Equal(lines(now), lines(bare)) {
+		t.Errorf("of no policies is left:\n%s\nand not:\n%s", now, bare)
+	}
+}

@@ -1,0 +1,82 @@
+package hostpolicy
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// Ranks of the steps behind the tiers.
+const (
+	rankAdmin    = 251
+	rankK8s      = 252
+	rankBaseline = 253
+)
+
+// candidate is a rule on its way into a plan.
+type candidate struct {
+	policy *policyv1.Policy
+	wire   *policyv1.Rule
+	at     int // Among the policy's rules.
+	rule   Rule
+}
+
+// check refuses what has no place in the order.
+func (c *candidate) check() error {
+	rank, action := c.policy.GetRank(), c.wire.GetAction()
+	switch {
+	case c.wire.GetDirection() != policyv1.Direction_DIRECTION_INGRESS:
+		return fmt.Errorf("direction %v at node ports", c.wire.GetDirection())
+	case rank >= rankAdmin && rank != rankBaseline:
+		return fmt.Errorf("rank %d has no rules for node ports", rank)
+	case math.IsNaN(c.policy.GetPriority()) || math.IsInf(c.policy.GetPriority(), 0):
+		return fmt.Errorf("policy priority %v", c.policy.GetPriority())
+	case severity(action) == 0:
+		return fmt.Errorf("action %v", action)
+	case rank == rankBaseline && action == policyv1.Action_ACTION_PASS:
+		return fmt.Errorf("action %v in a baseline: nothing comes after it", action)
+	}
+	return nil
+}
+
+// severity orders the actions of rules that tie, the most severe first.
+func severity(a policyv1.Action) int {
+	switch a {
+	case policyv1.Action_ACTION_DROP:
+		return 1
+	case policyv1.Action_ACTION_REJECT:
+		return 2
+	case policyv1.Action_ACTION_PASS:
+		return 3
+	case policyv1.Action_ACTION_ALLOW:
+		return 4
+	}
+	return 0
+}
+
+// compare is the order in which rules are asked. It leaves nothing open: a plan
+// does not depend on the order of its items.
+func (c candidate) compare(o candidate) int {
+	a, b := c.policy, o.policy
+	return cmp.Or(cmp.Compare(a.GetRank(), b.GetRank()), cmp.Compare(a.GetPriority(), b.GetPriority()), cmp.Compare(c.wire.GetIndex(), o.wire.GetIndex()),
+		cmp.Compare(severity(c.wire.GetAction()), severity(o.wire.GetAction())), cmp.Compare(quiet(c.wire), quiet(o.wire)), cmp.Compare(born(a), born(b)),
+		cmp.Compare(a.GetRef().GetKind(), b.GetRef().GetKind()), cmp.Compare(a.GetRef().GetNamespace(), b.GetRef().GetNamespace()),
+		cmp.Compare(a.GetRef().GetName(), b.GetRef().GetName()), cmp.Compare(a.GetPart(), b.GetPart()), cmp.Compare(c.at, o.at))
+}
+
+func quiet(r *policyv1.Rule) int {
+	if r.GetLog() {
+		return 0
+	}
+	return 1
+}
+
+// born is when a policy was made; one whose age is not known is the youngest.
+func born(p *policyv1.Policy) int64 {
+	if at := p.GetCreated(); at != 0 {
+		return at
+	}
+	return math.MaxInt64
+}
