@@ -2,10 +2,9 @@ package bridge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"strings"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
@@ -26,13 +25,14 @@ import (
 // as long as packets hit it. So its cache is emptied instead, at the price of
 // one look-up through the tables for each kind of packet.
 func (b *Bridge) Settle(ctx context.Context, touch openflow.Flow) error {
+	again := func() error { return b.Apply(ctx, Change{Upsert: []openflow.Flow{touch}}) }
 	steps := []func() error{
 		func() error { return b.control(ctx, "revalidator/wait") },
-		func() error { return b.Apply(ctx, Change{Upsert: []openflow.Flow{touch}}) },
+		again,
 		func() error { return b.control(ctx, "revalidator/wait") },
 	}
 	if b.cfg.DatapathType == "netdev" {
-		steps = []func() error{func() error { return b.control(ctx, "revalidator/purge") }}
+		steps = []func() error{func() error { return b.emptyCache(ctx, again) }}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -42,35 +42,87 @@ func (b *Bridge) Settle(ctx context.Context, touch openflow.Flow) error {
 	return nil
 }
 
-// control has the switch carry out a command without arguments. It speaks the
-// control socket's JSON-RPC itself, since starting ovs-appctl takes longer than
-// the command.
-func (b *Bridge) control(ctx context.Context, command string) error {
-	target, err := b.controlSocket()
-	if err != nil {
-		return err
-	}
+// emptyings is how often emptyCache tries. A try leaves a flow only if a pass was
+// at just that one.
+const emptyings = 10
+
+// emptyCache takes all flows out of the userspace datapath's cache. Before 3.1.4
+// the switch does that beside its passes over the cache, which goes wrong in two
+// ways. A flow that a pass is at is left. And a pass first notes what some fifty
+// flows have counted, and credits it after: a flow that is taken out between, its
+// packets credited, and comes back with its next packet, is credited with all of
+// them again.
+//
+// So no flow may come back before the pass is over: the limit of cached flows is
+// set to zero, which has the switch look each packet up in the tables. The end of
+// a pass sets the limit to a thousand by itself, whatever becomes of this shim; the
+// touch has a pass begin if none is under way.
+func (b *Bridge) emptyCache(ctx context.Context, touch func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", target)
+	c, err := b.dialControl(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	if _, err := fmt.Fprintf(conn, `{"method":%q,"params":[],"id":1}`, command); err != nil {
-		return errors.Join(err, ctx.Err())
+	defer c.close()
+	for range emptyings {
+		empty, err := c.empty(touch)
+		if err != nil {
+			return errors.Join(err, ctx.Err())
+		}
+		if empty {
+			return nil
+		}
 	}
-	var reply struct {
-		Error *string `json:"error"`
+	return errors.New("cached flows do not go")
+}
+
+// empty is one try of emptyCache, and says whether no flow was left.
+func (c *control) empty(touch func() error) (bool, error) {
+	const limit = "upcall/set-flow-limit"
+	// Packets wait while the switch goes through these, so none brings a flow back
+	// before the limit is set. A pass that begins with that limit takes out what it
+	// still finds, and loses the count of packets that come just then: so little may
+	// be left.
+	err := c.ask(
+		command{"revalidator/purge"},
+		command{"revalidator/purge"},
+		command{"revalidator/purge"},
+		command{limit, "0"},
+		command{"upcall/show"},
+		command{"revalidator/wait"},
+		command{limit, "10000"}, // As many as a switch begins with; it goes on from there by itself.
+	)
+	if err != nil {
+		return false, err
 	}
-	if err := json.NewDecoder(conn).Decode(&reply); err != nil {
-		return fmt.Errorf("%s: %w", command, errors.Join(err, ctx.Err()))
+	var shown string
+	for range 5 {
+		if shown, err = c.reply(); err != nil {
+			return false, err
+		}
 	}
-	if reply.Error != nil {
-		return fmt.Errorf("%s: %s", command, *reply.Error)
+	if err := touch(); err != nil {
+		return false, err
 	}
-	return nil
+	// A switch that has another datapath beside this one refuses to wait.
+	if _, err := c.reply(); err != nil && !errors.Is(err, errRefused) {
+		return false, err
+	}
+	_, err = c.reply()
+	return !cached(shown), err
+}
+
+// cached says whether a userspace datapath has cached flows, by upcall/show.
+func cached(shown string) bool {
+	userspace := false
+	for line := range strings.Lines(shown) {
+		if line != "\n" && !strings.HasPrefix(line, " ") { // The name of a datapath.
+			userspace = strings.HasPrefix(line, "netdev@")
+		}
+		if _, keys, is := strings.Cut(line, "(keys "); is && userspace && !strings.HasPrefix(keys, "0)") {
+			return true
+		}
+	}
+	return false
 }
