@@ -1,6 +1,9 @@
 package differential
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/shim/bridge"
@@ -135,8 +138,8 @@ func (h *hop) read(w bridge.Walk) outcome {
 		ingress: judge(h.ingress && h.want != 0, visited[pipeline.TableForwarding], visited[pipeline.TableIngressMetric]),
 	}
 	switch ports := w.Ports(); {
-	case len(w.Ambiguous) > 0:
-		o.wrong = "two flows of one priority match: " + w.Ambiguous[0]
+	case slices.ContainsFunc(w.Ambiguous, untied):
+		o.wrong = fmt.Sprintf("two flows of one priority match: %v", w.Ambiguous)
 	case len(ports) > 1:
 		o.wrong = "the packet is delivered more than once"
 	case len(ports) == 1 && h.want == 0:
@@ -159,3 +162,6 @@ func (h *hop) read(w bridge.Walk) outcome {
 	}
 	return o
 }
+
+// untied says whether it matters which of two flows is taken.
+func untied(pair [2]openflow.Flow) bool { return !pipeline.Tied(pair[0], pair[1]) }

@@ -22,9 +22,9 @@ type Walk struct {
 	PacketIns      []ControllerCopy
 	Trail          []Hit
 	Recirculations int
-	// Ambiguous names pairs of flows of the same priority that both matched, so
+	// Ambiguous are pairs of flows of the same priority that both matched, so
 	// that a real switch may take either.
-	Ambiguous []string
+	Ambiguous [][2]openflow.Flow
 }
 
 // Delivery is a packet as it left.
@@ -193,7 +193,7 @@ func (w *walk) matching(s *state, list []*fakeFlow) (hard *fakeFlow, soft []*fak
 		case hard == nil:
 			hard = flow
 		default:
-			w.result.Ambiguous = append(w.result.Ambiguous, fmt.Sprintf("%s / %s", hard.flow, flow.flow))
+			w.result.Ambiguous = append(w.result.Ambiguous, [2]openflow.Flow{hard.flow, flow.flow})
 		}
 	}
 	return hard, soft
@@ -244,7 +244,7 @@ func (w *walk) again(s *state, list []*fakeFlow, id uint32) *fakeFlow {
 				break
 			}
 			if !other.soft && s.matches(other.conditions) {
-				w.result.Ambiguous = append(w.result.Ambiguous, fmt.Sprintf("%s / %s", flow.flow, other.flow))
+				w.result.Ambiguous = append(w.result.Ambiguous, [2]openflow.Flow{flow.flow, other.flow})
 			}
 		}
 		return flow

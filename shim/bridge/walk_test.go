@@ -115,6 +115,38 @@ func TestConjunctionIDWithMore(t *testing.T) {
 	})
 }
 
+// A flow that matches at once stands among conjunctions by its priority: ahead of
+// those below, and behind those above whose clauses hold.
+func TestFlowAmongConjunctions(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		put := []of.Flow{flow(0, 0, of.NewMatch(), of.OutputPort(4))}
+		conjunction := func(id uint32, src string, port uint16, out uint32) {
+			for n, m := range []of.Match{host(src), dport(port)} {
+				put = append(put, of.Flow{Table: 0, Priority: uint16(100 - 10*id), Match: m, Cookie: ours,
+					Actions: of.NewActions(of.Conjunction{ID: id, Clause: uint8(n), Clauses: 2})})
+			}
+			put = append(put, flow(0, uint16(100-10*id), of.NewMatch(of.ConjID(id)), of.OutputPort(out)))
+		}
+		conjunction(1, "10.0.0.1", 80, 2)
+		put = append(put, flow(0, 80, of.NewMatch(of.IPSrc(pfx("10.0.0.2/32")), of.L4Dst(of.ProtoTCP, 80, 0xffff)), of.OutputPort(3)),
+			flow(0, 80, of.NewMatch(of.IPSrc(pfx("10.0.0.1/32")), of.L4Dst(of.ProtoTCP, 80, 0xffff)), of.OutputPort(4)),
+			flow(0, 80, of.NewMatch(of.IPSrc(pfx("10.0.0.1/32")), of.L4Dst(of.ProtoTCP, 81, 0xffff)), of.OutputPort(3)))
+		conjunction(3, "10.0.0.2", 80, 4)
+		conjunction(4, "10.0.0.1", 81, 4)
+		conjunction(5, "10.0.0.3", 80, 2)
+		s.put(put...)
+		for _, tc := range []struct {
+			src  string
+			port uint16
+			want string
+		}{{"10.0.0.1", 80, "2"}, {"10.0.0.2", 80, "3"}, {"10.0.0.1", 81, "3"}, {"10.0.0.3", 80, "2"}, {"10.0.0.3", 81, "4"}} {
+			if got := s.outputs(tcp(1, tc.src, "10.9.0.9", 1234, tc.port, bridge.TCPSyn)); !slices.Equal(got, []string{tc.want}) {
+				t.Errorf("from %s to port %d: leaves by %v, want %s", tc.src, tc.port, got, tc.want)
+			}
+		}
+	})
+}
+
 func TestConjunctionsShareClauses(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {
 		s.put(conjunctions()...)

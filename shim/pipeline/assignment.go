@@ -24,6 +24,8 @@ type Assignment struct {
 type RulePlace struct {
 	Conj uint32 `json:"conj"`
 	Lane int    `json:"lane"`
+	// Direct says that the part has no lane: its flows are direct.
+	Direct bool `json:"direct,omitempty"`
 }
 
 // Encode writes the assignment for a checkpoint.
@@ -44,7 +46,7 @@ func DecodeAssignment(b []byte) (Assignment, error) {
 	}
 	seen := make(map[uint32]string)
 	for key, p := range a.Rules {
-		if p.Conj == 0 || p.Conj >= a.Next || p.Lane < 0 || p.Lane >= lanesMax {
+		if p.Conj == 0 || p.Conj >= a.Next || p.Lane < 0 || p.Lane >= lanesMax || p.Direct && p.Lane != 0 {
 			return Assignment{}, fmt.Errorf("decode assignment: rule %s has id %d of %d and lane %d", key, p.Conj, a.Next, p.Lane)
 		}
 		if other, twice := seen[p.Conj]; twice {

@@ -240,11 +240,15 @@ func (c *Compiler) allowing(w world, at scene) []*policy {
 }
 
 // covers says whether a part's clauses hold for a hit on one of its targets.
-// Group members are looked up among the clause flows, not gone through.
+// Group members are looked up among the matches that the clauses have, not gone
+// through.
 func (c *Compiler) covers(pt *part, ep *endpoint, peer netip.Addr, h Hit) bool {
 	r, f := pt.body, family(peer)
 	listed := func(clause uint8, match openflow.Match) bool {
-		d := c.flows.flows[openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}]
+		if r.direct() {
+			return slices.ContainsFunc(pt.terms, func(t term) bool { return t.clause == clause && t.match == match })
+		}
+		d := c.flows.flows[pt.flowKey(match)]
 		if d == nil {
 			return false
 		}

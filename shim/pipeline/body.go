@@ -32,6 +32,7 @@ type body struct {
 	in        [2]int            // Guarded endpoints by family.
 	asked     map[*endpoint]int // In the staged world: members that are to guard it.
 	reporting int               // Members that have a twin in the staged world.
+	weight    weight            // Its part of its level's.
 }
 
 type bodyKey [16]byte
@@ -169,7 +170,7 @@ func (c *Compiler) passOn() {
 	clear(c.orphaned)
 }
 
-// guard makes an endpoint a target of a body. The first brings the conjunctions
+// guard makes an endpoint a target of a body. The first brings the decisions
 // in; the first of an address family, its peers and services. Rules that are
 // past their table's limit guard nothing.
 func (c *Compiler) guard(b *body, ep *endpoint) {
@@ -183,6 +184,9 @@ func (c *Compiler) guard(b *body, ep *endpoint) {
 		for _, pt := range b.parts {
 			c.place(pt, ep)
 		}
+		if b.level != nil {
+			b.level.bodies[b] = struct{}{}
+		}
 	}
 	b.guarded[ep] = struct{}{}
 	if len(b.guarded) == 1 {
@@ -191,22 +195,23 @@ func (c *Compiler) guard(b *body, ep *endpoint) {
 	for f, has := range ep.families {
 		if has {
 			if b.in[f]++; b.in[f] == 1 {
-				c.familyClauses(b, f, c.join)
+				c.familyClauses(b, f, c.come)
 			}
 		}
 	}
-	c.targetClauses(b, ep, c.join)
+	c.targetClauses(b, ep, c.come)
+	c.weigh(b)
 }
 
 func (c *Compiler) unguard(b *body, ep *endpoint) {
 	if _, guarded := b.guarded[ep]; !guarded {
 		return
 	}
-	c.targetClauses(b, ep, c.leave)
+	c.targetClauses(b, ep, c.goes)
 	for f, has := range ep.families {
 		if has {
 			if b.in[f]--; b.in[f] == 0 {
-				c.familyClauses(b, f, c.leave)
+				c.familyClauses(b, f, c.goes)
 			}
 		}
 	}
@@ -216,5 +221,9 @@ func (c *Compiler) unguard(b *body, ep *endpoint) {
 		for _, pt := range b.parts {
 			c.unplace(pt)
 		}
+		if b.level != nil {
+			delete(b.level.bodies, b)
+		}
 	}
+	c.weigh(b)
 }

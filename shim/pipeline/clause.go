@@ -19,7 +19,7 @@ func (c *Compiler) targetClauses(r *body, ep *endpoint, do emit) {
 	target := targetField(r.direction, ep.port.OFPort)
 	for _, pt := range r.parts {
 		if !pt.named || r.egress() {
-			do(pt, pt.target, openflow.NewMatch(target))
+			do(pt, pt.target, either, openflow.NewMatch(target))
 			continue
 		}
 		for f, has := range ep.families {
@@ -27,7 +27,7 @@ func (c *Compiler) targetClauses(r *body, ep *endpoint, do emit) {
 				continue
 			}
 			for _, port := range resolve(r.services, ep.wire.GetPorts()) {
-				do(pt, pt.target, openflow.NewMatch(target, familyField(f), openflow.L4Dst(port.proto, port.number, 0xffff)))
+				do(pt, pt.target, f, openflow.NewMatch(target, familyField(f), openflow.L4Dst(port.proto, port.number, 0xffff)))
 			}
 		}
 	}
@@ -47,12 +47,12 @@ func (c *Compiler) familyClauses(r *body, f int, do emit) {
 	}
 	for _, pt := range r.parts {
 		if pt.any != none {
-			do(pt, pt.any, openflow.NewMatch(familyField(f)))
+			do(pt, pt.any, f, openflow.NewMatch(familyField(f)))
 		}
 		if pt.peer != none && !(pt.named && r.egress()) {
 			for _, p := range r.blocks {
 				if family(p.Addr()) == f {
-					do(pt, pt.peer, openflow.NewMatch(r.peerField(p)))
+					do(pt, pt.peer, f, openflow.NewMatch(r.peerField(p)))
 				}
 			}
 		}
@@ -60,7 +60,7 @@ func (c *Compiler) familyClauses(r *body, f int, do emit) {
 			for _, s := range r.services {
 				if s.GetPortName() == "" {
 					for _, m := range serviceMatches(s, f) {
-						do(pt, pt.service, m)
+						do(pt, pt.service, f, m)
 					}
 				}
 			}
@@ -97,7 +97,7 @@ func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
 			if pt.named && r.egress() {
 				c.nameClause(r, pt, ip, m, do)
 			} else {
-				do(pt, pt.peer, openflow.NewMatch(r.peerField(host(ip))))
+				do(pt, pt.peer, f, openflow.NewMatch(r.peerField(host(ip))))
 			}
 		}
 	}
@@ -109,7 +109,7 @@ func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
 		for _, p := range prefixes {
 			for _, pt := range r.parts {
 				if family(p.Addr()) == f && !(pt.named && r.egress()) {
-					do(pt, pt.peer, openflow.NewMatch(r.peerField(p)))
+					do(pt, pt.peer, f, openflow.NewMatch(r.peerField(p)))
 				}
 			}
 		}
@@ -147,7 +147,7 @@ func (r *content) holds(ip netip.Addr) bool {
 // nameClause matches a destination and its port of a name, in one clause.
 func (c *Compiler) nameClause(r *body, pt *part, ip netip.Addr, m *policyv1.Member, do emit) {
 	for _, port := range resolve(r.services, m.GetPorts()) {
-		do(pt, pt.peer, openflow.NewMatch(openflow.IPDst(host(ip)), openflow.L4Dst(port.proto, port.number, 0xffff)))
+		do(pt, pt.peer, family(ip), openflow.NewMatch(openflow.IPDst(host(ip)), openflow.L4Dst(port.proto, port.number, 0xffff)))
 	}
 }
 

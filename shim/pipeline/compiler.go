@@ -52,7 +52,8 @@ type Compiler struct {
 	byConj     map[uint32]*part
 	vacated    map[string]struct{} // Keys of places that may have no part, until the Update ends.
 	bodies     map[bodyKey]*body
-	orphaned   map[*body]struct{} // Whose owner left, until the Update ends.
+	orphaned   map[*body]struct{}  // Whose owner left, until the Update ends.
+	reweighed  map[*level]struct{} // Whose form is to be looked at, at the end of the Update.
 	counts     counts
 
 	groups       map[storage.ScopeID]map[string]*policyv1.Member
@@ -94,6 +95,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		vacated:      make(map[string]struct{}),
 		bodies:       make(map[bodyKey]*body),
 		orphaned:     make(map[*body]struct{}),
+		reweighed:    make(map[*level]struct{}),
 		counts:       newCounts(),
 		groups:       make(map[storage.ScopeID]map[string]*policyv1.Member),
 		policies:     make(map[storage.ScopeID]map[string]*policy),
@@ -171,6 +173,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.setPorts(ports)
 	c.assess()
 	c.passOn()
+	c.settleForms()
 	c.forgetPlaces()
 	up, del := c.flows.take()
 	return Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted()}, nil
@@ -331,11 +334,12 @@ func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *stor
 func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member) {
 	for r := range c.peerOf[id] {
 		if former := c.groups[id][key]; former != nil {
-			c.memberClauses(r, id, former, c.leave)
+			c.memberClauses(r, id, former, c.goes)
 		}
 		if m != nil {
-			c.memberClauses(r, id, m, c.join)
+			c.memberClauses(r, id, m, c.come)
 		}
+		c.weigh(r)
 	}
 	if former := c.groups[id][key]; former.GetPod() != nil {
 		c.named(former.GetPod().GetNamespace()+"/"+former.GetPod().GetName(), addrs(former.GetIps()), -1)

@@ -16,11 +16,36 @@ func (c *Compiler) decisions(b *body) {
 		return
 	}
 	for _, pt := range b.parts {
-		c.flows.set("", conjunctionFlow(pt))
-		if b.reports() {
-			c.flows.set("", reportFlow(pt))
-		}
+		c.decide(pt)
 		c.countPart(pt)
+	}
+}
+
+// decide puts in the flows of a part that act.
+func (c *Compiler) decide(pt *part) {
+	if pt.body.direct() {
+		for _, m := range pt.direct {
+			c.flows.set(pt.holder(), decisionFlow(pt, m))
+		}
+		return
+	}
+	c.flows.set("", conjunctionFlow(pt))
+	if pt.body.reports() {
+		c.flows.set("", reportFlow(pt))
+	}
+}
+
+// revoke undoes decide.
+func (c *Compiler) revoke(pt *part) {
+	if pt.body.direct() {
+		for _, m := range pt.direct {
+			c.flows.unset(pt.holder(), pt.flowKey(m))
+		}
+		return
+	}
+	c.flows.unset("", conjunctionFlow(pt).Key())
+	if pt.body.reports() {
+		c.flows.unset("", reportFlow(pt).Key())
 	}
 }
 
@@ -33,10 +58,7 @@ func (b *body) reports() bool {
 // undecide takes out what decisions put in.
 func (c *Compiler) undecide(b *body) {
 	for _, pt := range b.parts {
-		c.flows.unset("", conjunctionFlow(pt).Key())
-		if b.reports() {
-			c.flows.unset("", reportFlow(pt).Key())
-		}
+		c.revoke(pt)
 		c.uncountPart(pt)
 	}
 }
@@ -51,18 +73,24 @@ func (c *Compiler) report(b *body, delta int) {
 	c.undecide(b)
 	b.reporting += delta
 	c.decisions(b)
+	c.weigh(b)
 }
 
 // conjunctionFlow is what happens to a packet that satisfies all clauses.
 func conjunctionFlow(pt *part) openflow.Flow {
+	return decisionFlow(pt, openflow.NewMatch(openflow.ConjID(pt.place.Conj)))
+}
+
+// decisionFlow is what happens to a packet that a part matches.
+func decisionFlow(pt *part, match openflow.Match) openflow.Flow {
 	if pt.body.world == staged {
-		return stagedFlow(pt)
+		return stagedFlow(pt, match)
 	}
 	var acts []openflow.Action
 	if pt.body.log {
 		acts = append(acts, logAction())
 	}
-	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
+	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: match,
 		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append(acts, does(pt)...)...)}
 }
 
@@ -83,7 +111,7 @@ func does(pt *part) []openflow.Action {
 // stagedFlow is the flow of a part that decides, or passes, in the staged world:
 // it marks the packet, and comes back to where it was asked. Rules of staged
 // policies count what they would decide.
-func stagedFlow(pt *part) openflow.Flow {
+func stagedFlow(pt *part, match openflow.Match) openflow.Flow {
 	s, a := pt.body.steps(), pt.body.action
 	var acts []openflow.Action
 	if pt.body.own {
@@ -94,7 +122,7 @@ func stagedFlow(pt *part) openflow.Flow {
 	} else {
 		acts = append(acts, s.decide(verdictOf(a), pt.place.Conj)...)
 	}
-	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj)),
+	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: match,
 		Cookie: cookie(KindStaged, pt.place.Conj), Actions: actions(acts...)}
 }
 

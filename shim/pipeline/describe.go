@@ -34,7 +34,7 @@ func (c *Compiler) Describe(f openflow.Flow) *policyv1.FlowMeaning {
 			m.Rules = append(m.Rules, &policyv1.RuleName{Policy: ref, Direction: dir})
 		}
 	}
-	_, byRule := f.Match.Field(openflow.FieldConjID)
+	_, conjunctive := f.Match.Field(openflow.FieldConjID)
 	switch {
 	case kind == KindClause:
 		for _, a := range f.Actions.List() {
@@ -42,7 +42,7 @@ func (c *Compiler) Describe(f openflow.Flow) *policyv1.FlowMeaning {
 				m.Rules = c.nameRule(m.Rules, conj.ID)
 			}
 		}
-	case kind == KindRule, kind == KindStaged && byRule:
+	case kind == KindRule, kind == KindStaged && (conjunctive || directly(f)):
 		m.Rules = c.nameRule(m.Rules, id)
 	case kind == KindIsolation:
 		isolation(id, enforced)

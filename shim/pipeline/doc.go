@@ -15,7 +15,8 @@
 // and every service, and one for the conjunction. Rules share these clause
 // flows: a flow lists the conjunctions to which it belongs. Where it would list
 // more than a cap, the rule moves to the next lane, which is the next lower
-// priority of its step.
+// priority of its step. Where the rules of a priority multiply to few, each
+// combination is one flow instead: form.go says when.
 //
 // Kubernetes rules need no order. All others have a precedence, and those of one
 // precedence, which do the same with a packet, share a level of their table's

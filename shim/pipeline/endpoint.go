@@ -25,6 +25,13 @@ type endpoint struct {
 	judged   [directions]bool   // By the staged world.
 }
 
+// either is the family of what is of both; families is the length of what is
+// indexed by family.
+const (
+	either   = 2
+	families = 3
+)
+
 // family is 0 for IPv4 and 1 for IPv6.
 func family(a netip.Addr) int {
 	if a.Is4() {

@@ -22,8 +22,11 @@ type ladder struct {
 type level struct {
 	at     precedence
 	rules  map[*rule]struct{}
-	lanes  []*slot // In order. Empty: not settled yet, or past the limit.
-	beyond bool    // Past the limit: its rules have no flows.
+	lanes  []*slot            // In order. Empty: not settled yet, or past the limit.
+	beyond bool               // Past the limit: its rules have no flows.
+	bodies map[*body]struct{} // Of its rules, that guard something.
+	weight weight             // Of its bodies.
+	direct bool               // The form of their flows: see form.go.
 }
 
 // newLadder makes one for the priorities from low to high. What is called with
@@ -50,7 +53,7 @@ func (l *ladder) exit(r *rule) {
 func (l *ladder) at(at precedence) *level {
 	lv := l.levels[at]
 	if lv == nil {
-		lv = &level{at: at, rules: make(map[*rule]struct{})}
+		lv = &level{at: at, rules: make(map[*rule]struct{}), bodies: make(map[*body]struct{}), direct: true}
 		l.levels[at] = lv
 	}
 	return lv

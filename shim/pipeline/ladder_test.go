@@ -192,6 +192,13 @@ func TestDecodeAssignmentRefusesDisorder(t *testing.T) {
 			t.Errorf("%s: taken", name)
 		}
 	}
+	for name, place := range map[string]RulePlace{"an id that was not given": {Conj: 9}, "a lane of a direct rule": {Conj: 3, Lane: 1, Direct: true}} {
+		a := good()
+		a.Next, a.Rules = 9, map[string]RulePlace{"rule": place}
+		if _, err := DecodeAssignment(a.Encode()); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
 	a := good()
 	a.Levels[TableEgressRule] = a.Levels[TableAntreaPolicyEgressRule]
 	if _, err := DecodeAssignment(a.Encode()); err == nil {

@@ -9,22 +9,46 @@ func (c *Compiler) nextID() uint32 {
 }
 
 // place gives a part its id and lane: those that it has in the assignment, or
-// a new id and the first lane in which none of its clause flows is full.
+// a new id and the first lane in which none of its clause flows is full. A part
+// whose level is direct has the level's first priority, and no lane yet.
 func (c *Compiler) place(pt *part, first *endpoint) {
 	pt.key = pt.body.owner.partKey(pt)
 	place, had := c.assignment.Rules[pt.key]
 	if had = had && c.byConj[place.Conj] == nil; !had { // What was like its rule once may still have it.
-		place = RulePlace{Conj: c.nextID()}
+		place = RulePlace{Conj: c.nextID(), Direct: true}
 	}
-	if !had || !c.enterLane(pt, place.Lane) {
-		place.Lane = c.freeLane(pt, first)
-		c.enterLane(pt, place.Lane)
-	}
-	c.assignment.Rules[pt.key] = place
 	pt.place = place
 	c.byConj[place.Conj] = pt
+	c.seat(pt, func(do emit) {
+		c.targetClauses(pt.body, first, do)
+		for f, has := range first.families {
+			if has {
+				c.familyClauses(pt.body, f, do)
+			}
+		}
+	})
+}
+
+// seat gives a part a priority. Its clauses are those that it is to have there.
+func (c *Compiler) seat(pt *part, clauses func(do emit)) {
+	switch {
+	case pt.body.direct():
+		c.enterLane(pt, 0) // Until the Update ends it is not said that it has no lane: see settleForms.
+	case pt.place.Direct || !c.enterLane(pt, pt.place.Lane):
+		pt.place = RulePlace{Conj: pt.place.Conj, Lane: c.freeLane(pt, clauses)}
+		c.enterLane(pt, pt.place.Lane)
+	}
+	c.assignment.Rules[pt.key] = pt.place
 	if pt.slot != nil {
 		pt.slot.parts[pt] = struct{}{}
+	}
+}
+
+// unseat undoes seat, but for the place.
+func (pt *part) unseat() {
+	if pt.slot != nil {
+		delete(pt.slot.parts, pt)
+		pt.slot = nil
 	}
 }
 
@@ -33,10 +57,8 @@ func (c *Compiler) place(pt *part, first *endpoint) {
 func (c *Compiler) unplace(pt *part) {
 	delete(c.byConj, pt.place.Conj)
 	c.vacated[pt.key] = struct{}{}
-	if pt.slot != nil {
-		delete(pt.slot.parts, pt)
-		pt.slot = nil
-	}
+	pt.unseat()
+	pt.direct, pt.terms = nil, nil
 }
 
 // enterLane gives a part the priority of a lane; false where there is none. The
@@ -55,23 +77,17 @@ func (c *Compiler) enterLane(pt *part, lane int) bool {
 }
 
 // freeLane is the first lane with room for a part, or the last that there is.
-func (c *Compiler) freeLane(pt *part, first *endpoint) int {
+func (c *Compiler) freeLane(pt *part, clauses func(do emit)) int {
 	for lane := 0; ; lane++ {
 		if !c.enterLane(pt, lane) {
 			return lane - 1
 		}
 		full := false
-		look := func(of *part, _ uint8, match openflow.Match) {
+		clauses(func(of *part, _ uint8, _ int, match openflow.Match) {
 			if of == pt && !full {
-				full = c.flows.shared(openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}) >= c.cfg.ClauseCap
+				full = c.flows.shared(pt.flowKey(match)) >= c.cfg.ClauseCap
 			}
-		}
-		c.targetClauses(pt.body, first, look)
-		for f, has := range first.families {
-			if has {
-				c.familyClauses(pt.body, f, look)
-			}
-		}
+		})
 		if !full {
 			return lane
 		}
@@ -81,20 +97,17 @@ func (c *Compiler) freeLane(pt *part, first *endpoint) int {
 // move takes the flows of a slot's parts to another priority.
 func (c *Compiler) move(s *slot, to uint16) {
 	for pt := range s.parts {
-		c.clausesOf(pt, c.leave)
-		former := conjunctionFlow(pt)
-		c.flows.unset("", former.Key())
+		c.unform(pt)
 		pt.priority = to
-		c.clausesOf(pt, c.join)
-		c.flows.set("", conjunctionFlow(pt))
+		c.form(pt)
 	}
 }
 
 // clausesOf are all that a part contributes at present.
 func (c *Compiler) clausesOf(pt *part, do emit) {
-	only := func(of *part, clause uint8, match openflow.Match) {
+	only := func(of *part, clause uint8, f int, match openflow.Match) {
 		if of == pt {
-			do(of, clause, match)
+			do(of, clause, f, match)
 		}
 	}
 	for ep := range pt.body.guarded {

@@ -86,8 +86,8 @@ type rule struct {
 	body   *body  // Nil where the rule is not installed.
 }
 
-// part is a conjunction of a body. The main part is targets × peers × services
-// by number. The named part has the services that go by a port's name: there
+// part is a conjunction of a body, in whichever form its flows are: see form.go.
+// The main part is targets × peers × services by number. The named part has the services that go by a port's name: there
 // the port is resolved on each destination, so that destination and service
 // are one clause.
 type part struct {
@@ -103,6 +103,13 @@ type part struct {
 	peer     uint8
 	service  uint8
 	any      uint8 // Every packet of the family: where there would be one clause only.
+	// sizes are how many matches each clause has, by family; what several things
+	// contribute counts for each.
+	sizes [families][clausesMax]int
+	// direct are the matches of its flows where its level is direct, and terms
+	// what they are made of; as of the last Update.
+	direct []openflow.Match
+	terms  []term
 }
 
 const none = uint8(255)
@@ -247,15 +254,39 @@ func newPart(b *body, named bool) *part {
 	return pt
 }
 
-// emit takes one flow that a part contributes to a clause.
-type emit func(pt *part, clause uint8, match openflow.Match)
+// clausesMax is how many clauses a part may have.
+const clausesMax = 3
 
-func (c *Compiler) join(pt *part, clause uint8, match openflow.Match) {
-	c.flows.join(openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}, pt.membership(clause))
+// emit takes one match that a part contributes to a clause, and of which family
+// it is.
+type emit func(pt *part, clause uint8, f int, match openflow.Match)
+
+// come takes what a part contributes from now on; goes undoes it. Where its level
+// is direct, its flows follow at the end of the Update.
+func (c *Compiler) come(pt *part, clause uint8, f int, match openflow.Match) {
+	pt.sizes[f][clause]++
+	if !pt.body.direct() {
+		c.join(pt, clause, f, match)
+	}
 }
 
-func (c *Compiler) leave(pt *part, clause uint8, match openflow.Match) {
-	c.flows.leave(openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}, pt.membership(clause))
+func (c *Compiler) goes(pt *part, clause uint8, f int, match openflow.Match) {
+	pt.sizes[f][clause]--
+	if !pt.body.direct() {
+		c.leave(pt, clause, f, match)
+	}
+}
+
+func (c *Compiler) join(pt *part, clause uint8, _ int, match openflow.Match) {
+	c.flows.join(pt.flowKey(match), pt.membership(clause))
+}
+
+func (c *Compiler) leave(pt *part, clause uint8, _ int, match openflow.Match) {
+	c.flows.leave(pt.flowKey(match), pt.membership(clause))
+}
+
+func (pt *part) flowKey(match openflow.Match) openflow.FlowKey {
+	return openflow.FlowKey{Table: pt.table, Priority: pt.priority, Match: match}
 }
 
 func (pt *part) membership(clause uint8) membership {

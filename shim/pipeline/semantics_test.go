@@ -33,7 +33,7 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 		}
 	}
 	w := fake.Walk(p, bridge.WalkOptions{CtNext: []uint32{}})
-	if len(w.Ambiguous) > 0 {
+	if slices.ContainsFunc(w.Ambiguous, untied) {
 		return fmt.Errorf("ambiguous: %v", w.Ambiguous)
 	}
 	passes := len(want) == 0 || want[len(want)-1].allowed
@@ -79,6 +79,9 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 	}
 	return n.checkRecord(c, w, judged)
 }
+
+// untied says whether it matters which of two flows is taken.
+func untied(pair [2]openflow.Flow) bool { return !Tied(pair[0], pair[1]) }
 
 // checkCounts holds what a packet counts for to what decided it: once in each
 // direction, a connection that begins too, and beside it what passed it on.
@@ -161,14 +164,49 @@ func TestRulesOfAllRanks(t *testing.T) {
 	if testing.Short() {
 		seeds = 10
 	}
+	var met formsMet
 	for seed := range seeds {
-		if err := allRanks(t, rand.New(rand.NewPCG(seed, 9))); err != nil {
+		if err := allRanks(t, rand.New(rand.NewPCG(seed, 9)), &met); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+	t.Logf("levels of both worlds were looked at in %+v", met)
+	for w, m := range met {
+		if m.direct < 10 || m.conjunctive < 10 || m.switched < 2 {
+			t.Errorf("world %d had too few levels of a form, or switches: %+v", w, m)
 		}
 	}
 }
 
-func allRanks(t *testing.T, rng *rand.Rand) error {
+// formsMet counts, by world, the levels of each form that a packet could meet,
+// and how often a level got the other form.
+type formsMet [2]struct{ direct, conjunctive, switched int }
+
+// look notes the forms that levels have now, and knows those that they had.
+func (m *formsMet) look(c *Compiler, had map[string]bool) {
+	for table, l := range c.ladders {
+		in := &m[enforced]
+		if table >= TableStagedAntreaPolicyEgressRule {
+			in = &m[staged]
+		}
+		for at, lv := range l.levels {
+			if len(lv.bodies) == 0 {
+				continue
+			}
+			key := fmt.Sprint(table, at)
+			if was, is := had[key]; is && was != lv.direct {
+				in.switched++
+			}
+			if had[key] = lv.direct; lv.direct {
+				in.direct++
+			} else {
+				in.conjunctive++
+			}
+		}
+	}
+}
+
+func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 	ctx := context.Background()
 	cfg := config
 	cfg.ClauseCap = 1 + rng.IntN(3)
@@ -197,6 +235,7 @@ func allRanks(t *testing.T, rng *rand.Rand) error {
 	}
 	c := start(Assignment{})
 	var held map[storage.ScopeID]map[string]storage.Change
+	forms := make(map[string]bool)
 	for round := range 12 {
 		for range rng.IntN(5) {
 			name := fmt.Sprint("policy-", rng.IntN(8))
@@ -215,6 +254,7 @@ func allRanks(t *testing.T, rng *rand.Rand) error {
 		if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
 			return err
 		}
+		met.look(c, forms)
 		desired := text(inForce(c))
 		assignment, err := DecodeAssignment(c.Assignment().Encode())
 		if err != nil {
