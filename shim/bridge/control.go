@@ -8,9 +8,6 @@ import (
 	"net"
 )
 
-// errRefused says that the switch answered a command with an error.
-var errRefused = errors.New("refused")
-
 // control is a connection to the switch's control socket. It speaks JSON-RPC
 // itself, since starting ovs-appctl takes longer than most commands. The switch
 // carries out the commands of one connection in their order, and those that came
@@ -61,7 +58,7 @@ func (c *control) ask(commands ...command) error {
 }
 
 // reply is what the switch answers to the first command whose reply has not been
-// read; errRefused if that is an error.
+// read.
 func (c *control) reply() (string, error) {
 	name := c.asked[0][0]
 	c.asked = c.asked[1:]
@@ -72,7 +69,7 @@ func (c *control) reply() (string, error) {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if reply.Error != nil {
-		return "", fmt.Errorf("%s: %w: %s", name, errRefused, *reply.Error)
+		return "", fmt.Errorf("%s: the switch refuses: %s", name, *reply.Error)
 	}
 	if reply.Result == nil {
 		return "", nil

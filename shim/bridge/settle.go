@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
@@ -42,9 +43,16 @@ func (b *Bridge) Settle(ctx context.Context, touch openflow.Flow) error {
 	return nil
 }
 
-// emptyings is how often emptyCache tries. A try leaves a flow only if a pass was
-// at just that one.
-const emptyings = 10
+// emptying is what emptyCache shares with what lifts its limit.
+type emptying struct {
+	mu      sync.Mutex // Guards what follows; held while the limit is set, too.
+	number  uint64     // Of times so far.
+	lifting bool
+}
+
+// flowLimit is with how many cached flows a switch begins: it goes on from there
+// by itself.
+const flowLimit = "10000"
 
 // emptyCache takes all flows out of the userspace datapath's cache. Before 3.1.4
 // the switch does that beside its passes over the cache, which goes wrong in two
@@ -55,8 +63,9 @@ const emptyings = 10
 //
 // So no flow may come back before the pass is over: the limit of cached flows is
 // set to zero, which has the switch look each packet up in the tables. The end of
-// a pass sets the limit to a thousand by itself, whatever becomes of this shim; the
-// touch has a pass begin if none is under way.
+// a pass sets the limit to a thousand by itself, whatever becomes of this shim, and
+// lift sets it to what it was. That is not waited for, since passes begin at least
+// 5 ms after each other; the touch has one begin if none is under way.
 func (b *Bridge) emptyCache(ctx context.Context, touch func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -65,52 +74,70 @@ func (b *Bridge) emptyCache(ctx context.Context, touch func() error) error {
 		return err
 	}
 	defer c.close()
-	for range emptyings {
-		empty, err := c.empty(touch)
-		if err != nil {
+	e := &b.emptying
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for empty := false; !empty; { // A pass is at one flow at a time.
+		if empty, err = c.empty(); err != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		if empty {
-			return nil
-		}
 	}
-	return errors.New("cached flows do not go")
+	if e.number++; !e.lifting {
+		e.lifting = true
+		go b.lift()
+	}
+	return touch()
 }
 
-// empty is one try of emptyCache, and says whether no flow was left.
-func (c *control) empty(touch func() error) (bool, error) {
-	const limit = "upcall/set-flow-limit"
+// empty takes cached flows out, and says whether none was left.
+func (c *control) empty() (bool, error) {
 	// Packets wait while the switch goes through these, so none brings a flow back
 	// before the limit is set. A pass that begins with that limit takes out what it
 	// still finds, and loses the count of packets that come just then: so little may
 	// be left.
-	err := c.ask(
-		command{"revalidator/purge"},
-		command{"revalidator/purge"},
-		command{"revalidator/purge"},
-		command{limit, "0"},
-		command{"upcall/show"},
-		command{"revalidator/wait"},
-		command{limit, "10000"}, // As many as a switch begins with; it goes on from there by itself.
-	)
-	if err != nil {
+	purge := command{"revalidator/purge"}
+	commands := []command{purge, purge, purge, {limitCommand, "0"}, {"upcall/show"}}
+	if err := c.ask(commands...); err != nil {
 		return false, err
 	}
 	var shown string
-	for range 5 {
+	for range commands {
+		var err error
 		if shown, err = c.reply(); err != nil {
 			return false, err
 		}
 	}
-	if err := touch(); err != nil {
-		return false, err
+	return !cached(shown), nil
+}
+
+const limitCommand = "upcall/set-flow-limit"
+
+// lift brings the limit of cached flows back to what it was, once a pass has ended
+// since the cache was emptied last. Should it fail, the switch does so by itself,
+// a thousand a pass.
+func (b *Bridge) lift() {
+	e := &b.emptying
+	e.mu.Lock()
+	seen := e.number
+	e.mu.Unlock()
+	for {
+		// A switch that has another datapath beside this one refuses to wait.
+		err := b.control(context.Background(), "revalidator/wait")
+		e.mu.Lock()
+		if err != nil || e.number == seen {
+			if err == nil {
+				err = b.control(context.Background(), limitCommand, flowLimit)
+			}
+			if err != nil {
+				b.log.Debug("the limit of cached flows is left to the switch", "err", err)
+			}
+			e.lifting = false
+			e.mu.Unlock()
+			return
+		}
+		seen = e.number
+		e.mu.Unlock()
 	}
-	// A switch that has another datapath beside this one refuses to wait.
-	if _, err := c.reply(); err != nil && !errors.Is(err, errRefused) {
-		return false, err
-	}
-	_, err = c.reply()
-	return !cached(shown), err
 }
 
 // cached says whether a userspace datapath has cached flows, by upcall/show.
