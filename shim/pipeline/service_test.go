@@ -384,6 +384,16 @@ func TestRulesThatNameServices(t *testing.T) {
 			}
 		}
 	}
+	if p := c.Problems(); len(p) > 0 {
+		t.Error(p)
+	}
+	off := config
+	off.BalanceServices = false
+	unbalanced := New(off, Assignment{})
+	w.feed.update(unbalanced, Whole(w.replica), w.ports)
+	if p := unbalanced.Problems(); len(p) != 1 || !strings.Contains(p[0].Err.Error(), "--service-lb") {
+		t.Error("switched off, the problems are", p)
+	}
 	w.remove(serviceItem(s))
 	check("no Service any more", 0)
 }
