@@ -130,6 +130,13 @@ func TestFlowsOfServices(t *testing.T) {
 	w.update(c)
 	golden(t, "services.flows", balanced(c))
 	overlaps(t, c.Desired())
+	for _, f := range c.Desired() {
+		if id, _ := f.Match.Field(openflow.FieldMetadata); f.Table == TableServiceEndpoint && id.Value.Uint64() == 5 {
+			if m := c.Describe(f); m.GetKind() != "service" || m.GetService() != "x/web:80/TCP" {
+				t.Errorf("a flow of a Service is described as %v", m)
+			}
+		}
+	}
 	for _, g := range c.Groups() {
 		if !g.Fits() {
 			t.Errorf("group %d does not fit", g.ID)
