@@ -49,8 +49,6 @@ const sctpIdle = 600
 // more clients each connection has its endpoint chosen.
 const learnedMost = 65536
 
-const ownerService = "service"
-
 var (
 	labelOfService    = openflow.Bits{Field: openflow.FieldCTLabel, Offset: labelService, Len: 32}
 	metadataOfService = openflow.Bits{Field: openflow.FieldMetadata, Offset: 0, Len: 32}
@@ -154,11 +152,11 @@ func (c *Compiler) endPort(s *service, sp *servicePort) {
 		c.weigh(b)
 	}
 	for key := range sp.fixed {
-		c.flows.unset(ownerService, key)
+		c.flows.unset(sp.owner(), key)
 	}
 	for f := range 2 {
 		for _, key := range sp.serving[f] {
-			c.flows.unset(ownerService, key)
+			c.flows.unset(sp.owner(), key)
 		}
 		c.setGroupOf(sp, f, nil)
 		if len(sp.serving[f]) > 0 {
@@ -196,7 +194,7 @@ func (c *Compiler) balancePort(s *service, sp *servicePort, p *policyv1.ServiceP
 	proto := protoNumber(p.GetProtocol(), 0)
 	fixed := func(table uint8, acts openflow.Actions, match ...openflow.Field) {
 		flow := sp.flow(table, prioNormal, acts, match...)
-		c.flows.set(ownerService, flow)
+		c.flows.set(sp.owner(), flow)
 		sp.fixed[flow.Key()] = struct{}{}
 	}
 	vips := s.vips()
@@ -219,11 +217,15 @@ func (c *Compiler) balancePort(s *service, sp *servicePort, p *policyv1.ServiceP
 	}
 	for key := range former {
 		if _, is := sp.fixed[key]; !is {
-			c.flows.unset(ownerService, key)
+			c.flows.unset(sp.owner(), key)
 		}
 	}
 	sp.vips = vips
 }
+
+// owner has the port's flows. A ClusterIP may come to another Service before, or in
+// one cut with, its going from this one.
+func (sp *servicePort) owner() string { return "service/" + sp.key }
 
 func (sp *servicePort) flow(table uint8, priority uint16, acts openflow.Actions, match ...openflow.Field) openflow.Flow {
 	return openflow.Flow{Table: table, Priority: priority, Match: openflow.NewMatch(match...), Cookie: cookie(KindService, sp.id), Actions: acts}
@@ -250,7 +252,7 @@ func (c *Compiler) setServing(sp *servicePort, f int, chosen []serving, anew boo
 		key, had := former[e.AddrPort]
 		if !had || anew {
 			flow := sp.endpointFlow(f, e.AddrPort)
-			c.flows.set(ownerService, flow)
+			c.flows.set(sp.owner(), flow)
 			key = flow.Key()
 		}
 		now[e.AddrPort] = key
@@ -261,7 +263,7 @@ func (c *Compiler) setServing(sp *servicePort, f int, chosen []serving, anew boo
 	}
 	for e, key := range former {
 		if _, is := still[key]; !is {
-			c.flows.unset(ownerService, key)
+			c.flows.unset(sp.owner(), key)
 		}
 		if _, is := now[e]; !is && !sp.servedBy(f, e) {
 			c.unserve(sp, f, e.Addr())

@@ -404,3 +404,32 @@ func TestRulesThatNameServices(t *testing.T) {
 	w.remove(serviceItem(s))
 	check("no Service any more", 0)
 }
+
+// A ClusterIP that goes from one Service to another is balanced for that, whichever
+// of them comes first, in one cut or in two.
+func TestClusterIPGoesToAnotherService(t *testing.T) {
+	named := func(name string, vip byte) *policyv1.Item {
+		s := web()
+		s.Name, s.Ips = name, [][]byte{{10, 96, 0, vip}}
+		return serviceItem(s)
+	}
+	for what, change := range map[string]func(w *cluster, update func()){
+		"to an earlier name": func(w *cluster, _ func()) { w.remove(named("web", 1)); w.put(named("a", 1)) },
+		"to a later name":    func(w *cluster, _ func()) { w.remove(named("web", 1)); w.put(named("z", 1)) },
+		"in two cuts":        func(w *cluster, update func()) { w.put(named("a", 1)); update(); w.remove(named("web", 1)) },
+		"exchanged":          func(w *cluster, _ func()) { w.put(named("web", 2), named("other", 1)) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newCluster(t, named("web", 1), named("other", 2))
+			c := New(config, Assignment{})
+			w.update(c)
+			change(w, func() { w.update(c) })
+			w.update(c)
+			fresh := New(config, c.Assignment())
+			w.feed.update(fresh, Whole(w.replica), w.ports)
+			if got, want := balanced(c), balanced(fresh); got != want {
+				t.Errorf("changed (+) and fresh (-):\n%s", difference(got, want))
+			}
+		})
+	}
+}
