@@ -138,7 +138,7 @@ func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentia
 
 // compiler is what a compiler is told of the flags: the bridge tells the rest.
 func (c *Config) compiler() pipeline.Config {
-	return pipeline.Config{LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
+	return pipeline.Config{Node: c.Node, LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

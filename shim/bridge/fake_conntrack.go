@@ -257,10 +257,10 @@ func (p *Packet) translate(c *connection, reply, related bool) uint32 {
 	} else {
 		if src {
 			p.IPSrc = to.src
-			p.SrcPort = portOf(p, to.sport)
+			p.SrcPort = portOf(p, to.sport, p.SrcPort)
 		} else {
 			p.IPDst = to.dst
-			p.DstPort = portOf(p, to.dport)
+			p.DstPort = portOf(p, to.dport, p.DstPort)
 		}
 	}
 	if src {
@@ -269,12 +269,13 @@ func (p *Packet) translate(c *connection, reply, related bool) uint32 {
 	return openflow.CtDNAT
 }
 
-// portOf keeps ports out of packets that have none.
-func portOf(p *Packet, port uint16) uint16 {
+// portOf is a port after translation: of protocols whose ports are not tracked it
+// is what it was.
+func portOf(p *Packet, port, was uint16) uint16 {
 	if p.IPProto == openflow.ProtoTCP || p.IPProto == openflow.ProtoUDP {
 		return port
 	}
-	return 0
+	return was
 }
 
 // translateRelated rewrites an ICMP error and the packet that it is about.
@@ -285,7 +286,7 @@ func (p *Packet) translateRelated(c *connection, reply bool) {
 		to = c.orig
 	}
 	inner.IPSrc, inner.IPDst = to.src, to.dst
-	inner.SrcPort, inner.DstPort = portOf(&inner, to.sport), portOf(&inner, to.dport)
+	inner.SrcPort, inner.DstPort = portOf(&inner, to.sport, inner.SrcPort), portOf(&inner, to.dport, inner.DstPort)
 	p.Inner = &inner
 	if (c.nat == openflow.NATSrc) != reply {
 		p.IPSrc = to.dst

@@ -417,6 +417,10 @@ func TestTrackersAgree(t *testing.T) {
 		p.IPProto = of.ProtoSCTP
 		return p
 	}
+	reverse := func(p bridge.Packet, dst string) bridge.Packet {
+		p.InPort, p.IPSrc, p.IPDst, p.SrcPort, p.DstPort = 2, p.IPDst, addrOf(dst), p.DstPort, p.SrcPort
+		return p
+	}
 	const syn, synAck, ack = bridge.TCPSyn, bridge.TCPSyn | bridge.TCPAck, bridge.TCPAck
 	dnat := of.NAT{Kind: of.NATDst, MinAddr: addrOf("10.0.0.9"), MinPort: 8080}
 	snat := of.NAT{Kind: of.NATSrc, MinAddr: addrOf("10.0.0.250")}
@@ -439,6 +443,7 @@ func TestTrackersAgree(t *testing.T) {
 		"sctp":               {packets: []bridge.Packet{sctp(1, 2), sctp(3, 4)}},
 		"dnat":               {nat: dnat, packets: []bridge.Packet{tcp(1, "10.0.0.1", "10.96.0.1", 4000, 80, syn), tcp(2, "10.0.0.9", "10.0.0.1", 8080, 4000, synAck), tcp(1, "10.0.0.1", "10.96.0.1", 4000, 80, ack)}},
 		"snat":               {nat: snat, packets: []bridge.Packet{udp(1, "10.0.0.1", "10.0.0.2", 4000, 53), udp(2, "10.0.0.2", "10.0.0.250", 53, 4000), udp(1, "10.0.0.1", "10.0.0.2", 4000, 53)}},
+		"snat of sctp":       {nat: snat, packets: []bridge.Packet{sctp(4000, 53), reverse(sctp(4000, 53), "10.0.0.250")}},
 		"ipv6":               {packets: []bridge.Packet{udp(1, "fd00::1", "fd00::2", 4000, 53), udp(2, "fd00::2", "fd00::1", 53, 4000)}},
 	}
 	real, fake := newReal(t), newFake(t)

@@ -100,6 +100,10 @@ func (c *Compiler) serviceFlows(put func(table uint8, priority uint16, acts open
 	put(TableServiceEndpoint, prioMiss, openflow.Drop())
 	put(TableServiceAffinity, prioMiss, openflow.Actions{}) // Back to where it was asked.
 	put(TableServiceReply, prioMiss, openflow.Actions{})
+	// Conntrack knows a connection to a Service before it is judged. What answers
+	// one that was not allowed would be judged as from the Service's address.
+	answers := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
+	put(TableConntrackState, prioNormal-2, openflow.Drop(), openflow.CtState(answers, answers), openflow.CtMark(0, markAllowed))
 	put(TableHairpinOutput, prioMiss, actions(openflow.OutputRegister(regOutput)))
 
 	// What a Pod says to itself by way of a Service has another source, or its

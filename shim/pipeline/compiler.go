@@ -30,6 +30,8 @@ type Config struct {
 	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
 	LogIsolationAll bool
+	// Node is the name of the node, by which Services know their endpoints here.
+	Node string
 	// BalanceServices sends what Pods send to Services to their endpoints, before
 	// the egress rules. Otherwise something else does, and toServices matches nothing.
 	BalanceServices bool
@@ -79,7 +81,8 @@ type Compiler struct {
 	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
 
-	node, zone   string // Of which the state tells.
+	zone         string          // Of which the state tells.
+	factsScope   storage.ScopeID // Where it does.
 	services     map[serviceName]*service
 	servicePorts map[uint32]*servicePort // By id.
 	serviceScope storage.ScopeID

@@ -56,7 +56,7 @@ func (c *Compiler) setServices(state *storage.Replica, touched storage.Touched) 
 	for id, ts := range touched {
 		switch kind := c.kind(state, id); {
 		case kind == storage.ScopeNode:
-			if _, is := ts.Keys["node"]; (is || ts.All) && c.setFacts(state.Item(id, "node").GetNode()) {
+			if _, is := ts.Keys["node"]; (is || ts.All) && c.setFacts(id, state.Item(id, "node").GetNode()) {
 				for name := range c.services {
 					changed[name] = struct{}{}
 				}
@@ -74,13 +74,18 @@ func (c *Compiler) setServices(state *storage.Replica, touched storage.Touched) 
 }
 
 // setFacts takes over what the node is, and says whether that bears on which
-// backends it takes.
-func (c *Compiler) setFacts(n *policyv1.NodeFacts) bool {
-	node, zone := n.GetName(), n.GetZone()
-	if c.node == node && c.zone == zone {
+// backends it takes. A scope that is gone may be another than the node's.
+func (c *Compiler) setFacts(id storage.ScopeID, n *policyv1.NodeFacts) bool {
+	switch {
+	case n != nil:
+		c.factsScope = id
+	case id != c.factsScope:
 		return false
 	}
-	c.node, c.zone = node, zone
+	if c.zone == n.GetZone() {
+		return false
+	}
+	c.zone = n.GetZone()
 	return true
 }
 
@@ -176,7 +181,7 @@ func (c *Compiler) choose(s *service, p *policyv1.ServicePort, f int) []serving 
 		if !s.wire.GetLocal() {
 			return list
 		}
-		return slices.DeleteFunc(list, func(e serving) bool { return e.wire.GetNode() != c.node })
+		return slices.DeleteFunc(list, func(e serving) bool { return e.wire.GetNode() != c.cfg.Node })
 	}
 	out := local(s.serves(p, f, false))
 	switch {
@@ -189,7 +194,7 @@ func (c *Compiler) choose(s *service, p *policyv1.ServicePort, f int) []serving 
 	if len(out) <= backendsMost {
 		return out
 	}
-	rank := func(e serving) uint64 { return xxh3.HashString(c.node + " " + e.String()) }
+	rank := func(e serving) uint64 { return xxh3.HashString(c.cfg.Node + " " + e.String()) }
 	slices.SortFunc(out, func(a, b serving) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b.AddrPort)) })
 	out = out[:backendsMost]
 	slices.SortFunc(out, func(a, b serving) int { return a.Compare(b.AddrPort) })
@@ -202,7 +207,7 @@ func (c *Compiler) hinted(list []serving) []serving {
 	for _, by := range []struct {
 		name  string
 		hints func(*policyv1.Backend) []string
-	}{{c.node, (*policyv1.Backend).GetNodes}, {c.zone, (*policyv1.Backend).GetZones}} {
+	}{{c.cfg.Node, (*policyv1.Backend).GetNodes}, {c.zone, (*policyv1.Backend).GetZones}} {
 		var near []serving
 		all := true
 		for _, e := range list {

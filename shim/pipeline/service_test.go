@@ -203,6 +203,24 @@ func TestWhichBackendsServe(t *testing.T) {
 	}
 }
 
+// What a node knows of itself stays when other scopes go.
+func TestZoneStaysWhenPoliciesGo(t *testing.T) {
+	w := newCluster(t, serviceItem(web()), backend("10.0.1.1", "node-2", inZones("z1")), backend("10.0.1.2", "node-2", inZones("z2")))
+	group := groupID("all")
+	w.put(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{
+		Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: "drop"}, Rank: 100, Priority: 5, AppliedTo: [][]byte{group[:]},
+		Rules: []*policyv1.Rule{{Direction: egress, Action: drop}}}}})
+	c := New(config, Assignment{})
+	w.update(c)
+	delete(w.items, storage.NewScopeID(storage.ScopePolicies, "all"))
+	w.update(c)
+	w.put(backend("10.0.1.3", "node-2", inZones("z2")))
+	w.update(c)
+	if g := c.Groups(); len(g) != 1 || len(g[0].Buckets) != 1 {
+		t.Errorf("the node's zone is forgotten: %v", g)
+	}
+}
+
 // An endpoint that comes or goes touches its own flow and its group, however
 // many there are; what UDP had with it is to be forgotten.
 func TestEndpointTouchesOneFlow(t *testing.T) {

@@ -239,8 +239,8 @@ func TestDecodeRefuses(t *testing.T) {
 			[]string{`spec.type: "Cluster"`, `spec.clusterIP: "x"`, "ports[0].name: missing", "ports[1].name: missing", "ports[1]: TCP port 80 is there twice", "ports[1].targetPort: -1", "ports[1].nodePort: 99999"}},
 		{"where a Service's clients go", object("Service", "metadata: {name: s}\nspec: {clusterIP: 10.96.0.9, sessionAffinity: Client, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}, internalTrafficPolicy: Near, ports: [{port: 80}]}"),
 			[]string{`spec.sessionAffinity: "Client"`, "timeoutSeconds: 86401; write 1 to 86400", `spec.internalTrafficPolicy: "Near"`}},
-		{"EndpointSlice", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv6\nendpoints: [{addresses: []}, {addresses: [10.0.0.1]}]\nports: [{port: 0}]\n",
-			[]string{"endpoints[0].addresses: missing", "endpoints[1].addresses[0]: 10.0.0.1 is not of the slice's addressType IPv6", "ports[0].port: 0 is no port"}},
+		{"EndpointSlice", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv6\nendpoints: [{addresses: []}, {addresses: [10.0.0.1], hints: {forZones: [{name: \"\"}], forNodes: [{}]}}]\nports: [{port: 0}]\n",
+			[]string{"endpoints[0].addresses: missing", "endpoints[1].hints.forZones[0].name: missing", "endpoints[1].hints.forNodes[0].name: missing", "endpoints[1].addresses[0]: 10.0.0.1 is not of the slice's addressType IPv6", "ports[0].port: 0 is no port"}},
 
 		{"selectors", policy(`{podSelector: {matchExpressions: [{key: a, operator: Within}, {key: a, operator: In}, {key: a, operator: Exists, values: [b]}, {operator: Exists}, {key: "a/b/c", operator: NotIn, values: ["-"]}, {key: x}]}}`),
 			[]string{`podSelector.matchExpressions[0].operator: "Within" is unknown; write In, NotIn`, "[1].values: missing; In needs", "[2].values: Exists takes no values", "[3].key: missing", `[4].key: "a/b/c"`, `[4].values[0]: "-"`, "[5].operator: missing"}},

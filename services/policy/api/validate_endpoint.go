@@ -218,6 +218,23 @@ func (f *findings) serviceTraffic(o *corev1.Service) {
 	}
 }
 
+// hints checks for whose clients an endpoint is meant.
+func (f *findings) hints(at string, h *discoveryv1.EndpointHints) {
+	if h == nil {
+		return
+	}
+	for i, z := range h.ForZones {
+		if z.Name == "" {
+			f.refuse(fmt.Sprintf("%s.forZones[%d].name", at, i), "missing; write the zone's name")
+		}
+	}
+	for i, n := range h.ForNodes {
+		if n.Name == "" {
+			f.refuse(fmt.Sprintf("%s.forNodes[%d].name", at, i), "missing; write the node's name")
+		}
+	}
+}
+
 // maxAffinitySeconds is the longest session affinity of a Service: a day.
 const maxAffinitySeconds = 86400
 
@@ -230,6 +247,7 @@ func (f *findings) endpointSlice(o *discoveryv1.EndpointSlice) {
 		f.refuse("addressType", "%q is unknown; write IPv4, IPv6 or FQDN", o.AddressType)
 	}
 	for i, e := range o.Endpoints {
+		f.hints(fmt.Sprintf("endpoints[%d].hints", i), e.Hints)
 		at := fmt.Sprintf("endpoints[%d].addresses", i)
 		if len(e.Addresses) == 0 {
 			f.refuse(at, "missing; write the endpoint's address")

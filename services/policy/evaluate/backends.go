@@ -1,7 +1,6 @@
 package evaluate
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -122,10 +121,10 @@ func (s *State) podsBehind(svc *api.Service) []*api.Pod {
 // that serve the port. For a Pod, which its node serves, these depend on where
 // it is; nobody else's node is known.
 func (s *State) chosen(svc *api.Service, list []backend, client *api.Pod) ([]backend, error) {
-	if client != nil && svc.InternalLocal {
+	if client != nil && svc.InternalLocal && len(list) > 0 {
 		list = only(list, func(b *backend) bool { return b.node == client.Node })
 		if len(list) == 0 {
-			return nil, fmt.Errorf("%s has no endpoint on node %s, and its internalTrafficPolicy is Local", svc.Ref(), client.Node)
+			return nil, &NoEndpoint{Service: svc.Ref(), Local: client.Node}
 		}
 	}
 	ready := only(list, func(b *backend) bool { return !b.terminating })

@@ -79,6 +79,7 @@ func TestEndpointsThatAClientMayGet(t *testing.T) {
 		{"and of two the first", []api.Object{service(nil), sliceOf("b", 2, endpoint("10.9.0.1", "", "ready")), sliceOf("a", 1, endpoint("10.9.0.1", "", "ready"))}, "x/c1 service:x/s TCP/80", "10.9.0.1:1"},
 		{"Local", []api.Object{local}, "x/c1 service:x/s TCP/80", "10.1.0.2:8080"},
 		{"Local, from a node without any", []api.Object{local}, "x/c3 service:x/s TCP/80", "has no endpoint on node n3, and its internalTrafficPolicy is Local"},
+		{"Local, and there are none anywhere", []api.Object{local, sliceOf("a", 1)}, "x/c1 service:x/s TCP/80", "has no endpoint that the source could reach"},
 		{"Local, one that terminates before one elsewhere", []api.Object{local, sliceOf("a", 1, endpoint("10.9.0.1", "n1", "terminating"), endpoint("10.9.0.2", "n2", "ready"))}, "x/c1 service:x/s TCP/80", "10.9.0.1:1"},
 		{"Local, from beyond Pods", []api.Object{local}, "203.0.113.1 service:x/s TCP/80", "10.1.0.2:8080 10.2.0.1:8080"},
 		{"Local knows no hints", []api.Object{local, sliceOf("a", 1, endpoint("10.9.0.1", "n1", "ready zone:west"), endpoint("10.9.0.2", "n1", "ready zone:east"))}, "x/c1 service:x/s TCP/80", "10.9.0.1:1 10.9.0.2:1"},
@@ -93,10 +94,10 @@ func TestEndpointsThatAClientMayGet(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := New(slices.Concat(base, tc.objects)...)
-			flows, err := s.resolve(connect(t, tc.flow))
+			reached, err := s.ExplainEach(connect(t, tc.flow))
 			var got []string
-			for _, f := range flows {
-				got = append(got, netip.AddrPortFrom(f.to.addr, f.port).String())
+			for _, r := range reached {
+				got = append(got, r.Endpoint.String())
 			}
 			slices.Sort(got)
 			if said := strings.Join(got, " "); err == nil && said != tc.want || err != nil && !strings.Contains(err.Error(), tc.want) {

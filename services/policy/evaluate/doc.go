@@ -24,8 +24,9 @@
 // Only the first packet of a connection is judged: replies belong to it.
 //
 // Facts that the API leaves open, as settled here: a Pod that talks to itself
-// is always allowed, since that traffic never leaves it. A Pod is reached from
-// its own node's host whatever policies say. hostNetwork Pods are their Node.
+// is always allowed, since that traffic never leaves it; so is a host, on its own
+// node ports too. A Pod is reached from its own node's host whatever policies
+// say. hostNetwork Pods are their Node.
 // Finished Pods and Pods without an address are neither targets nor peers. A
 // Namespace without an object has the labels that bear its name, and no others.
 // Where two Pods claim one address, a peer matches it if it selects either, and

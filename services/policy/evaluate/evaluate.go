@@ -2,6 +2,7 @@ package evaluate
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -16,6 +17,26 @@ func (s *State) Evaluate(c Connection) (Result, error) { return s.judge(c, false
 
 // Explain is Evaluate, and fills in the Steps of each Decision.
 func (s *State) Explain(c Connection) (Result, error) { return s.judge(c, true) }
+
+// Reached is what happens to a connection where it goes to an endpoint.
+type Reached struct {
+	Endpoint netip.AddrPort
+	Result
+}
+
+// ExplainEach is Explain for each endpoint of a Service to which the connection
+// may go, by address. Of another destination there is one.
+func (s *State) ExplainEach(c Connection) ([]Reached, error) {
+	flows, err := s.resolve(c)
+	if err != nil {
+		return nil, err
+	}
+	var list []Reached
+	for _, f := range flows {
+		list = append(list, Reached{netip.AddrPortFrom(f.to.addr, f.port), s.result(f, true)})
+	}
+	return list, nil
+}
 
 func (s *State) judge(c Connection, explain bool) (Result, error) {
 	flows, err := s.resolve(c)

@@ -78,9 +78,25 @@ func (s *State) toService(base *flow, from []netip.Addr, svc *api.Service, name 
 		}
 	}
 	if len(flows) == 0 {
-		return nil, fmt.Errorf("%s has no endpoint that the source could reach", svc.Ref())
+		return nil, &NoEndpoint{Service: svc.Ref()}
 	}
 	return flows, nil
+}
+
+// NoEndpoint says that a connection to a Service has nowhere to go. Nodes refuse
+// one that is to a ClusterIP, as a host does whose port is closed, but where there
+// are endpoints on other nodes alone and the Service keeps to the client's they
+// drop it.
+type NoEndpoint struct {
+	Service api.Ref
+	Local   string // The node on which there is none, though there are on others. Empty: there is none.
+}
+
+func (e *NoEndpoint) Error() string {
+	if e.Local != "" {
+		return fmt.Sprintf("%s has no endpoint on node %s, and its internalTrafficPolicy is Local", e.Service, e.Local)
+	}
+	return e.Service.String() + " has no endpoint that the source could reach"
 }
 
 // sameFamily are the addresses of a source that are of the family of the
