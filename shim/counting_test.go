@@ -45,6 +45,14 @@ func (s *Shim) lineOf(name string, isolation bool) counters.Tally {
 	return counters.Tally{}
 }
 
+// counted holds what a rule counted to so much, and nothing to be uncounted.
+func (s *Shim) counted(t *testing.T, name string, sessions, packets uint64) {
+	t.Helper()
+	if got, totals := s.lineOf(name, false), s.counts.totals(); got.Sessions != sessions || got.Packets != packets || totals.Lost != 0 {
+		t.Errorf("counted %+v, %v uncounted: %s", got, totals.Lost, totals.Why)
+	}
+}
+
 // read has the loop read the counters, and waits until that is done.
 func (b *tap) read(t testing.TB, s *Shim) {
 	t.Helper()
@@ -433,9 +441,7 @@ func TestFlowsComeAgainByTheirID(t *testing.T) {
 	sw.connect(80, 0)
 	sw.read(t, s)
 	sw.read(t, s)
-	if got, totals := s.lineOf("again", false), s.counts.totals(); got.Sessions != 2 || got.Packets != 3 || totals.Lost != 0 {
-		t.Errorf("counted %+v, %v uncounted: %s", got, totals.Lost, totals.Why)
-	}
+	s.counted(t, "again", 2, 3)
 }
 
 // A switch may do what a shim asked for after that has ended, and its successor
@@ -475,9 +481,7 @@ func TestLateBundleIsCounted(t *testing.T) {
 		})
 	})
 	sw.read(t, s)
-	if got, totals := s.lineOf("late", false), s.counts.totals(); got.Sessions != 1 || got.Packets != 3 || totals.Lost != 0 {
-		t.Errorf("counted %+v, %v uncounted: %s", got, totals.Lost, totals.Why)
-	}
+	s.counted(t, "late", 1, 3)
 }
 
 // Ids are above those of flows that a checkpoint does not know of.

@@ -56,6 +56,7 @@ type Bridge struct {
 	reconnected chan struct{}
 	listeners   map[uint16]*listener
 	ports       *portWatch
+	emptying    emptying // Of a userspace datapath's cache.
 
 	// mu guards what follows.
 	mu       sync.Mutex

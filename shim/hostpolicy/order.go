@@ -6,13 +6,7 @@ import (
 	"math"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-)
-
-// Ranks of the steps behind the tiers.
-const (
-	rankAdmin    = 251
-	rankK8s      = 252
-	rankBaseline = 253
+	"github.com/weirnet/weir/shim/order"
 )
 
 // candidate is a rule on its way into a plan.
@@ -29,31 +23,16 @@ func (c *candidate) check() error {
 	switch {
 	case c.wire.GetDirection() != policyv1.Direction_DIRECTION_INGRESS:
 		return fmt.Errorf("direction %v at node ports", c.wire.GetDirection())
-	case rank >= rankAdmin && rank != rankBaseline:
+	case rank >= order.RankAdmin && rank != order.RankBaseline:
 		return fmt.Errorf("rank %d has no rules for node ports", rank)
 	case math.IsNaN(c.policy.GetPriority()) || math.IsInf(c.policy.GetPriority(), 0):
 		return fmt.Errorf("policy priority %v", c.policy.GetPriority())
-	case severity(action) == 0:
+	case order.Severity(action) == 0:
 		return fmt.Errorf("action %v", action)
-	case rank == rankBaseline && action == policyv1.Action_ACTION_PASS:
+	case rank == order.RankBaseline && action == policyv1.Action_ACTION_PASS:
 		return fmt.Errorf("action %v in a baseline: nothing comes after it", action)
 	}
 	return nil
-}
-
-// severity orders the actions of rules that tie, the most severe first.
-func severity(a policyv1.Action) int {
-	switch a {
-	case policyv1.Action_ACTION_DROP:
-		return 1
-	case policyv1.Action_ACTION_REJECT:
-		return 2
-	case policyv1.Action_ACTION_PASS:
-		return 3
-	case policyv1.Action_ACTION_ALLOW:
-		return 4
-	}
-	return 0
 }
 
 // compare is the order in which rules are asked. It leaves nothing open: a plan
@@ -61,7 +40,7 @@ func severity(a policyv1.Action) int {
 func (c candidate) compare(o candidate) int {
 	a, b := c.policy, o.policy
 	return cmp.Or(cmp.Compare(a.GetRank(), b.GetRank()), cmp.Compare(a.GetPriority(), b.GetPriority()), cmp.Compare(c.wire.GetIndex(), o.wire.GetIndex()),
-		cmp.Compare(severity(c.wire.GetAction()), severity(o.wire.GetAction())), cmp.Compare(quiet(c.wire), quiet(o.wire)), cmp.Compare(born(a), born(b)),
+		cmp.Compare(order.Severity(c.wire.GetAction()), order.Severity(o.wire.GetAction())), cmp.Compare(quiet(c.wire), quiet(o.wire)), cmp.Compare(order.Born(a), order.Born(b)),
 		cmp.Compare(a.GetRef().GetKind(), b.GetRef().GetKind()), cmp.Compare(a.GetRef().GetNamespace(), b.GetRef().GetNamespace()),
 		cmp.Compare(a.GetRef().GetName(), b.GetRef().GetName()), cmp.Compare(a.GetPart(), b.GetPart()), cmp.Compare(c.at, o.at))
 }
@@ -71,12 +50,4 @@ func quiet(r *policyv1.Rule) int {
 		return 0
 	}
 	return 1
-}
-
-// born is when a policy was made; one whose age is not known is the youngest.
-func born(p *policyv1.Policy) int64 {
-	if at := p.GetCreated(); at != 0 {
-		return at
-	}
-	return math.MaxInt64
 }

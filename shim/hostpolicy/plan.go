@@ -9,6 +9,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -129,7 +130,7 @@ func (c *candidate) read() (errs []error) {
 		return []error{err}
 	}
 	c.rule = Rule{Policy: c.policy.GetRef(), Name: w.GetName(), LogLabel: w.GetLogLabel(), Action: w.GetAction(), Log: w.GetLog(), Staged: c.policy.GetStaged(),
-		Baseline: c.policy.GetRank() > rankK8s, AnyPeer: w.GetPeers() == nil}
+		Baseline: c.policy.GetRank() > order.RankK8s, AnyPeer: w.GetPeers() == nil}
 	if w.GetServices() == nil {
 		errs = append(errs, fmt.Errorf("it names no port"))
 	}

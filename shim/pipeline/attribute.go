@@ -2,13 +2,13 @@ package pipeline
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 )
 
 // Hit is a packet that a flow reported.
@@ -197,14 +197,7 @@ func (c *Compiler) decider(lv *level, at scene) *rule {
 
 // compareTied orders policies of which nothing else says which comes first.
 func compareTied(a, b *policy) int {
-	return cmp.Or(cmp.Compare(a.born(), b.born()), comparePolicies(a, b))
-}
-
-func (p *policy) born() int64 {
-	if at := p.wire.GetCreated(); at != 0 {
-		return at
-	}
-	return math.MaxInt64
+	return cmp.Or(cmp.Compare(order.Born(a.wire), order.Born(b.wire)), comparePolicies(a, b))
 }
 
 // covered says which bodies hold for a hit, as far as was asked.

@@ -298,6 +298,10 @@ func (c *Compiler) Problems() []Problem {
 				out = append(out, Problem{Scope: id, Key: key, Err: err})
 			}
 			for _, r := range p.rules {
+				if len(r.toServices) > 0 && !c.cfg.BalanceServices {
+					out = append(out, Problem{Scope: id, Key: key, Err: fmt.Errorf("%s rule %d: toServices matches nothing, since this node's shim does not balance Services (--service-lb=false)",
+						directionName(r.direction), r.wire.GetIndex())})
+				}
 				for _, in := range []*rule{r, r.twin} {
 					if in != nil && in.level != nil && in.level.beyond {
 						out = append(out, Problem{Scope: id, Key: key, Err: in.past(c.ladders[in.table()].limit)})

@@ -52,6 +52,8 @@ func (c *Compiler) Describe(f openflow.Flow) *policyv1.FlowMeaning {
 		for _, s := range c.Subjects(id) {
 			m.Rules = append(m.Rules, s.name())
 		}
+	case kind == KindService, kind == KindLearned:
+		m.Service = c.ServicePort(id)
 	default: // Static flows and the default's have no port by this number.
 		port(id)
 	}

@@ -8,33 +8,34 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
 // randomPolicy makes a policy of any rank.
 func randomPolicy(rng *rand.Rand, name string) *policyv1.Policy {
 	kinds := policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY
-	p := &policyv1.Policy{Rank: []uint32{50, 250, 250, rankAdmin, rankK8s, rankK8s, rankBaseline, rankUpstreamBaseline}[rng.IntN(8)], Priority: float64(rng.IntN(4)) / 2, Created: int64(rng.IntN(4)), Staged: rng.IntN(4) == 0}
+	p := &policyv1.Policy{Rank: []uint32{50, 250, 250, order.RankAdmin, order.RankK8s, order.RankK8s, order.RankBaseline, order.RankUpstreamBaseline}[rng.IntN(8)], Priority: float64(rng.IntN(4)) / 2, Created: int64(rng.IntN(4)), Staged: rng.IntN(4) == 0}
 	switch p.Rank {
-	case rankAdmin:
+	case order.RankAdmin:
 		kinds = []policyv1.PolicyKind{policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY, policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY}[rng.IntN(2)]
-	case rankUpstreamBaseline:
+	case order.RankUpstreamBaseline:
 		kinds = []policyv1.PolicyKind{policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY, policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY}[rng.IntN(2)]
-	case rankK8s:
+	case order.RankK8s:
 		kinds = policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY
 		p.IsolatesIngress, p.IsolatesEgress = rng.IntN(2) == 0, rng.IntN(2) == 0
 		p.Priority, p.LogIsolation = 0, rng.IntN(3) == 0
 	}
 	p.Ref = &policyv1.PolicyRef{Kind: kinds, Name: name}
 	group := func() []byte { return groupIDs(testGroups[rng.IntN(4)])[0] }
-	onRules := p.Rank < rankK8s && rng.IntN(3) == 0
+	onRules := p.Rank < order.RankK8s && rng.IntN(3) == 0
 	if !onRules {
 		p.AppliedTo = [][]byte{group()}
 	}
 	for _, dir := range []policyv1.Direction{ingress, egress} {
 		for i := range rng.IntN(4) {
-			r := &policyv1.Rule{Direction: dir, Index: uint32(i), Name: fmt.Sprint(name, "-", dir, "-", i), Action: allow, Log: p.Rank != rankK8s && rng.IntN(3) == 0}
-			if p.Rank != rankK8s {
+			r := &policyv1.Rule{Direction: dir, Index: uint32(i), Name: fmt.Sprint(name, "-", dir, "-", i), Action: allow, Log: p.Rank != order.RankK8s && rng.IntN(3) == 0}
+			if p.Rank != order.RankK8s {
 				r.Action = []policyv1.Action{allow, drop, reject, pass}[rng.IntN(4)]
 			}
 			if onRules {

@@ -10,6 +10,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -153,13 +154,13 @@ func (n *node) judge(t traffic, w world) (d decision) {
 		d.candidate, d.allowed, d.policies = c, c.rule.GetAction() == allow, []*policyv1.Policy{c.policy}
 		return d
 	}
-	if c, ok := n.first(t, w, 0, rankAdmin); ok {
+	if c, ok := n.first(t, w, 0, order.RankAdmin); ok {
 		if c.rule.GetAction() != pass {
 			return decide(c)
 		}
 		d.passed = c
 	}
-	k8s := n.matching(t, w, rankK8s, rankK8s)
+	k8s := n.matching(t, w, order.RankK8s, order.RankK8s)
 	if len(k8s) > 0 {
 		decide(k8s[0])
 		d.policies = nil
@@ -172,14 +173,14 @@ func (n *node) judge(t traffic, w world) (d decision) {
 	}
 	for _, p := range n.byName(w) {
 		isolates := t.dir == ingress && p.GetIsolatesIngress() || t.dir == egress && p.GetIsolatesEgress()
-		if p.GetRank() == rankK8s && isolates && t.pod.in(p.GetAppliedTo()) {
+		if p.GetRank() == order.RankK8s && isolates && t.pod.in(p.GetAppliedTo()) {
 			d.isolated, d.policies = true, append(d.policies, p)
 		}
 	}
 	if d.isolated {
 		return d
 	}
-	if c, ok := n.first(t, w, rankBaseline, rankUpstreamBaseline); ok {
+	if c, ok := n.first(t, w, order.RankBaseline, order.RankUpstreamBaseline); ok {
 		return decide(c)
 	}
 	d.allowed = true
@@ -215,14 +216,14 @@ func (n *node) byName(w world) []*policyv1.Policy {
 
 // first is the deciding rule of those in a range of ranks.
 func (n *node) first(t traffic, w world, from, to uint32) (best candidate, ok bool) {
-	order := []policyv1.Action{drop, reject, pass, allow}
+	severe := []policyv1.Action{drop, reject, pass, allow}
 	equal := func(a, b candidate) int {
 		kind := 0
-		if a.policy.GetRank() > 250 && a.policy.GetRank() != rankBaseline {
+		if a.policy.GetRank() > 250 && a.policy.GetRank() != order.RankBaseline {
 			kind = cmp.Compare(a.policy.GetRef().GetKind(), b.policy.GetRef().GetKind())
 		}
 		return cmp.Or(cmp.Compare(a.policy.GetRank(), b.policy.GetRank()), cmp.Compare(a.policy.GetPriority(), b.policy.GetPriority()), kind,
-			cmp.Compare(a.rule.GetIndex(), b.rule.GetIndex()), cmp.Compare(slices.Index(order, a.rule.GetAction()), slices.Index(order, b.rule.GetAction())),
+			cmp.Compare(a.rule.GetIndex(), b.rule.GetIndex()), cmp.Compare(slices.Index(severe, a.rule.GetAction()), slices.Index(severe, b.rule.GetAction())),
 			strings.Compare(fmt.Sprint(b.rule.GetLog()), fmt.Sprint(a.rule.GetLog())))
 	}
 	for _, c := range n.matching(t, w, from, to) {
@@ -249,7 +250,7 @@ func (n *node) matching(t traffic, w world, from, to uint32) (out []candidate) {
 			if len(applied) == 0 {
 				applied = p.GetAppliedTo()
 			}
-			if r.GetDirection() == t.dir && t.pod.in(applied) && n.matches(r, t) && !(p.GetRank() >= rankBaseline && r.GetAction() == pass) {
+			if r.GetDirection() == t.dir && t.pod.in(applied) && n.matches(r, t) && !(p.GetRank() >= order.RankBaseline && r.GetAction() == pass) {
 				out = append(out, candidate{p, r})
 			}
 		}

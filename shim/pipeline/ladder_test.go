@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/order"
 )
 
 // ascending checks that a ladder's priorities follow its order, within range.
@@ -145,9 +146,9 @@ func TestPrecedenceOrder(t *testing.T) {
 		{Rank: 250, Priority: 1.5, Action: allow},
 		{Rank: 250, Priority: 1.5, Action: allow, Quiet: true},
 		{Rank: 250, Priority: 1.5, Index: 1, Action: drop},
-		{Rank: rankAdmin, Kind: admin, Index: 3, Action: allow},
-		{Rank: rankAdmin, Kind: cluster, Action: drop},
-		{Rank: rankAdmin, Priority: 1, Kind: admin, Action: drop},
+		{Rank: order.RankAdmin, Kind: admin, Index: 3, Action: allow},
+		{Rank: order.RankAdmin, Kind: cluster, Action: drop},
+		{Rank: order.RankAdmin, Priority: 1, Kind: admin, Action: drop},
 	}
 	for i, a := range inOrder {
 		for j, b := range inOrder {
@@ -161,8 +162,8 @@ func TestPrecedenceOrder(t *testing.T) {
 func TestPrecedenceRefuses(t *testing.T) {
 	const drop, pass = policyv1.Action_ACTION_DROP, policyv1.Action_ACTION_PASS
 	for _, at := range []precedence{
-		{Rank: 255, Action: drop}, {Rank: 250}, {Rank: 250, Action: 9}, {Rank: rankK8s, Action: drop},
-		{Rank: rankBaseline, Action: pass}, {Rank: rankUpstreamBaseline, Action: pass},
+		{Rank: 255, Action: drop}, {Rank: 250}, {Rank: 250, Action: 9}, {Rank: order.RankK8s, Action: drop},
+		{Rank: order.RankBaseline, Action: pass}, {Rank: order.RankUpstreamBaseline, Action: pass},
 		{Rank: 250, Priority: math.NaN(), Action: drop}, {Rank: 250, Priority: math.Inf(1), Action: drop},
 	} {
 		if at.check() == nil {
@@ -184,7 +185,7 @@ func TestDecodeAssignmentRefusesDisorder(t *testing.T) {
 		"priorities out of order": func(p []LevelPlace) { p[1].Priorities[0] = 8 },
 		"a priority out of range": func(p []LevelPlace) { p[1].Priorities[0] = 0 },
 		"no priority":             func(p []LevelPlace) { p[0].Priorities = nil },
-		"a rank of another table": func(p []LevelPlace) { p[1].At.Rank = rankBaseline },
+		"a rank of another table": func(p []LevelPlace) { p[1].At.Rank = order.RankBaseline },
 	} {
 		a := good()
 		spoil(a.Levels[TableAntreaPolicyEgressRule])

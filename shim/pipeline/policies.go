@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -117,7 +118,7 @@ func (r *rule) past(limit int) error {
 // ordered are the rules that have a level in the enforced world; a policy of nil
 // has none.
 func (p *policy) ordered() []*rule {
-	if p == nil || p.world() == staged || p.wire.GetRank() == rankK8s {
+	if p == nil || p.world() == staged || p.wire.GetRank() == order.RankK8s {
 		return nil
 	}
 	return p.rules

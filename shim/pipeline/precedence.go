@@ -6,14 +6,7 @@ import (
 	"math"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-)
-
-// Ranks of the steps of the evaluation order; smaller ones are tiers.
-const (
-	rankAdmin            = 251
-	rankK8s              = 252
-	rankBaseline         = 253
-	rankUpstreamBaseline = 254
+	"github.com/weirnet/weir/shim/order"
 )
 
 // precedence is a rule's place in the effective order, as far as it changes
@@ -32,7 +25,7 @@ type precedence struct {
 // precedenceOf is that of a rule of a policy.
 func precedenceOf(p *policyv1.Policy, r *policyv1.Rule) precedence {
 	at := precedence{Rank: p.GetRank(), Priority: p.GetPriority(), Index: r.GetIndex(), Action: r.GetAction(), Quiet: !r.GetLog()}
-	if at.Rank == rankAdmin || at.Rank == rankUpstreamBaseline {
+	if at.Rank == order.RankAdmin || at.Rank == order.RankUpstreamBaseline {
 		at.Kind = p.GetRef().GetKind()
 	}
 	return at
@@ -41,13 +34,13 @@ func precedenceOf(p *policyv1.Policy, r *policyv1.Rule) precedence {
 // check refuses what has no place in the order.
 func (a precedence) check() error {
 	switch {
-	case a.Rank > rankUpstreamBaseline:
+	case a.Rank > order.RankUpstreamBaseline:
 		return fmt.Errorf("rank %d is no step", a.Rank)
 	case math.IsNaN(a.Priority) || math.IsInf(a.Priority, 0):
 		return fmt.Errorf("policy priority %v", a.Priority)
-	case severity(a.Action) == 0:
+	case order.Severity(a.Action) == 0:
 		return fmt.Errorf("action %v", a.Action)
-	case a.Rank == rankK8s && a.Action != policyv1.Action_ACTION_ALLOW:
+	case a.Rank == order.RankK8s && a.Action != policyv1.Action_ACTION_ALLOW:
 		return fmt.Errorf("action %v in a Kubernetes NetworkPolicy", a.Action)
 	case a.baseline() && a.Action == policyv1.Action_ACTION_PASS:
 		return fmt.Errorf("action %v in a baseline: nothing comes after it", a.Action)
@@ -55,7 +48,7 @@ func (a precedence) check() error {
 	return nil
 }
 
-func (a precedence) baseline() bool { return a.Rank >= rankBaseline }
+func (a precedence) baseline() bool { return a.Rank >= order.RankBaseline }
 
 // in says whether rules of the precedence are in a table.
 func (a precedence) in(table uint8) bool {
@@ -69,21 +62,6 @@ func (a precedence) in(table uint8) bool {
 	return false
 }
 
-// severity orders the actions of rules that tie, the most severe first.
-func severity(a policyv1.Action) int {
-	switch a {
-	case policyv1.Action_ACTION_DROP:
-		return 1
-	case policyv1.Action_ACTION_REJECT:
-		return 2
-	case policyv1.Action_ACTION_PASS:
-		return 3
-	case policyv1.Action_ACTION_ALLOW:
-		return 4
-	}
-	return 0
-}
-
 func (a precedence) compare(b precedence) int {
 	quiet := 0
 	if a.Quiet != b.Quiet {
@@ -93,7 +71,7 @@ func (a precedence) compare(b precedence) int {
 		}
 	}
 	return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Kind, b.Kind),
-		cmp.Compare(a.Index, b.Index), cmp.Compare(severity(a.Action), severity(b.Action)), quiet)
+		cmp.Compare(a.Index, b.Index), cmp.Compare(order.Severity(a.Action), order.Severity(b.Action)), quiet)
 }
 
 // String stands in the keys of rules' places.

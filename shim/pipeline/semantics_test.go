@@ -14,6 +14,7 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -64,7 +65,7 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 			return fmt.Errorf("attributed to %+v instead of %+v", a, d)
 		case !d.decides(a.Policies):
 			return fmt.Errorf("attributed to %v instead of %+v", a.Policies, d)
-		case !d.isolated && (a.Action != d.rule.GetAction() || d.policy.GetRank() != rankK8s && a.Rule != d.rule.GetName()):
+		case !d.isolated && (a.Action != d.rule.GetAction() || d.policy.GetRank() != order.RankK8s && a.Rule != d.rule.GetName()):
 			return fmt.Errorf("attributed to %+v instead of %+v", a, d)
 		}
 	}
@@ -310,7 +311,7 @@ func (n *node) problems(c *Compiler) error {
 	want := 0
 	for _, p := range n.policies {
 		for _, r := range p.GetRules() {
-			if p.GetRank() >= rankBaseline && r.GetAction() == pass {
+			if p.GetRank() >= order.RankBaseline && r.GetAction() == pass {
 				want++
 			}
 		}

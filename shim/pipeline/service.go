@@ -129,6 +129,17 @@ func (s *service) key(p *policyv1.ServicePort) string {
 	return fmt.Sprintf("%s/%s/%d/%d", s.name.namespace, s.name.name, protoNumber(p.GetProtocol(), 0), p.GetPort())
 }
 
+// ServicePort names a Service's port, "NAMESPACE/NAME:PORT/PROTOCOL", by its id;
+// empty where there is none.
+func (c *Compiler) ServicePort(id uint32) string {
+	sp := c.servicePorts[id]
+	if sp == nil {
+		return ""
+	}
+	name := sp.service.name
+	return fmt.Sprintf("%s/%s:%d/%s", name.namespace, name.name, sp.wire.GetPort(), strings.TrimPrefix(sp.wire.GetProtocol().String(), "PROTOCOL_"))
+}
+
 // vips are the ClusterIPs by family; the zero Addr where there is none.
 func (s *service) vips() (vips [2]netip.Addr) {
 	for _, ip := range addrs(s.wire.GetIps()) {

@@ -130,6 +130,13 @@ func TestFlowsOfServices(t *testing.T) {
 	w.update(c)
 	golden(t, "services.flows", balanced(c))
 	overlaps(t, c.Desired())
+	for _, f := range c.Desired() {
+		if id, _ := f.Match.Field(openflow.FieldMetadata); f.Table == TableServiceEndpoint && id.Value.Uint64() == 5 {
+			if m := c.Describe(f); m.GetKind() != "service" || m.GetService() != "x/web:80/TCP" {
+				t.Errorf("a flow of a Service is described as %v", m)
+			}
+		}
+	}
 	for _, g := range c.Groups() {
 		if !g.Fits() {
 			t.Errorf("group %d does not fit", g.ID)
@@ -383,6 +390,16 @@ func TestRulesThatNameServices(t *testing.T) {
 				t.Error("what is for the Service is not taken for the rule's")
 			}
 		}
+	}
+	if p := c.Problems(); len(p) > 0 {
+		t.Error(p)
+	}
+	off := config
+	off.BalanceServices = false
+	unbalanced := New(off, Assignment{})
+	w.feed.update(unbalanced, Whole(w.replica), w.ports)
+	if p := unbalanced.Problems(); len(p) != 1 || !strings.Contains(p[0].Err.Error(), "--service-lb") {
+		t.Error("switched off, the problems are", p)
 	}
 	w.remove(serviceItem(s))
 	check("no Service any more", 0)

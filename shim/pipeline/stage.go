@@ -8,6 +8,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -40,7 +41,7 @@ func (r *rule) staged() *rule {
 }
 
 // ordered says whether the rule has a place in its table's order.
-func (r *rule) ordered() bool { return r.at.Rank != rankK8s }
+func (r *rule) ordered() bool { return r.at.Rank != order.RankK8s }
 
 // review has isolation and staged rules of endpoints worked out again, since a
 // policy comes or goes.

@@ -11,6 +11,7 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/storage"
 )
@@ -107,7 +108,7 @@ func (n *node) checkRecord(c *Compiler, w bridge.Walk, judged []traffic) error {
 // its rule.
 func (d decision) cause() (*policyv1.Policy, *policyv1.Rule) {
 	if i := slices.IndexFunc(d.policies, (*policyv1.Policy).GetStaged); i >= 0 {
-		if d.isolated || d.policy.GetRank() == rankK8s { // Kubernetes rules have no names.
+		if d.isolated || d.policy.GetRank() == order.RankK8s { // Kubernetes rules have no names.
 			return d.policies[i], nil
 		}
 		return d.policies[i], d.rule
@@ -117,7 +118,7 @@ func (d decision) cause() (*policyv1.Policy, *policyv1.Rule) {
 
 // isolates is a Kubernetes policy that isolates group a and allows nothing.
 func isolates(name string) *policyv1.Policy {
-	return &policyv1.Policy{Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: "x", Name: name}, Rank: rankK8s,
+	return &policyv1.Policy{Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: "x", Name: name}, Rank: order.RankK8s,
 		AppliedTo: groupIDs("a"), IsolatesIngress: true}
 }
 
@@ -195,7 +196,7 @@ func TestStagedPoliciesAreRecordedAndDoNotAct(t *testing.T) {
 			[]string{"allow in AntreaPolicyIngressRule by [open], staged drop for shut rule by [shut]"}},
 		"a staged isolation of two": {[]*policyv1.Policy{asStaged(isolates("z-shut")), asStaged(isolates("a-shut")), asStaged(tier("pass", 1, pass)), tier("open", 1, allow)}, true,
 			[]string{"unlogged allow in AntreaPolicyIngressRule by [open], staged drop for a-shut  by [a-shut z-shut]"}},
-		"a staged policy for others": {[]*policyv1.Policy{asStaged(&policyv1.Policy{Ref: isolates("other").Ref, Rank: rankK8s, AppliedTo: groupIDs("b"), IsolatesIngress: true})}, true, nil},
+		"a staged policy for others": {[]*policyv1.Policy{asStaged(&policyv1.Policy{Ref: isolates("other").Ref, Rank: order.RankK8s, AppliedTo: groupIDs("b"), IsolatesIngress: true})}, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, c := newTierWorld(t), New(config, Assignment{})

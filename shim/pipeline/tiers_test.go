@@ -10,6 +10,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -163,7 +164,7 @@ func TestTiesShareClausesUpToTheCap(t *testing.T) {
 
 func baseline(i int, action policyv1.Action) *policyv1.Policy {
 	p := tier(fmt.Sprint("baseline-", i), float64(i), action)
-	p.Rank = rankBaseline
+	p.Rank = order.RankBaseline
 	return p
 }
 

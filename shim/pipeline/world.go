@@ -3,6 +3,7 @@ package pipeline
 import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/order"
 )
 
 // world is one of the two sets of policies by which a packet is judged. The
@@ -58,9 +59,9 @@ var stepsOf = [...][directions]steps{
 // of is the table of rules of a rank.
 func (s steps) of(rank uint32) uint8 {
 	switch {
-	case rank < rankK8s:
+	case rank < order.RankK8s:
 		return s.policy
-	case rank == rankK8s:
+	case rank == order.RankK8s:
 		return s.k8s
 	}
 	return s.last

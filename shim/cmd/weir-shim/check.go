@@ -169,6 +169,9 @@ func standsFor(m *policyv1.FlowMeaning) string {
 	if m.GetPod() != "" {
 		text += " of " + m.GetPod()
 	}
+	if m.GetService() != "" {
+		text += " " + m.GetService()
+	}
 	const most = 3
 	for i, r := range m.GetRules() {
 		if i == most {

@@ -358,10 +358,12 @@ func (x *Difference) GetMeaning() *FlowMeaning {
 type FlowMeaning struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "static", "port", "clause", "rule", "isolation", "staged", "default",
-	// "count", "spoof", "probe"; "foreign" for a flow that bears no mark of ours.
+	// "count", "spoof", "probe", "service", "learned"; "foreign" for a flow that
+	// bears no mark of ours.
 	Kind          string      `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Rules         []*RuleName `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"` // Of a clause all that share it, of an isolation the policies that isolate. Empty: none, or gone since.
-	Pod           string      `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`     // "NAMESPACE/POD" of its port. Empty: of no port.
+	Rules         []*RuleName `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`     // Of a clause all that share it, of an isolation the policies that isolate. Empty: none, or gone since.
+	Pod           string      `protobuf:"bytes,3,opt,name=pod,proto3" json:"pod,omitempty"`         // "NAMESPACE/POD" of its port. Empty: of no port.
+	Service       string      `protobuf:"bytes,4,opt,name=service,proto3" json:"service,omitempty"` // "NAMESPACE/NAME:PORT/PROTOCOL" of a Service. Empty: of none.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,6 +415,13 @@ func (x *FlowMeaning) GetRules() []*RuleName {
 func (x *FlowMeaning) GetPod() string {
 	if x != nil {
 		return x.Pod
+	}
+	return ""
+}
+
+func (x *FlowMeaning) GetService() string {
+	if x != nil {
+		return x.Service
 	}
 	return ""
 }
@@ -724,11 +733,12 @@ const file_weir_policy_v1_node_proto_rawDesc = "" +
 	"\bintended\x18\b \x01(\tR\bintended\x12\x1c\n" +
 	"\tinstalled\x18\t \x01(\tR\tinstalled\x125\n" +
 	"\ameaning\x18\n" +
-	" \x01(\v2\x1b.weir.policy.v1.FlowMeaningR\ameaning\"c\n" +
+	" \x01(\v2\x1b.weir.policy.v1.FlowMeaningR\ameaning\"}\n" +
 	"\vFlowMeaning\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12.\n" +
 	"\x05rules\x18\x02 \x03(\v2\x18.weir.policy.v1.RuleNameR\x05rules\x12\x10\n" +
-	"\x03pod\x18\x03 \x01(\tR\x03pod\"\x8a\x01\n" +
+	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x18\n" +
+	"\aservice\x18\x04 \x01(\tR\aservice\"\x8a\x01\n" +
 	"\bRuleName\x121\n" +
 	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x127\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
