@@ -121,10 +121,7 @@ func unsupportedOnDatapath(c *conformance.Case) string {
 	for i := range c.Steps {
 		s := &c.Steps[i]
 		for _, p := range s.Checks() {
-			switch {
-			case p.ToService != "":
-				return "toService: nodes do not balance Services yet"
-			case p.ToFQDN != "":
+			if p.ToFQDN != "" {
 				return "toFQDN: nodes do not enforce domain names yet"
 			}
 		}
@@ -228,7 +225,7 @@ func runStep(ctx context.Context, cluster *harness.Cluster, c *conformance.Case,
 	if _, err := world.Enter(s); err != nil {
 		return err
 	}
-	run := &stepRun{ctx: ctx, cluster: cluster, fixture: world.Fixture()}
+	run := &stepRun{ctx: ctx, cluster: cluster, world: world, fixture: world.Fixture()}
 	if err := cluster.SetPods(ctx, run.pods()); err != nil {
 		return err
 	}
@@ -237,6 +234,9 @@ func runStep(ctx context.Context, cluster *harness.Cluster, c *conformance.Case,
 		return err
 	}
 	if err := cluster.SetManifests(ctx, text); err != nil {
+		return err
+	}
+	if err := run.setProxied(); err != nil {
 		return err
 	}
 	checks := s.Checks()
@@ -290,6 +290,7 @@ func (run *stepRun) named(s *conformance.Step, e conformance.Evaluation) string 
 type stepRun struct {
 	ctx     context.Context
 	cluster *harness.Cluster
+	world   *conformance.World
 	fixture conformance.Fixture
 }
 
@@ -318,11 +319,12 @@ func (run *stepRun) pods() []harness.PodConfig {
 func (run *stepRun) serveHosts(checks []conformance.Probe) error {
 	want := make(map[netip.Addr]map[harness.Service]bool)
 	for _, p := range checks {
+		p = run.world.Direct(p)
 		addr, err := run.destination(p)
 		if err != nil {
 			return err
 		}
-		if run.podAt(addr) != nil {
+		if run.podAt(addr) != nil || run.atService(addr, p) {
 			continue
 		}
 		if want[addr] == nil {
@@ -400,6 +402,8 @@ func (run *stepRun) destination(p conformance.Probe) (netip.Addr, error) {
 				text = n.Addresses()[0]
 			}
 		}
+	case p.ToIP == "" && p.ToService != "":
+		return run.serviceAddress(p)
 	}
 	return netip.ParseAddr(text)
 }
@@ -429,6 +433,7 @@ func (run *stepRun) source(p conformance.Probe) (*harness.Host, error) {
 }
 
 func (run *stepRun) probe(p conformance.Probe) (harness.Probe, error) {
+	p = run.world.Direct(p)
 	from, err := run.source(p)
 	if err != nil {
 		return harness.Probe{}, err

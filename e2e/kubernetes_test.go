@@ -393,7 +393,7 @@ func TestConformanceThroughAPIServer(t *testing.T) {
 // onlyNetworkPolicies says that a case has policies of Kubernetes alone, and
 // nothing that an API server without its controllers would not have.
 func onlyNetworkPolicies(c *conformance.Case) bool {
-	if c.Schema == conformance.SchemaAdmission {
+	if c.Schema == conformance.SchemaAdmission || throughServices(c) {
 		return false
 	}
 	for i := range c.Steps {

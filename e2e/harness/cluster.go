@@ -88,6 +88,7 @@ type Node struct {
 	IPs     []netip.Addr
 	via     [2]netip.Addr // Its addresses on the fabric, v4 and v6.
 	dir     string
+	proxies bool // SetProxied was called.
 	cluster *Cluster
 }
 

@@ -142,7 +142,7 @@ func TestAntreaPolicies(t *testing.T) {
 		{"a Service's Pods, at their ports", acnp("x", "priority: 1, egress: [{action: Drop, ports: [{port: 8080}]}]"), []string{"sales1/a service:acc1/b TCP/80 drop"}},
 		{"a headless Service is none of toServices", acnp("x", "priority: 1, egress: [{action: Drop, toServices: [{name: headless, namespace: acc1}]}]"), []string{"sales1/a service:acc1/headless TCP/80 allow"}},
 		{"a NodePort Service", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{service: {name: outer, namespace: acc1}}], "+drop(", from: [{ipBlock: {cidr: 203.0.113.0/24}}]")),
-			[]string{"203.0.113.1 node:n1 TCP/30080 drop", "198.51.100.77 node:n1 TCP/30080 allow", "203.0.113.1 node:n1 TCP/22 allow", "203.0.113.1 acc1/b TCP/8080 allow"}},
+			[]string{"203.0.113.1 node:n1 TCP/30080 drop", "198.51.100.77 node:n1 TCP/30080 allow", "203.0.113.1 192.0.2.3 TCP/30080 drop", "203.0.113.1 192.0.2.99 TCP/30080 allow", "203.0.113.1 node:n1 TCP/22 allow", "203.0.113.1 acc1/b TCP/8080 allow"}},
 		{"a NodePort Service, from everywhere but its node", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{service: {name: outer, namespace: acc1}}], "+drop("")),
 			[]string{"node:n1 node:n1 TCP/30080 allow", "node:n2 node:n1 TCP/30080 drop", "acc1/a node:n1 TCP/30080 drop"}},
 		{"Nodes themselves", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{nodeSelector: {matchLabels: {role: master}}}], ingress: [{action: Drop, from: [{podSelector: {matchLabels: {app: a}}}]}], egress: [{action: Reject, to: [{ipBlock: {cidr: 203.0.113.0/24}}]}]"),

@@ -126,9 +126,6 @@ func (s *State) resolve(c Connection) ([]*flow, error) {
 		return nil, fmt.Errorf("destination: %w", err)
 	}
 	base.to = to
-	if to.node != "" {
-		base.nodePort = s.serviceAtNodePort(c.Protocol, c.Port)
-	}
 	f, err := s.between(base, fromAddrs, toAddrs, c)
 	if err != nil {
 		return nil, err
@@ -160,6 +157,9 @@ func (s *State) between(base *flow, from, to []netip.Addr, c Connection) (*flow,
 	}
 	s.identify(&f.from)
 	s.identify(&f.to)
+	if f.to.node != "" {
+		f.nodePort = s.serviceAtNodePort(f.protocol, f.port)
+	}
 	f.icmpType = 8 // Echo request (RFC 792).
 	switch {
 	case c.Protocol == api.ProtocolIGMP:

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/evaluate"
 )
 
 // ours is where this repository's own cases are.
@@ -27,7 +28,7 @@ func TestOwnCases(t *testing.T) {
 	for _, s := range report.Skips {
 		t.Errorf("%s/%s is skipped: %s", s.Suite, s.Case, s.Why)
 	}
-	if report.Totals.Passed < 85 || report.Totals.Verdicts < 5000 {
+	if report.Totals.Passed < 95 || report.Totals.Verdicts < 5500 {
 		t.Errorf("%d cases and %d verdicts passed: the cases are not all there", report.Totals.Passed, report.Totals.Verdicts)
 	}
 }
@@ -267,6 +268,44 @@ func TestWorldFollowsSteps(t *testing.T) {
 	m, err := api.Decode(text)
 	if err != nil || len(m.Objects) != len(w.Objects()) || len(m.Warnings) > 0 {
 		t.Errorf("manifest: %d objects of %d, %v, %v", len(m.Objects), len(w.Objects()), m.Warnings, err)
+	}
+}
+
+// Probes of Services say which of their addresses they are for, and by which port
+// on nodes.
+func TestProbesOfServices(t *testing.T) {
+	c := parse(t, strings.Replace(small, "steps:", `  services:
+  - {name: web, namespace: n, type: NodePort, clusterIPs: [10.96.0.1, "fd96::1"], selector: {app: b}, ports: [{port: 80, nodePort: 30080}, {port: 80, protocol: UDP, nodePort: 30081}]}
+steps:`, 1))
+	world, err := NewWorld(&c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		probe Probe
+		port  uint16
+		to    string
+	}{
+		{Probe{ToService: "n/web", Port: 80}, 80, "Service n/web"},
+		{Probe{ToService: "n/web", ToIP: "fd96::1", Port: 80}, 80, "fd96::1"},
+		{Probe{ToNode: "node", ToService: "n/web", Port: 80}, 30080, "node node"},
+		{Probe{ToNode: "node", ToService: "n/web", Port: 80, Protocol: "UDP"}, 30081, "node node"},
+		{Probe{ToNode: "node", ToService: "n/web", Port: 30080}, 30080, "node node"},
+		{Probe{ToNode: "node", ToService: "n/web", ToIP: "192.0.2.1", Port: 30080}, 30080, "192.0.2.1"},
+		{Probe{ToNode: "node", Port: 80}, 80, "node node"},
+	} {
+		tc.probe.From = "y/a"
+		got, err := world.Direct(tc.probe).Connection()
+		want := evaluate.Connection{From: evaluate.Endpoint{Namespace: "y", Pod: "a"}, Protocol: ProtocolOf(tc.probe.Protocol), Port: tc.port, SourcePort: ephemeralPort}
+		switch kind, name, named := strings.Cut(tc.to, " "); {
+		case !named:
+			want.To, _ = evaluate.ParseEndpoint(kind)
+		default:
+			want.To, _ = evaluate.ParseEndpoint(strings.ToLower(kind) + ":" + name)
+		}
+		if err != nil || got != want {
+			t.Errorf("%+v is %+v, %v, want %+v", tc.probe, got, err, want)
+		}
 	}
 }
 

@@ -46,7 +46,7 @@ func (c *Case) evaluate(r *CaseReport) {
 			state.Apply(e)
 		}
 		for _, p := range s.Checks() {
-			got, why := judge(state, p)
+			got, why := judge(state, world.Direct(p))
 			r.Verdict(s, p, got, why)
 		}
 		for _, e := range s.Evaluations {
@@ -147,7 +147,7 @@ func (p Probe) Connection() (evaluate.Connection, error) {
 		c.To = evaluate.Endpoint{Node: p.ToNode}
 	case p.ToFQDN != "":
 		c.To = evaluate.Endpoint{Domain: p.ToFQDN}
-	case p.ToService != "" && p.ToNode == "":
+	case p.ToService != "" && p.ToIP == "":
 		c.To, err = evaluate.ParseEndpoint("service:" + p.ToService)
 	default:
 		c.To, err = evaluate.ParseEndpoint(p.ToIP)

@@ -114,6 +114,23 @@ func without[T any](list []T, names []string, name func(T) string, fail func(err
 // Fixture is the cluster as it stands. It must not be changed.
 func (w *World) Fixture() Fixture { return w.fixture }
 
+// Direct is a probe with the port to which it really goes: one to a Service by
+// way of a node names either the port on nodes or the Service's own.
+func (w *World) Direct(p Probe) Probe {
+	if p.ToNode == "" || p.ToService == "" {
+		return p
+	}
+	for _, s := range w.fixture.Services {
+		for _, port := range s.Ports {
+			if s.Namespace+"/"+s.Name == p.ToService && port.Port == p.Port && port.NodePort != 0 && ProtocolOf(port.Protocol) == ProtocolOf(p.Protocol) {
+				p.Port = port.NodePort
+				return p
+			}
+		}
+	}
+	return p
+}
+
 // Objects are the objects as they stand, policies included, by Ref.
 func (w *World) Objects() []api.Object {
 	list := make([]api.Object, 0, len(w.objects))
