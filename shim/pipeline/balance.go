@@ -3,7 +3,6 @@ package pipeline
 import (
 	"math"
 	"net/netip"
-	"slices"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
@@ -36,6 +35,9 @@ type servicePort struct {
 	sticky  uint32                        // Seconds.
 	vips    [2]netip.Addr                 // By family.
 	serving [2]map[netip.AddrPort]openflow.FlowKey
+	// parted are those that were among serving, and serve on what they have: they
+	// are about to go, or are for others.
+	parted [2]map[netip.AddrPort]struct{}
 }
 
 // affinityMost is as long as a flow can wait to be used.
@@ -159,7 +161,7 @@ func (c *Compiler) endPort(s *service, sp *servicePort) {
 			c.flows.unset(sp.owner(), key)
 		}
 		c.setGroupOf(sp, f, nil)
-		if len(sp.serving[f]) > 0 {
+		if sp.served(f) {
 			c.unserve(sp, f, netip.Addr{})
 		}
 	}
@@ -199,7 +201,7 @@ func (c *Compiler) balancePort(s *service, sp *servicePort, p *policyv1.ServiceP
 	}
 	vips := s.vips()
 	for f, vip := range vips {
-		if sp.vips[f] != vip && len(sp.serving[f]) > 0 {
+		if sp.vips[f] != vip && sp.served(f) {
 			c.unserve(sp, f, netip.Addr{})
 		}
 		var chosen []serving
@@ -265,18 +267,42 @@ func (c *Compiler) setServing(sp *servicePort, f int, chosen []serving, anew boo
 		if _, is := still[key]; !is {
 			c.flows.unset(sp.owner(), key)
 		}
-		if _, is := now[e]; !is && !sp.servedBy(f, e) {
-			c.unserve(sp, f, e.Addr())
+		if _, is := now[e]; !is {
+			if sp.parted[f] == nil {
+				sp.parted[f] = make(map[netip.AddrPort]struct{})
+			}
+			sp.parted[f][e] = struct{}{}
 		}
 	}
 	sp.serving[f] = now
+	c.part(sp, f)
 }
 
-// servedBy says whether an endpoint serves the port, be it chosen here or not.
-func (sp *servicePort) servedBy(f int, e netip.AddrPort) bool {
-	is := func(s serving) bool { return s.AddrPort == e }
-	return slices.ContainsFunc(sp.service.serves(sp.wire, f, false), is) || slices.ContainsFunc(sp.service.serves(sp.wire, f, true), is)
+// part lets go of those parted that serve nothing any more, or are chosen again.
+func (c *Compiler) part(sp *servicePort, f int) {
+	if len(sp.parted[f]) == 0 {
+		return
+	}
+	serves := make(map[netip.AddrPort]struct{})
+	for _, terminating := range []bool{false, true} {
+		for _, e := range sp.service.serves(sp.wire, f, terminating) {
+			serves[e.AddrPort] = struct{}{}
+		}
+	}
+	for e := range sp.parted[f] {
+		_, again := sp.serving[f][e]
+		_, on := serves[e]
+		if !on {
+			c.unserve(sp, f, e.Addr())
+		}
+		if again || !on {
+			delete(sp.parted[f], e)
+		}
+	}
 }
+
+// served says whether the port was served in a family, as far as is known.
+func (sp *servicePort) served(f int) bool { return len(sp.serving[f])+len(sp.parted[f]) > 0 }
 
 // unserve notes what connections of the port are to be forgotten: those of
 // protocols that have no end of their own.
