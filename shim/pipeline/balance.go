@@ -253,6 +253,9 @@ func (sp *servicePort) otherwise(f int, served bool) openflow.Actions {
 // setServing has flows for the endpoints of a port in a family, and for no others.
 func (c *Compiler) setServing(sp *servicePort, f int, chosen []serving, anew bool) {
 	former := sp.serving[f]
+	if former == nil { // What a former shim had to do with those that serve is not known.
+		sp.parted[f] = sp.serve(f)
+	}
 	now := make(map[netip.AddrPort]openflow.FlowKey, len(chosen))
 	for _, e := range chosen {
 		key, had := former[e.AddrPort]
@@ -272,9 +275,6 @@ func (c *Compiler) setServing(sp *servicePort, f int, chosen []serving, anew boo
 			c.flows.unset(sp.owner(), key)
 		}
 		if _, is := now[e]; !is {
-			if sp.parted[f] == nil {
-				sp.parted[f] = make(map[netip.AddrPort]struct{})
-			}
 			sp.parted[f][e] = struct{}{}
 		}
 	}
@@ -287,15 +287,10 @@ func (c *Compiler) part(sp *servicePort, f int) {
 	if len(sp.parted[f]) == 0 {
 		return
 	}
-	serves := make(map[netip.AddrPort]struct{})
-	for _, terminating := range []bool{false, true} {
-		for _, e := range sp.service.serves(sp.wire, f, terminating) {
-			serves[e.AddrPort] = struct{}{}
-		}
-	}
+	serve := sp.serve(f)
 	for e := range sp.parted[f] {
 		_, again := sp.serving[f][e]
-		_, on := serves[e]
+		_, on := serve[e]
 		if !on {
 			c.unserve(sp, f, e.Addr())
 		}
@@ -303,6 +298,17 @@ func (c *Compiler) part(sp *servicePort, f int) {
 			delete(sp.parted[f], e)
 		}
 	}
+}
+
+// serve are those that serve the port in a family, be they chosen here or not.
+func (sp *servicePort) serve(f int) map[netip.AddrPort]struct{} {
+	all := make(map[netip.AddrPort]struct{})
+	for _, terminating := range []bool{false, true} {
+		for _, e := range sp.service.serves(sp.wire, f, terminating) {
+			all[e.AddrPort] = struct{}{}
+		}
+	}
+	return all
 }
 
 // served says whether the port was served in a family, as far as is known.

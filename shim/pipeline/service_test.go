@@ -242,10 +242,15 @@ func TestEndpointTouchesOneFlow(t *testing.T) {
 	if ch := w.update(c); len(ch.Upsert) != 0 || len(ch.Delete) != 1 || len(ch.PutGroups) != 1 || len(ch.Unserved) != 0 {
 		t.Errorf("an endpoint that is about to go changes %d flows, removes %d, and unserves %v: its connections go on", len(ch.Upsert), len(ch.Delete), ch.Unserved)
 	}
+	restarted := New(config, c.Assignment())
+	w.feed.update(restarted, Whole(w.replica), w.ports)
 	want := Served{Proto: openflow.ProtoUDP, VIP: netip.MustParseAddrPort("10.96.0.1:80"), Endpoint: netip.MustParseAddr("10.2.0.1")}
 	w.remove(extra)
 	if ch := w.update(c); len(ch.Upsert)+len(ch.Delete)+len(ch.PutGroups) != 0 || !slices.Equal(ch.Unserved, []Served{want}) {
 		t.Errorf("the end of one that was about to go changes %d flows and %d groups, removes %d, and unserves %v", len(ch.Upsert), len(ch.PutGroups), len(ch.Delete), ch.Unserved)
+	}
+	if ch := w.feed.update(restarted, Whole(w.replica), w.ports); !slices.Equal(ch.Unserved, []Served{want}) {
+		t.Errorf("and after a restart it unserves %v", ch.Unserved)
 	}
 	w.put(extra)
 	w.update(c)

@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirnet/weir/e2e/harness"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+)
+
+// sticky is what has a Service hold its clients for so many seconds.
+func sticky(seconds int) string {
+	return fmt.Sprintf("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}, ", seconds)
+}
+
+// held fails unless one endpoint serves all of some new connections of each
+// network and family; it returns which, by network and family.
+func held(t *testing.T, what string, from *harness.Host, number int) map[string]string {
+	t.Helper()
+	out := make(map[string]string)
+	for f, v6 := range families {
+		for network, port := range webNetworks {
+			got := spread(t, from, network, netip.AddrPortFrom(vip(1, v6), port), number)
+			if len(got) != 1 {
+				t.Errorf("%s: %s %s: %d connections were served by %v", what, f, network, number, got)
+			}
+			for name := range got {
+				out[network+" "+f] = name
+			}
+		}
+	}
+	return out
+}
+
+// same fails where what serves is not what it was.
+func same(t *testing.T, what string, now, before map[string]string) {
+	t.Helper()
+	for k, name := range before {
+		if now[k] != name {
+			t.Errorf("%s: %s is served by %s, and was by %s", what, k, now[k], name)
+		}
+	}
+}
+
+// learned are the bridge's flows of clients that are held.
+func learned(t *testing.T, n *harness.Node) (out []string) {
+	t.Helper()
+	for _, line := range flows(t, n, "table=9") {
+		if strings.Contains(line, "idle_timeout") {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// A Service with session affinity holds a client to its endpoint for as long as
+// there is that, others come, and the shim is gone.
+func TestAffinity(t *testing.T) {
+	t.Parallel()
+	requireDataplane(t)
+	c := smallCluster(t)
+	named(t, c, 8080, "default/nginx", "default/remote", "default/client")
+	client, node := c.Pod("default/client"), c.Nodes["node-1"]
+	have := func(entries ...string) {
+		t.Helper()
+		set(t, c, smallObjects(false), clusterService("web", 1, sticky(600)+webPorts), endpoints("web", webTargets, entries...))
+	}
+	have(entry("default/nginx", ready), entry("default/remote", ready))
+	before := held(t, "at first", client, 20)
+	if got := learned(t, node); len(got) != 4 {
+		t.Errorf("%d flows are learned, want one of each port and family: %v", len(got), got)
+	}
+	have(entry("default/nginx", ready), entry("default/remote", ready), entry("default/client", ready))
+	same(t, "another came", held(t, "another came", client, 10), before)
+
+	c.Nodes["node-1"].Shim.Kill()
+	same(t, "without the shim", held(t, "without the shim", client, 5), before)
+	must(t, node.Shim.Start())
+	eventually(t, func() error { return inSync(t, c) })
+	have(entry("default/nginx", ready), entry("default/remote", ready))
+	same(t, "with another shim", held(t, "with another shim", client, 10), before)
+	if code, out := checkBridge(t, node); code != 0 {
+		t.Errorf("the bridge with learned flows is not as it should be: %s", out)
+	}
+
+	server := before["tcp IPv4"]
+	have(entry(other(server), ready), entry("default/client", ready))
+	for k, name := range held(t, "the endpoint went", client, 10) {
+		if name == server || before[k] != server && name != before[k] {
+			t.Errorf("%s was served by %s, %s went, and now %s serves", k, before[k], server, name)
+		}
+	}
+}
+
+// inSync fails where a node has not all in force.
+func inSync(t *testing.T, c *harness.Cluster) error {
+	resp, err := c.Inspection().ListNodes(t.Context(), &policyv1.ListNodesRequest{})
+	if err != nil {
+		return err
+	}
+	for _, n := range resp.GetNodes() {
+		if !n.GetInSync() {
+			return fmt.Errorf("%v", n)
+		}
+	}
+	return nil
+}
+
+// A client that was silent for long is held no longer.
+func TestAffinityEnds(t *testing.T) {
+	t.Parallel()
+	requireDataplane(t)
+	c := smallCluster(t)
+	named(t, c, 8080, "default/nginx", "default/remote")
+	client, node := c.Pod("default/client"), c.Nodes["node-1"]
+	set(t, c, smallObjects(false), clusterService("web", 1, sticky(3)+webPorts), endpoints("web", webTargets, entry("default/nginx", ready), entry("default/remote", ready)))
+	held(t, "at first", client, 10)
+	if got := learned(t, node); len(got) == 0 || !strings.Contains(got[0], "idle_timeout=3,") {
+		t.Fatalf("learned flows: %v", got)
+	}
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
+		if got := learned(t, node); len(got) > 0 {
+			return fmt.Errorf("%d flows are left", len(got))
+		}
+		return nil
+	}))
+}
