@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -69,6 +70,8 @@ func kindOf(o Object) (kind api.Kind, convert func() (api.Object, error)) {
 		return api.KindPod, func() (api.Object, error) { return api.FromPod(o), nil }
 	case *corev1.Service:
 		return api.KindService, func() (api.Object, error) { return api.FromService(o), nil }
+	case *discoveryv1.EndpointSlice:
+		return api.KindEndpointSlice, func() (api.Object, error) { return api.FromEndpointSlice(o), nil }
 	case *networkingv1.NetworkPolicy:
 		return api.KindNetworkPolicy, func() (api.Object, error) { return api.FromNetworkPolicy(o) }
 	case *anpv1alpha1.AdminNetworkPolicy:
@@ -186,6 +189,8 @@ func describe(c evaluate.Connection) string {
 			return fmt.Sprintf("%s/%s (%s)", e.Namespace, e.Pod, e.Addr)
 		case e.Node != "":
 			return fmt.Sprintf("node %s (%s)", e.Node, e.Addr)
+		case e.Service != "":
+			return fmt.Sprintf("Service %s/%s (%s)", e.Namespace, e.Service, e.Addr)
 		}
 		return e.Addr.String()
 	}

@@ -3,6 +3,7 @@ package differential
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -78,7 +79,7 @@ func (n *node) start(c *Case, store *storage.Store, former pipeline.Assignment) 
 		n.sub.Close()
 	}
 	n.sub, n.replica = store.Subscribe(n.name), &storage.Replica{}
-	n.compiler = pipeline.New(pipeline.Config{LocalMAC: localMAC, HostMAC: hostMAC, LogRate: 100, RejectRate: 100, ClauseCap: c.ClauseCap}, former)
+	n.compiler = pipeline.New(pipeline.Config{Node: n.name, LocalMAC: localMAC, HostMAC: hostMAC, LogRate: 100, RejectRate: 100, ClauseCap: c.ClauseCap, BalanceServices: true}, former)
 }
 
 // enter takes a step over everywhere, and returns what changed on each bridge.
@@ -132,7 +133,7 @@ func (n *node) update(c *Case, ports []pipeline.Port, tamper func(*pipeline.Chan
 		tamper(&ch)
 	}
 	if first { // A shim that starts finds what the former left.
-		n.desired.Flows = make(map[openflow.FlowKey]openflow.Flow)
+		n.desired.Flows, n.desired.Groups = make(map[openflow.FlowKey]openflow.Flow), make(map[uint32]openflow.Group)
 	}
 	for _, f := range ch.Upsert {
 		n.desired.Flows[f.Key()] = f
@@ -140,15 +141,31 @@ func (n *node) update(c *Case, ports []pipeline.Port, tamper func(*pipeline.Chan
 	for _, key := range ch.Delete {
 		delete(n.desired.Flows, key)
 	}
-	change = bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}
+	for _, g := range ch.PutGroups {
+		n.desired.Groups[g.ID] = g
+	}
+	for _, id := range ch.DeleteGroups {
+		delete(n.desired.Groups, id)
+	}
+	change = bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete, PutGroups: ch.PutGroups, DeleteGroups: ch.DeleteGroups}
 	if first {
 		actual, err := n.fake.Read(context.Background())
 		if err != nil {
 			return change, err
 		}
+		maps.DeleteFunc(actual.Flows, func(_ openflow.FlowKey, f openflow.Flow) bool { return pipeline.Passing(f.Cookie) })
 		change = bridge.Diff(n.desired, actual)
 	}
-	return change, n.fake.Apply(context.Background(), change)
+	if err := n.fake.Apply(context.Background(), change); err != nil {
+		return change, err
+	}
+	for _, s := range ch.Unserved {
+		of := bridge.Connections{Addr: s.VIP.Addr(), DstPort: s.VIP.Port(), Proto: s.Proto, Zone: pipeline.Zone, Endpoint: s.Endpoint}
+		if err := n.fake.FlushConntrack(context.Background(), of); err != nil {
+			return change, err
+		}
+	}
+	return change, nil
 }
 
 // invalid is an object that validation refuses.

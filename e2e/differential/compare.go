@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 
@@ -27,6 +28,8 @@ type Comparer struct {
 type Stats struct {
 	Clusters, Steps, Connections, Denied, Packets, Traces int
 	Staged                                                int // Directions in which staged policies would decide otherwise.
+	Balanced, Hairpins, Unserved                          int // Connections to Services: that had an endpoint, their own, or none.
+	NodePorts                                             int // Connections to ports of nodes.
 }
 
 // Add adds another's counts.
@@ -38,6 +41,10 @@ func (s *Stats) Add(o Stats) {
 	s.Packets += o.Packets
 	s.Traces += o.Traces
 	s.Staged += o.Staged
+	s.Balanced += o.Balanced
+	s.Hairpins += o.Hairpins
+	s.Unserved += o.Unserved
+	s.NodePorts += o.NodePorts
 }
 
 // Compare runs a Case and returns the first difference; nil where there is
@@ -86,7 +93,8 @@ type run struct {
 
 	step        int
 	established []connection
-	walks       []Walked // Of the connection being judged.
+	affine      map[affinity]netip.AddrPort // Endpoints of the step's clients.
+	walks       []Walked                    // Of the connection being judged.
 	connection  *evaluate.Connection
 	result      *evaluate.Result
 	staged      *evaluate.Result // With the staged policies.
@@ -96,6 +104,8 @@ type run struct {
 type connection struct {
 	probe    evaluate.Connection
 	from, to place
+	chosen   chosen        // Of one to a Service.
+	seen     bridge.Packet // What the endpoint got of it.
 }
 
 // keep is how many connections of a step are to outlive it.
@@ -107,7 +117,7 @@ func (r *run) differ(format string, args ...any) *Difference {
 
 func (r *run) enter(s *Step) (*Difference, error) {
 	r.stats.Steps++
-	r.connection, r.result, r.walks = nil, nil, nil
+	r.connection, r.result, r.walks, r.affine = nil, nil, nil, make(map[affinity]netip.AddrPort)
 	changes, err := r.cluster.enter(r.c, s, r.cmp.tamper)
 	if err != nil {
 		return nil, err
@@ -133,11 +143,23 @@ func (r *run) outlive() *Difference {
 	for _, c := range r.established {
 		from, ok1 := r.cluster.locate(c.probe.From)
 		to, ok2 := r.cluster.locate(c.probe.To)
+		if c.chosen.endpoint.IsValid() {
+			to, ok2 = r.cluster.at(c.chosen.endpoint.Addr())
+		}
 		if !ok1 || !ok2 || from != c.from || to != c.to {
 			continue // Another Pod may be there, or another port.
 		}
 		r.connection, r.result, r.walks = &c.probe, nil, nil
 		p := first(c.probe)
+		if c.chosen.endpoint.IsValid() {
+			if d := r.passes(r.way(from, to, next(p), c.chosen), "an established connection is cut"); d != nil {
+				return d
+			}
+			if d := r.answers(c.probe, from, to, next(c.seen), "an established connection's reply is cut"); d != nil {
+				return d
+			}
+			continue
+		}
 		if d := r.passes(hops(from, to, next(p)), "an established connection is cut"); d != nil {
 			return d
 		}
@@ -152,7 +174,15 @@ func (r *run) outlive() *Difference {
 func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 	r.connection, r.result, r.walks = &probe, nil, nil
 	from, ok1 := r.cluster.locate(probe.From)
+	if ok1 && probe.To.Service != "" {
+		return r.toService(probe, from)
+	}
 	to, ok2 := r.cluster.locate(probe.To)
+	if ok1 && ok2 && probe.To.Node != "" {
+		if d := r.toNodePort(probe, from, to); d != nil {
+			return d, nil
+		}
+	}
 	way := hops(from, to, first(probe))
 	if !ok1 || !ok2 || len(way) == 0 {
 		return nil, nil
@@ -166,10 +196,7 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 	if why := unexplained(&result); why != "" {
 		return r.differ("the explanation is not that of the verdict: %s", why), nil
 	}
-	r.result, r.staged = &result, &result
-	if result.Staged != nil {
-		r.staged = result.Staged
-	}
+	r.setResult(&result)
 	r.stats.Connections++
 	if result.Verdict != evaluate.Allow {
 		r.stats.Denied++
@@ -193,9 +220,17 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 	}
 	// SCTP is judged packet by packet, so that an update may cut it.
 	if probe.Protocol != api.ProtocolSCTP && len(r.established) < keep*(r.step+1) {
-		r.established = append(r.established, connection{probe, from, to})
+		r.established = append(r.established, connection{probe: probe, from: from, to: to})
 	}
 	return nil, nil
+}
+
+// setResult notes what the evaluator says of the connection being judged.
+func (r *run) setResult(result *evaluate.Result) {
+	r.result, r.staged = result, result
+	if result.Staged != nil {
+		r.staged = result.Staged
+	}
 }
 
 // unexplained says how the steps of an explanation do not lead to its
@@ -296,10 +331,10 @@ func (r *run) attributed(h *hop, w bridge.Walk, dir policyv1.Direction, want *ev
 		if !ours || (kind != pipeline.KindRule && kind != pipeline.KindIsolation) || egress != (dir == policyv1.Direction_DIRECTION_EGRESS) {
 			continue
 		}
-		p := &h.packet
+		p := h.judged()
 		a, ok := r.cluster.nodes[h.node].compiler.Attribute(pipeline.Hit{Table: hit.Table, Cookie: hit.Flow.Cookie, Priority: hit.Flow.Priority,
 			InPort: p.InPort, OutPort: h.want, Src: p.IPSrc, Dst: p.IPDst, Proto: p.IPProto, SrcPort: p.SrcPort, DstPort: p.DstPort,
-			ICMPType: p.ICMPType, ICMPCode: p.ICMPCode})
+			ICMPType: p.ICMPType, ICMPCode: p.ICMPCode, Service: h.service})
 		if !ok {
 			return "the flow that was hit is attributed to nothing: " + hit.Flow.String()
 		}

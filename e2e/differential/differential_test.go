@@ -5,6 +5,7 @@ import (
 	"flag"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/bridge/ovstest"
 	"github.com/weirnet/weir/shim/pipeline"
 )
@@ -77,7 +79,8 @@ func TestEvaluatorAndFlowsAgree(t *testing.T) {
 	}
 	workers.Wait()
 	t.Logf("%+v", total)
-	if total.Connections < 10*total.Clusters || total.Denied < total.Connections/5 || total.Denied > total.Connections*4/5 || total.Staged < total.Connections/100 {
+	if total.Connections < 10*total.Clusters || total.Denied < total.Connections/5 || total.Denied > total.Connections*4/5 || total.Staged < total.Connections/100 ||
+		total.Balanced < total.Connections/10 || total.Hairpins < total.Balanced/10 || total.Unserved < total.Clusters || total.NodePorts < total.Clusters/10 {
 		t.Errorf("the clusters test little: %+v", total)
 	}
 }
@@ -144,7 +147,7 @@ func TestManifestsAreRead(t *testing.T) {
 }
 
 // A fault is found, and little is left of the cluster in which it was: the
-// policy, the Pod that it isolates, and perhaps the other end.
+// policy, the Pod that it isolates, and perhaps the other end and a Service.
 func TestFaultIsFoundAndShrunk(t *testing.T) {
 	for name, fault := range map[string]func(*pipeline.Change){
 		"isolation of egress is left out": func(c *pipeline.Change) { dropFlows(c, pipeline.TableEgressDefaultRule, pipeline.KindIsolation) },
@@ -165,7 +168,7 @@ func TestFaultIsFoundAndShrunk(t *testing.T) {
 					continue
 				}
 				d = cmp.Shrink(t.Context(), d)
-				if n := len(d.Case.Steps[0].Events); len(d.Case.Steps) > 1 || n > 3 {
+				if n := len(d.Case.Steps[0].Events); len(d.Case.Steps) > 1 || n > 4 {
 					t.Errorf("%d steps and %d objects are left:\n%s", len(d.Case.Steps), n, d)
 				}
 				text := d.String()
@@ -179,6 +182,89 @@ func TestFaultIsFoundAndShrunk(t *testing.T) {
 			t.Error("the fault was not found")
 		})
 	}
+}
+
+// Faults in how Services are balanced are found as well.
+func TestFaultsOfServicesAreFound(t *testing.T) {
+	served := func(f openflow.Flow) bool {
+		kind, _, ours := pipeline.ParseCookie(f.Cookie)
+		return ours && kind == pipeline.KindService && f.Table == pipeline.TableServiceEndpoint
+	}
+	for name, fault := range map[string]func(*pipeline.Change){
+		"Services are not balanced": func(c *pipeline.Change) { dropFlows(c, pipeline.TableServiceLB, pipeline.KindService) },
+		"endpoints are at another port": func(c *pipeline.Change) {
+			for i, f := range c.Upsert {
+				if served(f) {
+					c.Upsert[i].Actions = withActions(f, func(a openflow.Action) openflow.Action {
+						if ct, is := a.(openflow.CT); is {
+							ct.NAT.MinPort, ct.NAT.MaxPort = ct.NAT.MinPort^1, ct.NAT.MinPort^1
+							return ct
+						}
+						return a
+					})
+				}
+			}
+		},
+		"what nobody serves is dropped": func(c *pipeline.Change) {
+			for i, f := range c.Upsert {
+				if served(f) {
+					c.Upsert[i].Actions = withActions(f, func(a openflow.Action) openflow.Action {
+						if _, is := a.(openflow.Controller); is {
+							return nil
+						}
+						return a
+					})
+				}
+			}
+		},
+		"connections do not keep their Service": func(c *pipeline.Change) {
+			for i, f := range c.Upsert {
+				if f.Table == pipeline.TableServiceLB {
+					c.Upsert[i].Actions = withActions(f, func(a openflow.Action) openflow.Action {
+						if _, is := a.(openflow.Move); is {
+							return nil
+						}
+						return a
+					})
+				}
+			}
+		},
+		"rules for Services match nothing": func(c *pipeline.Change) {
+			c.Upsert = slices.DeleteFunc(c.Upsert, func(f openflow.Flow) bool {
+				_, is := f.Match.Field(openflow.FieldMetadata)
+				return is && f.Table == pipeline.TableAntreaPolicyEgressRule
+			})
+		},
+		"a Pod's own endpoint is as another's": func(c *pipeline.Change) {
+			c.Upsert = slices.DeleteFunc(c.Upsert, func(f openflow.Flow) bool { return f.Table == pipeline.TableOutput && f.Priority > 0 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmp := &Comparer{tamper: fault}
+			for seed := range uint64(400) {
+				c := Generate(seed)
+				_, d, err := cmp.Compare(t.Context(), &c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d != nil {
+					return
+				}
+			}
+			t.Error("the fault was not found")
+		})
+	}
+}
+
+// withActions are a flow's actions, each as change has it. Nil: it is left out.
+func withActions(f openflow.Flow, change func(openflow.Action) openflow.Action) openflow.Actions {
+	var list []openflow.Action
+	for _, a := range f.Actions.List() {
+		if a = change(a); a != nil {
+			list = append(list, a)
+		}
+	}
+	return openflow.NewActions(list...)
 }
 
 // dropFlows leaves flows of a table and kind out of a change.

@@ -23,6 +23,12 @@
 //     denied one that does, an established connection that an update cuts;
 //   - between the Fake's way through the tables and that of Open vSwitch, where
 //     a Switch is given;
+//   - between the endpoint of a Service that a node chose and those that the
+//     evaluator lets the client have, and where nobody serves, whether it is refused;
+//   - an endpoint's answer that does not come to the client as the Service's, or one
+//     that a client with an affinity was not given before;
+//   - between what a node's firewall is to do with what comes to a port of a
+//     Service there and what the evaluator says of it;
 //   - a digest that differs, an item that does not compile, a refused change, a panic.
 //
 // Shrink takes from a failing Case whatever is not needed for a difference, and
@@ -31,8 +37,10 @@
 //
 // What is told apart and what is not: a Pod without an open port receives
 // nothing, whatever policies say, and its traffic is not judged. Traffic that
-// never passes a bridge (a Pod's with itself, hosts' among themselves) is left
-// out, and so are Services.
+// never passes a bridge (a Pod's with itself but by a Service, hosts' among
+// themselves but to ports of Services) is left out, and so is what hosts and the
+// world send to ClusterIPs: kube-proxy balances it. A trace of Open vSwitch ends
+// where a group chooses, and does not know what packets taught the Fake.
 //
 // Read differential_test.go first: it says how to run more, and longer.
 package differential

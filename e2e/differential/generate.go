@@ -136,11 +136,22 @@ func (g *generator) begin() []Event {
 	for i := range 2 + g.IntN(maxPods-1) {
 		events = append(events, g.apply(set(g.pod(one(g, g.namespaces...), fmt.Sprint("p", i)))))
 	}
+	for range g.IntN(5) { // Before the policies, which name them.
+		events = append(events, g.apply(set(g.serviceObject())))
+	}
+	for range g.IntN(3) {
+		events = append(events, g.apply(set(g.sliceObject())))
+	}
 	for i := range g.IntN(7) {
 		events = append(events, g.apply(set(g.policy(one(g, g.namespaces...), fmt.Sprint("np", i)))))
 	}
 	for range g.IntN(6) {
 		events = append(events, g.apply(set(g.orderedPolicy())))
+	}
+	if g.chance(25) {
+		for i := range 1 + g.IntN(3) {
+			events = append(events, g.apply(set(g.nodePortPolicy(fmt.Sprint("ports-", i)))))
+		}
 	}
 	for range g.IntN(6) {
 		events = append(events, g.apply(set(g.referent())))

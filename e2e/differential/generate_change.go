@@ -22,10 +22,10 @@ func (g *generator) change() []Event {
 	return events
 }
 
-// refsAfter are the objects of the kinds that came after one, and Services:
-// ordered policies and what they name.
+// refsAfter are the objects of the kinds that came after one, and Services
+// with their slices: ordered policies and what they name.
 func (g *generator) refsAfter(kind api.Kind) []api.Ref {
-	refs := g.refs(api.KindService)
+	refs := append(g.refs(api.KindService), g.refs(api.KindEndpointSlice)...)
 	for k := kind + 1; k <= api.KindGroup; k++ {
 		refs = append(refs, g.refs(k)...)
 	}
@@ -36,7 +36,15 @@ func (g *generator) refsAfter(kind api.Kind) []api.Ref {
 func (g *generator) changeOne(pods []*corev1.Pod) (events []Event) {
 	do := func(e Event) { events = append(events, g.apply(e)) }
 	pod := func() *corev1.Pod { return one(g, pods...) }
-	switch g.IntN(26) {
+	switch g.IntN(30) {
+	case 26:
+		do(set(one(g, g.serviceObject, func() Object { return g.nodePortPolicy("ports-0") })()))
+	case 27, 28:
+		do(set(g.sliceObject()))
+	case 29:
+		if refs := append(g.refs(api.KindService), g.refs(api.KindEndpointSlice)...); len(refs) > 0 {
+			do(Event{Ref: one(g, refs...)})
+		}
 	case 20, 21:
 		do(set(g.orderedPolicy()))
 	case 22, 23:

@@ -34,6 +34,9 @@ func (g *generator) node(i int) *corev1.Node {
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
 	o.Spec.PodCIDRs = one(g, nil, []string{fmt.Sprintf("10.244.%d.0/24", i+1), fmt.Sprintf("fd00:%d::/64", i+1)}, []string{fmt.Sprintf("10.244.%d.0/24", i+1)})
+	if zone := one(g, append(zoneNames, "")...); zone != "" {
+		o.Labels[corev1.LabelTopologyZone] = zone
+	}
 	if g.chance(15) {
 		o.Annotations = map[string]string{one(g, api.AnnotationGateways, api.AnnotationTransport, api.AnnotationAntreaTransport): fmt.Sprintf("10.244.%d.2, fd00:%d::2", i+1, i+1)}
 	}

@@ -17,7 +17,6 @@ import (
 var (
 	groupNames   = []string{"g0", "g1", "g2", "g3"}
 	accountNames = []string{"default", "robot"}
-	serviceNames = []string{"s0", "s1"}
 	tierNames    = []string{"", "Emergency", "securityops", "baseline", "mine", "yours"}
 )
 
@@ -84,7 +83,7 @@ func (g *generator) groupSpec(name string) (s antreav1beta1.GroupSpec) {
 			s.IPBlocks = append(s.IPBlocks, *g.antreaBlock())
 		}
 	case 2:
-		s.ServiceReference = &antreav1beta1.NamespacedName{Namespace: one(g, g.namespaces...), Name: one(g, serviceNames...)}
+		s.ServiceReference = g.serviceName()
 	case 3:
 		for _, child := range groupNames {
 			if child != name && g.chance(60) {
@@ -106,14 +105,6 @@ func (g *generator) optional(ofNamespaces bool) *metav1.LabelSelector {
 	return &s
 }
 
-func (g *generator) serviceObject() Object {
-	o := &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}}
-	o.Namespace, o.Name = one(g, g.namespaces...), one(g, serviceNames...)
-	o.Spec.ClusterIP, o.Spec.Selector = corev1.ClusterIPNone, g.labels()
-	o.Spec.Ports = []corev1.ServicePort{{Port: 80}}
-	return o
-}
-
 // antreaSpec is that of a policy of a Namespace, or of the cluster.
 func (g *generator) antreaSpec(namespaced bool) (s antreav1beta1.PolicySpec) {
 	s.Tier = one(g, tierNames...)
@@ -122,6 +113,13 @@ func (g *generator) antreaSpec(namespaced bool) (s antreav1beta1.PolicySpec) {
 	if !namespaced && g.chance(6) { // For Nodes, which are not judged here: it must not leak to Pods.
 		s.AppliedTo = []antreav1beta1.AppliedTo{{NodeSelector: g.optional(false)}}
 		s.Ingress = []antreav1beta1.Rule{{Action: ptr("Drop"), Name: "n"}}
+		return s
+	}
+	if g.chance(10) { // For Services, and for all their clients.
+		s.AppliedTo = []antreav1beta1.AppliedTo{{PodSelector: &metav1.LabelSelector{}}}
+		for i := range 1 + g.IntN(2) {
+			s.Egress = append(s.Egress, g.serviceRule(i, s.Tier))
+		}
 		return s
 	}
 	perRule := g.chance(30)
@@ -166,17 +164,71 @@ func (g *generator) account() *antreav1beta1.NamespacedName {
 	return &antreav1beta1.NamespacedName{Namespace: one(g, g.namespaces...), Name: one(g, accountNames...)}
 }
 
-func (g *generator) antreaRule(namespaced, egress, perRule bool, i int, tier string) antreav1beta1.Rule {
-	actions := []string{"Allow", "Drop", "Reject", "Pass", "Allow", "Drop", "Deny"}
-	if tier == "baseline" {
-		actions = []string{"Allow", "Drop", "Reject"}
+// serviceName names a Service, most often one that is there.
+func (g *generator) serviceName() *antreav1beta1.NamespacedName {
+	if refs := g.refs(api.KindService); len(refs) > 0 && g.chance(80) {
+		ref := one(g, refs...)
+		return &antreav1beta1.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 	}
-	r := antreav1beta1.Rule{Name: fmt.Sprintf("r%d-%t", i, egress), Action: ptr(one(g, actions...)), EnableLogging: g.chance(30)}
+	return &antreav1beta1.NamespacedName{Namespace: one(g, g.namespaces...), Name: one(g, serviceNames...)}
+}
+
+// nodePortPolicy guards what a Service has on nodes. It must not leak to Pods.
+func (g *generator) nodePortPolicy(name string) Object {
+	o := &antreav1beta1.ClusterNetworkPolicy{TypeMeta: antreaMeta("ClusterNetworkPolicy")}
+	g.policyMeta(o, name)
+	o.Spec.Tier, o.Spec.Priority = one(g, "", "", tierNames[g.IntN(len(tierNames))]), ptr(one(g, 1, 1.5, 2, 10000))
+	o.Spec.AppliedTo = []antreav1beta1.AppliedTo{{Service: g.nodePortName()}}
+	for i := range 1 + g.IntN(3) {
+		o.Spec.Ingress = append(o.Spec.Ingress, g.nodePortRule(i, o.Spec.Tier))
+	}
+	return o
+}
+
+// nodePortName names a Service that has ports on nodes, if one is there.
+func (g *generator) nodePortName() *antreav1beta1.NamespacedName {
+	for _, svc := range g.balanced() {
+		if svc.Spec.Ports[0].NodePort != 0 && !g.chance(20) {
+			return &antreav1beta1.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+		}
+	}
+	return g.serviceName()
+}
+
+// nodePortRule is of a policy that applies to a Service.
+func (g *generator) nodePortRule(i int, tier string) antreav1beta1.Rule {
+	r := antreav1beta1.Rule{Name: fmt.Sprintf("r%d-node", i), Action: ptr(one(g, ruleActions(tier)...)), EnableLogging: g.chance(30)}
+	for range g.IntN(3) {
+		b := one(g, g.antreaBlock(), &antreav1beta1.IPBlock{CIDR: "0.0.0.0/0"}, &antreav1beta1.IPBlock{CIDR: "::/0"})
+		r.From = append(r.From, antreav1beta1.Peer{IPBlock: b})
+	}
+	return r
+}
+
+// serviceRule names Services.
+func (g *generator) serviceRule(i int, tier string) antreav1beta1.Rule {
+	r := antreav1beta1.Rule{Name: fmt.Sprintf("r%d-services", i), Action: ptr(one(g, ruleActions(tier)...)), EnableLogging: g.chance(30)}
+	for range 1 + g.IntN(2) {
+		name := g.serviceName()
+		r.ToServices = append(r.ToServices, antreav1beta1.PeerService{Namespace: name.Namespace, Name: name.Name})
+	}
+	return r
+}
+
+func ruleActions(tier string) []string {
+	if tier == "baseline" {
+		return []string{"Allow", "Drop", "Reject"}
+	}
+	return []string{"Allow", "Drop", "Reject", "Pass", "Allow", "Drop", "Deny"}
+}
+
+func (g *generator) antreaRule(namespaced, egress, perRule bool, i int, tier string) antreav1beta1.Rule {
+	r := antreav1beta1.Rule{Name: fmt.Sprintf("r%d-%t", i, egress), Action: ptr(one(g, ruleActions(tier)...)), EnableLogging: g.chance(30)}
 	if perRule {
 		r.AppliedTo = g.appliedTo(namespaced)
 	}
-	if egress && g.chance(4) {
-		r.ToServices = []antreav1beta1.PeerService{{Namespace: one(g, g.namespaces...), Name: one(g, serviceNames...)}}
+	if egress && g.chance(12) {
+		r.ToServices = g.serviceRule(i, tier).ToServices
 		return r
 	}
 	for range g.IntN(3) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -86,10 +87,20 @@ func (g *generator) probes(number int) []evaluate.Connection {
 	if len(e.pods) == 0 {
 		return nil
 	}
-	services := g.services()
+	services, balanced := g.services(), g.balanced()
 	var list []evaluate.Connection
 	for range number {
 		pod := one(g, e.pods...)
+		if len(balanced) > 0 && g.chance(30) {
+			list = append(list, g.toService(pod, balanced)...)
+			continue
+		}
+		if len(balanced) > 0 && g.chance(12) {
+			if c, ok := g.toNodePort(&e, balanced); ok {
+				list = append(list, c)
+			}
+			continue
+		}
 		others := e.pods
 		switch g.IntN(10) {
 		case 6, 7:
@@ -179,6 +190,16 @@ func (g *generator) services() []service {
 				for _, p := range c.Ports {
 					add(p.Protocol, p.ContainerPort)
 				}
+			}
+		case *corev1.Service:
+			for _, p := range o.Spec.Ports {
+				if p.TargetPort.Type == intstr.Int {
+					add(p.Protocol, p.TargetPort.IntVal)
+				}
+			}
+		case *discoveryv1.EndpointSlice:
+			for _, p := range api.FromEndpointSlice(o).Ports {
+				list = append(list, service{p.Protocol, p.Port})
 			}
 		case *antreav1beta1.NetworkPolicy:
 			antrea(o.Spec)

@@ -2,6 +2,7 @@ package differential
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -20,6 +21,19 @@ type hop struct {
 	want uint32
 	// Whom the bridge guards: source, destination or both.
 	egress, ingress bool
+	// Of a packet to a Service: the endpoint that it is to go to, and the id of
+	// the Service's port. Not valid: it is for nobody but its destination.
+	chosen  netip.AddrPort
+	service uint32
+}
+
+// judged is the packet as policies see it.
+func (h *hop) judged() bridge.Packet {
+	p := h.packet
+	if h.chosen.IsValid() {
+		p.IPDst, p.DstPort = h.chosen.Addr(), h.chosen.Port()
+	}
+	return p
 }
 
 // hops are the bridges that a packet from one place to another passes: that of
@@ -155,6 +169,9 @@ func (h *hop) read(w bridge.Walk) outcome {
 		if w.Outputs[0].Packet.EthDst != want {
 			o.wrong = "the packet is delivered with another destination MAC"
 		}
+	}
+	if o.wrong == "" && h.chosen.IsValid() {
+		o.wrong = h.misled(w)
 	}
 	passed := o.egress != denied && o.ingress != denied && h.want != 0
 	if o.wrong == "" && passed != o.delivered {

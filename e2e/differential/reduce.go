@@ -33,8 +33,15 @@ func reduce(o Object) iter.Seq[Object] {
 			}
 			return reflect.DeepEqual(c, o) || elsewhere(c, o) || yield(c)
 		}
-		for _, part := range []string{"metadata", "spec", "status"} {
-			if m, is := tree[part].(map[string]any); is && !lessOf(m, less) {
+		for _, part := range []string{"metadata", "spec", "status", "endpoints", "ports"} {
+			more := true
+			switch v := tree[part].(type) {
+			case map[string]any:
+				more = lessOf(v, less)
+			case []any:
+				more = lessOfList(v, func(l []any) { tree[part] = l }, less)
+			}
+			if !more {
 				return
 			}
 		}

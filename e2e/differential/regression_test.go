@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 	"github.com/weirnet/weir/services/policy/evaluate"
 )
 
@@ -20,7 +22,7 @@ func TestNoLongerDiffers(t *testing.T) {
 	for _, test := range []struct {
 		name, manifests string
 		ports           map[string]Port // By NAMESPACE/NAME.
-		connections     []string        // "FROM TO PROTOCOL/PORT[ SOURCEPORT]", by NAMESPACE/POD, node:NAME or address.
+		connections     []string        // "FROM TO PROTOCOL/PORT[ SOURCEPORT]", by NAMESPACE/POD, node:NAME, service:NAMESPACE/NAME or address.
 	}{
 		{
 			// The second association's reply was taken for a packet of the first.
@@ -58,6 +60,37 @@ func TestNoLongerDiffers(t *testing.T) {
 			ports:       map[string]Port{"a/p": {"n1", 12}},
 			connections: []string{"a/p node:n1 TCP/80"},
 		},
+		{
+			// Conntrack knew the connection, which was denied, and took what answered
+			// it for allowed: it came from the Service, whom no rule names.
+			name: "an endpoint that answers what it never got",
+			manifests: `
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p0}, spec: {nodeName: n1, containers: [{name: c}]}, status: {podIPs: [{ip: 10.244.1.11}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p1, labels: {app: x}}, spec: {nodeName: n1, containers: [{name: c}]}, status: {podIPs: [{ip: 10.244.1.12}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: s0}, spec: {clusterIPs: [10.96.0.1], selector: {app: x}, ports: [{port: 80}]}}
+---
+{apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: apart}, spec: {priority: 1, appliedTo: [{namespaceSelector: {}}],
+  ingress: [{action: Drop, from: [{namespaceSelector: {}}]}]}}
+`,
+			ports:       map[string]Port{"a/p0": {"n1", 8}, "a/p1": {"n1", 5}},
+			connections: []string{"a/p0 service:a/s0 TCP/80", "a/p1 service:a/s0 TCP/80"},
+		},
+		{
+			// A node that has no object took those that are on none for its own.
+			name: "endpoints that are on no node, and one that is on this",
+			manifests: `
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p0, labels: {app: x}}, spec: {nodeName: n1, containers: [{name: c}]}, status: {podIPs: [{ip: 10.244.1.11}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: s0}, spec: {clusterIPs: [10.96.0.1], internalTrafficPolicy: Local, ports: [{port: 80}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: a, name: s0-0, labels: {kubernetes.io/service-name: s0}}, addressType: IPv4,
+  ports: [{port: 80}], endpoints: [{addresses: [198.51.100.7]}, {addresses: [198.51.100.8], nodeName: n1}]}
+`,
+			ports:       map[string]Port{"a/p0": {"n1", 8}},
+			connections: []string{"a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := Case{Name: test.name, FrameLimit: 1 << 20, Steps: []Step{{Events: decode(t, test.manifests), Ports: map[Pod]Port{}}}}
@@ -93,6 +126,12 @@ func decode(t *testing.T, manifests string) []Event {
 			o = &networkingv1.NetworkPolicy{}
 		case strings.Contains(text, "kind: Namespace"):
 			o = &corev1.Namespace{}
+		case strings.Contains(text, "kind: ClusterNetworkPolicy"):
+			o = &antreav1beta1.ClusterNetworkPolicy{}
+		case strings.Contains(text, "kind: Service,"):
+			o = &corev1.Service{}
+		case strings.Contains(text, "kind: EndpointSlice"):
+			o = &discoveryv1.EndpointSlice{}
 		case strings.Contains(text, "kind: Node,"):
 			o = &corev1.Node{}
 		default:
@@ -124,6 +163,10 @@ func connect(t *testing.T, events []Event, text string, sourcePort uint16) evalu
 			case *corev1.Pod:
 				if name == o.Namespace+"/"+o.Name {
 					return evaluate.Endpoint{Namespace: o.Namespace, Pod: o.Name, Addr: podAddresses(o)[0]}
+				}
+			case *corev1.Service:
+				if name == "service:"+o.Namespace+"/"+o.Name {
+					return evaluate.Endpoint{Namespace: o.Namespace, Service: o.Name, Addr: api.FromService(o).ClusterIPs[0]}
 				}
 			case *corev1.Node:
 				if name == "node:"+o.Name {

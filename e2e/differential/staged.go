@@ -10,7 +10,7 @@ import (
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
-var stagedActions = map[evaluate.Verdict]policyv1.Action{
+var wireActions = map[evaluate.Verdict]policyv1.Action{
 	evaluate.Allow: policyv1.Action_ACTION_ALLOW, evaluate.Drop: policyv1.Action_ACTION_DROP, evaluate.Reject: policyv1.Action_ACTION_REJECT,
 }
 
@@ -42,10 +42,10 @@ func (r *run) recorded(h *hop, w bridge.Walk, dir policyv1.Direction, is, would 
 		if in.ControllerID != pipeline.LogController || (in.Table <= pipeline.TableEgressMetric) != (dir == policyv1.Direction_DIRECTION_EGRESS) {
 			continue
 		}
-		p := &h.packet
+		p := h.judged()
 		a, ok := r.cluster.nodes[h.node].compiler.Attribute(pipeline.Hit{Table: in.Table, Cookie: in.Cookie, InPort: p.InPort, OutPort: h.want,
 			Src: p.IPSrc, Dst: p.IPDst, Proto: p.IPProto, SrcPort: p.SrcPort, DstPort: p.DstPort, ICMPType: p.ICMPType, ICMPCode: p.ICMPCode,
-			Mark: pipeline.MarkOf(in.Table, in.Metadata.Reg), Reported: pipeline.Reported(in.UserData)})
+			Service: pipeline.ServiceOf(in.Metadata), Mark: pipeline.MarkOf(in.Table, in.Metadata.Reg), Reported: pipeline.Reported(in.UserData)})
 		if !ok {
 			return "a report is attributed to nothing"
 		}
@@ -68,7 +68,7 @@ func (r *run) recorded(h *hop, w bridge.Walk, dir policyv1.Direction, is, would 
 		names = append(names, nameOf(ref))
 	}
 	slices.Sort(names)
-	if got[0].Staged.GetAction() != stagedActions[would.Action] || !slices.Equal(names, deciders(would)) {
+	if got[0].Staged.GetAction() != wireActions[would.Action] || !slices.Equal(names, deciders(would)) {
 		return fmt.Sprintf("with the staged policies the evaluator says %+v, the flows say %v", would, got[0].Staged)
 	}
 	return ""

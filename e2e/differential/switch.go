@@ -210,6 +210,9 @@ func (r *run) trace(way []hop) (*Difference, error) {
 	}
 	for _, h := range way {
 		w := r.cluster.nodes[h.node].fake.Walk(h.packet, bridge.WalkOptions{CtNext: []uint32{}})
+		if slices.ContainsFunc(w.Trail, func(hit bridge.Hit) bool { return pipeline.Passing(hit.Flow.Cookie) }) {
+			continue // Traces teach the switch nothing.
+		}
 		text, o, err := r.cmp.Switch.trace(r.ctx, h.node, h.packet)
 		if err != nil {
 			return nil, err
@@ -230,6 +233,10 @@ func (r *run) trace(way []hop) (*Difference, error) {
 			}
 		}
 		slices.Sort(ports)
+		// A trace does not go on behind a group for which the datapath hashes.
+		if n := len(o.Tables); h.chosen.IsValid() && n < len(tables) && len(o.Tables) == len(o.Cookies) && o.Tables[n-1] == pipeline.TableServiceEndpoint {
+			tables, cookies, ports = tables[:n], cookies[:n], []string{}
+		}
 		var problem string
 		switch {
 		case !slices.Equal(ports, o.Outputs):
