@@ -148,6 +148,11 @@ func (g *generator) begin() []Event {
 	for range g.IntN(6) {
 		events = append(events, g.apply(set(g.orderedPolicy())))
 	}
+	if g.chance(25) {
+		for i := range 1 + g.IntN(3) {
+			events = append(events, g.apply(set(g.nodePortPolicy(fmt.Sprint("ports-", i)))))
+		}
+	}
 	for range g.IntN(6) {
 		events = append(events, g.apply(set(g.referent())))
 	}

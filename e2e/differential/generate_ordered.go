@@ -115,13 +115,6 @@ func (g *generator) antreaSpec(namespaced bool) (s antreav1beta1.PolicySpec) {
 		s.Ingress = []antreav1beta1.Rule{{Action: ptr("Drop"), Name: "n"}}
 		return s
 	}
-	if !namespaced && g.chance(8) { // For ports of nodes: neither must this.
-		s.AppliedTo = []antreav1beta1.AppliedTo{{Service: g.serviceName()}}
-		for i := range 1 + g.IntN(3) {
-			s.Ingress = append(s.Ingress, g.nodePortRule(i, s.Tier))
-		}
-		return s
-	}
 	if g.chance(10) { // For Services, and for all their clients.
 		s.AppliedTo = []antreav1beta1.AppliedTo{{PodSelector: &metav1.LabelSelector{}}}
 		for i := range 1 + g.IntN(2) {
@@ -180,11 +173,34 @@ func (g *generator) serviceName() *antreav1beta1.NamespacedName {
 	return &antreav1beta1.NamespacedName{Namespace: one(g, g.namespaces...), Name: one(g, serviceNames...)}
 }
 
+// nodePortPolicy guards what a Service has on nodes. It must not leak to Pods.
+func (g *generator) nodePortPolicy(name string) Object {
+	o := &antreav1beta1.ClusterNetworkPolicy{TypeMeta: antreaMeta("ClusterNetworkPolicy")}
+	g.policyMeta(o, name)
+	o.Spec.Tier, o.Spec.Priority = one(g, "", "", tierNames[g.IntN(len(tierNames))]), ptr(one(g, 1, 1.5, 2, 10000))
+	o.Spec.AppliedTo = []antreav1beta1.AppliedTo{{Service: g.nodePortName()}}
+	for i := range 1 + g.IntN(3) {
+		o.Spec.Ingress = append(o.Spec.Ingress, g.nodePortRule(i, o.Spec.Tier))
+	}
+	return o
+}
+
+// nodePortName names a Service that has ports on nodes, if one is there.
+func (g *generator) nodePortName() *antreav1beta1.NamespacedName {
+	for _, svc := range g.balanced() {
+		if svc.Spec.Ports[0].NodePort != 0 && !g.chance(20) {
+			return &antreav1beta1.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}
+		}
+	}
+	return g.serviceName()
+}
+
 // nodePortRule is of a policy that applies to a Service.
 func (g *generator) nodePortRule(i int, tier string) antreav1beta1.Rule {
 	r := antreav1beta1.Rule{Name: fmt.Sprintf("r%d-node", i), Action: ptr(one(g, ruleActions(tier)...)), EnableLogging: g.chance(30)}
 	for range g.IntN(3) {
-		r.From = append(r.From, antreav1beta1.Peer{IPBlock: g.antreaBlock()})
+		b := one(g, g.antreaBlock(), &antreav1beta1.IPBlock{CIDR: "0.0.0.0/0"}, &antreav1beta1.IPBlock{CIDR: "::/0"})
+		r.From = append(r.From, antreav1beta1.Peer{IPBlock: b})
 	}
 	return r
 }

@@ -95,7 +95,7 @@ func (g *generator) probes(number int) []evaluate.Connection {
 			list = append(list, g.toService(pod, balanced)...)
 			continue
 		}
-		if len(balanced) > 0 && g.chance(8) {
+		if len(balanced) > 0 && g.chance(12) {
 			if c, ok := g.toNodePort(&e, balanced); ok {
 				list = append(list, c)
 			}

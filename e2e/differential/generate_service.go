@@ -183,9 +183,17 @@ func (g *generator) toService(pod end, services []*corev1.Service) (list []evalu
 
 // toNodePort is a connection of anyone to a port that a Service has on every node.
 func (g *generator) toNodePort(e *ends, services []*corev1.Service) (c evaluate.Connection, ok bool) {
-	p := one(g, api.FromService(one(g, services...)).Ports...)
+	var ports []api.ServicePort
+	for _, svc := range services {
+		ports = append(ports, api.FromService(svc).Ports...)
+	}
+	ports = slices.DeleteFunc(ports, func(p api.ServicePort) bool { return p.NodePort == 0 })
+	if len(ports) == 0 {
+		return c, false
+	}
+	p := one(g, ports...)
 	nodes := slices.DeleteFunc(slices.Clone(e.hosts), func(h end) bool { return h.Node == "" })
-	if p.NodePort == 0 || len(nodes) == 0 {
+	if len(nodes) == 0 {
 		return c, false
 	}
 	to := one(g, nodes...)

@@ -194,7 +194,9 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 		r.blocks = append(r.blocks, prefixes...)
 	}
 	for _, s := range w.GetPeers().GetServices() {
-		r.toServices = append(r.toServices, nameOfRef(s))
+		if name := nameOfRef(s); !slices.Contains(r.toServices, name) { // A port of it comes once.
+			r.toServices = append(r.toServices, name)
+		}
 	}
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {

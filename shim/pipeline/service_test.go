@@ -460,3 +460,29 @@ func TestClusterIPGoesToAnotherService(t *testing.T) {
 		})
 	}
 }
+
+// A rule that names a Service twice has its ports once, in either form: two Pods
+// of two families make it heavy enough for conjunctions, and one makes it light.
+func TestRuleThatNamesAServiceTwice(t *testing.T) {
+	group := groupID("all")
+	twice := []*policyv1.ServiceRef{{Namespace: "x", Name: "web"}, {Namespace: "x", Name: "web"}}
+	w := newCluster(t, &policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{
+		Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: "no-web"}, Rank: 100, Priority: 5, AppliedTo: [][]byte{group[:]},
+		Rules: []*policyv1.Rule{{Direction: egress, Action: drop, Peers: &policyv1.Peers{Services: twice}}}}}})
+	for name, ip := range map[string]string{"client": "fd00::2", "other": "10.0.0.3"} {
+		w.put(&policyv1.Item{Body: &policyv1.Item_Endpoint{Endpoint: &policyv1.Endpoint{Namespace: "x", Name: name, Ips: [][]byte{netip.MustParseAddr(ip).AsSlice()}, Groups: [][]byte{group[:]}}}})
+	}
+	w.ports = append(w.ports, port(2, "other"))
+	c := New(config, Assignment{})
+	w.update(c)
+	w.put(serviceItem(web()))
+	w.ports = w.ports[:1]
+	w.update(c)
+	w.remove(serviceItem(web()))
+	w.update(c)
+	fresh := New(config, Assignment{})
+	w.feed.update(fresh, Whole(w.replica), w.ports)
+	if len(c.Desired()) != len(fresh.Desired()) {
+		t.Errorf("%d flows are left, and a new shim wants %d", len(c.Desired()), len(fresh.Desired()))
+	}
+}
