@@ -30,7 +30,7 @@ type wire struct {
 }
 
 // newWire opens a device. Of what comes by it, take is called for UDP packets
-// with the destination port, in one goroutine.
+// with the destination port, or of any where that is zero, in one goroutine.
 func (n *benchNode) newWire(device string, port uint16, take func(frame []byte)) *wire {
 	n.t.Helper()
 	w := &wire{fd: -1, seen: make(chan struct{}, 1)}
@@ -57,7 +57,7 @@ func (n *benchNode) newWire(device string, port uint16, take func(frame []byte))
 	w.done.Go(func() {
 		for buf := make([]byte, 2048); ctx.Err() == nil; {
 			got, _, err := unix.Recvfrom(w.fd, buf, 0)
-			if err != nil || got < 42 || buf[23] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(buf[36:]) != port {
+			if err != nil || got < 42 || buf[23] != unix.IPPROTO_UDP || port != 0 && binary.BigEndian.Uint16(buf[36:]) != port {
 				continue
 			}
 			take(buf[:got])

@@ -287,7 +287,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s.host = newHostPolicies(s)
 	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, pipeline.Config{LogRate: cfg.LogRate, RejectRate: cfg.RejectRate}
+	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, cfg.compiler()
 	return s
 }
 
