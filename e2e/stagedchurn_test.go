@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -313,7 +312,7 @@ func (s *stagedChurn) verify() {
 		got := records[fmt.Sprintf("%s:%d", key, try.source)]
 		if !slices.ContainsFunc(outcomes, func(e expectedTry) bool {
 			return e.fits(came, got)
-		}) && !mixes(outcomes, came, got) {
+		}) {
 			t.Errorf("%s from port %d: arrived: %t, recorded %q; with the policies that were in force it is to be %v", key, try.source, came, got, outcomes)
 		}
 		if len(outcomes) > 1 {
@@ -361,41 +360,6 @@ func (e expectedTry) fits(came bool, got []string) bool {
 	known := slices.Concat(e.must, e.may)
 	return came == e.arrives && !slices.ContainsFunc(e.must, func(r string) bool { return !slices.Contains(got, r) }) &&
 		!slices.ContainsFunc(got, func(r string) bool { return !slices.Contains(known, r) })
-}
-
-// byWhom is what a record says of who decided.
-var byWhom = regexp.MustCompile(` by \[([^\]]*)\]`)
-
-// mixes says whether what came of a connection amid a change are the verdicts of
-// one moment, with the names of another: a report that comes after the bundle is
-// attributed by the rules that cover it then.
-func mixes(outcomes []expectedTry, came bool, got []string) bool {
-	bare := func(list []string) (out []string) {
-		for _, r := range list {
-			out = append(out, byWhom.ReplaceAllString(r, ""))
-		}
-		return out
-	}
-	named := make(map[string]bool)
-	name := func(list []string, each func(of string)) {
-		for _, r := range list {
-			direction, _, _ := strings.Cut(r, ":")
-			for _, m := range byWhom.FindAllStringSubmatch(r, -1) {
-				for _, n := range strings.Fields(m[1]) {
-					each(direction + " " + n)
-				}
-			}
-		}
-	}
-	verdicts := false
-	for _, e := range outcomes {
-		name(slices.Concat(e.must, e.may), func(of string) { named[of] = true })
-		e.must, e.may = bare(e.must), bare(e.may)
-		verdicts = verdicts || e.fits(came, bare(got))
-	}
-	known := true
-	name(got, func(of string) { known = known && named[of] })
-	return len(outcomes) > 1 && verdicts && known
 }
 
 func (s *stagedChurn) expect(state *evaluate.State, try *stagedTry) (e expectedTry) {

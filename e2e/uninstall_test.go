@@ -80,7 +80,7 @@ func TestUninstallFromACluster(t *testing.T) {
 	if out, err = weirctl("uninstall", "--purge"); err != nil {
 		t.Errorf("purge: %v\n%s", err, out)
 	}
-	must(t, harness.Eventually(t.Context(), time.Minute, func() error {
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
 		out, err := k.Kubectl(t.Context(), nil, "get", "crd", "-o", "name")
 		if err == nil && strings.Contains(out, "crd.antrea.io") {
 			err = errors.New("the kinds are still there")
