@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -226,9 +225,6 @@ func recordedTo(t *testing.T, log *packetlog.Log, protocol uint32, to string) (i
 
 // TestNodePortRecords sends real packets through the host's firewall.
 func TestNodePortRecords(t *testing.T) {
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip(err)
-	}
 	n := fwtest.New(t)
 	n.ServeHost(30080)
 	h := hosting(func(c *Config) { c.Reconcile = time.Hour })
@@ -308,9 +304,6 @@ func TestNodePortRecords(t *testing.T) {
 // TestNodePortRecordsOverTheirRate has more reported than the budget allows: all
 // is on record, or stated as lost.
 func TestNodePortRecordsOverTheirRate(t *testing.T) {
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip(err)
-	}
 	n := fwtest.New(t)
 	h := hosting(func(c *Config) { c.LogRate, c.Reconcile = 10, time.Hour })
 	state := &hostState{t: t}

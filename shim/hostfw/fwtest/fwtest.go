@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -35,7 +36,7 @@ type Network struct {
 	backend space
 }
 
-// New makes the network. Without the rights it skips the test, or fails it where
+// New makes the network. Without the rights or nftables it skips the test, or fails it where
 // WEIR_REQUIRE_DATAPLANE is 1.
 func New(t *testing.T) *Network {
 	t.Helper()
@@ -45,6 +46,9 @@ func New(t *testing.T) *Network {
 	}
 	if os.Geteuid() != 0 {
 		missing("needs root")
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		missing("needs nftables: %v", err)
 	}
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
