@@ -19,14 +19,15 @@ func (l *loop) packetIn(p openflow.PacketIn) {
 	}
 	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
 	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
-		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Unlogged: pipeline.Reported(p.UserData), Service: pipeline.ServiceOf(p.Metadata)}
+		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Unlogged: pipeline.Reported(p.UserData), Service: pipeline.ServiceOf(p.Metadata),
+		Revision: pipeline.RevisionOf(p.Metadata.Reg)}
 	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
 			return packetlog.Meaning{}, false
 		}
 		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
 			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
-			Service: key.Service, Decision: key.Decision, Mark: mark, Reported: key.Unlogged})
+			Service: key.Service, Decision: key.Decision, Revision: key.Revision, Mark: mark, Reported: key.Unlogged})
 		return packetlog.Meaning(a), ok
 	})
 }
@@ -46,6 +47,18 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort})
 		return packetlog.Meaning(a), ok
 	})
+}
+
+// forgetRevisions lets the compiler forget what was otherwise before a revision
+// that packets have met for a second and more: what was reported of them has come.
+func (l *loop) forgetRevisions() {
+	if l.compiler == nil {
+		return
+	}
+	l.compiler.Forget(l.revision)
+	if !l.stale && !l.unsettled {
+		l.revision = l.compiler.Revision()
+	}
 }
 
 // hear takes the packets whose reports have arrived, as long as the compiler

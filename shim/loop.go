@@ -97,6 +97,7 @@ type loop struct {
 	readAt     time.Time     // When it was last read back,
 	readTook   time.Duration // and for how long that kept the loop.
 	unsettled  bool          // Packets may still go by what was there before the last bundle.
+	revision   uint64        // That packets have met for a second and more: see forgetRevisions.
 	unsaved    bool
 	saved      time.Time
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
@@ -187,6 +188,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.countLosses(ctx, now)
 			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
+			l.forgetRevisions()
 			l.save(false)
 			if l.unread {
 				l.refreshPorts(ctx)
@@ -231,7 +233,6 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		touched = pipeline.Whole(state)
 	}
 	l.sift(state)
-	l.hear()
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.

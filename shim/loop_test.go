@@ -740,6 +740,7 @@ func TestReportsAreOfThePoliciesBeforeTheCut(t *testing.T) {
 		t.Fatalf("the packet made %d packet-ins", len(walk.PacketIns))
 	}
 	must(t, s.loop.apply(ctx, w.replica, w.cut(deny("second", "web"))).err)
+	s.loop.hear()
 	s.log.Flush(time.Now().Add(packetlog.Window))
 	events := s.log.Take(10)
 	if len(events) != 1 {

@@ -103,6 +103,7 @@ func (l *loop) endReading(ctx context.Context, r readingDone) {
 	if l.compiler == nil || l.counts.entered() != r.entered { // A later one does not know what is to go.
 		return
 	}
+	l.hear()
 	goes := func(id uint32) bool { return r.leaving[id] && !l.carriesOn(id) }
 	change := l.compiler.Drop(slices.DeleteFunc(l.compiler.Retired(), func(id uint32) bool { return !goes(id) }))
 	for id, keys := range l.orphans {

@@ -36,6 +36,7 @@ type Key struct {
 	Decision        uint32    // Of an isolation: which.
 	Mark            [3]uint32 // What staged policies would have decided, and by what.
 	Service         uint32    // Id of the Service's port that it was for. Zero: none.
+	Revision        uint16    // Of the rules that judged it. Zero: not known.
 	Unlogged        bool
 }
 

@@ -18,6 +18,8 @@ type Assignment struct {
 	Rules map[string]RulePlace `json:"rules"` // By the key of a part of a rule: see newPart.
 	// Services are the ids of Services' ports, out of the same numbers.
 	Services map[string]uint32 `json:"services,omitempty"`
+	// Revision is that of the last Update: see past.go. Zero: none.
+	Revision uint64 `json:"revision,omitempty"`
 	// Levels are the priorities of the rules that have an order, by table.
 	Levels map[uint8][]LevelPlace `json:"levels,omitempty"`
 }

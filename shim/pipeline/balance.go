@@ -98,7 +98,7 @@ func groupOf(id uint32, f int) uint32 { return id<<1 | uint32(f) }
 
 // serviceFlows are there for every node that balances.
 func (c *Compiler) serviceFlows(put func(table uint8, priority uint16, acts openflow.Actions, match ...openflow.Field)) {
-	put(TableServiceLB, prioMiss, actions(openflow.MoveBits(labelOfService, metadataOfService), openflow.GotoTable(TableAntreaPolicyEgressRule)))
+	put(TableServiceLB, prioMiss, actions(openflow.MoveBits(labelOfService, metadataOfService), openflow.GotoTable(TableRevision)))
 	put(TableServiceEndpoint, prioMiss, openflow.Drop())
 	put(TableServiceAffinity, prioMiss, openflow.Actions{}) // Back to where it was asked.
 	put(TableServiceReply, prioMiss, openflow.Actions{})
@@ -357,9 +357,9 @@ func (sp *servicePort) endpointFlow(f int, e netip.AddrPort) openflow.Flow {
 	if proto := protoNumber(sp.wire.GetProtocol(), 0); proto == openflow.ProtoSCTP {
 		acts = append(acts, sp.associate(f, e)...)
 		acts = append(acts, openflow.Set(ipDstField[f], openflow.Addr(e.Addr())), openflow.Set(openflow.FieldSCTPDst, openflow.Uint(uint64(e.Port()))),
-			openflow.GotoTable(TableAntreaPolicyEgressRule))
+			openflow.GotoTable(TableRevision))
 	} else {
-		acts = append(acts, openflow.CT{Commit: true, Zone: zone, Recirc: true, Table: TableAntreaPolicyEgressRule,
+		acts = append(acts, openflow.CT{Commit: true, Zone: zone, Recirc: true, Table: TableRevision,
 			NAT:  openflow.NAT{Kind: openflow.NATDst, MinAddr: e.Addr(), MaxAddr: e.Addr(), MinPort: e.Port(), MaxPort: e.Port()},
 			Exec: []openflow.Action{openflow.Load(labelOfService, uint64(sp.id))}})
 	}

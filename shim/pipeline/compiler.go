@@ -77,9 +77,13 @@ type Compiler struct {
 	reassess map[*endpoint]struct{} // To be worked out again: see assess.
 	judged   int                    // Endpoints that are judged by the staged world.
 	names    map[netip.Addr][]nameCount
+	blocks   map[storage.ScopeID]map[string]struct{} // Keys of members that are blocks, or were lately, by group.
+	first    uint64                                  // Revision of this compiler: nothing is known of those before.
+	revision uint64                                  // Of the last Update that changed what reports may mean. Zero: there was none.
+	history  history
 	sharing  *Sharing              // Nil: the bridge is ours alone.
 	divided  []openflow.FlowKey    // Of hostFlows.
-	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up.
+	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up, with its key.
 
 	zone         string          // Of which the state tells.
 	factsScope   storage.ScopeID // Where it does.
@@ -108,8 +112,10 @@ func New(cfg Config, former Assignment) *Compiler {
 		former.Services = make(map[string]uint32)
 	}
 	former.Next = max(former.Next, 1)
+	former.Revision = max(former.Revision, 1)
 	c := &Compiler{
 		cfg:          cfg,
+		first:        former.Revision,
 		flows:        newFlowSet(),
 		assignment:   former,
 		byConj:       make(map[uint32]*part),
@@ -131,6 +137,8 @@ func New(cfg Config, former Assignment) *Compiler {
 		inGroup:      make(map[storage.ScopeID]map[*endpoint]struct{}),
 		reassess:     make(map[*endpoint]struct{}),
 		names:        make(map[netip.Addr][]nameCount),
+		blocks:       make(map[storage.ScopeID]map[string]struct{}),
+		history:      newHistory(),
 		gaveUp:       make(map[netip.Addr]string),
 		services:     make(map[serviceName]*service),
 		servicePorts: make(map[uint32]*servicePort),
@@ -187,6 +195,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	if err := c.fits(policies); err != nil {
 		return Change{}, err
 	}
+	c.revision = max(c.revision+1, c.first)
 	for id, ts := range touched {
 		if c.kind(state, id) == storage.ScopeAddressGroup {
 			c.setGroup(state, id, ts)
@@ -209,6 +218,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.passOn()
 	c.settleForms()
 	c.forgetPlaces()
+	c.revise()
 	up, del := c.flows.take()
 	change := Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted(), Unserved: c.unserved}
 	change.PutGroups, change.DeleteGroups = c.takeGroups()
@@ -237,8 +247,8 @@ func (c *Compiler) Groups() []openflow.Group {
 // takeVacated are the addresses that Pods gave up in this Update and did not get back.
 func (c *Compiler) takeVacated() []netip.Addr {
 	var out []netip.Addr
-	for a, name := range c.gaveUp {
-		if !slices.ContainsFunc(c.names[a], func(n nameCount) bool { return n.name == name }) {
+	for a, key := range c.gaveUp {
+		if !slices.ContainsFunc(c.names[a], func(n nameCount) bool { return n.key == key }) {
 			out = append(out, a)
 		}
 	}
@@ -248,7 +258,7 @@ func (c *Compiler) takeVacated() []netip.Addr {
 }
 
 // Owned says whether the state tells of a Pod with this address.
-func (c *Compiler) Owned(a netip.Addr) bool { return len(c.names[a]) > 0 }
+func (c *Compiler) Owned(a netip.Addr) bool { return c.nameOf(a, c.revision) != "" }
 
 // Whole touches everything that a replica holds, for a compiler's first Update.
 func Whole(state *storage.Replica) storage.Touched {
@@ -283,6 +293,7 @@ func (c *Compiler) Meters() []openflow.Meter {
 // Assignment is the present one. It must not be changed.
 func (c *Compiler) Assignment() Assignment {
 	a := c.assignment
+	a.Revision = c.revision
 	a.Levels = make(map[uint8][]LevelPlace)
 	for table, l := range c.ladders {
 		if places := l.save(); len(places) > 0 {
@@ -386,7 +397,7 @@ func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *stor
 	_, held := state.Kind(id)
 	for _, key := range keys {
 		if former := c.groups[id][key]; held && former.GetPod() != nil { // Of a group that goes, members may well be elsewhere.
-			c.giveUp(former.GetPod().GetNamespace()+"/"+former.GetPod().GetName(), addrs(former.GetIps()))
+			c.giveUp(key, addrs(former.GetIps()))
 		}
 		c.setMember(id, key, state.Item(id, key).GetMember())
 	}
@@ -407,11 +418,12 @@ func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member)
 		}
 		c.weigh(r)
 	}
-	if former := c.groups[id][key]; former.GetPod() != nil {
-		c.named(former.GetPod().GetNamespace()+"/"+former.GetPod().GetName(), addrs(former.GetIps()), -1)
-	}
-	if m.GetPod() != nil {
-		c.named(m.GetPod().GetNamespace()+"/"+m.GetPod().GetName(), addrs(m.GetIps()), 1)
+	former := c.groups[id][key]
+	remember(c, c.history.members, groupMember{id, key}, former)
+	c.named(key, addrs(former.GetIps()), -1)
+	c.named(key, addrs(m.GetIps()), 1)
+	if m.GetBlock() != nil {
+		link(c.blocks, id, key)
 	}
 	if m == nil {
 		delete(c.groups[id], key)

@@ -30,7 +30,7 @@ func (c *Compiler) Describe(f openflow.Flow) *policyv1.FlowMeaning {
 		if port(ofport); c.ports[ofport] == nil {
 			return
 		}
-		for _, ref := range refs(c.isolating(c.ports[ofport], dir, w)) {
+		for _, ref := range refs(isolating(c.guarding(c.ports[ofport]), c.ports[ofport], dir, w)) {
 			m.Rules = append(m.Rules, &policyv1.RuleName{Policy: ref, Direction: dir})
 		}
 	}

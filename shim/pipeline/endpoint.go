@@ -57,8 +57,8 @@ func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpo
 	if former := c.endpoints[key]; former != nil {
 		port = former.port
 		c.detach(former)
-		c.named(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips, -1)
-		c.giveUp(former.wire.GetNamespace()+"/"+former.wire.GetName(), former.ips)
+		c.named(key, former.ips, -1)
+		c.giveUp(key, former.ips)
 		delete(c.endpoints, key)
 		delete(c.nodeScope, key)
 		if uid := former.wire.GetUid(); c.byUID[uid] == key {
@@ -81,7 +81,7 @@ func (c *Compiler) setEndpoint(id storage.ScopeID, key string, w *policyv1.Endpo
 	if w.GetUid() != "" {
 		c.byUID[w.GetUid()] = key
 	}
-	c.named(w.GetNamespace()+"/"+w.GetName(), ep.ips, 1)
+	c.named(key, ep.ips, 1)
 	c.attach(ep, port)
 }
 
@@ -94,7 +94,7 @@ func (c *Compiler) attach(ep *endpoint, port *Port) {
 		ep.owner = "1 open " + name
 		p := *port
 		ep.port = &p
-		c.ports[p.OFPort] = ep
+		c.setPort(p.OFPort, ep)
 	}
 	c.portFlows(ep)
 	for g := range ep.groups {
@@ -124,7 +124,7 @@ func (c *Compiler) detach(ep *endpoint) {
 				}
 			}
 		}
-		delete(c.ports, ep.port.OFPort)
+		c.setPort(ep.port.OFPort, nil)
 	}
 	for g := range ep.groups {
 		unlink(c.inGroup, g, ep)
@@ -135,6 +135,16 @@ func (c *Compiler) detach(ep *endpoint) {
 	c.release(ep.isolated)
 	ep.flows, ep.verdicts, ep.isolated, ep.port = nil, nil, nil, nil
 	delete(c.reassess, ep)
+}
+
+// setPort takes over which endpoint a port is; nil for none.
+func (c *Compiler) setPort(ofport uint32, ep *endpoint) {
+	remember(c, c.history.ports, ofport, c.ports[ofport])
+	if ep == nil {
+		delete(c.ports, ofport)
+	} else {
+		c.ports[ofport] = ep
+	}
 }
 
 // guarding are the policies that have a group of the endpoint among those that

@@ -227,11 +227,10 @@ func (n *node) first(t traffic, w world, from, to uint32) (best candidate, ok bo
 			strings.Compare(fmt.Sprint(b.rule.GetLog()), fmt.Sprint(a.rule.GetLog())))
 	}
 	for _, c := range n.matching(t, w, from, to) {
-		ages := c.policy.GetCreated() != 0 && best.policy.GetCreated() != 0
 		switch {
 		case !ok || equal(c, best) < 0:
 			best, ok = c, true
-		case equal(c, best) == 0 && ages && c.policy.GetCreated() < best.policy.GetCreated():
+		case equal(c, best) == 0 && order.Born(c.policy) < order.Born(best.policy):
 			best = c
 		}
 	}

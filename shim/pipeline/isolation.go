@@ -20,11 +20,11 @@ type isolation struct {
 	ports int // Flows that lead to it.
 }
 
-// isolating are the policies of a world that isolate an endpoint in a direction,
-// by name.
-func (c *Compiler) isolating(ep *endpoint, dir policyv1.Direction, w world) []*policy {
+// isolating are those of some policies that, in a world, isolate an endpoint in
+// a direction, by name.
+func isolating(policies map[*policy]struct{}, ep *endpoint, dir policyv1.Direction, w world) []*policy {
 	var out []*policy
-	for p := range c.guarding(ep) {
+	for p := range policies {
 		if p.world() <= w && p.isolatesIn(dir) && p.appliesTo(ep) {
 			out = append(out, p)
 		}

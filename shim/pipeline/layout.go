@@ -16,7 +16,7 @@ const (
 	TableSCTPState               = 6 // The same as ConntrackState, for SCTP.
 	TableServiceLB               = 7 // What is for a Service: see balance.go.
 	TableServiceEndpoint         = 8 // Translates to one of its endpoints, or has a group choose.
-	TableServiceAffinity         = 9 // Endpoints that clients are held to, learned; comes back.
+	TableRevision                = 9 // Notes which revision of the rules judges: see past.go.
 	TableAntreaPolicyEgressRule  = 10
 	TableEgressRule              = 11
 	TableEgressDefaultRule       = 12
@@ -41,8 +41,9 @@ const (
 	TableStagedIngressRule             = 34
 	TableStagedIngressDefaultRule      = 35
 
-	TableHairpinOutput = 36 // What a Pod says to itself, with the source translated.
-	TableServiceReply  = 37 // Gives SCTP's replies the Service's address, learned; comes back.
+	TableHairpinOutput   = 36 // What a Pod says to itself, with the source translated.
+	TableServiceReply    = 37 // Gives SCTP's replies the Service's address, learned; comes back.
+	TableServiceAffinity = 38 // Endpoints that clients are held to, learned; comes back.
 )
 
 var tableNames = map[uint8]string{
@@ -53,7 +54,7 @@ var tableNames = map[uint8]string{
 	TableConntrackState:          "ConntrackState",
 	TableServiceLB:               "ServiceLB",
 	TableServiceEndpoint:         "ServiceEndpoint",
-	TableServiceAffinity:         "ServiceAffinity",
+	TableRevision:                "Revision",
 	TableSCTPState:               "SCTPState",
 	TableAntreaPolicyEgressRule:  "AntreaPolicyEgressRule",
 	TableEgressRule:              "EgressRule",
@@ -78,8 +79,9 @@ var tableNames = map[uint8]string{
 	TableStagedIngressRule:             "StagedIngressRule",
 	TableStagedIngressDefaultRule:      "StagedIngressDefaultRule",
 
-	TableHairpinOutput: "HairpinOutput",
-	TableServiceReply:  "ServiceReply",
+	TableHairpinOutput:   "HairpinOutput",
+	TableServiceReply:    "ServiceReply",
+	TableServiceAffinity: "ServiceAffinity",
 }
 
 // TableName is a table's name, as audit lines have it.
@@ -100,6 +102,7 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
 //	reg7[0..15] conntrack zone of an SCTP packet
+//	reg7[16..31] revision of the rules that judge
 //	reg8..reg11 endpoint of a Service that was chosen; of IPv4 reg8 alone
 //	metadata[0..31]
 //	            id of the Service's port that the packet was for; zero: none
@@ -165,7 +168,7 @@ const lanesMax = 150
 const (
 	CookieMark    = uint64(0x57) << 56
 	CookieMask    = uint64(0xff) << 56
-	LayoutVersion = uint64(3)
+	LayoutVersion = uint64(4)
 )
 
 // CookieKind says what a flow stands for.

@@ -134,6 +134,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 			continue
 		}
 		c.uninstall(former)
+		c.went(former)
 		if delete(c.policies[t.scope], t.key); len(c.policies[t.scope]) == 0 {
 			delete(c.policies, t.scope)
 		}
@@ -147,6 +148,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 		}
 		c.policies[t.scope][t.key] = t.next
 		c.enter(t.next)
+		c.came(t.next)
 	}
 	rose := c.settle(enforced)
 	for _, t := range policies {

@@ -22,6 +22,8 @@ type policy struct {
 	rules    []*rule
 	problems []error
 	hash     xxh3.Uint128 // Of its world and identity.
+	since    uint64       // The first revision in which it is in force.
+	until    uint64       // The first in which it is not any more.
 }
 
 func (p *policy) isolates() bool { return p.wire.GetIsolatesIngress() || p.wire.GetIsolatesEgress() }

@@ -237,6 +237,7 @@ func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 	c := start(Assignment{})
 	var held map[storage.ScopeID]map[string]storage.Change
 	forms := make(map[string]bool)
+	var earlier []record
 	for round := range 12 {
 		for range rng.IntN(5) {
 			name := fmt.Sprint("policy-", rng.IntN(8))
@@ -252,7 +253,7 @@ func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 		w.commit(held, items)
 		held = items
 		ch := w.update(c, w.sync(), n.localPorts())
-		if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
+		if err := fake.Apply(ctx, bridge.Change{Upsert: append(ch.Upsert, c.revisionFlow()), Delete: ch.Delete}); err != nil {
 			return err
 		}
 		met.look(c, forms)
@@ -266,12 +267,20 @@ func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 		if got := text(fresh.Desired()); got != desired {
 			return fmt.Errorf("round %d: fresh (+) and incremental (-):\n%s", round, difference(got, desired))
 		}
+		if err := unaltered(c, earlier); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if rng.IntN(4) == 0 {
+			c.Forget(c.Revision())
+			earlier = nil
+		}
 		if rng.IntN(4) == 0 { // A restart.
-			c = fresh
+			c, earlier = fresh, nil
 		}
 		if rng.IntN(6) == 0 { // One without a checkpoint.
 			c = start(Assignment{Next: assignment.Next})
 			w.update(c, Whole(w.replica), n.localPorts())
+			earlier = nil
 		}
 		state, err := fake.Read(ctx)
 		if err != nil {
@@ -291,13 +300,23 @@ func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 		if err := n.problems(c); err != nil {
 			return err
 		}
-		if ch := c.Drop(c.Retired()); rng.IntN(2) == 0 {
-			if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
-				return err
+		if rng.IntN(2) == 0 {
+			earlier = nil
+			if ch := c.Drop(c.Retired()); rng.IntN(2) == 0 {
+				if err := fake.Apply(ctx, bridge.Change{Upsert: ch.Upsert, Delete: ch.Delete}); err != nil {
+					return err
+				}
 			}
 		}
 		for range 60 {
 			p, from, to := n.randomPacket(rng)
+			if rng.IntN(4) == 0 {
+				r, err := recordOf(c, fake.Walk(p, bridge.WalkOptions{CtNext: []uint32{}}))
+				if err != nil {
+					return err
+				}
+				earlier = append(earlier, r)
+			}
 			if err := n.check(fake, c, p, from, to); err != nil {
 				return fmt.Errorf("round %d: %s: %w", round, p.String(), err)
 			}

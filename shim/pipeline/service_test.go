@@ -408,12 +408,12 @@ func TestRulesThatNameServices(t *testing.T) {
 	hit := Hit{Table: TableAntreaPolicyEgressRule, InPort: 1, Src: netip.MustParseAddr("10.0.0.2"), Dst: netip.MustParseAddr("10.0.1.1"), Proto: openflow.ProtoTCP, DstPort: 8080}
 	for id, pt := range c.byConj {
 		hit.Cookie = cookie(KindRule, id)
-		at := scene{dir: egress, ep: c.ports[1], peer: hit.Dst, hit: hit}
-		if c.decider(pt.body.level, at) != nil {
+		at := scene{dir: egress, ep: c.ports[1], peer: hit.Dst, hit: hit, revision: c.revision}
+		if c.decider(pt.body.owner, at) != nil {
 			t.Error("what is for the endpoint itself is taken for the rule's")
 		}
 		for at.hit.Service = range c.servicePorts {
-			if c.decider(pt.body.level, at) == nil {
+			if c.decider(pt.body.owner, at) == nil {
 				t.Error("what is for the Service is not taken for the rule's")
 			}
 		}

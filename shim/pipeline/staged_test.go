@@ -28,7 +28,7 @@ func reported(c *Compiler, w bridge.Walk) (out []Attribution, err error) {
 		}
 		a, ok := c.Attribute(Hit{Table: in.Table, Cookie: in.Cookie, InPort: in.Metadata.InPort(), OutPort: in.Metadata.Reg(regOutput), Src: pkt.Src, Dst: pkt.Dst,
 			Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
-			Mark: MarkOf(in.Table, in.Metadata.Reg), Reported: Reported(in.UserData)})
+			Decision: DecisionOf(in.Cookie, in.Metadata.Reg), Revision: RevisionOf(in.Metadata.Reg), Mark: MarkOf(in.Table, in.Metadata.Reg), Reported: Reported(in.UserData)})
 		if !ok {
 			return nil, fmt.Errorf("a log event means nothing: %+v", in)
 		}
