@@ -77,20 +77,24 @@ func (c *control) reply() (string, error) {
 	return *reply.Result, nil
 }
 
-// control has the switch carry out one command.
-func (b *Bridge) control(ctx context.Context, words ...string) error {
+// control has the switch carry out commands, and returns what it answers to each.
+func (b *Bridge) control(ctx context.Context, commands ...command) (replies []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	c, err := b.dialControl(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.close()
-	if err := c.ask(words); err != nil {
-		return errors.Join(err, ctx.Err())
+	if err := c.ask(commands...); err != nil {
+		return nil, errors.Join(err, ctx.Err())
 	}
-	if _, err := c.reply(); err != nil {
-		return errors.Join(err, ctx.Err())
+	for range commands {
+		reply, err := c.reply()
+		if err != nil {
+			return nil, errors.Join(err, ctx.Err())
+		}
+		replies = append(replies, reply)
 	}
-	return nil
+	return replies, nil
 }

@@ -27,11 +27,11 @@ import (
 // one look-up through the tables for each kind of packet.
 func (b *Bridge) Settle(ctx context.Context, touch openflow.Flow) error {
 	again := func() error { return b.Apply(ctx, Change{Upsert: []openflow.Flow{touch}}) }
-	steps := []func() error{
-		func() error { return b.control(ctx, "revalidator/wait") },
-		again,
-		func() error { return b.control(ctx, "revalidator/wait") },
+	wait := func() error {
+		_, err := b.control(ctx, command{"revalidator/wait"})
+		return err
 	}
+	steps := []func() error{wait, again, wait}
 	if b.cfg.DatapathType == "netdev" {
 		steps = []func() error{func() error { return b.emptyCache(ctx, again) }}
 	}
@@ -113,30 +113,38 @@ func (c *control) empty() (bool, error) {
 const limitCommand = "upcall/set-flow-limit"
 
 // lift brings the limit of cached flows back to what it was, once a pass has ended
-// since the cache was emptied last. Should it fail, the switch does so by itself,
-// a thousand a pass.
+// since the cache was emptied last. A pass reads the limit, says that it ends, and
+// then writes the limit: what is set just then is lost. So it is looked at again
+// after the next pass. Should it fail, the switch does so by itself, a thousand a
+// pass.
 func (b *Bridge) lift() {
 	e := &b.emptying
+	end := func(err error) {
+		if err != nil {
+			b.log.Debug("the limit of cached flows is left to the switch", "err", err)
+		}
+		e.lifting = false
+	}
 	e.mu.Lock()
-	seen := e.number
-	e.mu.Unlock()
+	defer e.mu.Unlock()
 	for {
+		seen := e.number
+		e.mu.Unlock()
 		// A switch that has another datapath beside this one refuses to wait.
-		err := b.control(context.Background(), "revalidator/wait")
+		_, err := b.control(context.Background(), command{"revalidator/wait"})
 		e.mu.Lock()
-		if err != nil || e.number == seen {
-			if err == nil {
-				err = b.control(context.Background(), limitCommand, flowLimit)
-			}
-			if err != nil {
-				b.log.Debug("the limit of cached flows is left to the switch", "err", err)
-			}
-			e.lifting = false
-			e.mu.Unlock()
+		if err != nil {
+			end(err)
 			return
 		}
-		seen = e.number
-		e.mu.Unlock()
+		if e.number != seen {
+			continue
+		}
+		shown, err := b.control(context.Background(), command{"upcall/show"}, command{limitCommand, flowLimit})
+		if err != nil || strings.Contains(shown[0], "(limit "+flowLimit+")") {
+			end(err)
+			return
+		}
 	}
 }
 

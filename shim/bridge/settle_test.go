@@ -144,3 +144,39 @@ func TestSettlingCountsOnce(t *testing.T) {
 	}
 	t.Errorf("%d packets were counted of %d", counted, sent)
 }
+
+// After the cache was emptied it may soon hold as many flows as before.
+func TestSettlingLeavesTheLimitOfTheCache(t *testing.T) {
+	s := newReal(t)
+	b, in := s.api.(*bridge.Bridge), shared.instance
+	plain := flow(9, 1, of.NewMatch())
+	ctx, stop := context.WithCancel(s.ctx)
+	var changes sync.WaitGroup
+	changes.Go(func() { // So passes follow each other.
+		for unchanged := error(nil); ctx.Err() == nil && unchanged == nil; {
+			unchanged = b.Apply(s.ctx, bridge.Change{Upsert: []of.Flow{plain}})
+		}
+	})
+	defer changes.Wait()
+	defer stop()
+	ask := func(words ...string) string {
+		out, err := in.Appctl(s.ctx, words...)
+		s.must(err)
+		return out
+	}
+	for round := range 10 {
+		s.must(b.Settle(s.ctx, plain))
+		out := ""
+		for passes, lifted := 0, 0; lifted < 3; passes++ {
+			if passes == 100 {
+				t.Fatalf("round %d: the limit is not lifted:\n%s", round, out)
+			}
+			ask("revalidator/wait")
+			if out = ask("upcall/show"); strings.Contains(out, "(limit 10000)") {
+				lifted++
+			} else {
+				lifted = 0
+			}
+		}
+	}
+}
