@@ -74,7 +74,7 @@ are of, stay, as does the record of the audit collector; --purge removes them to
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; KUBECONFIG or ~/.kube/config by default")
 	f.StringVar(&u.namespace, "namespace", "weir-system", "Namespace that Weir is in")
 	f.BoolVar(&u.purge, "purge", false, "remove the CustomResourceDefinitions, and with them all policies, tiers and groups of these kinds, and the audit record, too")
-	f.DurationVar(&u.timeout, "timeout", 5*time.Minute, "how long nodes may take to be cleaned")
+	f.DurationVar(&u.timeout, "timeout", 5*time.Minute, "how long nodes may take to be cleaned, and kinds to go")
 	f.BoolVar(&u.force, "force", false, "go on although nodes were not cleaned in time: they stay closed until their bridge is removed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		rules := clientcmd.NewDefaultClientConfigLoadingRules()
@@ -119,7 +119,7 @@ func (u *uninstall) run(ctx context.Context) error {
 		}
 	}
 	if u.purge {
-		return nil
+		return u.awaitKinds(ctx)
 	}
 	// The kind of our own holds nothing of users'.
 	const own = "nodeendpoints.weir.dev"
@@ -229,4 +229,27 @@ func (u *uninstall) remove(ctx context.Context, r schema.GroupVersionResource) e
 		u.say("removed %s %s", r.Resource, name)
 	}
 	return nil
+}
+
+// awaitKinds waits until the kinds are gone, which is when all of their objects are.
+func (u *uninstall) awaitKinds(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, u.timeout)
+	defer cancel()
+	for said := 0; ; {
+		list, err := u.api.Resource(kept[0]).List(ctx, metav1.ListOptions{LabelSelector: api.LabelPartOf + "=" + api.PartOf})
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return fmt.Errorf("list %s: %w", kept[0].Resource, err)
+		case err == nil && len(list.Items) == 0:
+			return nil
+		case err == nil && len(list.Items) != said:
+			said = len(list.Items)
+			u.say("%d kinds are going, and their objects with them", said)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d kinds are not gone after %s: look for finalizers of their objects (kubectl get crd -l %s=%s): %w", said, u.timeout, api.LabelPartOf, api.PartOf, ctx.Err())
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
