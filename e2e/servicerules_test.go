@@ -98,7 +98,8 @@ func TestRefusalsComeFromTheService(t *testing.T) {
 	named(t, c, 8080, "default/nginx", "default/remote")
 	client := c.Pod("default/client")
 	for _, server := range []string{"default/nginx", "default/remote"} {
-		services := clusterService("web", 1, webPorts) + endpoints("web", webTargets, entry(server, ready))
+		services := clusterService("web", 1, webPorts) + endpoints("web", webTargets, entry(server, ready)) +
+			clusterService("assoc", 2, "ports: [{name: s, port: 3868, protocol: SCTP, targetPort: 80}]") + endpoints("assoc", "{name: s, protocol: SCTP, port: 80}", entry(server, ready))
 		for where, text := range map[string]string{"at the endpoint": ordered("shut", strings.TrimPrefix(server, "default/"), rejectIn), "at the client": ordered("shut", "client", rejectOut)} {
 			set(t, c, smallObjects(false), services, text)
 			for f, v6 := range families {
@@ -112,6 +113,7 @@ func TestRefusalsComeFromTheService(t *testing.T) {
 				if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EHOSTUNREACH) && !errors.Is(err, syscall.EACCES) {
 					t.Errorf("%s: datagrams end by %v", what, err)
 				}
+				outcomes(t, []harness.Probe{{From: client, To: vip(2, v6), Protocol: api.ProtocolSCTP, Port: 3868, Answered: true}}, harness.Reject)
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"net/netip"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -34,25 +33,24 @@ func (s *Shim) answer(ctx context.Context) error {
 
 // answerTo answers one packet and says what became of that.
 func (s *Shim) answerTo(ctx context.Context, p *openflow.PacketIn) string {
-	frame, err := reject.Answer(p.Packet, askedFor(&p.Metadata))
+	asked := pipeline.AskedFor(p.Metadata)
+	frame, err := reject.Answer(p.Packet, asked)
 	if pipeline.Unserviced(p.UserData) {
 		frame, err = reject.Refuse(p.Packet)
 	}
 	if err != nil {
 		return answerNone
 	}
-	if err := s.bridge.PacketOut(ctx, openflow.PacketOut{Actions: pipeline.Answers(), Packet: frame}); err != nil {
-		return answerLost
+	frames := [][]byte{frame}
+	if !asked.IsValid() && pipeline.FromElsewhere(p.Metadata) {
+		if abort, err := reject.Abort(p.Packet); err == nil {
+			frames = append(frames, abort)
+		}
+	}
+	for _, frame := range frames {
+		if err := s.bridge.PacketOut(ctx, openflow.PacketOut{Actions: pipeline.Answers(), Packet: frame}); err != nil {
+			return answerLost
+		}
 	}
 	return answerSent
-}
-
-// askedFor is the destination of a packet before it was translated; not valid
-// for one that was not.
-func askedFor(m *openflow.Metadata) netip.AddrPort {
-	if m.CtState()&(openflow.CtDNAT|openflow.CtRpl) != openflow.CtDNAT {
-		return netip.AddrPort{}
-	}
-	_, dst := m.CtTuple()
-	return dst
 }

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"math"
 	"net/netip"
 
@@ -56,9 +57,11 @@ var (
 	metadataOfService = openflow.Bits{Field: openflow.FieldMetadata, Offset: 0, Len: 32}
 	// endpointField is where the chosen endpoint is, by family.
 	endpointField = [2]openflow.FieldID{openflow.FieldReg(regEndpoint), openflow.FieldXXReg(regEndpoint / 4)}
-	ipSrcField    = [2]openflow.FieldID{openflow.FieldIPv4Src, openflow.FieldIPv6Src}
-	ipDstField    = [2]openflow.FieldID{openflow.FieldIPv4Dst, openflow.FieldIPv6Dst}
-	etherTypes    = [2]uint16{openflow.EtherIPv4, openflow.EtherIPv6}
+	// askedField is where the address is that an SCTP packet was sent to, by family.
+	askedField = [2]openflow.FieldID{openflow.FieldReg(regAsked), openflow.FieldXXReg(regAsked / 4)}
+	ipSrcField = [2]openflow.FieldID{openflow.FieldIPv4Src, openflow.FieldIPv6Src}
+	ipDstField = [2]openflow.FieldID{openflow.FieldIPv4Dst, openflow.FieldIPv6Dst}
+	etherTypes = [2]uint16{openflow.EtherIPv4, openflow.EtherIPv6}
 )
 
 // hairpin are the addresses by which a Pod sees itself as its own client, by family.
@@ -75,6 +78,28 @@ func ServiceOf(m openflow.Metadata) uint32 {
 	v, _ := m.Field(openflow.FieldMetadata)
 	return uint32(v.Uint64())
 }
+
+// AskedFor is where a reported packet was sent to before it was translated; not
+// valid for one that was not.
+func AskedFor(m openflow.Metadata) netip.AddrPort {
+	if m.CtState()&(openflow.CtDNAT|openflow.CtRpl) == openflow.CtDNAT {
+		_, dst := m.CtTuple()
+		return dst
+	}
+	if m.Reg(regAsked) == 0 {
+		return netip.AddrPort{}
+	}
+	b := binary.BigEndian.AppendUint32(nil, m.Reg(regAsked))
+	for i := 1; i < 4 && m.Reg(regAsked+1)|m.Reg(regAsked+2)|m.Reg(regAsked+3) != 0; i++ {
+		b = binary.BigEndian.AppendUint32(b, m.Reg(regAsked+i))
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(a, uint16(m.Reg(regZone)))
+}
+
+// FromElsewhere says whether a reported packet is from another node, or beyond: it
+// may have been translated there.
+func FromElsewhere(m openflow.Metadata) bool { return m.Reg(regSource)&maskSource == sourceHost }
 
 // atEndpoint matches the chosen endpoint.
 func atEndpoint(a netip.Addr) (fields []openflow.Field) {
@@ -212,6 +237,9 @@ func (c *Compiler) balancePort(s *service, sp *servicePort, p *policyv1.ServiceP
 		if vip.IsValid() {
 			chosen = c.choose(s, p, f)
 			to := []openflow.Action{openflow.Set(openflow.FieldMetadata, openflow.Uint(uint64(sp.id)))}
+			if proto == openflow.ProtoSCTP {
+				to = append(to, openflow.Set(askedField[f], openflow.Addr(vip)), openflow.SetReg(regZone, p.GetPort(), 0xffff))
+			}
 			if sticky > 0 || proto == openflow.ProtoSCTP {
 				to = append(to, openflow.Resubmit(TableServiceAffinity))
 			}

@@ -101,9 +101,10 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg2, reg3  ids of the staged world's rule or isolation that decided, and of the rule that passed
 //	reg4        id of the rule or isolation that decided, for RuleMetric
 //	reg5, reg6  ids of the rules that allowed, egress and ingress
-//	reg7[0..15] conntrack zone of an SCTP packet
+//	reg7[0..15] conntrack zone of an SCTP packet; while one for a Service is judged, the port that it was sent to
 //	reg7[16..31] revision of the rules that judge
 //	reg8..reg11 endpoint of a Service that was chosen; of IPv4 reg8 alone
+//	reg12..reg15 address that an SCTP packet for a Service was sent to; of IPv4 reg12 alone
 //	metadata[0..31]
 //	            id of the Service's port that the packet was for; zero: none
 const (
@@ -120,6 +121,7 @@ const (
 	regIngressRule            = 6
 	regZone                   = 7
 	regEndpoint               = 8
+	regAsked                  = 12
 	zone, hairpinZone         = 1, 2
 	markAllowed               = uint32(1)
 	markAllowedBack           = uint32(4) // Of SCTP: from the side that was called first.

@@ -3,6 +3,7 @@ package reject
 import (
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"net/netip"
 )
 
@@ -18,14 +19,17 @@ const (
 
 // Why a packet is not answered.
 var (
+	errOther    = errors.New("of another protocol")
 	errNotIP    = errors.New("not an IP packet")
 	errShort    = errors.New("cut short, or its lengths contradict each other")
 	errGroup    = errors.New("from or to a group")
 	errSource   = errors.New("its source is nobody who could be answered")
 	errFragment = errors.New("a later fragment")
-	errReset    = errors.New("a TCP reset")
+	errReset    = errors.New("a TCP reset, or the abort of an SCTP association")
 	errControl  = errors.New("an ICMP error, or of neighbour discovery")
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 const (
 	ethernetHeader                                        = 14
@@ -58,6 +62,24 @@ func Refuse(frame []byte) ([]byte, error) {
 	return answer(frame, netip.AddrPort{}, portUnreachable)
 }
 
+// Abort is the frame that ends the association of a rejected SCTP packet, beside
+// the Answer to it: where another node translates, an ICMP message would quote
+// what its client does not know.
+func Abort(frame []byte) ([]byte, error) {
+	p, err := rejected(frame)
+	if err != nil {
+		return nil, err
+	}
+	if p.proto != protoSCTP {
+		return nil, errOther
+	}
+	body, err := p.abort()
+	if err != nil {
+		return nil, err
+	}
+	return p.reply(frame, protoSCTP, body), nil
+}
+
 // cause is the code of an ICMP message that says that a destination cannot be
 // reached, of IPv4 (RFC 1812, 5.2.7.1) and IPv6 (RFC 4443, 3.1).
 type cause [2]byte
@@ -68,18 +90,8 @@ var (
 )
 
 func answer(frame []byte, asked netip.AddrPort, why cause) ([]byte, error) {
-	if len(frame) < ethernetHeader {
-		return nil, errShort
-	}
-	to, from := frame[:6], frame[6:12]
-	if (to[0]|from[0])&1 != 0 {
-		return nil, errGroup
-	}
-	p, err := parse(binary.BigEndian.Uint16(frame[12:]), frame[ethernetHeader:])
+	p, err := rejected(frame)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.answerable(); err != nil {
 		return nil, err
 	}
 	if asked.IsValid() && asked.Addr().Is4() == p.dst.Is4() {
@@ -91,9 +103,29 @@ func answer(frame []byte, asked netip.AddrPort, why cause) ([]byte, error) {
 	} else if body, err = p.reset(); err != nil {
 		return nil, err
 	}
+	return p.reply(frame, proto, body), nil
+}
+
+// rejected reads a frame that may be answered.
+func rejected(frame []byte) (packet, error) {
+	if len(frame) < ethernetHeader {
+		return packet{}, errShort
+	}
+	if (frame[0]|frame[6])&1 != 0 {
+		return packet{}, errGroup
+	}
+	p, err := parse(binary.BigEndian.Uint16(frame[12:]), frame[ethernetHeader:])
+	if err != nil {
+		return packet{}, err
+	}
+	return p, p.answerable()
+}
+
+// reply is the frame back to the sender with a body.
+func (p *packet) reply(frame []byte, proto uint8, body []byte) []byte {
 	b := make([]byte, 0, ethernetHeader+40+len(body))
-	b = append(append(append(b, from...), to...), frame[12:14]...)
-	return p.appendReply(b, proto, body), nil
+	b = append(append(append(b, frame[6:12]...), frame[:6]...), frame[12:14]...)
+	return p.appendReply(b, proto, body)
 }
 
 func parse(etherType uint16, b []byte) (packet, error) {
@@ -168,6 +200,10 @@ func (p *packet) answerable() error {
 		}
 		if !asks(p.proto, rest[0]) {
 			return errControl
+		}
+	case protoSCTP:
+		if chunk := p.chunk(); chunk == chunkAbort || chunk == chunkShutdownComplete {
+			return errReset
 		}
 	}
 	return nil
@@ -248,6 +284,40 @@ func (p *packet) reset() ([]byte, error) {
 	return b, nil
 }
 
+// Chunks of SCTP (RFC 9260, 3.2).
+const (
+	sctpHeader                                         = 12
+	chunkInit, chunkAbort, chunkShutdownComplete       = 1, 6, 14
+	chunkNone                                    uint8 = 255 // None is there.
+)
+
+// chunk is the type of an SCTP packet's first chunk.
+func (p *packet) chunk() uint8 {
+	if rest := p.ip[p.at:]; len(rest) > sctpHeader {
+		return rest[sctpHeader]
+	}
+	return chunkNone
+}
+
+// abort is the ABORT that ends the sender's association. It bears the tag by which
+// the sender knows its own, if that is known, or else the packet's, which is said
+// to be so (RFC 9260, 8.4).
+func (p *packet) abort() ([]byte, error) {
+	rest := p.ip[p.at:]
+	if len(rest) < sctpHeader {
+		return nil, errShort
+	}
+	b := append(append(make([]byte, 0, sctpHeader+4), rest[2:4]...), rest[:2]...)
+	tag, reflected := rest[4:8], byte(1)
+	if p.chunk() == chunkInit {
+		if len(rest) < sctpHeader+8 {
+			return nil, errShort
+		}
+		tag, reflected = rest[sctpHeader+4:sctpHeader+8], 0
+	}
+	return append(append(append(b, tag...), 0, 0, 0, 0), chunkAbort, reflected, 0, 4), nil
+}
+
 // unreachable is the ICMP message that quotes the packet.
 func (p *packet) unreachable(why cause) (body []byte, proto uint8) {
 	head, most, proto := []byte{3, why[0], 0, 0, 0, 0, 0, 0}, quoteIPv4, uint8(protoICMP)
@@ -269,7 +339,11 @@ func (p *packet) appendReply(b []byte, proto uint8, body []byte) []byte {
 	case protoICMP:
 		pseudo = 0
 	}
-	binary.BigEndian.PutUint16(body[at:], ^fold(pseudo+sum(body)))
+	if proto == protoSCTP {
+		binary.LittleEndian.PutUint32(body[8:], crc32.Checksum(body, castagnoli))
+	} else {
+		binary.BigEndian.PutUint16(body[at:], ^fold(pseudo+sum(body)))
+	}
 	if p.dst.Is6() {
 		b = append(b, 0x60, 0, 0, 0)
 		b = binary.BigEndian.AppendUint16(b, uint16(len(body)))

@@ -75,6 +75,34 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// Checksums were worked out bit by bit.
+func TestAborts(t *testing.T) {
+	const from, to = "45000000 00000000 40840000 0a000001 0a000002", "45000024 00004000 40842654 0a000002 0a000001"
+	const ports = "9c400050"
+	for _, tc := range []struct{ name, body, abort string }{
+		{"INIT: by the tag that it asks for", "00000000 00000000" + "01000014 a1b2c3d4 00010000 00010001 00000001", "00509c40 a1b2c3d4 7e6dc1ab 06000004"},
+		{"DATA: by its own", "01020304 00000000" + "00030014 00000001 00000000 00000000 77656972", "00509c40 01020304 a03fc0b1 06010004"},
+	} {
+		frame := raw(t, ether4+from+ports+tc.body)
+		binary.BigEndian.PutUint16(frame[16:], uint16(len(frame)-14))
+		got, err := Abort(frame)
+		if want := raw(t, back4+to+tc.abort); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: abort\n%x, want\n%x; %v", tc.name, got, want, err)
+		}
+	}
+	for name, frame := range map[string][]byte{
+		"an ABORT":              ipv4(t, protoSCTP, 0x9c, 0x40, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 6, 0, 0, 4),
+		"the end of a shutdown": ipv6(t, protoSCTP, 0x9c, 0x40, 0, 80, 1, 2, 3, 4, 0, 0, 0, 0, 14, 0, 0, 4),
+		"half an INIT":          ipv4(t, protoSCTP, 0x9c, 0x40, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 1, 2),
+		"half a header":         ipv4(t, protoSCTP, 0x9c, 0x40, 0, 80, 0, 0, 0, 0),
+		"TCP":                   ipv4(t, protoTCP, syn...),
+	} {
+		if b, err := Abort(frame); err == nil {
+			t.Errorf("%s is answered by %x", name, b)
+		}
+	}
+}
+
 // check holds an answer's checksums to the rule that they make all words add up
 // to ones, and its lengths to its size; it returns protocol and what is above IP.
 func check(t testing.TB, frame []byte) (proto uint8, body []byte) {
@@ -307,7 +335,8 @@ func TestAnswersInTheNameThatWasAsked(t *testing.T) {
 // never answered itself.
 func FuzzAnswer(f *testing.F) {
 	for _, s := range [][]byte{ipv4(f, 6, syn...), ipv6(f, 6, syn...), ipv4(f, 17, make([]byte, 700)...), ipv6(f, 17, make([]byte, 1300)...),
-		ipv4(f, 1, 8, 0, 0, 0, 0, 1, 0, 1), ipv6(f, 0, 58, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0), ipv6(f, 44, 17, 0, 0, 1, 0, 0, 0, 9, 1, 2, 3, 4)} {
+		ipv4(f, 1, 8, 0, 0, 0, 0, 1, 0, 1), ipv6(f, 0, 58, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0), ipv6(f, 44, 17, 0, 0, 1, 0, 0, 0, 9, 1, 2, 3, 4),
+		ipv4(f, protoSCTP, 0x9c, 0x40, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 1, 2, 3, 4, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1)} {
 		f.Add(s, uint16(0))
 		f.Add(s, uint16(80))
 	}
@@ -317,6 +346,14 @@ func FuzzAnswer(f *testing.F) {
 			asked = netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), port)
 			if len(frame) > 12 && frame[12] == 0x86 {
 				asked = netip.AddrPortFrom(netip.MustParseAddr("fd96::1"), port)
+			}
+		}
+		if b, err := Abort(frame); err == nil {
+			if again, err := Answer(b, netip.AddrPort{}); err == nil {
+				t.Errorf("the abort %x is answered by %x", b, again)
+			}
+			if again, err := Abort(b); err == nil {
+				t.Errorf("the abort %x is answered by %x", b, again)
 			}
 		}
 		b, err := Answer(frame, asked)

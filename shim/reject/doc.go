@@ -5,13 +5,15 @@
 //	anything else   ICMP destination unreachable, host administratively prohibited,
 //	                or ICMPv6 destination unreachable, administratively prohibited,
 //	                which quote the packet as far as RFC 1812 and RFC 4443 allow
+//	SCTP, beside    ABORT, where the sender may know the destination by another address:
+//	                where it was translated elsewhere (RFC 9260, 8.4)
 //
 // An answer is in the name of whom the packet was for, so that the sender, and
 // connection tracking on the way, take it for a part of the connection. Where
 // the destination was translated it is in the name of the one that was asked for.
 //
 // No answer is made to what is, or may be, an answer or is for many: an RST, an
-// ICMP error, a later fragment, anything from or to a group, and what comes from
+// ABORT, an ICMP error, a later fragment, anything from or to a group, and what comes from
 // no address that could be answered. So an answer is never answered, and two
 // that reject each other's packets fall silent (FuzzAnswer holds that).
 //
