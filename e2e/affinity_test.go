@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
+	"github.com/weirnet/weir/shim/pipeline"
 )
 
 // sticky is what has a Service hold its clients for so many seconds.
@@ -78,7 +79,7 @@ func same(t *testing.T, what string, now, before map[string]string) {
 // learned are the bridge's flows of clients that are held.
 func learned(t *testing.T, n *harness.Node) (out []string) {
 	t.Helper()
-	for _, line := range flows(t, n, "table=9") {
+	for _, line := range flows(t, n, fmt.Sprintf("table=%d", pipeline.TableServiceAffinity)) {
 		if strings.Contains(line, "idle_timeout") {
 			out = append(out, line)
 		}
