@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/pipeline"
 )
 
 // sticky is what has a Service hold its clients for so many seconds.
@@ -79,7 +79,7 @@ func same(t *testing.T, what string, now, before map[string]string) {
 // learned are the bridge's flows of clients that are held.
 func learned(t *testing.T, n *harness.Node) (out []string) {
 	t.Helper()
-	for _, line := range flows(t, n, "table=9") {
+	for _, line := range flows(t, n, fmt.Sprintf("table=%d", pipeline.TableServiceAffinity)) {
 		if strings.Contains(line, "idle_timeout") {
 			out = append(out, line)
 		}
@@ -112,7 +112,7 @@ func TestAffinity(t *testing.T) {
 	node.Shim.Kill()
 	same(t, "without the shim", held(t, "without the shim", client, 5), before)
 	must(t, node.Shim.Start())
-	eventually(t, func() error { return inSync(t, c) })
+	must(t, c.InSync(t.Context()))
 	have(entry("default/nginx", ready), entry("default/remote", ready))
 	same(t, "with another shim", held(t, "with another shim", client, 10), before)
 	if code, out := checkBridge(t, node); code != 0 {
@@ -126,20 +126,6 @@ func TestAffinity(t *testing.T) {
 			t.Errorf("%s was served by %s, %s went, and now %s serves", k, before[k], server, name)
 		}
 	}
-}
-
-// inSync fails where a node has not all in force.
-func inSync(t *testing.T, c *harness.Cluster) error {
-	resp, err := c.Inspection().ListNodes(t.Context(), &policyv1.ListNodesRequest{})
-	if err != nil {
-		return err
-	}
-	for _, n := range resp.GetNodes() {
-		if !n.GetInSync() {
-			return fmt.Errorf("%v", n)
-		}
-	}
-	return nil
 }
 
 // A client that was silent for long is held no longer.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -37,7 +38,7 @@ func startInstalled(t testing.TB, cfg harness.Config) *harness.Cluster {
 // nodeObjects are the Node objects of a cluster, with prefixes for Pods.
 func nodeObjects(c *harness.Cluster) string {
 	var b strings.Builder
-	for i, name := range []string{"node-1", "node-2", "node-3"} {
+	for i, name := range slices.Sorted(maps.Keys(c.Nodes)) {
 		via := c.Nodes[name].Vias()
 		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: 10.77.%d.0/24, podCIDRs: [10.77.%d.0/24, 'fd77:%d::/64']}\n"+
 			"status: {addresses: [{type: InternalIP, address: %s}, {type: InternalIP, address: '%s'}]}\n", name, i+1, i+1, i+1, via[0], via[1])

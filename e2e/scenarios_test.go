@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -288,21 +287,7 @@ func TestRestartsDisturbNothing(t *testing.T) {
 	if err := c.Policyd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	inSync := func() error {
-		resp, err := c.Inspection().ListNodes(t.Context(), &policyv1.ListNodesRequest{})
-		if err != nil {
-			return err
-		}
-		for _, n := range resp.GetNodes() {
-			if !n.GetInSync() {
-				return fmt.Errorf("%v", n)
-			}
-		}
-		return nil
-	}
-	if err := harness.Eventually(t.Context(), 30*time.Second, inSync); err != nil {
-		t.Fatal(err)
-	}
+	must(t, c.InSync(t.Context()))
 	log, err := os.ReadFile(node.Shim.Log)
 	if err != nil {
 		t.Fatal(err)

@@ -91,6 +91,22 @@ func TestNoLongerDiffers(t *testing.T) {
 			ports:       map[string]Port{"a/p0": {"n1", 8}},
 			connections: []string{"a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80", "a/p0 service:a/s0 TCP/80"},
 		},
+		{
+			// The evaluator had the one for the peer, and the other's name for its port.
+			name: "two Pods that claim one address, of which one names the port",
+			manifests: `
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p0}, spec: {nodeName: n1, containers: [{name: c}]}, status: {podIPs: [{ip: 10.244.1.11}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p1, labels: {app: x}}, spec: {nodeName: n1, containers: [{name: c}]}, status: {podIPs: [{ip: 10.244.1.12}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p2}, spec: {nodeName: n1, containers: [{name: c, ports: [{name: alt, containerPort: 79}]}]}, status: {podIPs: [{ip: 10.244.1.12}]}}
+---
+{apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: apart}, spec: {priority: 1, appliedTo: [{namespaceSelector: {}}],
+  egress: [{action: Drop, to: [{podSelector: {matchLabels: {app: x}}}], ports: [{protocol: TCP, port: alt}]}]}}
+`,
+			ports:       map[string]Port{"a/p0": {"n1", 8}, "a/p1": {"n1", 5}},
+			connections: []string{"a/p0 a/p1 TCP/79"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := Case{Name: test.name, FrameLimit: 1 << 20, Steps: []Step{{Events: decode(t, test.manifests), Ports: map[Pod]Port{}}}}

@@ -228,7 +228,11 @@ func (s *objects) mark(ctx context.Context, sequence int, wait func(version uint
 		"{apiVersion: v1, kind: Namespace, metadata: {name: weir-e2e-marker, labels: {sequence: %q}}}",
 		"{apiVersion: v1, kind: Node, metadata: {name: weir-e2e-marker, labels: {sequence: %q}}}",
 		"{apiVersion: v1, kind: Pod, metadata: {name: weir-e2e-marker, namespace: weir-e2e-marker, labels: {sequence: %q}}, spec: {containers: [{name: c, image: none}]}}",
+		"{apiVersion: v1, kind: Service, metadata: {name: weir-e2e-marker, namespace: weir-e2e-marker}, spec: {type: ExternalName, externalName: none.example, selector: {sequence: %q}}}",
+		"{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: weir-e2e-marker, namespace: weir-e2e-marker, labels: {kubernetes.io/service-name: weir-e2e-marker}}, addressType: IPv4, endpoints: [], ports: [{name: n%s}]}",
 		"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: weir-e2e-marker, namespace: weir-e2e-marker}, spec: {podSelector: {matchLabels: {sequence: %q}}}}",
+		"{apiVersion: crd.antrea.io/v1beta1, kind: ClusterGroup, metadata: {name: weir-e2e-marker}, spec: {podSelector: {matchLabels: {sequence: %q}}}}",
+		"{apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: weir-e2e-marker}, spec: {priority: 1, appliedTo: [{podSelector: {matchLabels: {sequence: %q}}}]}}",
 	} {
 		list, err := decodeObjects(fmt.Appendf(nil, text, value))
 		if err != nil {

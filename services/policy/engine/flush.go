@@ -101,6 +101,32 @@ func (c *changes) drop(s *scope) {
 	}
 }
 
+// spread brings a scope that is everybody's to the nodes that want it, and drops it
+// where there is nothing in it. Of says whether a node does, and where it is noted
+// that it is in the scope.
+func (e *Engine) spread(out *changes, s *scope, kind storage.ScopeKind, filled bool, of func(*node) (wants bool, in *bool)) {
+	nodes := e.pending.nodes
+	switch {
+	case !filled && !s.told:
+		return
+	case !filled:
+		out.drop(s)
+		for _, n := range e.nodes.list.items {
+			_, in := of(n)
+			*in = false
+		}
+		return
+	case !s.told:
+		s.told, nodes = true, e.nodes.list.items
+	}
+	for _, n := range nodes {
+		if wants, in := of(n); wants != *in {
+			out.node(s.id, kind, n.name, wants)
+			*in = wants
+		}
+	}
+}
+
 func (e *Engine) flushNodes(out *changes) {
 	for _, n := range e.pending.nodes {
 		n.touched = false

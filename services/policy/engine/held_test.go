@@ -134,7 +134,11 @@ func (h held) matches(r *policyv1.Rule, ep *policyv1.Endpoint, p packet) bool {
 	destinations := [][]*policyv1.NamedPort{ep.Ports}
 	if p.dir == policyv1.Direction_DIRECTION_EGRESS {
 		destinations = nil
-		for _, m := range h.members(slices.Concat(r.Peers.GetGroups(), r.PortNameGroups), p.peer) {
+		groups := r.Peers.GetGroups()
+		if r.Peers == nil || slices.ContainsFunc(r.Peers.Blocks, func(b *policyv1.IPBlock) bool { return inBlock(b, p.peer) }) {
+			groups = slices.Concat(groups, r.PortNameGroups)
+		}
+		for _, m := range h.members(groups, p.peer) {
 			destinations = append(destinations, m.Ports)
 		}
 	}

@@ -33,28 +33,5 @@ func (e *Engine) flushRoutes(out *changes) {
 		}
 		n.routed = has
 	}
-	switch {
-	case r.nodes == 0 && r.told:
-		out.drop(&r.scope)
-		for _, n := range e.nodes.list.items {
-			n.routes = false
-		}
-	case r.nodes > 0 && !r.told:
-		r.told = true
-		for _, n := range e.nodes.list.items {
-			r.reach(out, n)
-		}
-	case r.nodes > 0:
-		for _, n := range e.pending.nodes {
-			r.reach(out, n)
-		}
-	}
-}
-
-// reach brings a node into the scope or takes it out.
-func (r *routes) reach(out *changes, n *node) {
-	if in := n.obj != nil; in != n.routes {
-		out.node(r.id, storage.ScopeRoutes, n.name, in)
-		n.routes = in
-	}
+	e.spread(out, &r.scope, storage.ScopeRoutes, r.nodes > 0, func(n *node) (bool, *bool) { return n.obj != nil, &n.routes })
 }

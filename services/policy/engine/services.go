@@ -175,30 +175,7 @@ func (e *Engine) flushServices(out *changes) {
 	for _, svc := range e.pending.services {
 		e.flushService(out, svc)
 	}
-	switch {
-	case s.told == 0 && s.scope.told:
-		out.drop(&s.scope)
-		for _, n := range e.nodes.list.items {
-			n.serves = false
-		}
-	case s.told > 0 && !s.scope.told:
-		s.scope.told = true
-		for _, n := range e.nodes.list.items {
-			s.reach(out, n)
-		}
-	case s.told > 0:
-		for _, n := range e.pending.nodes {
-			s.reach(out, n)
-		}
-	}
-}
-
-// reach brings a node into the scope or takes it out.
-func (s *services) reach(out *changes, n *node) {
-	if in := n.pods > 0; in != n.serves {
-		out.node(s.id, storage.ScopeServices, n.name, in)
-		n.serves = in
-	}
+	e.spread(out, &s.scope, storage.ScopeServices, s.told > 0, func(n *node) (bool, *bool) { return n.pods > 0, &n.serves })
 }
 
 func (e *Engine) flushService(out *changes, s *clusterService) {

@@ -29,9 +29,9 @@
 // say. hostNetwork Pods are their Node.
 // Finished Pods and Pods without an address are neither targets nor peers. A
 // Namespace without an object has the labels that bear its name, and no others.
-// Where two Pods claim one address, a peer matches it if it selects either, and
-// each is guarded with the port names that are its own. A named
-// port stands for every container port of that name and protocol. ICMP is
+// Where two Pods claim one address, a peer matches it if it selects either, by
+// the port names of that one, and each is guarded with the port names that are its
+// own. A named port stands for every container port of that name and protocol. ICMP is
 // matched by rules without ports, and by those that name it. A connection to a
 // Service is judged for each of its endpoints to which it may go from the Pod's
 // node (backends.go): the source's egress by the endpoint and by toServices. Where

@@ -252,16 +252,19 @@ func TestEvaluateRefuses(t *testing.T) {
 	}
 }
 
-// Where two Pods claim one address, a policy guards each for itself, and its
-// port names are those of the one that it guards. As a peer the address is either.
-func TestPodsOfOneAddress(t *testing.T) {
-	s := load(t, `
+// old and new claim one address.
+const ofOneAddress = `
 {apiVersion: v1, kind: Pod, metadata: {name: old, namespace: shop, labels: {app: old}}, spec: {nodeName: n1, containers: [{name: c, ports: [{name: http, containerPort: 80}]}]}, status: {podIPs: [{ip: 10.1.0.1}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: new, namespace: shop}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.1.0.1}]}}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: other, namespace: shop, labels: {app: other}}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.1.0.2}]}}
-`, np("in", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`),
+`
+
+// Where two Pods claim one address, a policy guards each for itself, and its
+// port names are those of the one that it guards. As a peer the address is either.
+func TestPodsOfOneAddress(t *testing.T) {
+	s := load(t, ofOneAddress, np("in", `{podSelector: {}, ingress: [{ports: [{port: http}]}]}`),
 		np("out", `{podSelector: {matchLabels: {app: other}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {app: old}}}]}], egress: [{ports: [{port: http}]}]}`))
 	for connection, want := range map[string][2]Verdict{
 		"shop/other shop/old TCP/80": {Allow, Allow},
@@ -271,6 +274,23 @@ func TestPodsOfOneAddress(t *testing.T) {
 		r, err := s.Evaluate(connect(t, connection))
 		if got := [2]Verdict{r.Egress.Action, r.Ingress.Action}; err != nil || got != want {
 			t.Errorf("%s: %v, %v, want %v", connection, got, err, want)
+		}
+	}
+}
+
+// The name of a port at such an address is that of a Pod that the peers select,
+// whichever the connection is said to be for.
+func TestPortNamesOfOneAddress(t *testing.T) {
+	const old, nameless, block = "{podSelector: {matchLabels: {app: old}}}", "{podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}}", "{ipBlock: {cidr: 10.1.0.1/32}}"
+	for peers, want := range map[string]Verdict{old: Allow, nameless: Drop, old + ", " + nameless: Allow, nameless + ", " + block: Allow} {
+		s := load(t, ofOneAddress, np("out", "{podSelector: {matchLabels: {app: other}}, policyTypes: [Egress], egress: [{to: ["+peers+"], ports: [{port: http}]}]}"), `
+{apiVersion: crd.antrea.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: first}, spec: {priority: 1, appliedTo: [{podSelector: {matchLabels: {app: other}}}],
+  egress: [{action: Drop, to: [{podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}}], ports: [{protocol: TCP, port: http}]}]}}`)
+		for _, pod := range []string{"old", "new"} {
+			r, err := s.Evaluate(connect(t, "shop/other shop/"+pod+" TCP/80"))
+			if err != nil || r.Egress.Action != want {
+				t.Errorf("to %s at %s: %v, %v, want %v", peers, pod, r.Egress.Action, err, want)
+			}
 		}
 	}
 }

@@ -60,27 +60,48 @@ func (s *State) peersMatch(p *api.NetworkPolicy, peers []api.NetworkPolicyPeer, 
 		return true
 	}
 	for _, entry := range peers {
-		if entry.IPBlock != nil {
+		switch {
+		case entry.IPBlock != nil:
 			if inBlock(entry.IPBlock, peer) {
 				return true
 			}
-			continue
-		}
-		for _, pod := range peer.pods() {
-			if s.peerSelects(p.Namespace, entry, pod) {
-				return true
-			}
+		case peer.pod != nil && s.peerSelects(p.Namespace, entry, peer.pod):
+			return true
 		}
 	}
 	return false
 }
 
-// pods are the Pods that a party may be.
-func (p party) pods() []*api.Pod {
-	if len(p.at) == 0 && p.pod != nil {
-		return []*api.Pod{p.pod}
+// each is the party as each of the Pods that it may be, or as it is.
+func (p party) each() []party {
+	if len(p.at) < 2 {
+		return []party{p}
 	}
-	return p.at
+	list := make([]party, len(p.at))
+	for i, pod := range p.at {
+		list[i] = p
+		list[i].pod, list[i].at = pod, nil
+	}
+	return list
+}
+
+// fits says whether a rule matches by its peers, and by its ports too. A peer that
+// may be one of several Pods is one at a time: the port names are those of the Pod
+// that the rule's peers select.
+func (q *question) fits(isPeer func(party) bool, isPort func(at *api.Pod) bool) (peer, all bool) {
+	for _, p := range q.peer.each() {
+		if !isPeer(p) {
+			continue
+		}
+		at := p.pod // Where the port is.
+		if q.direction == Ingress {
+			at = q.subject.pod
+		}
+		if peer = true; isPort(at) {
+			return true, true
+		}
+	}
+	return peer, false
 }
 
 // peerSelects reports whether a peer's selectors, given in a policy of a
@@ -117,34 +138,24 @@ func inBlock(b *api.IPBlock, peer party) bool {
 	return true
 }
 
-// portsMatch reports whether one of a rule's ports is the flow's. A rule
-// without ports means any traffic.
-func portsMatch(ports []api.NetworkPolicyPort, f *flow, d Direction) bool {
+// portsMatch reports whether one of a rule's ports is the flow's, which is at a
+// Pod; nil for what is none. A rule without ports means any traffic.
+func portsMatch(ports []api.NetworkPolicyPort, f *flow, at *api.Pod) bool {
 	if len(ports) == 0 {
 		return true
 	}
 	for _, p := range ports {
-		if isTraffic(api.Traffic{Protocol: p.Protocol, Port: p.Port, EndPort: p.EndPort, PortName: p.PortName}, f, d) {
+		if isTraffic(api.Traffic{Protocol: p.Protocol, Port: p.Port, EndPort: p.EndPort, PortName: p.PortName}, f, at) {
 			return true
 		}
 	}
 	return false
 }
 
-// namesPort reports whether a port name stands for the flow's port at its
-// destination, which in both directions is where the port is. The Pod that a
-// policy guards is known; for a peer, any Pod will do that the address may be.
-func namesPort(f *flow, d Direction, name string, protocol api.Protocol) bool {
-	pods := f.to.pods()
-	if d == Ingress && f.to.pod != nil {
-		pods = []*api.Pod{f.to.pod}
-	}
-	for _, pod := range pods {
-		for _, c := range pod.Ports {
-			if c.Name == name && c.Protocol == protocol && c.Port == f.port {
-				return true
-			}
-		}
-	}
-	return false
+// namesPort reports whether a port name stands for the flow's port at a Pod, its
+// destination; nil for what is none.
+func namesPort(f *flow, at *api.Pod, name string, protocol api.Protocol) bool {
+	return at != nil && slices.ContainsFunc(at.Ports, func(c api.ContainerPort) bool {
+		return c.Name == name && c.Protocol == protocol && c.Port == f.port
+	})
 }

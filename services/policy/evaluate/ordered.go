@@ -253,10 +253,15 @@ func (q *question) misses(r *orderedRule) string {
 		}
 		return ""
 	}
-	if len(r.rule.Peers) > 0 && !slices.ContainsFunc(r.rule.Peers, func(p api.Peer) bool { return q.matches(r.policy, p) }) {
+	peer, all := q.fits(func(peer party) bool {
+		return len(r.rule.Peers) == 0 || slices.ContainsFunc(r.rule.Peers, func(p api.Peer) bool { return q.matches(r.policy, p, peer) })
+	}, func(at *api.Pod) bool {
+		return len(r.rule.Traffic) == 0 || slices.ContainsFunc(r.rule.Traffic, func(t api.Traffic) bool { return isTraffic(t, q.flow, at) })
+	})
+	switch {
+	case !peer:
 		return q.peer.String() + " is none of its peers"
-	}
-	if len(r.rule.Traffic) > 0 && !slices.ContainsFunc(r.rule.Traffic, func(t api.Traffic) bool { return isTraffic(t, q.flow, q.direction) }) {
+	case !all:
 		return q.service() + " is none of its ports or protocols"
 	}
 	return ""

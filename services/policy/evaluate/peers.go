@@ -85,25 +85,25 @@ func backs(pod *api.Pod, svc *api.Service) bool {
 	return pod.Namespace == svc.Namespace && len(svc.Selector) > 0 && selects(api.Selector{MatchLabels: svc.Selector}, labelsOf(pod.Labels))
 }
 
-// matches says whether an entry of from or to is the question's peer.
-func (q *question) matches(policy *api.OrderedPolicy, p api.Peer) bool {
+// matches says whether an entry of from or to is a peer.
+func (q *question) matches(policy *api.OrderedPolicy, p api.Peer, peer party) bool {
 	switch {
 	case p.IPBlock != nil:
-		return inBlock(p.IPBlock, q.peer)
+		return inBlock(p.IPBlock, peer)
 	case p.FQDN != "":
-		return q.peer.name != "" && matchesName(p.FQDN, q.peer.name)
+		return peer.name != "" && matchesName(p.FQDN, peer.name)
 	case p.NodeSelector != nil:
-		return q.hostOf(q.peer.addr, *p.NodeSelector)
+		return q.hostOf(peer.addr, *p.NodeSelector)
 	case p.Group != "":
 		for _, g := range q.members(api.GroupRef(policy.Ref(), p.Group)) {
-			if slices.ContainsFunc(g.IPBlocks, func(b api.IPBlock) bool { return inBlock(&b, q.peer) }) ||
-				slices.ContainsFunc(q.peer.pods(), func(pod *api.Pod) bool { return q.groupHas(g, pod) }) {
+			if slices.ContainsFunc(g.IPBlocks, func(b api.IPBlock) bool { return inBlock(&b, peer) }) ||
+				peer.pod != nil && q.groupHas(g, peer.pod) {
 				return true
 			}
 		}
 		return false
 	}
-	return slices.ContainsFunc(q.peer.pods(), func(pod *api.Pod) bool { return q.peerIs(policy, p, pod) })
+	return peer.pod != nil && q.peerIs(policy, p, peer.pod)
 }
 
 func (q *question) peerIs(policy *api.OrderedPolicy, p api.Peer, pod *api.Pod) bool {
@@ -173,8 +173,9 @@ func matchesName(pattern, name string) bool {
 	return strings.HasSuffix(rest, parts[len(parts)-1])
 }
 
-// isTraffic says whether an entry of ports or protocols is the flow's.
-func isTraffic(t api.Traffic, f *flow, d Direction) bool {
+// isTraffic says whether an entry of ports or protocols is the flow's, which is at
+// a Pod; nil for what is none.
+func isTraffic(t api.Traffic, f *flow, at *api.Pod) bool {
 	if t.Protocol != api.ProtocolAny && t.Protocol != f.protocol {
 		return false
 	}
@@ -189,7 +190,7 @@ func isTraffic(t api.Traffic, f *flow, d Direction) bool {
 	}
 	switch {
 	case t.PortName != "":
-		return namesPort(f, d, t.PortName, t.Protocol)
+		return namesPort(f, at, t.PortName, t.Protocol)
 	case t.Port == 0:
 		return true
 	}

@@ -101,10 +101,11 @@ func (q *question) allowedBy(p *api.NetworkPolicy, step *Step) (RuleRef, bool) {
 	}
 	for i, rule := range rules {
 		name := fmt.Sprintf("%s[%d]", q.direction, i)
+		peer, all := q.fits(func(peer party) bool { return q.peersMatch(p, rule.Peers, peer) }, func(at *api.Pod) bool { return portsMatch(rule.Ports, q.flow, at) })
 		switch {
-		case !q.peersMatch(p, rule.Peers, q.peer):
+		case !peer:
 			step.consider(p.Ref(), name, false, q.peer.String()+" is none of its peers")
-		case !portsMatch(rule.Ports, q.flow, q.direction):
+		case !all:
 			step.consider(p.Ref(), name, false, q.service()+" is none of its ports")
 		default:
 			step.consider(p.Ref(), name, true, "allows it")
