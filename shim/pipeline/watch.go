@@ -67,10 +67,10 @@ func Watches(cookie uint64) (probe uint32, ok bool) {
 }
 
 // Passing says whether a flow is ours, nobody's desired one, and goes by itself:
-// one that watches a probe, or that was learned.
+// one that watches a probe, that was learned, or that has DNS answers held.
 func Passing(cookie uint64) bool {
 	kind, _, ours := ParseCookie(cookie)
-	return ours && (kind == KindWatch || kind == KindLearned)
+	return ours && (kind == KindWatch || kind == KindLearned || kind == KindLease)
 }
 
 // Learns says whether a table has flows that are learned.
