@@ -25,6 +25,13 @@ type segment struct {
 	payload  []byte
 }
 
+// Ends are the two ends of what a frame is a part of; tcp is false for what is not
+// of TCP, and what cannot be read.
+func Ends(frame []byte) (from, to netip.AddrPort, tcp bool) {
+	s, err := readFrame(frame)
+	return s.src, s.dst, err == nil && s.tcp
+}
+
 // readFrame reads an Ethernet frame that is whole. Fragments are refused: nothing
 // is put together here.
 func readFrame(b []byte) (segment, error) {

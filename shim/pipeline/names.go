@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -30,7 +31,9 @@ import (
 // NameController is the id of the connection that DNS packets go to.
 const NameController = 6
 
-// leaseSeconds is how long answers go on to be held once nobody renews the lease.
+// LeaseTime is how long answers go on to be held once nobody renews the lease.
+const LeaseTime = leaseSeconds * time.Second
+
 const leaseSeconds = 3
 
 // wholePacket is to send all of a packet to the controller.
@@ -223,7 +226,7 @@ func Lease() openflow.Flow {
 		Actions: actions(openflow.Controller{ControllerID: NameController, MaxLen: wholePacket})}
 }
 
-// Watches says whether DNS is watched for any port.
+// WatchesNames says whether DNS is watched for any port.
 func (c *Compiler) WatchesNames() bool { return len(c.naming.watched) > 0 }
 
 // Deliver are the actions that bring a held answer to its port.

@@ -73,8 +73,8 @@ func Passing(cookie uint64) bool {
 	return ours && (kind == KindWatch || kind == KindLearned || kind == KindLease)
 }
 
-// Learns says whether a table has flows that are learned.
-func Learns(table uint8) bool { return table == TableServiceAffinity || table == TableServiceReply }
+// Learns says whether a table has flows that come and go by themselves.
+func Learns(table uint8) bool { return table == TableServiceAffinity || table == TableServiceReply || table == TableNameAnswer }
 
 // OpenPort is the open port of a Pod.
 func (c *Compiler) OpenPort(pod Pod) (port Port, ips []netip.Addr, ok bool) {
