@@ -74,7 +74,9 @@ func Passing(cookie uint64) bool {
 }
 
 // Learns says whether a table has flows that come and go by themselves.
-func Learns(table uint8) bool { return table == TableServiceAffinity || table == TableServiceReply || table == TableNameAnswer }
+func Learns(table uint8) bool {
+	return table == TableServiceAffinity || table == TableServiceReply || table == TableNameAnswer
+}
 
 // OpenPort is the open port of a Pod.
 func (c *Compiler) OpenPort(pod Pod) (port Port, ips []netip.Addr, ok bool) {
