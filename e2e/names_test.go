@@ -89,7 +89,7 @@ func (n *namedHosts) outside(t *testing.T, addrs ...string) {
 // ask looks a name up by a server, and holds the answer to what the zone says.
 func (n *namedHosts) ask(t *testing.T, name string, want ...string) {
 	t.Helper()
-	got, err := lookup(t, n.client, n.server, name)
+	got, err := lookup(t.Context(), n.client, n.server, name)
 	var texts []string
 	for _, a := range got {
 		texts = append(texts, a.Unmap().String())

@@ -89,17 +89,7 @@ func (z *zone) serve(t *testing.T, h *harness.Host) {
 			return err
 		}))
 		t.Cleanup(func() { datagrams.Close(); l.Close() })
-		go func() {
-			for buf := make([]byte, 4096); ; {
-				n, from, err := datagrams.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				if b := z.answer(buf[:n], true); b != nil {
-					_, _ = datagrams.WriteTo(b, from)
-				}
-			}
-		}()
+		go z.answerAll(datagrams)
 		go func() {
 			for {
 				conn, err := l.Accept()
@@ -109,6 +99,19 @@ func (z *zone) serve(t *testing.T, h *harness.Host) {
 				go func() { defer conn.Close(); z.converse(conn) }()
 			}
 		}()
+	}
+}
+
+// answerAll answers datagrams until the socket is closed.
+func (z *zone) answerAll(conn net.PacketConn) {
+	for buf := make([]byte, 4096); ; {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		if b := z.answer(buf[:n], true); b != nil {
+			_, _ = conn.WriteTo(b, from)
+		}
 	}
 }
 
@@ -134,8 +137,7 @@ func (z *zone) converse(conn net.Conn) {
 }
 
 // lookup asks a server for a name's addresses, as a program of a Pod does.
-func lookup(t *testing.T, from *harness.Host, server netip.AddrPort, name string) ([]netip.Addr, error) {
-	t.Helper()
+func lookup(ctx context.Context, from *harness.Host, server netip.AddrPort, name string) ([]netip.Addr, error) {
 	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (conn net.Conn, err error) {
 		err = from.NS.Do(func() error {
 			var d net.Dialer
@@ -144,7 +146,7 @@ func lookup(t *testing.T, from *harness.Host, server netip.AddrPort, name string
 		})
 		return conn, err
 	}}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return r.LookupNetIP(ctx, "ip", name+".")
 }
