@@ -120,11 +120,6 @@ func unsupportedOnDatapath(c *conformance.Case) string {
 	}
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		for _, p := range s.Checks() {
-			if p.ToFQDN != "" {
-				return "toFQDN: nodes do not enforce domain names yet"
-			}
-		}
 		if _, err := world.Enter(s); err != nil {
 			return ""
 		}
@@ -233,14 +228,20 @@ func runStep(ctx context.Context, cluster *harness.Cluster, c *conformance.Case,
 	if err != nil {
 		return err
 	}
+	checks := s.Checks()
+	if names := run.zone(checks); len(names.addrs) > 0 {
+		text = append(text, nameserverObjects...)
+	}
 	if err := cluster.SetManifests(ctx, text); err != nil {
 		return err
 	}
 	if err := run.setProxied(); err != nil {
 		return err
 	}
-	checks := s.Checks()
 	if err := run.serveHosts(checks); err != nil {
+		return err
+	}
+	if err := run.resolve(checks); err != nil {
 		return err
 	}
 	probes := make([]harness.Probe, 0, len(checks))
@@ -292,6 +293,7 @@ type stepRun struct {
 	cluster *harness.Cluster
 	world   *conformance.World
 	fixture conformance.Fixture
+	names   *zone // Hosts that probes go to by their names.
 }
 
 // pods are the fixture's Pods that have a network of their own.
@@ -404,6 +406,8 @@ func (run *stepRun) destination(p conformance.Probe) (netip.Addr, error) {
 		}
 	case p.ToIP == "" && p.ToService != "":
 		return run.serviceAddress(p)
+	case p.ToFQDN != "":
+		return run.addressOf(p.ToFQDN), nil
 	}
 	return netip.ParseAddr(text)
 }

@@ -15,6 +15,7 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
@@ -226,7 +227,8 @@ func (n *nodeServer) Check(ctx context.Context, _ *policyv1.CheckRequest) (*poli
 // with no shim to ask. What only a shim knows is not told: which ports are held
 // until other nodes know of them.
 func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
-	replica, assignment, restored := restore(&cfg)
+	cache := dns.NewCache(cfg.NameMinTTL)
+	replica, assignment, restored := restore(&cfg, cache)
 	if !restored {
 		return nil, fmt.Errorf("check: no checkpoint of node %s in %s", cfg.Node, cfg.StateDir)
 	}
@@ -252,6 +254,7 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 		config.HostMAC = hostMAC(ports.local)
 	}
 	compiler := pipeline.New(config, assignment)
+	compiler.SetNamed(named(cache.All()))
 	if _, err := compiler.Update(replica, pipeline.Whole(replica), ports.pods); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -26,18 +28,21 @@ type Config struct {
 	PolicyServers  []string // host:port; at least one.
 	Collectors     []string // host:port. None: events are counted and dropped.
 	TLS            credentials.Files
-	TokenFile      string // Of a service-account token, in place of a certificate and key; with TLS.CA.
-	Bridge         string // Name of the OVS bridge.
-	RunDir         string // Of OVS. Empty: its default.
-	Datapath       string // "system" or "netdev".
-	StateDir       string // Where the checkpoint is kept; required.
-	LogRate        uint32 // Log events a second.
-	RejectRate     uint32 // Answers to rejected packets a second.
-	LogIsolation   string // "annotated" or "all".
-	ServiceLB      bool   // Send what Pods send to Services to their endpoints.
-	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
-	PodNetwork     string // "off", "routed" or "vxlan".
-	Masquerade     bool   // With a Pod network: what Pods send out of the cluster bears the node's address.
+	TokenFile      string        // Of a service-account token, in place of a certificate and key; with TLS.CA.
+	Bridge         string        // Name of the OVS bridge.
+	RunDir         string        // Of OVS. Empty: its default.
+	Datapath       string        // "system" or "netdev".
+	StateDir       string        // Where the checkpoint is kept; required.
+	LogRate        uint32        // Log events a second.
+	RejectRate     uint32        // Answers to rejected packets a second.
+	LogIsolation   string        // "annotated" or "all".
+	DNSServices    []string      // Services of DNS servers whose answers say where hosts are that policies name, NAMESPACE/NAME.
+	DNSServers     []string      // Other such servers: IP, or IP:PORT.
+	NameMinTTL     time.Duration // How long such an address holds at least.
+	ServiceLB      bool          // Send what Pods send to Services to their endpoints.
+	MarkOwnTraffic bool          // Tell the host's own traffic from what it forwards, by nftables.
+	PodNetwork     string        // "off", "routed" or "vxlan".
+	Masquerade     bool          // With a Pod network: what Pods send out of the cluster bears the node's address.
 	VXLANID        int
 	VXLANPort      int
 	CNIConfDir     string // Of the container runtime's network configuration, which is written there. Empty: it is not.
@@ -78,6 +83,8 @@ func Defaults() Config {
 		LogRate:        500,
 		RejectRate:     1000,
 		LogIsolation:   "annotated",
+		DNSServices:    []string{"kube-system/kube-dns"},
+		NameMinTTL:     5 * time.Second,
 		ServiceLB:      true,
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
@@ -115,7 +122,24 @@ func (c *Config) validate() error {
 	require(slices.Contains([]string{"", AdoptJudge, AdoptEstablished}, c.Adopt), "adoption: %q is neither judge nor allow-established (--adopt)", c.Adopt)
 	require(c.AdoptWindow >= 0, "adoption: the window must not be below zero (--adopt-window)")
 	require(c.CNIConfDir == "" || c.Socket != "", "CNI: weir-cni needs a socket to ask (--socket)")
+	require(c.NameMinTTL >= 0, "names: the least time must not be below zero (--fqdn-min-ttl)")
+	for _, name := range c.DNSServices {
+		namespace, service, ok := strings.Cut(name, "/")
+		require(ok && namespace != "" && service != "" && !strings.Contains(service, "/"), "DNS: Service %q is not NAMESPACE/NAME (--dns-service)", name)
+	}
+	for _, at := range c.DNSServers {
+		_, err := dnsServer(at)
+		require(err == nil, "DNS: server %q is neither IP nor IP:PORT (--dns-server)", at)
+	}
 	return errors.Join(errs...)
+}
+
+// dnsServer reads the address of a DNS server, by default with port 53.
+func dnsServer(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(a.Unmap(), 53), nil
+	}
+	return netip.ParseAddrPort(text)
 }
 
 // credentials are what the shim shows its servers; nil for plain text. A Token
@@ -138,7 +162,18 @@ func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentia
 
 // compiler is what a compiler is told of the flags: the bridge tells the rest.
 func (c *Config) compiler() pipeline.Config {
-	return pipeline.Config{Node: c.Node, LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
+	var servers []netip.AddrPort
+	for _, text := range c.DNSServers {
+		if at, err := dnsServer(text); err == nil { // Else validate has said so.
+			servers = append(servers, at)
+		}
+	}
+	var services []pipeline.NamespacedName
+	for _, text := range c.DNSServices {
+		namespace, name, _ := strings.Cut(text, "/")
+		services = append(services, pipeline.NamespacedName{Namespace: namespace, Name: name})
+	}
+	return pipeline.Config{Resolvers: servers, ResolverServices: services, Node: c.Node, LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

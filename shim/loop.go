@@ -11,6 +11,7 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -98,8 +99,13 @@ type loop struct {
 	readTook   time.Duration // and for how long that kept the loop.
 	unsettled  bool          // Packets may still go by what was there before the last bundle.
 	revision   uint64        // That packets have met for a second and more: see forgetRevisions.
+	cache      *dns.Cache    // What the names that rules write stand for.
+	written    []string      // These names.
+	leased     time.Time     // When the lease was renewed last: see names.go.
+	roomless   string        // Names without room, as they were logged.
 	unsaved    bool
 	saved      time.Time
+	savedAs    uint64      // Revision.
 	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
 	losses     packetlog.Losses
 	unanswered packetlog.Losses // Of rejected packets.
@@ -189,6 +195,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
 			l.forgetRevisions()
+			l.expireNames(ctx, now)
 			l.save(false)
 			if l.unread {
 				l.refreshPorts(ctx)
@@ -248,6 +255,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		return applyResult{err: err}
 	}
 	l.unsaved = true
+	l.setNames(ctx)
 	if err := l.adopt(ctx); err != nil {
 		return applyResult{err: err}
 	}
@@ -268,6 +276,7 @@ func refusal(err error) applyResult {
 func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	l.recount(ctx, change.Recounted)
 	before := l.open
+	l.lease(ctx, time.Now())
 	l.open = l.compiler.OpenAddresses()
 	if before == nil {
 		before = l.open // The first look: what was open before is not known, and lives on.
@@ -464,6 +473,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	var change pipeline.Change
 	err := errors.New("the state held is wrong; awaiting a repair")
 	l.holder.View(func(state *storage.Replica) {
+		compiler.SetNamed(named(l.cache.All()))
 		change, err = compiler.Update(state, pipeline.Whole(state), l.usable())
 	})
 	l.blocked = err

@@ -22,6 +22,7 @@ import (
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
@@ -275,7 +276,8 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	t.Helper()
 	cfg := Defaults()
 	cfg.Node, cfg.StateDir, cfg.MarkOwnTraffic, cfg.Reconcile, cfg.Logger = "node-1", dir, false, time.Hour, hclog.NewNullLogger()
-	replica, assignment, restored := restore(&cfg)
+	cache := dns.NewCache(cfg.NameMinTTL)
+	replica, assignment, restored := restore(&cfg, cache)
 	if restored {
 		w.mu.Lock()
 		w.replica = replica
@@ -287,7 +289,8 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s.host = newHostPolicies(s)
 	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config = assignment, restored, cfg.compiler()
+	s.loop.former, s.loop.complete, s.loop.config, s.loop.cache = assignment, restored, cfg.compiler(), cache
+	s.names = newNames(s)
 	return s
 }
 

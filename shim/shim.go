@@ -19,6 +19,7 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/client"
 	"github.com/weirnet/weir/shim/credentials"
+	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -53,6 +54,7 @@ type Shim struct {
 	node  *node
 	pods  *pods // Nil: neither a Pod network nor CNI is asked for.
 	host  *hostPolicies
+	names *names
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -75,7 +77,8 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
-	replica, assignment, restored := restore(&cfg)
+	cache := dns.NewCache(cfg.NameMinTTL)
+	replica, assignment, restored := restore(&cfg, cache)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
@@ -91,7 +94,8 @@ func New(cfg Config) (*Shim, error) {
 	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
-	s.loop.former, s.loop.complete = assignment, restored
+	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, cache
+	s.names = newNames(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
 	if s.pods, err = newPods(s); err != nil {
@@ -115,7 +119,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -145,6 +149,7 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { return s.bridge.Run(bridgeCtx) })
 	g.Go(func() error { defer stopBridge(); return s.loop.run(ctx) })
 	g.Go(func() error { return s.probes.run(ctx, s.bridge.PacketIns(pipeline.WatchController)) })
+	g.Go(func() error { return s.names.run(ctx, s.bridge.PacketIns(pipeline.NameController)) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
 	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {
@@ -299,6 +304,7 @@ type metrics struct {
 	hostMended prometheus.Counter
 
 	rejected *prometheus.CounterVec
+	names    *prometheus.CounterVec
 
 	spoofed   *prometheus.CounterVec
 	strangers prometheus.Counter
@@ -323,13 +329,15 @@ func newMetrics() *metrics {
 			Help: "Ports that opened before all nodes concerned were known to have the Pod's address."}),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_rejected_packets_total",
 			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
+		names: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_dns_answers_total",
+			Help: "Answers of DNS servers to Pods whose policies name hosts, by what became of them."}, []string{"outcome"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostMended)
 	return m
 }
 

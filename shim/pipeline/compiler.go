@@ -32,6 +32,10 @@ type Config struct {
 	LogIsolationAll bool
 	// Node is the name of the node, by which Services know their endpoints here.
 	Node string
+	// Resolvers are DNS servers whose answers say where hosts are that rules name.
+	// ResolverServices are Services of such, by Namespace and name.
+	Resolvers        []netip.AddrPort
+	ResolverServices []NamespacedName
 	// BalanceServices sends what Pods send to Services to their endpoints, before
 	// the egress rules. Otherwise something else does, and toServices matches nothing.
 	BalanceServices bool
@@ -81,6 +85,7 @@ type Compiler struct {
 	first    uint64                                  // Revision of this compiler: nothing is known of those before.
 	revision uint64                                  // Of the last Update that changed what reports may mean. Zero: there was none.
 	history  history
+	naming   naming
 	sharing  *Sharing              // Nil: the bridge is ours alone.
 	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up, with its key.
@@ -139,6 +144,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		names:        make(map[netip.Addr][]nameCount),
 		blocks:       make(map[storage.ScopeID]map[string]struct{}),
 		history:      newHistory(),
+		naming:       newNaming(),
 		gaveUp:       make(map[netip.Addr]string),
 		services:     make(map[serviceName]*service),
 		servicePorts: make(map[uint32]*servicePort),
@@ -212,9 +218,12 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 		}
 	}
 	c.setPorts(ports)
-	c.balance(c.setServices(state, touched))
+	changed := c.setServices(state, touched)
+	c.balance(changed)
 	c.forgetServices()
+	c.takeNamed()
 	c.assess()
+	c.watchNames(len(changed) > 0)
 	c.passOn()
 	c.settleForms()
 	c.forgetPlaces()

@@ -44,6 +44,7 @@ const (
 	TableHairpinOutput   = 36 // What a Pod says to itself, with the source translated.
 	TableServiceReply    = 37 // Gives SCTP's replies the Service's address, learned; comes back.
 	TableServiceAffinity = 38 // Endpoints that clients are held to, learned; comes back.
+	TableNameAnswer      = 39 // Holds DNS answers until what they say is in force: see names.go.
 )
 
 var tableNames = map[uint8]string{
@@ -82,6 +83,7 @@ var tableNames = map[uint8]string{
 	TableHairpinOutput:   "HairpinOutput",
 	TableServiceReply:    "ServiceReply",
 	TableServiceAffinity: "ServiceAffinity",
+	TableNameAnswer:      "NameAnswer",
 }
 
 // TableName is a table's name, as audit lines have it.
@@ -190,6 +192,8 @@ const (
 	KindWatch     CookieKind = 10 // Watches a probe, for some seconds. Id: of the probe.
 	KindService   CookieKind = 11 // Balances. Id: of a Service's port.
 	KindLearned   CookieKind = 12 // Learned from a client's packet, for some time. Id: of a Service's port.
+	KindNames     CookieKind = 13 // Watches DNS. Id: OpenFlow port.
+	KindLease     CookieKind = 14 // Has DNS answers held, as long as somebody sees to it. Id: 0.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {

@@ -135,6 +135,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 		}
 		c.uninstall(former)
 		c.went(former)
+		c.setNaming(former, false)
 		if delete(c.policies[t.scope], t.key); len(c.policies[t.scope]) == 0 {
 			delete(c.policies, t.scope)
 		}
@@ -149,6 +150,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 		c.policies[t.scope][t.key] = t.next
 		c.enter(t.next)
 		c.came(t.next)
+		c.setNaming(t.next, true)
 	}
 	rose := c.settle(enforced)
 	for _, t := range policies {

@@ -71,6 +71,7 @@ type content struct {
 	named      []storage.ScopeID // Groups in which port names are resolved beside peers.
 	blocks     []netip.Prefix    // Of the peers, exceptions taken out.
 	toServices []serviceName     // Of the peers.
+	names      []string          // Of the peers: domain names, whose addresses are groups of their own, among peers.
 	anyService bool
 	services   []*policyv1.Service // Those that can be matched.
 }
@@ -199,6 +200,13 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 		if name := nameOfRef(s); !slices.Contains(r.toServices, name) { // A port of it comes once.
 			r.toServices = append(r.toServices, name)
 		}
+	}
+	for _, name := range w.GetPeers().GetNames() {
+		if !r.egress() {
+			note(fmt.Errorf("domain name %s in an ingress rule", name))
+			continue
+		}
+		r.names, r.peers = append(r.names, name), append(r.peers, groupOfName(name))
 	}
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {

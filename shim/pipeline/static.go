@@ -42,7 +42,7 @@ func (c *Compiler) staticFlows() {
 	}
 	for _, f := range families {
 		put(TableResolution, prioDefault, next(TableConntrack), f...)
-		put(TableConntrack, prioDefault, actions(openflow.CT{Zone: zone, NAT: openflow.NAT{Kind: openflow.NATApply}, Recirc: true, Table: TableConntrackState}), f...)
+		put(TableConntrack, prioDefault, actions(track), f...)
 	}
 	put(TableResolution, prioMiss, openflow.Drop())
 	put(TableConntrack, prioMiss, openflow.Drop())
@@ -123,7 +123,11 @@ func (c *Compiler) staticFlows() {
 	}
 	put(TableConntrackCommit, prioMiss, openflow.Drop())
 	c.flows.set("", c.Touch())
+	put(TableNameAnswer, prioMiss, actions(openflow.OutputRegister(regOutput)))
 }
+
+// track looks a packet's connection up, and translates it as the connection is.
+var track = openflow.CT{Zone: zone, NAT: openflow.NAT{Kind: openflow.NATApply}, Recirc: true, Table: TableConntrackState}
 
 // allowed marks a connection as allowed, with the rules that allowed it.
 func allowed(mark uint32) []openflow.Action {

@@ -67,14 +67,16 @@ func Watches(cookie uint64) (probe uint32, ok bool) {
 }
 
 // Passing says whether a flow is ours, nobody's desired one, and goes by itself:
-// one that watches a probe, or that was learned.
+// one that watches a probe, that was learned, or that has DNS answers held.
 func Passing(cookie uint64) bool {
 	kind, _, ours := ParseCookie(cookie)
-	return ours && (kind == KindWatch || kind == KindLearned)
+	return ours && (kind == KindWatch || kind == KindLearned || kind == KindLease)
 }
 
-// Learns says whether a table has flows that are learned.
-func Learns(table uint8) bool { return table == TableServiceAffinity || table == TableServiceReply }
+// Learns says whether a table has flows that come and go by themselves.
+func Learns(table uint8) bool {
+	return table == TableServiceAffinity || table == TableServiceReply || table == TableNameAnswer
+}
 
 // OpenPort is the open port of a Pod.
 func (c *Compiler) OpenPort(pod Pod) (port Port, ips []netip.Addr, ok bool) {

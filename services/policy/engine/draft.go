@@ -45,6 +45,7 @@ type draftRule struct {
 	named     []selection // Where port names are resolved beside peers.
 
 	toServices []api.NamespacedName // As peers.
+	names      []string             // As peers: domain names, with wildcards.
 	nodePorts  bool                 // It is about ports of the node's own addresses.
 }
 

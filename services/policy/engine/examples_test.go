@@ -139,7 +139,6 @@ func faultsOf(objects []api.Object, ref api.Ref) (reasons []string) {
 		add(ReasonNotEnforced, r.Layer7)
 		add(ReasonNotEnforced, slices.ContainsFunc(r.Traffic, func(t api.Traffic) bool { return t.Protocol == api.ProtocolIGMP }))
 		for _, peer := range r.Peers {
-			add(ReasonNotEnforced, peer.FQDN != "")
 			add(ReasonGroupNotFound, missing(peer.Group))
 		}
 	}

@@ -67,6 +67,8 @@ func TestFaults(t *testing.T) {
 		}
 		return p
 	}
+	named := toService()
+	named.Egress[0].Peers = []api.Peer{{FQDN: "*.example.com"}, {FQDN: "example.com"}}
 	onService := func(name string) *api.OrderedPolicy {
 		return appliedTo(api.Target{Service: &api.NamespacedName{Namespace: "x", Name: name}})
 	}
@@ -93,7 +95,7 @@ func TestFaults(t *testing.T) {
 		{"and to others", appliedTo(api.Target{Group: "blocks"}, api.Target{PodSelector: matching()}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 1},
 		{"applied to a Group of other Namespaces", own, ReasonUnsupportedGroup, "appliedTo: group everywhere has a namespaceSelector, and adds no Pod", true, 0},
 		{"applied to a Group of another Namespace's Service", others, ReasonUnsupportedGroup, "appliedTo: group elsewhere has a Service of another Namespace, and adds no Pod", true, 0},
-		{"a domain name", rule(api.ActionAllow, api.Peer{FQDN: "*.example.com"}), ReasonNotEnforced, "ingress[0] (r): nodes do not enforce domain names yet; *.example.com matches nothing", false, 0},
+		{"domain names", named, "", "", false, 1},
 		{"toServices", toService("s"), "", "", false, 1},
 		{"toServices of one that is not there", toService("none"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 0},
 		{"and of one that is", toService("none", "s"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 1},

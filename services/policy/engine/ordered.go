@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"strings"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
@@ -179,7 +180,9 @@ func (e *Engine) planPeer(pl *plan, r *planRule, p *api.Peer, rule string, widen
 	case p.IPBlock != nil:
 		r.blocks = append(r.blocks, p.IPBlock)
 	case p.FQDN != "":
-		pl.fault(ReasonNotEnforced, widens, "%s: nodes do not enforce domain names yet; %s matches nothing", rule, p.FQDN)
+		if name := strings.TrimSuffix(p.FQDN, "."); !slices.Contains(r.names, name) {
+			r.names = append(r.names, name)
+		}
 	case p.NodeSelector != nil:
 		r.peers = append(r.peers, selection{hosts: true, pods: p.NodeSelector})
 	case p.ServiceAccount != nil:

@@ -98,7 +98,7 @@ func (pl *plan) draft() *draft {
 				concerned = append(concerned, pl.concerned(t, r.anyone)...)
 			}
 		}
-		if !r.anyone && len(r.peers) == 0 && len(r.blocks) == 0 && len(r.toServices) == 0 || !r.anything && len(r.services) == 0 {
+		if !r.anyone && len(r.peers) == 0 && len(r.blocks) == 0 && len(r.toServices) == 0 && len(r.names) == 0 || !r.anything && len(r.services) == 0 {
 			continue // It matches nothing.
 		}
 		rule := r.draftRule
@@ -136,7 +136,7 @@ func (pl *plan) part(t tuple) *draft {
 			}
 		}
 		rule := r.draftRule
-		rule.peers, rule.blocks, rule.toServices, rule.named = nil, nil, nil, nil
+		rule.peers, rule.blocks, rule.toServices, rule.names, rule.named = nil, nil, nil, nil, nil
 		for _, p := range r.related {
 			if t.is(p.keys) {
 				rule.peers = append(rule.peers, selection{namespaces: &api.Selector{MatchLabels: api.Labels(t)}, pods: p.pods})

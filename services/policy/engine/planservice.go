@@ -48,7 +48,7 @@ func (e *Engine) nodePorts(pl *plan, name api.NamespacedName) (ports []service) 
 func (r planRule) onNodePorts(ports []service) planRule {
 	written, anything := r.services, r.anything
 	r.targets, r.nodePorts = []selection{{hosts: true}}, true
-	r.peers, r.related, r.named, r.services, r.anything = nil, nil, nil, nil, false
+	r.peers, r.related, r.named, r.names, r.services, r.anything = nil, nil, nil, nil, nil, false
 	for _, p := range ports {
 		if anything {
 			r.services = append(r.services, p)

@@ -188,6 +188,9 @@ func appendRule(b []byte, field protowire.Number, r *draftRule, groups []*group)
 			b = appendString(b, 2, name.Name)
 			b = shut(b, ref)
 		}
+		for _, name := range r.names {
+			b = appendString(b, 4, name)
+		}
 		b = shut(b, list)
 	}
 	b = appendIDs(b, 7, take(len(r.appliedTo)))

@@ -231,6 +231,10 @@ func (c *choices) policy(enc *encoder) message {
 				name := api.NamespacedName{Namespace: c.text(), Name: c.text()}
 				r.toServices, w.Peers.Services = append(r.toServices, name), append(w.Peers.Services, &policyv1.ServiceRef{Namespace: name.Namespace, Name: name.Name})
 			})
+			c.some(func() {
+				name := "n" + c.text()
+				r.names, w.Peers.Names = append(r.names, name), append(w.Peers.Names, name)
+			})
 		}
 		w.AppliedTo = ids(len(r.appliedTo))
 		w.PortNameGroups = ids(len(r.named))

@@ -1796,10 +1796,14 @@ func (x *Service) GetGroupAddress() []byte {
 // Peers is a set of which one must match. With nothing in it it matches
 // nothing; it is not an absent set.
 type Peers struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Groups        [][]byte               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"` // Address group ids, 16 bytes.
-	Blocks        []*IPBlock             `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
-	Services      []*ServiceRef          `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"` // Of egress rules: what is sent to the ClusterIPs of these, by their ports, and not to a backend itself.
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Groups   [][]byte               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"` // Address group ids, 16 bytes.
+	Blocks   []*IPBlock             `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	Services []*ServiceRef          `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"` // Of egress rules: what is sent to the ClusterIPs of these, by their ports, and not to a backend itself.
+	// Of egress rules: hosts by their domain names, in lower case without a full
+	// stop at the end, where * stands for any run of characters. A node knows
+	// their addresses from the DNS answers that its Pods get.
+	Names         []string `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1851,6 +1855,13 @@ func (x *Peers) GetBlocks() []*IPBlock {
 func (x *Peers) GetServices() []*ServiceRef {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *Peers) GetNames() []string {
+	if x != nil {
+		return x.Names
 	}
 	return nil
 }
@@ -2301,11 +2312,12 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"_icmp_codeB\f\n" +
 	"\n" +
-	"_igmp_type\"\x88\x01\n" +
+	"_igmp_type\"\x9e\x01\n" +
 	"\x05Peers\x12\x16\n" +
 	"\x06groups\x18\x01 \x03(\fR\x06groups\x12/\n" +
 	"\x06blocks\x18\x02 \x03(\v2\x17.weir.policy.v1.IPBlockR\x06blocks\x126\n" +
-	"\bservices\x18\x03 \x03(\v2\x1a.weir.policy.v1.ServiceRefR\bservices\">\n" +
+	"\bservices\x18\x03 \x03(\v2\x1a.weir.policy.v1.ServiceRefR\bservices\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\">\n" +
 	"\n" +
 	"ServiceRef\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
