@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/weirnet/weir/e2e/harness"
 	"github.com/weirnet/weir/services/policy/api"
-	"github.com/weirnet/weir/storage/checkpoint"
 )
 
 // allFoobar is the guide's example: a name with a wildcard, and nothing else.
@@ -124,6 +124,14 @@ func TestNamesOfHosts(t *testing.T) {
 	n.ask(t, "other.com", "203.0.113.9")
 	outcomes(t, []harness.Probe{n.to("203.0.113.2"), drop("203.0.113.9")}, harness.Allow, harness.Drop)
 
+	eventually(t, func() error {
+		code, out := weirctl(t, n.c, "get", "fqdn")
+		if line := regexp.MustCompile(`(?m)^node-1 +foobar\.com +203\.0\.113\.1 +\S+Z +\*foobar\.com$`); code != 0 || !line.MatchString(out) || strings.Contains(out, "other.com") {
+			return fmt.Errorf("weirctl get fqdn ends with %d:\n%s", code, out)
+		}
+		return nil
+	})
+
 	n.mu.Lock()
 	n.cut = true
 	n.mu.Unlock()
@@ -219,9 +227,9 @@ func TestNamesWithoutAShim(t *testing.T) {
 	n.ask(t, "foobar.com", "203.0.113.1")
 	node := n.c.Nodes["node-1"]
 	eventually(t, func() error {
-		c, err := checkpoint.Load(filepath.Join(node.OVS.Dir, "state", "checkpoint"), "node-1")
-		if err == nil && !strings.Contains(string(c.Names), "203.0.113.1") {
-			err = fmt.Errorf("the checkpoint knows of %s", c.Names)
+		stored, err := os.ReadFile(filepath.Join(node.OVS.Dir, "state", "names"))
+		if err == nil && !strings.Contains(string(stored), "203.0.113.1") {
+			err = fmt.Errorf("what is stored is %q", stored)
 		}
 		return err
 	})

@@ -19,7 +19,6 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/client"
 	"github.com/weirnet/weir/shim/credentials"
-	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -77,8 +76,7 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
-	cache := dns.NewCache(cfg.NameMinTTL)
-	replica, assignment, restored := restore(&cfg, cache)
+	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
@@ -94,7 +92,7 @@ func New(cfg Config) (*Shim, error) {
 	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
-	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, cache
+	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, restoreNames(&cfg)
 	s.names = newNames(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
@@ -264,7 +262,8 @@ func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storag
 // Stats implements client.Handler.
 func (s *Shim) Stats() *policyv1.NodeStats {
 	_, dropped := s.log.Counts()
-	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports()}
+	named, total := s.node.names()
+	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports(), Named: named, NamedTotal: total}
 }
 
 // Counters implements client.Handler.
