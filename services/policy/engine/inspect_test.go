@@ -77,6 +77,9 @@ func TestFaults(t *testing.T) {
 	layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
 	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
 	igmp.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolIGMP}}
+	named, outOfNodes := appliedTo(api.Target{NodeSelector: matching()}), toService("s")
+	named.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolTCP, PortName: "http"}}
+	outOfNodes.AppliedTo = []api.Target{{NodeSelector: matching()}}
 	for _, tc := range []struct {
 		name    string
 		policy  *api.OrderedPolicy
@@ -101,7 +104,9 @@ func TestFaults(t *testing.T) {
 		{"toServices of a name", toService("external"), ReasonUnsupportedService, "egress[0] (r): Service x/external is a name for another host, and never matches", true, 0},
 		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
 		{"IGMP", igmp, ReasonNotEnforced, "ingress[0] (r): nodes do not enforce rules for IGMP yet; they let no multicast through", true, 0},
-		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for themselves yet", true, 0},
+		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), "", "", false, 1},
+		{"a port's name at Nodes", named, ReasonNotEnforced, "ingress[0] (r): a Node's own ports have no names; write their numbers", true, 0},
+		{"toServices of Nodes", outOfNodes, ReasonNotEnforced, "egress[0] (r): what a Node sends to Services is judged by the endpoint that it reaches; toServices matches nothing", true, 0},
 		{"a NodePort Service", onService("outer"), "", "", false, 1},
 		{"a NodePort Service that is not there", onService("none"), ReasonServiceNotFound, "appliedTo: Service x/none is not there; it adds nothing", true, 0},
 		{"a Service without a NodePort", onService("s"), ReasonUnsupportedService, "appliedTo: Service x/s has no port on nodes, and adds nothing", true, 0},

@@ -142,7 +142,11 @@ func (q *question) ordered(first, last uint8) *Decision {
 			continue
 		}
 		ref, name := r.policy.Ref(), r.name()
-		if why := q.misses(r); why != "" {
+		why := q.misses(r)
+		if why == "" && q.overrules(r) {
+			why = "would cut off what steers nodes, and is overruled there"
+		}
+		if why != "" {
 			step.consider(ref, name, false, why)
 			continue
 		}
@@ -234,7 +238,7 @@ func concerns(r *orderedRule, labels map[string]string) bool {
 // guardsHost says whether an entry of appliedTo is the subject, which is no Pod.
 func (q *question) guardsHost(t api.Target) bool {
 	switch {
-	case q.nodePort != nil:
+	case q.nodePort != nil && q.direction == Ingress:
 		return t.Service != nil && *t.Service == api.NamespacedName{Namespace: q.nodePort.Namespace, Name: q.nodePort.Name}
 	case t.NodeSelector != nil:
 		return q.nodeSelects(*t.NodeSelector, q.subject.node)
@@ -245,6 +249,9 @@ func (q *question) guardsHost(t api.Target) bool {
 // misses says why a rule does not match, and nothing where it does.
 func (q *question) misses(r *orderedRule) string {
 	if len(r.rule.ToServices) > 0 {
+		if q.subject.pod == nil {
+			return q.subject.String() + " is a host, whose traffic is judged by the endpoint that it reaches"
+		}
 		if q.via == nil {
 			return fmt.Sprintf("%s is not reached through a Service", q.peer)
 		}
