@@ -35,6 +35,7 @@ type Config struct {
 	RejectRate     uint32 // Answers to rejected packets a second.
 	LogIsolation   string // "annotated" or "all".
 	ServiceLB      bool   // Send what Pods send to Services to their endpoints.
+	NodePolicies   bool   // Enforce policies for the node itself.
 	MarkOwnTraffic bool   // Tell the host's own traffic from what it forwards, by nftables.
 	PodNetwork     string // "off", "routed" or "vxlan".
 	Masquerade     bool   // With a Pod network: what Pods send out of the cluster bears the node's address.
@@ -79,6 +80,7 @@ func Defaults() Config {
 		RejectRate:     1000,
 		LogIsolation:   "annotated",
 		ServiceLB:      true,
+		NodePolicies:   true,
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
 		PodNetwork:     string(podnet.Off),

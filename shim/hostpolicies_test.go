@@ -37,6 +37,8 @@ func (f *fakeFirewall) Apply(_ context.Context, plan *hostpolicy.Plan) error {
 	return nil
 }
 
+func (f *fakeFirewall) LogsItself() bool { return true }
+
 func (f *fakeFirewall) Intact(_ context.Context) (bool, error) { return !f.changed, f.broken }
 
 // hostState is the state of a node as far as its host is concerned.

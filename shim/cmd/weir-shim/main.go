@@ -73,6 +73,7 @@ func command() *cobra.Command {
 	f.Uint32Var(&cfg.RejectRate, "reject-rate", cfg.RejectRate, "rejected packets a second that are answered (TCP reset, ICMP unreachable); what exceeds it is dropped in silence, and counted")
 	f.StringVar(&cfg.LogIsolation, "log-isolation", cfg.LogIsolation, "which isolation drops are recorded: annotated (Namespaces with logging) or all")
 	f.BoolVar(&cfg.ServiceLB, "service-lb", cfg.ServiceLB, "send what Pods send to a Service's ClusterIP to one of its endpoints, before egress rules judge it; false where something else does that before Open vSwitch")
+	f.BoolVar(&cfg.NodePolicies, "node-policies", cfg.NodePolicies, "enforce policies that are applied to the node itself (nftables)")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
 	f.StringVar(&cfg.Socket, "socket", cfg.Socket, "Unix socket on which the node's CNI plugin and operators ask about ports; none if empty")
