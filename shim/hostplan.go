@@ -37,9 +37,25 @@ func (h *hostPolicies) devise(state *storage.Replica) {
 	}
 	plan, problems := hostpolicy.New(s)
 	h.problems = problems
+	h.warn(plan)
 	if h.plan == nil || plan.ID != h.plan.ID {
 		h.plan, h.failed = plan, errPending
 	}
+}
+
+// warn says which policies would have cut the node off, each once. The policy
+// service says it too of those servers that it knows.
+func (h *hostPolicies) warn(plan *hostpolicy.Plan) {
+	said := h.lockouts
+	h.lockouts = make(map[string]bool)
+	for _, p := range plan.Lockouts {
+		text := p.Key + ": " + p.Err.Error()
+		if !said[text] && !h.lockouts[text] {
+			h.logger.Warn("a policy for the node is overruled where it would have cut it off", "policy", p.Key, "err", p.Err)
+		}
+		h.lockouts[text] = true
+	}
+	h.shim.metrics.hostLockouts.Set(float64(len(h.lockouts)))
 }
 
 const (

@@ -46,7 +46,8 @@ type hostPolicies struct {
 	sought   time.Time        // When they were looked for.
 	plan     *hostpolicy.Plan // Nil: none yet.
 	problems []hostpolicy.Problem
-	failed   error // Why the plan is not in force; nil: it is.
+	lockouts map[string]bool // That were said.
+	failed   error           // Why the plan is not in force; nil: it is.
 	reader   *nflog.Reader
 	said     string    // Why there is none, as it was logged.
 	deaf     time.Time // Since when there is none though there should be. Zero: it is not so.

@@ -3,6 +3,8 @@ package differential
 import (
 	"slices"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/shim/hostpolicy"
 )
@@ -40,6 +42,9 @@ func (r *run) ofHosts(probe evaluate.Connection, from, to place) *Difference {
 				got = append(got, nameOf(plan.Rules(end.list)[v.Rule].Policy))
 			}
 			told := !staged || r.staged != r.result // Who would decide the same is not told.
+			if unanswered := probe.Protocol == api.ProtocolUDP || probe.Protocol == api.ProtocolSCTP; end.list == hostpolicy.Egress && unanswered && v.Action == policyv1.Action_ACTION_REJECT {
+				v.Action = policyv1.Action_ACTION_DROP // What it comes to; the record says Reject.
+			}
 			if v.Action != wireActions[want.Action] || told && !slices.Equal(got, deciders(want)) {
 				return r.differ("%v of the host, staged %t: the evaluator says %s by %v, the firewall of %s is to %s by %v", end.list.Direction(), staged, want.Action, deciders(want), end.at.node, v.Action, got)
 			}

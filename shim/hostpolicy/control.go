@@ -68,8 +68,8 @@ func (k *Control) steers(l List, c Connection) bool {
 	return false
 }
 
-// lockouts are the items of which a rule would deny what steers this node, were
-// it not overruled there.
+// lockouts are the items of which a rule would deny what steers this node, were it
+// not overruled there.
 func (p *Plan) lockouts(l List, found []candidate) (problems []Problem) {
 	said := make(map[int]bool)
 	look := func(peer netip.Addr, port uint16, what string) {

@@ -11,7 +11,7 @@
 //
 // What it takes to steer the node (Control) is not denied by rules of the node
 // itself, unless their policy allows a lock-out. A policy that would have denied
-// it is a Problem.
+// it is one of the plan's Lockouts.
 //
 // The order is that of policies for Pods: by rank, priority, position in the
 // policy, the strictest action first, one that is recorded before one that is not,

@@ -123,14 +123,17 @@ func TestWhatSteersTheNode(t *testing.T) {
 	s := hostState(shut, may, passes, staged)
 	s.Facts, s.Servers = facts, []netip.AddrPort{netip.MustParseAddrPort("198.51.100.9:9740")}
 	p, problems := New(s)
+	if len(problems) > 0 {
+		t.Error(problems)
+	}
 	var got []string
-	for _, x := range problems {
+	for _, x := range p.Lockouts {
 		got = append(got, x.Key+": "+x.Err.Error())
 	}
 	const advice = ` are let through in spite of it; annotation weir.dev/allow-lockout: "true" denies them`
 	want := []string{"policy/2//shut: rule 0 would cut the node off: connections of 192.0.2.1 to its kubelet" + advice, "policy/2//shut: rule 0 would cut the node off: its own connections to 192.0.2.1:6443" + advice}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("problems: %q", got)
+		t.Errorf("lockouts: %q", got)
 	}
 	for _, c := range []struct {
 		l    List

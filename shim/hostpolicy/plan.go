@@ -69,6 +69,9 @@ type Plan struct {
 	Control Control
 	// Tunnel is a UDP port of which Ingress and Egress say nothing. Zero: none.
 	Tunnel uint16
+	// Lockouts are the rules that would deny what is in Control, and are overruled
+	// there. They are in force but for that.
+	Lockouts []Problem
 	// ID stands for the content: plans of one ID are the same.
 	ID uint64
 }
@@ -204,7 +207,7 @@ func New(s State) (*Plan, []Problem) {
 	}
 	p.NodePorts, p.Ingress, p.Egress = rules(NodePorts), rules(Ingress), rules(Egress)
 	for _, l := range []List{Ingress, Egress} {
-		problems = append(problems, p.lockouts(l, found[l])...)
+		p.Lockouts = append(p.Lockouts, p.lockouts(l, found[l])...)
 	}
 	p.ID = p.sum()
 	return p, problems

@@ -71,3 +71,53 @@ func TestNodesKnowWhatSteersThem(t *testing.T) {
 	step("192.0.2.2:8080 of", "192.0.2.2:8080 of 192.0.2.1 192.0.2.2 192.0.2.3", deny("q", true, "role", "node-1"))
 	step("192.0.2.2:8080 of", "of", deny("p", false, "role", "node-1"))
 }
+
+// A policy that would have cut Nodes off says so for as long as it would.
+func TestLockoutsAreFaults(t *testing.T) {
+	e := New()
+	told := func(want ...string) {
+		t.Helper()
+		e.Flush()
+		var got []string
+		for _, f := range e.Policies()[0].Faults {
+			if f.Reason != ReasonLockout || !f.Widens {
+				t.Errorf("fault %+v", f)
+			}
+			got = append(got, f.Message)
+		}
+		if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
+			t.Errorf("faults %q, want %q", got, want)
+		}
+	}
+	const (
+		end = ` is let through in spite of it, or Nodes would be cut off; annotation weir.dev/allow-lockout: "true" has it denied`
+		in  = "ingress[0] (in): what 203.0.113.7 sends to kubelets" + end
+		out = "egress[1] (out): what Nodes send to 203.0.113.7:8080" + end
+	)
+	p := antreaPolicy("p", "application", api.ActionDrop)
+	p.AppliedTo = []api.Target{{NodeSelector: matching()}}
+	p.Ingress = []api.OrderedRule{{Name: "in", Action: api.ActionDrop, Traffic: []api.Traffic{{Protocol: api.ProtocolTCP, Port: 10000, EndPort: 11000}}}}
+	p.Egress = []api.OrderedRule{{Name: "udp", Action: api.ActionDrop, Traffic: []api.Traffic{{Protocol: api.ProtocolUDP}}}, {Name: "out", Action: api.ActionReject, Peers: []api.Peer{{IPBlock: &api.IPBlock{CIDR: netip.MustParsePrefix("203.0.113.0/24")}}}}}
+	change := func(edit func(p *api.OrderedPolicy)) {
+		q := *p
+		edit(&q)
+		p = &q
+		e.Apply(upsert(p))
+	}
+	e.Apply(upsert(p))
+	told()
+	e.Apply(upsert(newServers("default", "kubernetes", "203.0.113.7", "203.0.113.8")))
+	told(in, out)
+	change(func(p *api.OrderedPolicy) { p.AllowLockout = true })
+	told()
+	change(func(p *api.OrderedPolicy) {
+		p.AllowLockout, p.Egress = false, append([]api.OrderedRule{{Name: "may", Action: api.ActionAllow, Traffic: []api.Traffic{{Protocol: api.ProtocolTCP, Port: 8080}}}}, p.Egress...)
+	})
+	told(in)
+	change(func(p *api.OrderedPolicy) { p.Ingress[0].Peers = []api.Peer{{NodeSelector: matching()}} })
+	told()
+	e.Apply(upsert(&api.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.7")}}))
+	told(in)
+	e.Apply(api.Event{Ref: api.Ref{Kind: api.KindEndpointSlice, Namespace: "default", Name: "kubernetes"}})
+	told()
+}

@@ -388,7 +388,11 @@ func (a *agreement) ofHost(node held, own, other evaluate.Endpoint, probe probe,
 	facts := node.Item(storage.NewScopeID(storage.ScopeNode, own.Node), nodeKey).GetNode()
 	p := packet{dir: d, peer: other.Addr, protocol: wireProtocol(probe.protocol), port: uint32(probe.port), sourcePort: uint32(probe.sourcePort), host: true}
 	p.steering = steers(facts, d, other.Addr, own.Addr, p)
-	if got := node.verdict(&policyv1.Endpoint{Groups: facts.GetGroups()}, p); got != wireVerdicts[want.Action] {
+	got := node.verdict(&policyv1.Endpoint{Groups: facts.GetGroups()}, p)
+	if d == policyv1.Direction_DIRECTION_EGRESS && probe.protocol == api.ProtocolUDP && got == policyv1.Action_ACTION_REJECT {
+		got = policyv1.Action_ACTION_DROP // As the API has it.
+	}
+	if got != wireVerdicts[want.Action] {
 		a.Fatalf("%s and %s, %s/%d: %s on %s of the host, want %s: %s", own.Node, other.Addr, probe.protocol, probe.port, got, d, want.Action, want.Reason)
 	}
 }

@@ -51,6 +51,7 @@ const (
 	ReasonServiceNotFound    = "ServiceNotFound"
 	ReasonUnsupportedService = "UnsupportedService"
 	ReasonNotEnforced        = "NotEnforcedOnNodes"
+	ReasonLockout            = "LockoutOverruled"
 )
 
 // look resolves an object that a policy or group names, and notes that it was

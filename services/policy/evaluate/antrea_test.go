@@ -163,7 +163,7 @@ func TestAntreaPolicies(t *testing.T) {
 		{"a NodePort Service, from everywhere but its node", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{service: {name: outer, namespace: acc1}}], "+drop("")),
 			[]string{"node:n1 node:n1 TCP/30080 allow", "node:n2 node:n1 TCP/30080 drop", "acc1/a node:n1 TCP/30080 drop"}},
 		{"Nodes themselves", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{nodeSelector: {matchLabels: {role: master}}}], ingress: [{action: Drop, from: [{podSelector: {matchLabels: {app: a}}}]}], egress: [{action: Reject, to: [{ipBlock: {cidr: 203.0.113.0/24}}]}]"),
-			[]string{"acc1/a node:n3 TCP/22 drop", "acc1/b node:n3 TCP/22 allow", "acc1/a node:n2 TCP/22 allow", "node:n3 203.0.113.1 TCP/80 reject", "node:n3 node:n3 TCP/80 allow"}},
+			[]string{"acc1/a node:n3 TCP/22 drop", "acc1/b node:n3 TCP/22 allow", "acc1/a node:n2 TCP/22 allow", "node:n3 203.0.113.1 TCP/80 reject", "node:n3 203.0.113.1 UDP/80 drop", "node:n3 203.0.113.1 SCTP/80 drop", "node:n3 203.0.113.1 ICMP reject", "node:n3 node:n3 TCP/80 allow"}},
 
 		{"what steers Nodes is overruled by none of their policies", apiServers + shutNodes(""),
 			[]string{"node:n3 203.0.113.6 TCP/6443 allow", "node:n3 203.0.113.6 TCP/6444 drop", "node:n3 203.0.113.6 UDP/6443 drop", "node:n3 203.0.113.9 TCP/6443 drop", "node:n3 203.0.113.8 TCP/9740 allow",

@@ -151,6 +151,10 @@ func (q *question) ordered(first, last uint8) *Decision {
 			continue
 		}
 		d, says := act(r)
+		if d.Action == Reject && q.unanswered() {
+			d.Action, says = Drop, says+", and what a Node sends by UDP or SCTP is not answered: it is dropped"
+			d.Reason += ", as a Node's UDP and SCTP are: by dropping it"
+		}
 		step.consider(ref, name, true, "matches, and "+says)
 		step.end(d.Reason)
 		if d.Action == 0 {
@@ -204,6 +208,12 @@ func act(r *orderedRule) (d *Decision, says string) {
 	}
 	d.Reason = fmt.Sprintf("%s of %s %s", name, ref, says)
 	return d, says
+}
+
+// unanswered says whether a rejection is of what a Node's host sends itself, by a
+// protocol of which the API has it dropped.
+func (q *question) unanswered() bool {
+	return q.direction == Egress && q.subject.pod == nil && (q.protocol == api.ProtocolUDP || q.protocol == api.ProtocolSCTP)
 }
 
 // guards says whether a rule guards the question's subject.
