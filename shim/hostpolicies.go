@@ -25,6 +25,7 @@ type firewall interface {
 	Apply(ctx context.Context, plan *hostpolicy.Plan) error
 	Intact(ctx context.Context) (bool, error)
 	LogsItself() bool
+	Count(ctx context.Context) (map[string]hostfw.Tally, error)
 }
 
 // hostPolicies keeps the node's own firewall as policies for the host say. A cut
@@ -35,6 +36,7 @@ type hostPolicies struct {
 	logger  hclog.Logger
 	opened  chan *nflog.Reader // One slot.
 	records *hostRecords
+	counts  *hostCounts
 
 	mu       sync.Mutex // Guards what follows, and the firewall while it is spoken to.
 	fw       firewall
@@ -61,7 +63,8 @@ var errPending = errors.New("not in force yet")
 
 func newHostPolicies(s *Shim) *hostPolicies {
 	return &hostPolicies{shim: s, logger: s.logger.Named("host"), opened: make(chan *nflog.Reader, 1),
-		fw: hostfw.NewPolicies(), policies: make(map[storage.ScopeID]map[string]*policyv1.Policy), records: newHostRecords(s)}
+		fw: hostfw.NewPolicies(), policies: make(map[storage.ScopeID]map[string]*policyv1.Policy), records: newHostRecords(s),
+		counts: openHostCounts(s.cfg.StateDir, s.logger.Named("counters"))}
 }
 
 // begin takes over what a checkpoint says, until there is better.
@@ -138,6 +141,7 @@ func (h *hostPolicies) items() (items []hostpolicy.Item) {
 // enforce makes the plan be in force, or keeps why it is not.
 func (h *hostPolicies) enforce(ctx context.Context) {
 	h.records.expect(h.plan)
+	h.counts.expect(h.plan)
 	h.listen()
 	err := h.fw.Apply(ctx, h.plan)
 	switch {
@@ -177,6 +181,8 @@ func (h *hostPolicies) run(ctx context.Context) error {
 	}
 	reconcile := time.NewTicker(h.shim.cfg.Reconcile)
 	defer reconcile.Stop()
+	count := time.NewTicker(h.shim.cfg.StatsInterval)
+	defer count.Stop()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	var reader *nflog.Reader
@@ -199,6 +205,8 @@ func (h *hostPolicies) run(ctx context.Context) error {
 			h.closed(ctx, err)
 		case now := <-reconcile.C:
 			h.mend(ctx, now)
+		case now := <-count.C:
+			h.count(ctx, now)
 		case now := <-second.C:
 			h.records.countLosses(reader, now)
 			h.retry(ctx)
@@ -218,6 +226,23 @@ func (h *hostPolicies) retry(ctx context.Context) {
 		return
 	}
 	h.listen()
+}
+
+// count reads what rules matched.
+func (h *hostPolicies) count(ctx context.Context, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.plan == nil || h.failed != nil {
+		return // What stands is not what is known.
+	}
+	found, err := h.fw.Count(ctx)
+	if err != nil {
+		h.logger.Error("what rules for the host matched cannot be read", "err", err)
+		return
+	}
+	if since := h.counts.take(found, now); !since.IsZero() {
+		h.shim.counts.lost(since)
+	}
 }
 
 // mend puts right what others did to our rules. Reading takes longer with large

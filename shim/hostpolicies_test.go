@@ -26,6 +26,7 @@ type fakeFirewall struct {
 	applies int
 	broken  error // Nothing works.
 	changed bool  // Others were at it.
+	tallies map[string]hostfw.Tally
 }
 
 func (f *fakeFirewall) Apply(_ context.Context, plan *hostpolicy.Plan) error {
@@ -35,6 +36,10 @@ func (f *fakeFirewall) Apply(_ context.Context, plan *hostpolicy.Plan) error {
 	f.plan, f.changed = plan, false
 	f.applies++
 	return nil
+}
+
+func (f *fakeFirewall) Count(context.Context) (map[string]hostfw.Tally, error) {
+	return f.tallies, f.broken
 }
 
 func (f *fakeFirewall) LogsItself() bool { return true }
@@ -99,7 +104,7 @@ func atNodePort(name string, action policyv1.Action, port uint32, blocks ...stri
 // hosting is a shim with no side but its host's.
 func hosting(edit func(*Config)) *hostPolicies {
 	cfg := Defaults()
-	cfg.Node, cfg.Logger = "node-1", hclog.NewNullLogger()
+	cfg.Node, cfg.Logger, cfg.StateDir = "node-1", hclog.NewNullLogger(), "/nonexistent"
 	edit(&cfg)
 	return newHostPolicies(&Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics()})
 }

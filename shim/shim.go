@@ -94,6 +94,7 @@ func New(cfg Config) (*Shim, error) {
 	s.loop.former, s.loop.complete = assignment, restored
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
+	s.counts.host = s.host.counts
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
