@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -224,3 +225,70 @@ func TestNodePoliciesOutliveTheirShim(t *testing.T) {
 	}
 	meets(t, c, open)
 }
+
+// A node that a policy shuts is steered on: its shim comes back to the policy
+// service, and an API server reaches its kubelet. The policy says of itself that
+// it is overruled there, unless it allows a lock-out; then nothing is.
+func TestNodesAreNotLockedOut(t *testing.T) {
+	t.Parallel()
+	requireDataplane(t)
+	c := nodeCluster(t, "203.0.113.6", "203.0.113.7")
+	must(t, end(t, c, "203.0.113.6").Serve(harness.Service{Protocol: api.ProtocolTCP, Port: 6443}))
+	n := c.Nodes[controlNode]
+	must(t, n.Host().Serve(harness.Service{Protocol: api.ProtocolTCP, Port: 10250}))
+	n.ShimArgs("--stats-interval=300ms")
+	shut := func(annotations string) string {
+		return beyondAPIServer + fmt.Sprintf("---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: shut%s}\nspec: {priority: 1, appliedTo: [{nodeSelector: {matchLabels: {kubernetes.io/hostname: %s}}}], ingress: [{name: in, action: Drop}], egress: [{name: out, action: Drop}]}\n", annotations, controlNode)
+	}
+	of := func() *policyv1.PolicySummary {
+		t.Helper()
+		resp, err := c.Inspection().ListPolicies(t.Context(), &policyv1.ListPoliciesRequest{Stats: true})
+		must(t, err)
+		for _, p := range resp.GetPolicies() {
+			if p.GetRef().GetName() == "shut" {
+				return p
+			}
+		}
+		t.Fatal("the policy is not listed")
+		return nil
+	}
+	set(t, c, guardedNodes(), shut(""))
+	n.Shim.Kill()
+	must(t, n.Shim.Start())
+	must(t, c.Settled(t.Context()))
+	meets(t, c, "203.0.113.6 "+controlNode+" 10250 allow", "203.0.113.7 "+controlNode+" 10250 drop", controlNode+" 203.0.113.6 6443 allow", controlNode+" 203.0.113.6 80 drop", "203.0.113.6 "+controlNode+" 80 drop")
+	if p := of(); len(p.GetConditions()) != 1 || p.GetConditions()[0].GetStatus() || p.GetConditions()[0].GetReason() != "LockoutOverruled" || p.GetNodesRealized() != 1 {
+		t.Errorf("the policy's status: %v", p)
+	}
+	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
+		counted := make(map[string]uint64)
+		for _, r := range of().GetRules() {
+			counted[r.GetRule()] = r.GetPackets()
+		}
+		if counted["in"] < 2 || counted["out"] < 1 {
+			return fmt.Errorf("counted: %v", counted)
+		}
+		return nil
+	}))
+	metrics, err := n.Metrics()
+	must(t, err)
+	if !strings.Contains(metrics, "weir_shim_host_lockouts 2\n") {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+
+	set(t, c, guardedNodes(), shut(", annotations: {weir.dev/allow-lockout: 'true'}"))
+	meets(t, c, "203.0.113.6 "+controlNode+" 10250 drop", controlNode+" 203.0.113.6 6443 drop", "203.0.113.6 "+controlNode+" 80 drop")
+	if p := of(); len(p.GetConditions()) != 1 || !p.GetConditions()[0].GetStatus() {
+		t.Errorf("the policy's status: %v", p)
+	}
+}
+
+// beyondAPIServer is an API server beyond the nodes.
+const beyondAPIServer = `---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+ports: [{name: https, port: 6443, protocol: TCP}]
+endpoints: [{addresses: [203.0.113.6]}]
+`
