@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"syscall"
 	"testing"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 )
 
 // Addresses of the namespaces' ends. The host has several.
@@ -48,7 +48,7 @@ func New(t *testing.T) *Network {
 	if os.Geteuid() != 0 {
 		missing("needs root")
 	}
-	if _, err := exec.LookPath("nft"); err != nil {
+	if _, err := knftables.New(knftables.InetFamily, "weir"); err != nil {
 		missing("needs nftables: %v", err)
 	}
 	runtime.LockOSThread()
