@@ -2,11 +2,13 @@ package hostfw
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"sigs.k8s.io/knftables"
@@ -90,7 +92,8 @@ func dumped(t *testing.T, plan *hostpolicy.Plan, golden string) {
 	}
 }
 
-func TestTableOfHosts(t *testing.T) {
+// fullHostPlan has rules of hosts of every kind.
+func fullHostPlan(t *testing.T) *hostpolicy.Plan {
 	labelled := func(r *policyv1.Rule, label string) *policyv1.Rule {
 		r.LogLabel = label
 		return logged(r)
@@ -106,10 +109,67 @@ func TestTableOfHosts(t *testing.T) {
 			fn(&policyv1.Member{Ips: [][]byte{{10, 1, 0, 1}}, Ports: []*policyv1.NamedPort{{Name: "http", Protocol: tcp, Port: 8080}}})
 			fn(&policyv1.Member{Ips: [][]byte{{10, 1, 0, 2}, netip.MustParseAddr("fd00::2").AsSlice()}, Ports: []*policyv1.NamedPort{{Name: "http", Protocol: tcp, Port: 8080}}})
 		}}
-	dumped(t, hostPlan(t, state,
+	return hostPlan(t, state,
 		of(50, labelled(hostRule(in, allow, true, "10.1.0.0/16"), "allow-http"), labelled(hostRule(in, drop, true), "default-drop-others"), labelled(hostRule(in, reject, false), "")),
 		lockout, of(100, named, labelled(icmpRule(out, pass, 8), "x")), of(253, hostRule(in, drop, true), hostRule(out, allow, false)),
-		&policyv1.Policy{Rank: 253, Priority: 1, Staged: true, Rules: []*policyv1.Rule{hostRule(out, drop, true)}}), "hosts.nft")
+		&policyv1.Policy{Rank: 253, Priority: 1, Staged: true, Rules: []*policyv1.Rule{hostRule(out, drop, true)}})
+}
+
+func TestTableOfHosts(t *testing.T) { dumped(t, fullHostPlan(t), "hosts.nft") }
+
+// The kernel takes what is written for hosts, and says it back as it was put; a
+// chain that others change is seen.
+func TestATableOfHostsIsIntact(t *testing.T) {
+	isolate(t)
+	ctx := context.Background()
+	p, plan := NewPolicies(), fullHostPlan(t)
+	intact := func(want bool) {
+		t.Helper()
+		if got, err := p.Intact(ctx); err != nil || got != want {
+			t.Fatalf("intact: %v, %v", got, err)
+		}
+	}
+	if err := p.Apply(ctx, plan); err != nil {
+		t.Fatal(err)
+	}
+	intact(true)
+	intact(true)
+	for _, chain := range hostChains {
+		run(t, "nft", "add", "rule", "inet", "weir", chain, "accept")
+		intact(false)
+		if err := p.Apply(ctx, plan); err != nil {
+			t.Fatal(err)
+		}
+		intact(true)
+	}
+	if err := p.Apply(ctx, planOf(t, of(50, rule(allow, 30080)))); err != nil {
+		t.Fatal(err)
+	}
+	if text := ruleset(t); strings.Contains(text, "host-") || !strings.Contains(text, "node-ports-rules") {
+		t.Errorf("without rules of hosts, and with one of a node port:\n%s", text)
+	}
+	intact(true)
+}
+
+// refusing is nftables of a kernel without a logger of its own.
+type refusing struct{ knftables.Interface }
+
+func (r refusing) Run(ctx context.Context, tx *knftables.Transaction) error {
+	if strings.Contains(tx.String(), "log prefix \"Antrea:") {
+		return errors.New("no such file or directory")
+	}
+	return r.Interface.Run(ctx, tx)
+}
+
+func TestAKernelWithoutALogger(t *testing.T) {
+	fake := knftables.NewFake(knftables.InetFamily, table)
+	p := &Policies{nft: refusing{fake}, read: func() (*standing, error) { return &standing{}, nil }}
+	if err := p.Apply(context.Background(), fullHostPlan(t)); err != nil || p.LogsItself() {
+		t.Fatalf("%v, logs itself: %v", err, p.LogsItself())
+	}
+	if text := fake.Dump(); strings.Contains(text, "Antrea:") || !strings.Contains(text, "log prefix \"weir:") {
+		t.Errorf("put:\n%s", text)
+	}
 }
 
 func TestTableOfPolicies(t *testing.T) {

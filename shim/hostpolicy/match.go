@@ -108,9 +108,14 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 	return found || i > 0 && list[i-1].Contains(a)
 }
 
+// sortNamed leaves nothing open: a plan does not depend on the order of members.
 func sortNamed(list []Named) {
 	slices.SortFunc(list, func(a, b Named) int {
-		return cmp.Or(cmp.Compare(a.Ports.Protocol, b.Ports.Protocol), cmp.Compare(a.Ports.First, b.Ports.First))
+		p, q := a.Ports, b.Ports
+		return cmp.Or(cmp.Compare(p.Protocol, q.Protocol), cmp.Compare(p.First, q.First), cmp.Compare(p.Last, q.Last), cmp.Compare(p.SourceFirst, q.SourceFirst), cmp.Compare(p.SourceLast, q.SourceLast),
+			slices.CompareFunc(a.At, b.At, func(x, y netip.Prefix) int {
+				return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+			}))
 	})
 }
 
