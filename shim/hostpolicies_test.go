@@ -311,11 +311,16 @@ func TestNodePortRecords(t *testing.T) {
 // TestNodePortRecordsOverTheirRate has more reported than the budget allows: all
 // is on record, or stated as lost.
 func TestNodePortRecordsOverTheirRate(t *testing.T) {
+	overRate(t, atNodePort("p", dropAction, 30080))
+}
+
+// overRate is the test, for a policy that drops what is sent to port 30080.
+func overRate(t *testing.T, p *policyv1.Policy) {
+	t.Helper()
 	n := fwtest.New(t)
 	h := hosting(func(c *Config) { c.LogRate, c.Reconcile = 10, time.Hour })
 	state := &hostState{t: t}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := atNodePort("p", dropAction, 30080)
 	p.Rules[0].Log = true
 	if problems := h.cut(ctx, &state.replica, state.cut(facts(serviceGroup), policies(p))); len(problems) > 0 {
 		t.Fatal(problems)

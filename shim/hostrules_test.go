@@ -118,6 +118,10 @@ func TestWhereTheKernelLogs(t *testing.T) {
 	}
 }
 
+func TestHostRecordsOverTheirRate(t *testing.T) {
+	overRate(t, ofHost("p", ingress, dropAction, 30080))
+}
+
 // TestHostRecords sends real packets to the host and from it.
 func TestHostRecords(t *testing.T) {
 	n := fwtest.New(t)
