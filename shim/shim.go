@@ -96,6 +96,7 @@ func New(cfg Config) (*Shim, error) {
 	s.names = newNames(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
+	s.counts.host = s.host.counts
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -299,8 +300,9 @@ type metrics struct {
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
 
-	hostRules  prometheus.Gauge
-	hostMended prometheus.Counter
+	hostRules    prometheus.Gauge
+	hostLockouts prometheus.Gauge
+	hostMended   prometheus.Counter
 
 	rejected *prometheus.CounterVec
 	names    *prometheus.CounterVec
@@ -333,10 +335,12 @@ func newMetrics() *metrics {
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
+		hostLockouts: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_lockouts",
+			Help: "Policies' rules for the node that are overruled where they would have cut it off from what steers it."}),
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
 
