@@ -3,6 +3,7 @@ package hostfw
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/zeebo/xxh3"
@@ -44,11 +45,13 @@ func (w *writer) members(f family, from uint64, prefixes []netip.Prefix) ends {
 		return found
 	}
 	var blocks []netip.Prefix
-	var hosts []netip.Addr
-	for _, p := range f.of(prefixes) {
-		if p.IsSingleIP() {
+	hosts := make([]netip.Addr, 0, len(prefixes))
+	for _, p := range prefixes {
+		switch {
+		case p.Addr().Is6() != (f == ipv6):
+		case p.IsSingleIP():
 			hosts = append(hosts, p.Addr())
-		} else {
+		default:
 			blocks = append(blocks, p)
 		}
 	}
@@ -60,7 +63,7 @@ func (w *writer) members(f family, from uint64, prefixes []netip.Prefix) ends {
 	}
 	if len(hosts) > 0 {
 		name := fmt.Sprintf("%s%s-of-%016x", setPrefix, f.name, from)
-		w.sets[name] = &set{kind: f.kind, hosts: hosts}
+		w.sets[name] = &set{kind: f.kind, hosts: slices.Clip(hosts)}
 		list = append(list, "@"+name)
 	}
 	w.groups[key] = list
@@ -88,12 +91,12 @@ func (s *set) change(tx *knftables.Transaction, name string, held *set) (sum uin
 	var more, less []netip.Addr
 	for a, b := held.hosts, s.hosts; len(a)+len(b) > 0; {
 		switch {
+		case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
+			a, b = a[1:], b[1:]
 		case len(b) == 0 || len(a) > 0 && a[0].Less(b[0]):
 			less, a = append(less, a[0]), a[1:]
-		case len(a) == 0 || b[0].Less(a[0]):
-			more, b = append(more, b[0]), b[1:]
 		default:
-			a, b = a[1:], b[1:]
+			more, b = append(more, b[0]), b[1:]
 		}
 	}
 	if len(less) > 0 {

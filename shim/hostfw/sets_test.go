@@ -52,7 +52,7 @@ func (w *written) Run(ctx context.Context, tx *knftables.Transaction) error {
 	return w.Interface.Run(ctx, tx)
 }
 
-func writing(t *testing.T) (*Policies, *written) {
+func writing(t testing.TB) (*Policies, *written) {
 	t.Helper()
 	nft, err := knftables.New(knftables.InetFamily, table)
 	if err != nil {

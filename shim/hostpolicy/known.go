@@ -39,7 +39,11 @@ func (k *Known) Forget(group []byte) {
 func (k *Known) of(key string, groups [][]byte, read func(*addresses)) *addresses {
 	a := k.kept[key]
 	if a == nil || !a.used && slices.ContainsFunc(groups, func(g []byte) bool { return k.changed[string(g)] }) {
+		former := a
 		a = &addresses{}
+		if former != nil {
+			a.peers = make([]netip.Prefix, 0, len(former.peers)+1) // There will be about as many.
+		}
 		read(a)
 		a.sum = sumOf(a.peers, a.named)
 		if k.kept == nil {
@@ -78,10 +82,10 @@ func keyOf(groups [][]byte, blocks []netip.Prefix) string {
 func sumOf(peers []netip.Prefix, named []Named) uint64 {
 	h := xxh3.New()
 	put := func(list []netip.Prefix) {
-		var b []byte
-		b = binary.BigEndian.AppendUint32(b, uint32(len(list)))
+		b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+18*len(list)), uint32(len(list)))
 		for _, p := range list {
-			b = append(append(b, p.Addr().AsSlice()...), byte(p.Addr().BitLen()), byte(p.Bits()))
+			a := p.Addr().As16()
+			b = append(append(b, a[:]...), byte(p.Addr().BitLen()), byte(p.Bits()))
 		}
 		_, _ = h.Write(b)
 	}

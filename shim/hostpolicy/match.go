@@ -87,12 +87,13 @@ func halves(p netip.Prefix) (low, high netip.Prefix) {
 	return netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)
 }
 
-// disjoint leaves out what another prefix holds. Prefixes that overlap are one
-// inside the other.
-func disjoint(list []netip.Prefix) (out []netip.Prefix) {
+// disjoint leaves out what another prefix holds, in place. Prefixes that overlap
+// are one inside the other.
+func disjoint(list []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(list, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
+	out := list[:0]
 	for _, p := range list {
 		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
 			out = append(out, p)

@@ -85,8 +85,9 @@ func (c *candidate) readPeers(s *State) (err error) {
 		return err
 	}
 	found := s.Known.of(c.from, groups, func(a *addresses) {
-		s.members(groups, func(m *policyv1.Member) { list = append(list, addressesOf(m)...) })
-		a.peers = disjoint(list)
+		a.peers = append(a.peers, list...)
+		s.members(groups, func(m *policyv1.Member) { a.peers = addressesOf(a.peers, m) })
+		a.peers = disjoint(a.peers)
 	})
 	c.rule.From, c.rule.Peers, c.rule.sum = xxh3.HashString(c.from), found.peers, found.sum
 	return err
@@ -102,7 +103,8 @@ func (s *State) members(groups [][]byte, fn func(*policyv1.Member)) {
 	}
 }
 
-func addressesOf(m *policyv1.Member) (list []netip.Prefix) {
+// addressesOf appends the addresses of a member.
+func addressesOf(list []netip.Prefix, m *policyv1.Member) []netip.Prefix {
 	for _, ip := range m.GetIps() {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
@@ -173,7 +175,7 @@ func (c *candidate) portsNamed(s *State, w *policyv1.Service) map[Ports][]netip.
 			if err := p.set(port.GetProtocol(), &policyv1.Service{Port: port.GetPort(), SourcePort: w.GetSourcePort(), SourceEndPort: w.GetSourceEndPort()}, true); err != nil {
 				continue // As if it were not there.
 			}
-			for _, a := range addressesOf(m) {
+			for _, a := range addressesOf(nil, m) {
 				if within(a) {
 					at[p] = append(at[p], a)
 				}
