@@ -63,7 +63,7 @@ func (w *writer) members(f family, from uint64, prefixes []netip.Prefix) ends {
 	}
 	if len(hosts) > 0 {
 		name := fmt.Sprintf("%s%s-of-%016x", setPrefix, f.name, from)
-		w.sets[name] = &set{kind: f.kind, hosts: slices.Clip(hosts)}
+		w.sets[name] = &set{kind: f.kind, hosts: slices.Clone(hosts)} // Of a family, no larger than it need be.
 		list = append(list, "@"+name)
 	}
 	w.groups[key] = list
