@@ -18,7 +18,7 @@ import (
 
 // devise makes the plan anew.
 func (h *hostPolicies) devise(state *storage.Replica) {
-	s := hostpolicy.State{Items: h.items(), Facts: h.facts, Servers: h.servers, WithoutHost: !h.shim.cfg.NodePolicies,
+	s := hostpolicy.State{Items: h.items(), Facts: h.facts, Servers: h.servers, Known: &h.known, WithoutHost: !h.shim.cfg.NodePolicies,
 		Members: func(group []byte, fn func(*policyv1.Member)) {
 			if id, ok := storage.ScopeIDFromBytes(group); ok {
 				state.Scope(id, func(_ string, item *policyv1.Item) { fn(item.GetMember()) })

@@ -43,6 +43,7 @@ type hostPolicies struct {
 	begun    bool // The state is whole, and known from here on.
 	policies map[storage.ScopeID]map[string]*policyv1.Policy
 	groups   map[storage.ScopeID]bool // Address groups whose members the policies name.
+	known    hostpolicy.Known         // What is known of these.
 	facts    *policyv1.NodeFacts
 	servers  []netip.AddrPort // Policy services, as they were found last.
 	sought   time.Time        // When they were looked for.
@@ -93,7 +94,10 @@ func (h *hostPolicies) look(state *storage.Replica, touched storage.Touched) (ch
 	for id, ts := range touched {
 		kind, held := state.Kind(id)
 		_, facts := ts.Keys["node"]
-		changed = changed || h.groups[id]
+		if h.groups[id] {
+			changed = true
+			h.known.Forget(id[:])
+		}
 		switch {
 		case !held || kind == storage.ScopePolicies && ts.All:
 			changed = changed || len(h.policies[id]) > 0

@@ -24,9 +24,9 @@ type hostRecords struct {
 
 	overRate, undelivered lossCount
 
-	mu    sync.Mutex // Guards what follows.
-	plans map[uint64]*hostpolicy.Plan
-	kept  []uint64 // Their ids, the newest last.
+	mu    sync.Mutex                  // Guards what follows.
+	plans map[uint64]*hostpolicy.Plan // By their shape, the newest of each.
+	kept  []uint64                    // The shapes, the newest last.
 }
 
 const (
@@ -48,11 +48,11 @@ func newHostRecords(s *Shim) *hostRecords {
 func (h *hostRecords) expect(p *hostpolicy.Plan) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.plans[p.ID] != nil {
+	_, known := h.plans[p.Shape]
+	if h.plans[p.Shape] = p; known {
 		return
 	}
-	h.plans[p.ID] = p
-	if h.kept = append(h.kept, p.ID); len(h.kept) > plansKept {
+	if h.kept = append(h.kept, p.Shape); len(h.kept) > plansKept {
 		delete(h.plans, h.kept[0])
 		h.kept = h.kept[1:]
 	}
@@ -70,7 +70,7 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 		return
 	}
 	h.mu.Lock()
-	plan := h.plans[r.Plan]
+	plan := h.plans[r.Shape]
 	h.mu.Unlock()
 	m, known := packetlog.Meaning{Direction: r.List.Direction(), Table: tables[r.List], AppliedTo: "node:" + h.shim.cfg.Node}, false
 	if plan != nil && r.Rule < len(plan.Rules(r.List)) {
@@ -82,7 +82,7 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 		h.overRate.add(1)
 		return
 	}
-	key := packetlog.Key{Table: hostTable - uint8(r.List), Cookie: r.Plan, InPort: uint32(r.Rule), Unlogged: r.Staged}
+	key := packetlog.Key{Table: hostTable - uint8(r.List), Cookie: r.Shape, InPort: uint32(r.Rule), Unlogged: r.Staged}
 	h.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) { return m, known })
 }
 

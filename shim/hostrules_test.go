@@ -168,3 +168,24 @@ func TestHostRecords(t *testing.T) {
 		check("a datagram", n.TryFromHost("udp", client, 8080, fwtest.Silence), fwtest.Silence, hostpolicy.UDP, client, host, "out", reject, egress, "NodeEgress")
 	}
 }
+
+// Plans that differ in members alone do not crowd out others, and the newest tells
+// what reports mean.
+func TestHostRecordsKnowPlansByTheirShape(t *testing.T) {
+	h := newHostRecords(&Shim{})
+	first, other := &hostpolicy.Plan{ID: 1, Shape: 1}, &hostpolicy.Plan{ID: 2, Shape: 2}
+	h.expect(first)
+	h.expect(other)
+	for id := range uint64(2 * plansKept) {
+		h.expect(&hostpolicy.Plan{ID: 10 + id, Shape: 2})
+	}
+	if h.plans[1] != first || h.plans[2].ID != 9+2*plansKept || len(h.plans) != 2 {
+		t.Errorf("known: %v", h.plans)
+	}
+	for shape := range uint64(plansKept) {
+		h.expect(&hostpolicy.Plan{Shape: 10 + shape})
+	}
+	if len(h.plans) != plansKept || len(h.kept) != plansKept || h.plans[2] != nil {
+		t.Errorf("known: %v", h.plans)
+	}
+}

@@ -14,7 +14,7 @@ import (
 
 // isolate brings the test into a network namespace of its own, with devices in
 // it. The thread is not given back: it ends with the test.
-func isolate(t *testing.T, devices ...string) {
+func isolate(t testing.TB, devices ...string) {
 	t.Helper()
 	missing := t.Skipf
 	if os.Getenv("WEIR_REQUIRE_DATAPLANE") == "1" {
@@ -37,7 +37,7 @@ func isolate(t *testing.T, devices ...string) {
 	}
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {

@@ -36,7 +36,7 @@ func of(rank uint32, rules ...*policyv1.Rule) *policyv1.Policy {
 	return &policyv1.Policy{Rank: rank, Rules: rules}
 }
 
-func hostPlan(t *testing.T, s hostpolicy.State, policies ...*policyv1.Policy) *hostpolicy.Plan {
+func hostPlan(t testing.TB, s hostpolicy.State, policies ...*policyv1.Policy) *hostpolicy.Plan {
 	t.Helper()
 	for i, p := range policies {
 		p.Ref, p.AppliedTo = &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: string(rune('a' + i))}, [][]byte{nodeGroup}

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/zeebo/xxh3"
+
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/hostpolicy"
 )
@@ -33,10 +35,11 @@ const (
 // and by family.
 func (w *writer) each(l hostpolicy.List, r hostpolicy.Rule, fn func(match)) {
 	for _, n := range r.Named {
-		w.families(l, r, false, n.At, traffics{{text: portMatch([]hostpolicy.Ports{n.Ports}), protocol: n.Ports.Protocol}}, fn)
+		from := xxh3.HashString(fmt.Sprint(r.NamedFrom, n.Ports))
+		w.families(l, r, peers{at: n.At, from: from}, traffics{{text: portMatch([]hostpolicy.Ports{n.Ports}), protocol: n.Ports.Protocol}}, fn)
 	}
 	if r.AnyPeer || len(r.Peers) > 0 {
-		w.families(l, r, r.AnyPeer, r.Peers, trafficOf(l, r), fn)
+		w.families(l, r, peers{any: r.AnyPeer, at: r.Peers, from: r.From}, trafficOf(l, r), fn)
 	}
 }
 
@@ -83,7 +86,7 @@ func icmpMatches(m hostpolicy.ICMP) (list traffics) {
 
 // families calls fn for each of some matches and each family that the peers, or
 // what is to be done, tell apart.
-func (w *writer) families(l hostpolicy.List, r hostpolicy.Rule, any bool, peers []netip.Prefix, list traffics, fn func(match)) {
+func (w *writer) families(l hostpolicy.List, r hostpolicy.Rule, to peers, list traffics, fn func(match)) {
 	side := " saddr "
 	if l == hostpolicy.Egress {
 		side = " daddr "
@@ -93,24 +96,46 @@ func (w *writer) families(l hostpolicy.List, r hostpolicy.Rule, any bool, peers 
 		switch {
 		case m.family != both:
 			families = []family{m.family}
-		case any && !answersByFamily(r.Action, l, m):
+		case to.any && !answersByFamily(r.Action, l, m):
 			families = []family{both}
 		}
 		for _, f := range families {
-			peer := ""
-			switch prefixes := f.of(peers); {
-			case any && f != both, len(prefixes) > 0 && prefixes[0].Bits() == 0:
-				peer = "meta nfproto " + f.proto
-			case any:
-			case len(prefixes) == 0:
-				continue
-			default:
-				peer = f.name + side + w.addresses(f, prefixes)
+			for _, end := range w.ends(f, to) {
+				if end != "" && !strings.HasPrefix(end, "meta ") {
+					end = f.name + side + end
+				}
+				found := m
+				found.family, found.text = f, strings.TrimSpace(end+" "+m.text)
+				fn(found)
 			}
-			found := m
-			found.family, found.text = f, strings.TrimSpace(peer+" "+m.text)
-			fn(found)
 		}
+	}
+}
+
+// peers are who the other end of a match is.
+type peers struct {
+	any  bool
+	at   []netip.Prefix
+	from uint64 // Stands for the groups that they are made of. Zero: for none.
+}
+
+// ends are how those of a family are named.
+func (w *writer) ends(f family, p peers) ends {
+	switch {
+	case p.any && f == both:
+		return ends{""}
+	case p.any:
+		return ends{"meta nfproto " + f.proto}
+	case p.from != 0:
+		return w.members(f, p.from, p.at)
+	}
+	switch prefixes := f.of(p.at); {
+	case len(prefixes) == 0:
+		return nil
+	case prefixes[0].Bits() == 0:
+		return ends{"meta nfproto " + f.proto}
+	default:
+		return ends{w.addresses(f, prefixes)}
 	}
 }
 

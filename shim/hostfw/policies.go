@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,13 +89,17 @@ var (
 //
 // Each of node-ports, host-in, host-in-control, host-out and host-out-control has
 // the last two of its own. What they accept goes on to the host's other chains, as
-// anything does. A set of addresses bears the hash of its content, so that rules
-// share it and one that stays is not touched. A rule counts by a counter that bears
-// its name, and counts on from plan to plan. It belongs to one goroutine at a time.
+// anything does. A set of blocks bears the hash of its content, and a set of members
+// that of the groups that they are of: rules share them, one that stays is not touched,
+// and of members that come and go the elements change alone. A rule counts by a
+// counter that bears its name, and counts on from plan to plan. It belongs to one
+// goroutine at a time.
 type Policies struct {
 	nft   knftables.Interface // Nil until there is nftables.
 	read  func() (*standing, error)
 	left  *standing         // What was read after the last Apply. Nil: nothing was put, or what stands is not that.
+	rules uint64            // Sum of the rules last put.
+	sets  map[string]*set   // What sets hold, by their names.
 	sums  map[string]uint64 // Of the elements of sets, once they were read.
 	used  map[string]bool   // Counters of the last Apply's rules. Nil: there was none.
 	quiet bool              // The kernel refuses to log packets itself.
@@ -103,10 +108,19 @@ type Policies struct {
 // NewPolicies are those of the network namespace in which they are applied.
 func NewPolicies() *Policies { return &Policies{read: readPolicies} }
 
-// Apply makes the plan be in force, in one transaction.
+// Apply makes the plan be in force, in one transaction. Where its rules are those
+// in force it is of the elements alone that sets have more or less.
 func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	left := p.left
 	p.left = nil
+	w := compose(plan, p.quiet)
+	if left != nil && w.sum() == p.rules {
+		if err := p.change(ctx, w); err == nil {
+			p.left = left
+			return nil
+		}
+		left = nil // Others changed what there is.
+	}
 	there, err := p.read()
 	switch {
 	case err != nil && plan.IsEmpty() && p.open() != nil:
@@ -119,43 +133,74 @@ func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	if err := p.open(); err != nil {
 		return err
 	}
-	w, err := p.put(ctx, plan, there, left)
+	sums, err := p.put(ctx, w, there, left)
+	if err != nil && left != nil {
+		left = nil // As above.
+		sums, err = p.put(ctx, w, there, nil)
+	}
 	if err != nil && !p.quiet && plan.Logs() {
 		// A kernel that cannot log packets itself refuses rules that ask for it.
 		p.quiet = true
-		if w, err = p.put(ctx, plan, there, left); err != nil {
+		w = compose(plan, true)
+		if sums, err = p.put(ctx, w, there, left); err != nil {
 			p.quiet = false
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("nftables: policies for the host: %w", err)
 	}
-	p.used = w.counters
-	if p.left, err = p.read(); err != nil {
-		return err
-	}
-	former := p.sums
-	p.sums = make(map[string]uint64)
-	for name := range w.sets {
-		if w.stand[name] {
-			p.sums[name] = former[name]
+	p.used, p.rules, p.sets, p.sums = w.counters, w.sum(), w.sets, sums
+	p.left, err = p.read()
+	return err
+}
+
+// change makes the sets hold what they are to, where the rules are those in force.
+func (p *Policies) change(ctx context.Context, w *writer) error {
+	tx := p.nft.NewTransaction()
+	sums := p.fill(tx, w, func(string) bool { return true })
+	if tx.NumOperations() > 0 {
+		if err := p.nft.Run(ctx, tx); err != nil {
+			return err
 		}
 	}
+	p.sets, p.sums = w.sets, sums
 	return nil
 }
 
-// put makes the plan be in force, given what there is of ours.
-func (p *Policies) put(ctx context.Context, plan *hostpolicy.Plan, there, left *standing) (*writer, error) {
+// fill puts sets into a transaction, those that stand by what changes, and returns
+// the sums that they will have, as far as they are known.
+func (p *Policies) fill(tx *knftables.Transaction, w *writer, stands func(name string) bool) map[string]uint64 {
+	sums := make(map[string]uint64)
+	for _, name := range slices.Sorted(maps.Keys(w.sets)) {
+		s, held := w.sets[name], p.sets[name]
+		if held == nil || !stands(name) {
+			s.write(tx, name)
+			continue
+		}
+		more := s.change(tx, name, held)
+		if sum, known := p.sums[name]; known {
+			sums[name] = sum + more
+		}
+	}
+	return sums
+}
+
+// put makes what is composed be in force, given what there is of ours.
+func (p *Policies) put(ctx context.Context, w *writer, there, left *standing) (sums map[string]uint64, err error) {
 	tx := p.nft.NewTransaction()
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("what the host sends to its Pods, and policies for the host")})
-	w := &writer{tx: tx, plan: plan, sets: make(map[string]bool), stand: make(map[string]bool), counters: make(map[string]bool), quiet: p.quiet}
-	for _, name := range there.sets {
-		w.stand[name] = left != nil && slices.Contains(left.sets, name)
+	wanted := w.chains(tx, there.chains)
+	sums = p.fill(tx, w, func(name string) bool {
+		return left != nil && slices.Contains(left.sets, name) && slices.Contains(there.sets, name)
+	})
+	for _, name := range slices.Sorted(maps.Keys(w.counters)) {
+		tx.Add(&knftables.Counter{Name: name}) // One that is there counts on.
 	}
-	wanted := w.chains(there.chains)
-	w.write()
+	for _, r := range w.rules {
+		tx.Add(r)
+	}
 	for _, name := range there.sets {
-		if !w.sets[name] {
+		if w.sets[name] == nil {
 			tx.Delete(&knftables.Set{Name: name})
 		}
 	}
@@ -164,7 +209,7 @@ func (p *Policies) put(ctx context.Context, plan *hostpolicy.Plan, there, left *
 			tx.Delete(&knftables.Chain{Name: name})
 		}
 	}
-	return w, p.nft.Run(ctx, tx)
+	return sums, p.nft.Run(ctx, tx)
 }
 
 // LogsItself says whether the kernel logs what rules have it log, as far as it
@@ -226,21 +271,14 @@ func (p *Policies) Intact(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("nftables: list set %s: %w", name, err)
 		}
-		sum, known := sumOf(elements), p.sums[name]
-		intact, p.sums[name] = known == 0 || known == sum, sum
+		sum := sumOf(elements)
+		before, known := p.sums[name]
+		intact, p.sums[name] = !known || before == sum, sum
 	}
 	if !intact {
 		p.left = nil
 	}
 	return intact, nil
-}
-
-// sumOf is a hash of elements in any order, never zero.
-func sumOf(elements []*knftables.Element) (sum uint64) {
-	for _, e := range elements {
-		sum += xxh3.HashString(strings.Join(e.Key, " . "))
-	}
-	return max(sum, 1)
 }
 
 func (p *Policies) open() (err error) {
@@ -255,7 +293,7 @@ func (p *Policies) open() (err error) {
 
 // Report is what a rule's report says of where it comes from.
 type Report struct {
-	Plan   uint64 // Its ID.
+	Shape  uint64 // Of its plan.
 	List   hostpolicy.List
 	Rule   int  // Among the list's rules.
 	Staged bool // It is of the world with the staged policies.
@@ -269,7 +307,7 @@ func (r Report) prefix() string {
 	if r.Staged {
 		kind = "staged"
 	}
-	return fmt.Sprintf("%s:%016x:%s:%d:%d", prefixMark, r.Plan, kind, r.List, r.Rule)
+	return fmt.Sprintf("%s:%016x:%s:%d:%d", prefixMark, r.Shape, kind, r.List, r.Rule)
 }
 
 var errPrefix = errors.New("no report of ours")
@@ -280,7 +318,7 @@ func ParseReport(prefix string) (r Report, err error) {
 	if len(parts) != 5 || parts[0] != prefixMark || (parts[2] != "rule" && parts[2] != "staged") {
 		return r, errPrefix
 	}
-	if r.Plan, err = strconv.ParseUint(parts[1], 16, 64); err != nil {
+	if r.Shape, err = strconv.ParseUint(parts[1], 16, 64); err != nil {
 		return r, errPrefix
 	}
 	list, err := strconv.ParseUint(parts[3], 10, 8)

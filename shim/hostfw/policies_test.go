@@ -223,7 +223,7 @@ func TestTableOfPolicies(t *testing.T) {
 }
 
 func TestReportsNameTheirRule(t *testing.T) {
-	for _, r := range []Report{{Plan: 1<<63 + 5, List: hostpolicy.Egress, Rule: 12}, {Rule: 0, Staged: true}} {
+	for _, r := range []Report{{Shape: 1<<63 + 5, List: hostpolicy.Egress, Rule: 12}, {Rule: 0, Staged: true}} {
 		if got, err := ParseReport(r.prefix() + "\x00"); err != nil || got != r {
 			t.Errorf("%q is %v, %v", r.prefix(), got, err)
 		}

@@ -13,19 +13,35 @@ import (
 	"github.com/weirnet/weir/shim/hostpolicy"
 )
 
-// writer puts a plan into a transaction.
+// writer works out what the table is to have of a plan.
 type writer struct {
-	tx       *knftables.Transaction
 	plan     *hostpolicy.Plan
-	sets     map[string]bool // That there are to be.
-	stand    map[string]bool // Of sets that there are: it holds what it did when it was written.
-	counters map[string]bool // That there are to be.
-	quiet    bool            // The kernel cannot log packets itself.
+	rules    []*knftables.Rule // In order.
+	sets     map[string]*set
+	counters map[string]bool
+	groups   map[groupKey]ends
+	quiet    bool // The kernel cannot log packets itself.
+}
+
+// compose works out what a plan needs.
+func compose(plan *hostpolicy.Plan, quiet bool) *writer {
+	w := &writer{plan: plan, sets: make(map[string]*set), counters: make(map[string]bool), groups: make(map[groupKey]ends), quiet: quiet}
+	w.write()
+	return w
+}
+
+// sum is a hash of the rules.
+func (w *writer) sum() uint64 {
+	h := xxh3.New()
+	for _, r := range w.rules {
+		_, _ = h.WriteString(r.Chain + " " + r.Rule + "\n")
+	}
+	return h.Sum64()
 }
 
 // chains makes the chains be there that are needed, and these and those that
 // there are be empty. The base chains come last: the others are what they go to.
-func (w *writer) chains(there []string) (wanted map[string]bool) {
+func (w *writer) chains(tx *knftables.Transaction, there []string) (wanted map[string]bool) {
 	wanted = make(map[string]bool)
 	for _, n := range []struct {
 		is   bool
@@ -43,14 +59,14 @@ func (w *writer) chains(there []string) (wanted map[string]bool) {
 		if hook, is := baseChains[name]; is {
 			c.Type, c.Hook, c.Priority = knftables.PtrTo(knftables.FilterType), knftables.PtrTo(hook.hook), knftables.PtrTo(hook.priority)
 		}
-		w.tx.Add(c)
-		w.tx.Flush(&knftables.Chain{Name: name})
+		tx.Add(c)
+		tx.Flush(&knftables.Chain{Name: name})
 	}
 	return wanted
 }
 
 func (w *writer) rule(chain string, parts ...string) {
-	w.tx.Add(&knftables.Rule{Chain: chain, Rule: strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")})
+	w.rules = append(w.rules, &knftables.Rule{Chain: chain, Rule: strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")})
 }
 
 func (w *writer) write() {
@@ -149,7 +165,7 @@ func (w *writer) ports() string {
 	for _, p := range w.plan.Ports() {
 		elements = append(elements, protocolName(p.Protocol)+" . "+portRange(p.First, p.Last))
 	}
-	return w.set("ports", "inet_proto . inet_service", elements)
+	return w.fixed("ports", "inet_proto . inet_service", elements)
 }
 
 // enforced puts a rule into the chain that acts.
@@ -163,7 +179,7 @@ func (w *writer) enforced(l hostpolicy.List, to ladder, i int) {
 		chain = to.baseline
 	}
 	if r.Log {
-		log = logs(Report{Plan: w.plan.ID, List: l, Rule: i})
+		log = logs(Report{Shape: w.plan.Shape, List: l, Rule: i})
 		if l != hostpolicy.NodePorts && !w.quiet {
 			log = fmt.Sprintf("log prefix %q ", KernelPrefix(l, &r)) + log
 		}
@@ -186,7 +202,7 @@ func (w *writer) staged(l hostpolicy.List, to ladder, i int) {
 		then = "goto " + to.stagedBaseline
 	}
 	if r.Staged {
-		then = w.counter(l, &r) + " " + logs(Report{Plan: w.plan.ID, List: l, Rule: i, Staged: true}) + " " + then
+		then = w.counter(l, &r) + " " + logs(Report{Shape: w.plan.Shape, List: l, Rule: i, Staged: true}) + " " + then
 	}
 	w.each(l, r, func(m match) { w.rule(chain, m.text, then) })
 }
@@ -198,10 +214,7 @@ func logs(r Report) string {
 // counter is the statement that counts for a rule.
 func (w *writer) counter(l hostpolicy.List, r *hostpolicy.Rule) string {
 	name := CounterName(l, r)
-	if !w.counters[name] {
-		w.counters[name] = true
-		w.tx.Add(&knftables.Counter{Name: name}) // One that is there counts on.
-	}
+	w.counters[name] = true
 	return "counter name " + name
 }
 
@@ -214,7 +227,7 @@ func (w *writer) addresses(f family, prefixes []netip.Prefix) string {
 	for _, p := range prefixes {
 		elements = append(elements, text(p))
 	}
-	return "@" + w.set(f.name, f.kind, elements)
+	return "@" + w.fixed(f.name, f.kind, elements)
 }
 
 // text is a prefix, or a single address, as it is in a rule.
@@ -223,21 +236,4 @@ func text(p netip.Prefix) string {
 		return p.Addr().String()
 	}
 	return p.String()
-}
-
-// set makes a set be there, by its content. Its elements are one statement: nft
-// looks through an interval set anew for each.
-func (w *writer) set(kind, typ string, elements []string) string {
-	name := fmt.Sprintf("%s%s-%016x", setPrefix, kind, xxh3.HashString(strings.Join(elements, " ")))
-	if w.sets[name] {
-		return name
-	}
-	w.sets[name] = true
-	if w.stand[name] {
-		return name
-	}
-	w.tx.Add(&knftables.Set{Name: name, Type: typ, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
-	w.tx.Flush(&knftables.Set{Name: name})
-	w.tx.Add(&knftables.Element{Set: name, Key: []string{strings.Join(elements, ", ")}})
-	return name
 }

@@ -87,12 +87,13 @@ func halves(p netip.Prefix) (low, high netip.Prefix) {
 	return netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)
 }
 
-// disjoint leaves out what another prefix holds. Prefixes that overlap are one
-// inside the other.
-func disjoint(list []netip.Prefix) (out []netip.Prefix) {
+// disjoint leaves out what another prefix holds, in place. Prefixes that overlap
+// are one inside the other.
+func disjoint(list []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(list, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
+	out := list[:0]
 	for _, p := range list {
 		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
 			out = append(out, p)
@@ -108,15 +109,21 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 	return found || i > 0 && list[i-1].Contains(a)
 }
 
-// sortNamed leaves nothing open: a plan does not depend on the order of members.
-func sortNamed(list []Named) {
-	slices.SortFunc(list, func(a, b Named) int {
+// merged are ports by name, in order, each of them once: a plan does not depend on
+// the order of members.
+func merged(list []Named) (out []Named) {
+	slices.SortStableFunc(list, func(a, b Named) int {
 		p, q := a.Ports, b.Ports
-		return cmp.Or(cmp.Compare(p.Protocol, q.Protocol), cmp.Compare(p.First, q.First), cmp.Compare(p.Last, q.Last), cmp.Compare(p.SourceFirst, q.SourceFirst), cmp.Compare(p.SourceLast, q.SourceLast),
-			slices.CompareFunc(a.At, b.At, func(x, y netip.Prefix) int {
-				return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
-			}))
+		return cmp.Or(cmp.Compare(p.Protocol, q.Protocol), cmp.Compare(p.First, q.First), cmp.Compare(p.Last, q.Last), cmp.Compare(p.SourceFirst, q.SourceFirst), cmp.Compare(p.SourceLast, q.SourceLast))
 	})
+	for _, n := range list {
+		if k := len(out); k > 0 && out[k-1].Ports == n.Ports {
+			out[k-1].At = disjoint(slices.Concat(out[k-1].At, n.At))
+			continue
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 // Connection is the first packet of one.

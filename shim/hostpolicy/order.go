@@ -16,6 +16,7 @@ type candidate struct {
 	wire   *policyv1.Rule
 	at     int // Among the policy's rules.
 	rule   Rule
+	from   string // What its peers are made of.
 }
 
 // check refuses what has no place in the order.

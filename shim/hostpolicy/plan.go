@@ -38,6 +38,8 @@ type State struct {
 	Tunnel uint16
 	// WithoutHost leaves out the rules for the node itself.
 	WithoutHost bool
+	// Known is what former plans read of Members. Nil: nothing.
+	Known *Known
 }
 
 // List is one of a plan's lists of rules.
@@ -74,6 +76,9 @@ type Plan struct {
 	Lockouts []Problem
 	// ID stands for the content: plans of one ID are the same.
 	ID uint64
+	// Shape stands for the content but for addresses of groups' members: plans of
+	// one shape have the same rules in the same places.
+	Shape uint64
 }
 
 // Rule is one rule of a policy.
@@ -98,9 +103,16 @@ type Rule struct {
 	// of Peers, which are disjoint and ascending.
 	AnyPeer bool
 	Peers   []netip.Prefix
+	// From stands for the groups and blocks of which Peers are made. Zero: they are
+	// made of no group, and stay as they are.
+	From uint64
 	// Named are ports that stand for a name at some addresses, and match there,
-	// whatever the fields above say.
+	// whatever the fields above say. No two are of the same ports.
 	Named []Named
+	// NamedFrom is From of Named. Zero: there is none.
+	NamedFrom uint64
+
+	sum uint64 // Of Peers and Named.
 }
 
 // Ports are ports of a transport protocol.
@@ -172,6 +184,10 @@ func Groups(p *policyv1.Policy, fn func(id []byte)) {
 
 // New works out the plan of a node.
 func New(s State) (*Plan, []Problem) {
+	if s.Known == nil {
+		s.Known = &Known{}
+	}
+	defer s.Known.done()
 	in := func(id []byte) bool {
 		return slices.ContainsFunc(s.Facts.GetGroups(), func(own []byte) bool { return bytes.Equal(own, id) })
 	}
@@ -209,21 +225,28 @@ func New(s State) (*Plan, []Problem) {
 	for _, l := range []List{Ingress, Egress} {
 		p.Lockouts = append(p.Lockouts, p.lockouts(l, found[l])...)
 	}
-	p.ID = p.sum()
+	p.Shape, p.ID = p.sums()
 	return p, problems
 }
 
-// sum is the hash of all that a plan says.
-func (p *Plan) sum() uint64 {
-	h := xxh3.New()
+// sums are hashes of what a plan says, without groups' members and with them.
+func (p *Plan) sums() (shape, id uint64) {
+	h, members := xxh3.New(), xxh3.New()
 	for _, l := range Lists {
 		for _, r := range p.Rules(l) {
-			fmt.Fprintf(h, "%d %d %q %q %q %d %q %q %d %t %t %t %t %t %v %v %t %v %v\n", l, r.Policy.GetKind(), r.Policy.GetNamespace(), r.Policy.GetName(), r.UID, r.Index, r.Name, r.LogLabel,
-				r.Action, r.Log, r.Staged, r.Baseline, r.Lockout, r.AnyTraffic, r.Ports, r.ICMP, r.AnyPeer, r.Peers, r.Named)
+			fmt.Fprintf(h, "%d %d %q %q %q %d %q %q %d %t %t %t %t %t %v %v %t %d %d\n", l, r.Policy.GetKind(), r.Policy.GetNamespace(), r.Policy.GetName(), r.UID, r.Index, r.Name, r.LogLabel,
+				r.Action, r.Log, r.Staged, r.Baseline, r.Lockout, r.AnyTraffic, r.Ports, r.ICMP, r.AnyPeer, r.From, r.NamedFrom)
+			to := h
+			if r.From != 0 || r.NamedFrom != 0 {
+				to = members
+			}
+			fmt.Fprintf(to, "%d\n", r.sum)
 		}
 	}
 	if len(p.Ingress)+len(p.Egress) > 0 {
 		fmt.Fprintf(h, "%v %d\n", p.Control, p.Tunnel)
 	}
-	return h.Sum64()
+	shape = h.Sum64()
+	fmt.Fprintf(members, "%d\n", shape)
+	return shape, members.Sum64()
 }

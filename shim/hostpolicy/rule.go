@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
+
+	"github.com/zeebo/xxh3"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/order"
@@ -51,6 +54,8 @@ func (c *candidate) read(s *State) (errs []error) {
 		note(c.readService(s, service))
 	}
 	c.rule.Ports = tidy(c.rule.Ports)
+	c.rule.Named = merged(c.rule.Named)
+	c.rule.sum ^= sumOf(nil, c.rule.Named)
 	return errs
 }
 
@@ -72,10 +77,19 @@ func (c *candidate) readPeers(s *State) (err error) {
 		}
 		list = append(list, prefixes...)
 	}
-	if c.wire.GetHost() {
-		s.members(peers.GetGroups(), func(m *policyv1.Member) { list = append(list, addressesOf(m)...) })
+	groups := peers.GetGroups()
+	c.from = keyOf(groups, list)
+	if len(groups) == 0 || !c.wire.GetHost() {
+		c.rule.Peers = disjoint(list)
+		c.rule.sum = sumOf(c.rule.Peers, nil)
+		return err
 	}
-	c.rule.Peers = disjoint(list)
+	found := s.Known.of(c.from, groups, func(a *addresses) {
+		a.peers = append(a.peers, list...)
+		s.members(groups, func(m *policyv1.Member) { a.peers = addressesOf(a.peers, m) })
+		a.peers = disjoint(a.peers)
+	})
+	c.rule.From, c.rule.Peers, c.rule.sum = xxh3.HashString(c.from), found.peers, found.sum
 	return err
 }
 
@@ -89,7 +103,8 @@ func (s *State) members(groups [][]byte, fn func(*policyv1.Member)) {
 	}
 }
 
-func addressesOf(m *policyv1.Member) (list []netip.Prefix) {
+// addressesOf appends the addresses of a member.
+func addressesOf(list []netip.Prefix, m *policyv1.Member) []netip.Prefix {
 	for _, ip := range m.GetIps() {
 		if a, ok := netip.AddrFromSlice(ip); ok {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
@@ -137,6 +152,19 @@ func (c *candidate) readNamed(s *State, w *policyv1.Service) error {
 	if c.list() != Egress {
 		return fmt.Errorf("port %q is no number", w.GetPortName())
 	}
+	key := fmt.Sprintf("%t %s: %q %d %d %d %x", c.rule.AnyPeer, c.from, w.GetPortName(), w.GetProtocol(), w.GetSourcePort(), w.GetSourceEndPort(), c.wire.GetPortNameGroups())
+	found := s.Known.of(key, slices.Concat(c.wire.GetPeers().GetGroups(), c.wire.GetPortNameGroups()), func(a *addresses) {
+		for p, list := range c.portsNamed(s, w) {
+			a.named = append(a.named, Named{p, disjoint(list)})
+		}
+	})
+	c.rule.Named = append(c.rule.Named, found.named...)
+	c.rule.NamedFrom = xxh3.HashString(fmt.Sprint(c.rule.NamedFrom, key))
+	return nil
+}
+
+// portsNamed are the ports that have a service's name, and where.
+func (c *candidate) portsNamed(s *State, w *policyv1.Service) map[Ports][]netip.Prefix {
 	at := make(map[Ports][]netip.Prefix)
 	add := func(m *policyv1.Member, within func(netip.Prefix) bool) {
 		for _, port := range m.GetPorts() {
@@ -147,7 +175,7 @@ func (c *candidate) readNamed(s *State, w *policyv1.Service) error {
 			if err := p.set(port.GetProtocol(), &policyv1.Service{Port: port.GetPort(), SourcePort: w.GetSourcePort(), SourceEndPort: w.GetSourceEndPort()}, true); err != nil {
 				continue // As if it were not there.
 			}
-			for _, a := range addressesOf(m) {
+			for _, a := range addressesOf(nil, m) {
 				if within(a) {
 					at[p] = append(at[p], a)
 				}
@@ -158,11 +186,7 @@ func (c *candidate) readNamed(s *State, w *policyv1.Service) error {
 	s.members(c.wire.GetPortNameGroups(), func(m *policyv1.Member) {
 		add(m, func(a netip.Prefix) bool { return c.rule.AnyPeer || contains(c.rule.Peers, a.Addr()) })
 	})
-	for p, list := range at {
-		c.rule.Named = append(c.rule.Named, Named{p, disjoint(list)})
-	}
-	sortNamed(c.rule.Named)
-	return nil
+	return at
 }
 
 // matches says whether there is anything that the rule is about.

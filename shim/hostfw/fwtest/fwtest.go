@@ -28,10 +28,10 @@ var (
 	Backend  = []string{"10.1.1.2", "fd00:1::2"}
 )
 
-// Network is a host, a client and a backend. The calling test is the host: its
+// Network is a host, a client and a backend. The calling test or benchmark is the host: its
 // thread is in the host's namespace, and ends with the test.
 type Network struct {
-	t       *testing.T
+	t       testing.TB
 	host    space
 	clients space
 	backend space
@@ -39,7 +39,7 @@ type Network struct {
 
 // New makes the network. Without the rights or nftables it skips the test, or fails it where
 // WEIR_REQUIRE_DATAPLANE is 1.
-func New(t *testing.T) *Network {
+func New(t testing.TB) *Network {
 	t.Helper()
 	missing := t.Skipf
 	if os.Getenv("WEIR_REQUIRE_DATAPLANE") == "1" {
@@ -112,7 +112,7 @@ func configure(name string, addresses ...string) error {
 	return netlink.LinkSetUp(l)
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func must(t *testing.T, err error) {
 // space is a namespace, by its file.
 type space int
 
-func newSpace(t *testing.T) (s space) {
+func newSpace(t testing.TB) (s space) {
 	made := make(chan error)
 	go func() {
 		runtime.LockOSThread() // Never given back: the thread ends.
