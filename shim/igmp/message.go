@@ -133,6 +133,9 @@ func records(n int, b []byte) ([]Record, error) {
 // of a second.
 const responseTime = 10
 
+// QueryLength is that of the IP packet of a query, in bytes.
+const QueryLength = 36
+
 // AppendQuery adds the frame of a general query of version 3, which hosts of every
 // version answer. It has no source, as one of a switch that is no router has none.
 func AppendQuery(frame []byte, from [6]byte, interval uint8) []byte {
@@ -141,7 +144,7 @@ func AppendQuery(frame []byte, from [6]byte, interval uint8) []byte {
 	frame = binary.BigEndian.AppendUint16(frame, etherIPv4)
 	all := AllHosts.As4()
 	const precedence = 0xc0 // RFC 3376, section 4.
-	ip := []byte{0x46, precedence, 0, 36, 0, 0, 0, 0, 1, Protocol, 0, 0, 0, 0, 0, 0, all[0], all[1], all[2], all[3], 0x94, 4, 0, 0}
+	ip := []byte{0x46, precedence, 0, QueryLength, 0, 0, 0, 0, 1, Protocol, 0, 0, 0, 0, 0, 0, all[0], all[1], all[2], all[3], 0x94, 4, 0, 0}
 	binary.BigEndian.PutUint16(ip[10:], sum(ip))
 	const robustness = 2
 	msg := []byte{Query, responseTime, 0, 0, 0, 0, 0, 0, robustness, interval, 0, 0}

@@ -114,3 +114,25 @@ func (c *Compiler) setGroupMembers(group netip.Addr, ports []uint32) {
 	}
 	c.balancers[id] = g
 }
+
+// CastPort is the open port of a number, of a Pod that has an IPv4 address.
+func (c *Compiler) CastPort(ofport uint32) (igmp.Port, bool) {
+	ep := c.ports[ofport]
+	if ep == nil || !ep.families[0] {
+		return igmp.Port{}, false
+	}
+	return igmp.Port{Number: ofport, ID: ep.port.ID}, true
+}
+
+// CastPorts are the open ports of Pods that have an IPv4 address.
+func (c *Compiler) CastPorts() (out []igmp.Port) {
+	for ofport := range c.ports {
+		if p, ok := c.CastPort(ofport); ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Ask are the actions that bring a query to a Pod's port.
+func Ask(port uint32) openflow.Actions { return actions(openflow.OutputPort(port)) }
