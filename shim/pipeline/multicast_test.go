@@ -67,6 +67,15 @@ func (w *castWorld) reaches(from byte, to netip.Addr, want ...uint32) {
 		if !slices.Equal(walk.Ports(), want) || len(walk.Ambiguous) > 0 {
 			w.t.Fatalf("to %s from %d: ports %v, want %v; ambiguous %v", to, from, walk.Ports(), want, walk.Ambiguous)
 		}
+		judged := 0 // No more copies than arrive, or are denied, by ingress rules: the sender's own is none.
+		for _, h := range walk.Trail {
+			if h.Table == TableAntreaPolicyIngressRule {
+				judged++
+			}
+		}
+		if judged < len(want) || judged > 0 && slices.Contains(w.c.casting.in[to], uint32(from)) && judged >= len(w.c.casting.in[to]) {
+			w.t.Fatalf("%d copies are judged", judged)
+		}
 		mac := [6]byte{1, 0, 0x5e, to.As4()[1] & 0x7f, to.As4()[2], to.As4()[3]}
 		for _, d := range walk.Outputs {
 			if d.Packet.EthDst != mac || d.Packet.EthSrc != config.LocalMAC || d.Packet.IPDst != to {
