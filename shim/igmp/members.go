@@ -13,7 +13,7 @@ import (
 const (
 	GroupsOfPort = 64
 	GroupsOfNode = 1024
-	PortsOfGroup = 512
+	PortsOfGroup = 256
 )
 
 // Interval is the time between queries, Startup that between the first two to a

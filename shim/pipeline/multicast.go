@@ -136,3 +136,9 @@ func (c *Compiler) CastPorts() (out []igmp.Port) {
 
 // Ask are the actions that bring a query to a Pod's port.
 func Ask(port uint32) openflow.Actions { return actions(openflow.OutputPort(port)) }
+
+// Forwards says whether a flow forwards to members of a group.
+func Forwards(f openflow.Flow) bool {
+	kind, _, ours := ParseCookie(f.Cookie)
+	return ours && kind == KindMulticast
+}
