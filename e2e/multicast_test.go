@@ -191,10 +191,17 @@ func TestMulticastBetweenPods(t *testing.T) {
 	must(t, other.Close())
 
 	node := c.Nodes["node-1"]
-	node.Shim.Kill()
+	node.Shim.Terminate()
+	if code, out := checkBridge(t, node); code != 0 {
+		t.Errorf("without the shim, the bridge is not as the checkpoint says: %s", out)
+	}
+	receives(t, from, one, true) // Who is a member stays one.
 	must(t, node.Shim.Start())
 	must(t, c.Settled(t.Context()))
 	receives(t, from, one, true)
+	if code, out := checkBridge(t, node); code != 0 {
+		t.Errorf("with another shim, the bridge is not as it ought to be: %s", out)
+	}
 	must(t, one.Close())
 	eventually(t, func() error {
 		if text, err := groupsOf(t.Context(), node); err != nil || text != "" {
@@ -220,7 +227,8 @@ func TestMulticastIsJudgedForEachReceiver(t *testing.T) {
 	receives(t, others, one, true)
 }
 
-// igmpDrop and multicastDrop are the reference's examples.
+// igmpDrop and multicastDrop are the reference's examples, igmpLogged one that is
+// recorded.
 const (
 	igmpDrop = `---
 apiVersion: crd.antrea.io/v1beta1
@@ -232,6 +240,16 @@ spec:
   appliedTo: [{podSelector: {matchLabels: {app: mcjoin6}}}]
   ingress: [{action: Drop, name: dropIGMPQuery, protocols: [{igmp: {igmpType: 0x11, groupAddress: 224.0.0.1}}]}]
   egress: [{action: Drop, name: dropIGMPReport, protocols: [{igmp: {igmpType: 0x16, groupAddress: 225.1.2.3}}]}]
+`
+	igmpLogged = `---
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: logged}
+spec:
+  priority: 6
+  tier: securityops
+  appliedTo: [{podSelector: {matchLabels: {app: nginx}}}]
+  egress: [{action: Drop, name: noted, enableLogging: true, protocols: [{igmp: {groupAddress: 225.1.2.5}}]}]
 `
 	multicastDrop = `---
 apiVersion: crd.antrea.io/v1beta1
@@ -279,6 +297,16 @@ func TestIGMPRules(t *testing.T) {
 	for len(queries) > 0 {
 		<-queries
 	}
+	set(t, c, objects, reference(t, "09-acnp-with-igmp-drop.yaml", igmpDrop), igmpLogged)
+	join(t, c.Pod("default/nginx"), "225.1.2.5", 2)
+	eventually(t, func() error {
+		for _, r := range records(t, c) {
+			if p := r.Packet; p.Protocol == "IGMP" && p.SourceIP == "10.9.1.2" && p.DestinationIP == "225.1.2.5" && p.AppliedTo == "default/nginx" && p.Action == "drop" && p.Direction == "egress" && p.Reason == "rule" {
+				return nil
+			}
+		}
+		return fmt.Errorf("no record of a report that was denied")
+	})
 	there := watchQueries(t, c.Pod("default/nginx"))
 	node.Shim.Kill()
 	must(t, node.Shim.Start())
