@@ -30,7 +30,7 @@ const (
 // in: what a Pod does by turns costs no bundle each.
 const (
 	gatherMessages = 50 * time.Millisecond
-	gatherMost     = 4096
+	gatherMost     = 512
 )
 
 // multicast reads what Pods say by IGMP. It has a goroutine and a connection of its
