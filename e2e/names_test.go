@@ -1,18 +1,25 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
 	"github.com/weirnet/weir/e2e/harness"
 	"github.com/weirnet/weir/services/policy/api"
-	"github.com/weirnet/weir/storage/checkpoint"
+	"github.com/weirnet/weir/shim/dns"
 )
 
 // allFoobar is the guide's example: a name with a wildcard, and nothing else.
@@ -124,6 +131,14 @@ func TestNamesOfHosts(t *testing.T) {
 	n.ask(t, "other.com", "203.0.113.9")
 	outcomes(t, []harness.Probe{n.to("203.0.113.2"), drop("203.0.113.9")}, harness.Allow, harness.Drop)
 
+	eventually(t, func() error {
+		code, out := weirctl(t, n.c, "get", "fqdn")
+		if line := regexp.MustCompile(`(?m)^node-1 +foobar\.com +203\.0\.113\.1 +\S+Z +\*foobar\.com$`); code != 0 || !line.MatchString(out) || strings.Contains(out, "other.com") {
+			return fmt.Errorf("weirctl get fqdn ends with %d:\n%s", code, out)
+		}
+		return nil
+	})
+
 	n.mu.Lock()
 	n.cut = true
 	n.mu.Unlock()
@@ -219,9 +234,9 @@ func TestNamesWithoutAShim(t *testing.T) {
 	n.ask(t, "foobar.com", "203.0.113.1")
 	node := n.c.Nodes["node-1"]
 	eventually(t, func() error {
-		c, err := checkpoint.Load(filepath.Join(node.OVS.Dir, "state", "checkpoint"), "node-1")
-		if err == nil && !strings.Contains(string(c.Names), "203.0.113.1") {
-			err = fmt.Errorf("the checkpoint knows of %s", c.Names)
+		stored, err := os.ReadFile(filepath.Join(node.OVS.Dir, "state", "names"))
+		if err == nil && !strings.Contains(string(stored), "203.0.113.1") {
+			err = fmt.Errorf("what is stored is %q", stored)
 		}
 		return err
 	})
@@ -233,4 +248,88 @@ func TestNamesWithoutAShim(t *testing.T) {
 	outcomes(t, []harness.Probe{n.to("203.0.113.1")}, harness.Allow)
 	n.ask(t, "www.foobar.com", "203.0.113.2")
 	outcomes(t, []harness.Probe{n.to("203.0.113.2")}, harness.Allow)
+}
+
+// A Pod that asks for more hosts than are kept, and has another answer in the
+// server's name, opens nothing more for itself, and takes nothing from others.
+func TestNamesAgainstAHostilePod(t *testing.T) {
+	t.Parallel()
+	requireDataplane(t)
+	n := newNamedHosts(t)
+	n.outside(t, "203.0.113.7", "203.0.113.8", "203.0.113.66")
+	lets := func(app, name string) string {
+		return ordered("lets-"+app, app, fmt.Sprintf(`egress: [{action: Allow, to: [{fqdn: %q}], ports: [{protocol: TCP, port: 8080}]}, {action: Drop}]`, name))
+	}
+	set(t, n.c, n.objects, askDNS, lets("client", "*.evil.com"), lets("nginx", "*.good.com"))
+	nginx := n.c.Pod("default/nginx")
+	n.set("www.good.com", "203.0.113.7")
+	n.set("api.good.com", "203.0.113.8")
+	for i := range dns.WildcardMost {
+		n.set(fmt.Sprintf("h%d.evil.com", i), fmt.Sprintf("198.18.%d.%d", i/250, 1+i%250))
+	}
+	n.set("more.evil.com", "203.0.113.66")
+	if _, err := lookup(t.Context(), nginx, n.server, "www.good.com"); err != nil {
+		t.Fatal(err)
+	}
+
+	// Another Pod answers in the server's name what it asks at that time.
+	forged := newZone()
+	forged.set("www.evil.com", "203.0.113.66")
+	question := query(t, 7, "www.evil.com")
+	var own netip.AddrPort
+	must(t, n.client.NS.Do(func() error {
+		conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: n.client.Addr(false).AsSlice()})
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { conn.Close() })
+		own = conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		_, err = conn.WriteToUDPAddrPort(question, n.server)
+		return err
+	}))
+	must(t, nginx.NS.Do(func() error { return sendFrom(n.server, own, forged.answer(question, true)) }))
+	var asking errgroup.Group
+	for part := range 4 {
+		asking.Go(func() error {
+			for i := part; i < dns.WildcardMost; i += 4 {
+				if _, err := lookup(t.Context(), n.client, n.server, fmt.Sprintf("h%d.evil.com", i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	must(t, asking.Wait())
+	n.ask(t, "more.evil.com", "203.0.113.66") // Delivered, and not taken in.
+	if _, err := lookup(t.Context(), nginx, n.server, "api.good.com"); err != nil {
+		t.Error(err)
+	}
+	shut, www, api := n.to("203.0.113.66"), n.to("203.0.113.7"), n.to("203.0.113.8")
+	shut.Answered, www.From, api.From = false, nginx, nginx
+	outcomes(t, []harness.Probe{shut, www, api}, harness.Drop, harness.Allow, harness.Allow)
+}
+
+// query asks for a name's address of IPv4.
+func query(t *testing.T, id uint16, name string) []byte {
+	t.Helper()
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: id}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name + "."), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	b, err := m.Pack()
+	must(t, err)
+	return b
+}
+
+// sendFrom sends a datagram in another's name.
+func sendFrom(from, to netip.AddrPort, payload []byte) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	src, dst := from.Addr().As4(), to.Addr().As4()
+	b := append([]byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, src[:]...)
+	b = append(b, dst[:]...)
+	b = binary.BigEndian.AppendUint16(b, from.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
+	b = append(binary.BigEndian.AppendUint16(b, uint16(8+len(payload))), 0, 0)
+	return unix.Sendto(fd, append(b, payload...), 0, &unix.SockaddrInet4{Addr: dst})
 }

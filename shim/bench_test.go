@@ -61,13 +61,13 @@ type benchNode struct {
 }
 
 // newBenchNode starts a node whose Pods have open ports.
-func newBenchNode(b testing.TB, pods int) *benchNode {
+func newBenchNode(b testing.TB, pods int, with ...func(*Shim)) *benchNode {
 	n := &benchNode{world: newWorld(b), in: ovstest.New(b)}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	b.Cleanup(cancel)
 	br, err := bridge.New(bridge.Config{Name: benchBridge, RunDir: n.in.Dir, DatapathType: "netdev",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}}})
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.NameController}}})
 	must(b, err)
 	must(b, br.SetUp(ctx))
 	n.sw = &recorder{Bridge: br}
@@ -101,6 +101,10 @@ func newBenchNode(b testing.TB, pods int) *benchNode {
 	must(b, err)
 
 	n.shim = newShim(b, n.sw, n.world, b.TempDir())
+	n.shim.bridge = br
+	for _, do := range with {
+		do(n.shim)
+	}
 	begin(b, n.shim)
 	for tick := time.Tick(10 * time.Millisecond); ; {
 		there, err := br.Ports(ctx)

@@ -16,7 +16,6 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
-	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
@@ -234,8 +233,7 @@ func leaveMembers(actual bridge.State) {
 // with no shim to ask. What only a shim knows is not told: which ports are held
 // until other nodes know of them.
 func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
-	cache := dns.NewCache(cfg.NameMinTTL)
-	replica, assignment, restored := restore(&cfg, cache)
+	replica, assignment, restored := restore(&cfg)
 	if !restored {
 		return nil, fmt.Errorf("check: no checkpoint of node %s in %s", cfg.Node, cfg.StateDir)
 	}
@@ -261,7 +259,7 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 		config.HostMAC = hostMAC(ports.local)
 	}
 	compiler := pipeline.New(config, assignment)
-	compiler.SetNamed(named(cache.All()))
+	compiler.SetNamed(named(restoreNames(&cfg).All()))
 	if _, err := compiler.Update(replica, pipeline.Whole(replica), ports.pods); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}

@@ -40,6 +40,7 @@ type Config struct {
 	DNSServers     []string      // Other such servers: IP, or IP:PORT.
 	NameMinTTL     time.Duration // How long such an address holds at least.
 	ServiceLB      bool          // Send what Pods send to Services to their endpoints.
+	NodePolicies   bool          // Enforce policies for the node itself.
 	MarkOwnTraffic bool          // Tell the host's own traffic from what it forwards, by nftables.
 	PodNetwork     string        // "off", "routed" or "vxlan".
 	Masquerade     bool          // With a Pod network: what Pods send out of the cluster bears the node's address.
@@ -86,6 +87,7 @@ func Defaults() Config {
 		DNSServices:    []string{"kube-system/kube-dns"},
 		NameMinTTL:     5 * time.Second,
 		ServiceLB:      true,
+		NodePolicies:   true,
 		MarkOwnTraffic: true,
 		MetricsListen:  "127.0.0.1:9752",
 		PodNetwork:     string(podnet.Off),

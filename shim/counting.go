@@ -37,6 +37,7 @@ type counting struct {
 	dir    string
 	logger hclog.Logger
 	now    func() counters.Stamp
+	host   *hostCounts // What is told beside the books. Nil: nothing is.
 
 	writing sync.Mutex // One reading at a time is entered; taken before the others.
 	mu      sync.Mutex // Guards books and serial; taken before learnedMu.
@@ -259,6 +260,13 @@ func (c *counting) counts(id uint32) bool {
 	return known && carried && quiet < quietFor
 }
 
+// lost states that what matched since then may not have been counted.
+func (c *counting) lost(since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.books.Uncounted(since, c.now().Wall)
+}
+
 // next is an id above all that the accounts ever knew.
 func (c *counting) next() uint32 {
 	c.mu.Lock()
@@ -288,6 +296,9 @@ func (c *counting) report(after uint64, stats func() *policyv1.NodeStats) ([]*po
 	c.mu.Lock()
 	lines, totals := c.books.Changed(after), c.books.Totals()
 	c.mu.Unlock()
+	if c.host != nil && totals.Reading > after {
+		lines = append(lines, c.host.changedAfter(after, totals.Reading)...)
+	}
 	if len(lines) == 0 && after != 0 || totals.Last.IsZero() {
 		return []*policyv1.NodeStats{stats()}, after
 	}

@@ -24,8 +24,9 @@
 // CNI plugin waits for a port to open, and, where told to, makes the node's Pod
 // network and configures the container runtime (pods.go, package podnet).
 //
-// Policies for ports of the node's own addresses go into the host's firewall
-// (hostpolicies.go, hostrecords.go, packages hostpolicy, hostfw and nflog).
+// Policies for the node itself, and for ports of its own addresses, go into the
+// host's firewall (hostpolicies.go, hostplan.go, hostrecords.go, hostcounts.go,
+// packages hostpolicy, hostfw and nflog).
 //
 // When the policy service is away, the collector is away, or the shim itself
 // ends, what is in force stays. An error of the bridge refuses the cut with

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,8 @@ import (
 type firewall interface {
 	Apply(ctx context.Context, plan *hostpolicy.Plan) error
 	Intact(ctx context.Context) (bool, error)
+	LogsItself() bool
+	Count(ctx context.Context) (map[string]hostfw.Tally, error)
 }
 
 // hostPolicies keeps the node's own firewall as policies for the host say. A cut
@@ -33,18 +36,24 @@ type hostPolicies struct {
 	logger  hclog.Logger
 	opened  chan *nflog.Reader // One slot.
 	records *hostRecords
+	counts  *hostCounts
 
 	mu       sync.Mutex // Guards what follows, and the firewall while it is spoken to.
 	fw       firewall
 	begun    bool // The state is whole, and known from here on.
 	policies map[storage.ScopeID]map[string]*policyv1.Policy
-	groups   [][]byte
+	groups   map[storage.ScopeID]bool // Address groups whose members the policies name.
+	facts    *policyv1.NodeFacts
+	servers  []netip.AddrPort // Policy services, as they were found last.
+	sought   time.Time        // When they were looked for.
 	plan     *hostpolicy.Plan // Nil: none yet.
 	problems []hostpolicy.Problem
-	failed   error // Why the plan is not in force; nil: it is.
+	lockouts map[string]bool // That were said.
+	failed   error           // Why the plan is not in force; nil: it is.
 	reader   *nflog.Reader
 	said     string    // Why there is none, as it was logged.
 	deaf     time.Time // Since when there is none though there should be. Zero: it is not so.
+	mute     bool      // It was said that the kernel logs nothing itself.
 	checked  time.Time
 	took     time.Duration // The last check.
 }
@@ -54,7 +63,8 @@ var errPending = errors.New("not in force yet")
 
 func newHostPolicies(s *Shim) *hostPolicies {
 	return &hostPolicies{shim: s, logger: s.logger.Named("host"), opened: make(chan *nflog.Reader, 1),
-		fw: hostfw.NewPolicies(), policies: make(map[storage.ScopeID]map[string]*policyv1.Policy), records: newHostRecords(s)}
+		fw: hostfw.NewPolicies(), policies: make(map[storage.ScopeID]map[string]*policyv1.Policy), records: newHostRecords(s),
+		counts: openHostCounts(s.cfg.StateDir, s.logger.Named("counters"))}
 }
 
 // begin takes over what a checkpoint says, until there is better.
@@ -68,12 +78,9 @@ func (h *hostPolicies) cut(ctx context.Context, state *storage.Replica, touched 
 	if !h.begun {
 		h.begun, touched = true, pipeline.Whole(state)
 	}
-	if h.look(state, touched) || h.plan == nil {
-		plan, problems := hostpolicy.New(h.items(), h.groups)
-		h.problems = problems
-		if h.plan == nil || plan.ID != h.plan.ID {
-			h.plan, h.failed = plan, errPending
-		}
+	changed := h.look(state, touched)
+	if h.findServers(ctx, time.Now()) || changed || h.plan == nil {
+		h.devise(state)
 	}
 	if h.failed != nil {
 		h.enforce(ctx)
@@ -86,6 +93,7 @@ func (h *hostPolicies) look(state *storage.Replica, touched storage.Touched) (ch
 	for id, ts := range touched {
 		kind, held := state.Kind(id)
 		_, facts := ts.Keys["node"]
+		changed = changed || h.groups[id]
 		switch {
 		case !held || kind == storage.ScopePolicies && ts.All:
 			changed = changed || len(h.policies[id]) > 0
@@ -98,7 +106,7 @@ func (h *hostPolicies) look(state *storage.Replica, touched storage.Touched) (ch
 				changed = h.know(id, key, state.Item(id, key)) || changed
 			}
 		case kind == storage.ScopeNode && (facts || ts.All):
-			h.groups, changed = state.Item(id, "node").GetNode().GetGroups(), true
+			h.facts, changed = state.Item(id, "node").GetNode(), true
 		}
 	}
 	return changed
@@ -133,12 +141,17 @@ func (h *hostPolicies) items() (items []hostpolicy.Item) {
 // enforce makes the plan be in force, or keeps why it is not.
 func (h *hostPolicies) enforce(ctx context.Context) {
 	h.records.expect(h.plan)
+	h.counts.expect(h.plan)
 	h.listen()
 	err := h.fw.Apply(ctx, h.plan)
 	switch {
 	case err == nil:
-		h.logger.Debug("policies for the host are in force", "rules", len(h.plan.NodePorts))
-		h.shim.metrics.hostRules.Set(float64(len(h.plan.NodePorts)))
+		h.logger.Debug("policies for the host are in force", "rules", h.plan.Count())
+		h.shim.metrics.hostRules.Set(float64(h.plan.Count()))
+		if mute := !h.fw.LogsItself(); mute != h.mute {
+			h.mute = mute
+			h.logger.Warn("the kernel does not log packets itself here; what rules of the node log is on record with the collector alone")
+		}
 	case h.failed == nil || h.failed.Error() != err.Error():
 		h.logger.Error("policies for the host are not in force; trying on", "err", err)
 	}
@@ -163,8 +176,13 @@ func (h *hostPolicies) errors() (out []*policyv1.ItemError) {
 
 // run keeps what is in force as it is, and reads what it reports.
 func (h *hostPolicies) run(ctx context.Context) error {
+	if h.shim.cfg.NodePolicies && !kernelLogs(allNetns) {
+		h.logger.Warn("the node is in a network namespace of its own, whose packets the kernel logs only where the machine's net.netfilter.nf_log_all_netns is 1; else what rules of the node log is on record with the collector alone")
+	}
 	reconcile := time.NewTicker(h.shim.cfg.Reconcile)
 	defer reconcile.Stop()
+	count := time.NewTicker(h.shim.cfg.StatsInterval)
+	defer count.Stop()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	var reader *nflog.Reader
@@ -187,6 +205,8 @@ func (h *hostPolicies) run(ctx context.Context) error {
 			h.closed(ctx, err)
 		case now := <-reconcile.C:
 			h.mend(ctx, now)
+		case now := <-count.C:
+			h.count(ctx, now)
 		case now := <-second.C:
 			h.records.countLosses(reader, now)
 			h.retry(ctx)
@@ -206,6 +226,23 @@ func (h *hostPolicies) retry(ctx context.Context) {
 		return
 	}
 	h.listen()
+}
+
+// count reads what rules matched.
+func (h *hostPolicies) count(ctx context.Context, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.plan == nil || h.failed != nil {
+		return // What stands is not what is known.
+	}
+	found, err := h.fw.Count(ctx)
+	if err != nil {
+		h.logger.Error("what rules for the host matched cannot be read", "err", err)
+		return
+	}
+	if since := h.counts.take(found, now); !since.IsZero() {
+		h.shim.counts.lost(since)
+	}
 }
 
 // mend puts right what others did to our rules. Reading takes longer with large

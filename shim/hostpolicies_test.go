@@ -26,6 +26,7 @@ type fakeFirewall struct {
 	applies int
 	broken  error // Nothing works.
 	changed bool  // Others were at it.
+	tallies map[string]hostfw.Tally
 }
 
 func (f *fakeFirewall) Apply(_ context.Context, plan *hostpolicy.Plan) error {
@@ -36,6 +37,12 @@ func (f *fakeFirewall) Apply(_ context.Context, plan *hostpolicy.Plan) error {
 	f.applies++
 	return nil
 }
+
+func (f *fakeFirewall) Count(context.Context) (map[string]hostfw.Tally, error) {
+	return f.tallies, f.broken
+}
+
+func (f *fakeFirewall) LogsItself() bool { return true }
 
 func (f *fakeFirewall) Intact(_ context.Context) (bool, error) { return !f.changed, f.broken }
 
@@ -97,7 +104,7 @@ func atNodePort(name string, action policyv1.Action, port uint32, blocks ...stri
 // hosting is a shim with no side but its host's.
 func hosting(edit func(*Config)) *hostPolicies {
 	cfg := Defaults()
-	cfg.Node, cfg.Logger = "node-1", hclog.NewNullLogger()
+	cfg.Node, cfg.Logger, cfg.StateDir = "node-1", hclog.NewNullLogger(), "/nonexistent"
 	edit(&cfg)
 	return newHostPolicies(&Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics()})
 }
@@ -304,11 +311,16 @@ func TestNodePortRecords(t *testing.T) {
 // TestNodePortRecordsOverTheirRate has more reported than the budget allows: all
 // is on record, or stated as lost.
 func TestNodePortRecordsOverTheirRate(t *testing.T) {
+	overRate(t, atNodePort("p", dropAction, 30080))
+}
+
+// overRate is the test, for a policy that drops what is sent to port 30080.
+func overRate(t *testing.T, p *policyv1.Policy) {
+	t.Helper()
 	n := fwtest.New(t)
 	h := hosting(func(c *Config) { c.LogRate, c.Reconcile = 10, time.Hour })
 	state := &hostState{t: t}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := atNodePort("p", dropAction, 30080)
 	p.Rules[0].Log = true
 	if problems := h.cut(ctx, &state.replica, state.cut(facts(serviceGroup), policies(p))); len(problems) > 0 {
 		t.Fatal(problems)

@@ -32,11 +32,12 @@ type hostRecords struct {
 const (
 	// plansKept is how many plans are known: reports come after their time.
 	plansKept = 8
-	// hostTable stands in keys of the log for the host's rules, and nodePortTable
-	// in records.
-	hostTable     = 255
-	nodePortTable = "NodePort"
+	// hostTable stands in keys of the log for the host's rules, less the list.
+	hostTable = 255
 )
+
+// tables stand in records for the lists of the host's rules.
+var tables = map[hostpolicy.List]string{hostpolicy.NodePorts: "NodePort", hostpolicy.Ingress: "NodeIngress", hostpolicy.Egress: "NodeEgress"}
 
 func newHostRecords(s *Shim) *hostRecords {
 	limit := s.cfg.LogRate
@@ -71,8 +72,8 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 	h.mu.Lock()
 	plan := h.plans[r.Plan]
 	h.mu.Unlock()
-	m, known := packetlog.Meaning{Direction: policyv1.Direction_DIRECTION_INGRESS, Table: nodePortTable, AppliedTo: "node:" + h.shim.cfg.Node}, false
-	if plan != nil && r.Rule < len(plan.NodePorts) {
+	m, known := packetlog.Meaning{Direction: r.List.Direction(), Table: tables[r.List], AppliedTo: "node:" + h.shim.cfg.Node}, false
+	if plan != nil && r.Rule < len(plan.Rules(r.List)) {
 		if known = decide(plan, r, pkt, &m); !known {
 			return // The staged policies make no difference.
 		}
@@ -81,7 +82,7 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 		h.overRate.add(1)
 		return
 	}
-	key := packetlog.Key{Table: hostTable, Cookie: r.Plan, InPort: uint32(r.Rule), Unlogged: r.Staged}
+	key := packetlog.Key{Table: hostTable - uint8(r.List), Cookie: r.Plan, InPort: uint32(r.Rule), Unlogged: r.Staged}
 	h.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) { return m, known })
 }
 
@@ -89,35 +90,39 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 // the world with the staged policies decides the same, or what decides in the
 // other reports the packet itself.
 func decide(plan *hostpolicy.Plan, r hostfw.Report, pkt packetlog.Packet, m *packetlog.Meaning) bool {
-	c := hostpolicy.Connection{Source: pkt.Src, Protocol: pkt.Proto, Port: pkt.DstPort, SourcePort: pkt.SrcPort}
-	enforced, staged := plan.Judge(c, false), plan.Judge(c, true)
+	c := hostpolicy.Connection{Own: pkt.Dst, Peer: pkt.Src, Protocol: pkt.Proto, Port: pkt.DstPort, SourcePort: pkt.SrcPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode}
+	if r.List == hostpolicy.Egress {
+		c.Own, c.Peer = c.Peer, c.Own
+	}
+	rules := plan.Rules(r.List)
+	enforced, staged := plan.Judge(r.List, c, false), plan.Judge(r.List, c, true)
 	rule := r.Rule // Is what decided, also where the packet is cut short.
 	if r.Staged {
 		rule = enforced.Rule
-		if enforced.Action == staged.Action || rule >= 0 && plan.NodePorts[rule].Log {
+		if enforced.Action == staged.Action || rule >= 0 && rules[rule].Log {
 			return false
 		}
 		m.Unlogged = true
 	}
 	if m.Action = policyv1.Action_ACTION_ALLOW; rule >= 0 {
-		d := &plan.NodePorts[rule]
+		d := &rules[rule]
 		m.Action, m.Policies, m.Rule, m.LogLabel = d.Action, []*policyv1.PolicyRef{d.Policy}, d.Name, d.LogLabel
 	}
 	if enforced.Action != staged.Action {
-		m.Staged = outcome(plan, staged)
+		m.Staged = outcome(rules, staged)
 	}
 	return true
 }
 
 // outcome is what the staged world decides, and by which staged policy.
-func outcome(plan *hostpolicy.Plan, v hostpolicy.Verdict) *auditv1.StagedOutcome {
+func outcome(rules []hostpolicy.Rule, v hostpolicy.Verdict) *auditv1.StagedOutcome {
 	out := &auditv1.StagedOutcome{Action: v.Action}
 	if v.Rule >= 0 {
-		out.Policies = []*policyv1.PolicyRef{plan.NodePorts[v.Rule].Policy}
+		out.Policies = []*policyv1.PolicyRef{rules[v.Rule].Policy}
 	}
 	for _, i := range []int{v.Rule, v.PassedBy} {
-		if i >= 0 && plan.NodePorts[i].Staged {
-			out.Policy, out.Rule = plan.NodePorts[i].Policy, plan.NodePorts[i].Name
+		if i >= 0 && rules[i].Staged {
+			out.Policy, out.Rule = rules[i].Policy, rules[i].Name
 			break
 		}
 	}

@@ -101,6 +101,7 @@ type loop struct {
 	revision   uint64        // That packets have met for a second and more: see forgetRevisions.
 	cache      *dns.Cache    // What the names that rules write stand for.
 	written    []string      // These names.
+	untold     bool          // What they stand for is not what was told.
 	leased     time.Time     // When the lease was renewed last: see names.go.
 	roomless   string        // Names without room, as they were logged.
 	unsaved    bool
@@ -167,6 +168,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-ctx.Done():
 			l.lastReading(ctx)
 			l.save(true)
+			l.tellNames()
 			return ctx.Err()
 		case req := <-s.holds:
 			l.hold(ctx, req)

@@ -22,7 +22,6 @@ import (
 	"github.com/weirnet/weir/services/policy/engine"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
-	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
@@ -276,8 +275,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	t.Helper()
 	cfg := Defaults()
 	cfg.Node, cfg.StateDir, cfg.MarkOwnTraffic, cfg.Reconcile, cfg.Logger = "node-1", dir, false, time.Hour, hclog.NewNullLogger()
-	cache := dns.NewCache(cfg.NameMinTTL)
-	replica, assignment, restored := restore(&cfg, cache)
+	replica, assignment, restored := restore(&cfg)
 	if restored {
 		w.mu.Lock()
 		w.replica = replica
@@ -289,7 +287,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s.host = newHostPolicies(s)
 	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config, s.loop.cache = assignment, restored, cfg.compiler(), cache
+	s.loop.former, s.loop.complete, s.loop.config, s.loop.cache = assignment, restored, cfg.compiler(), restoreNames(&cfg)
 	s.names, s.multicast = newNames(s), newMulticast(s)
 	return s
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/dns"
@@ -91,7 +92,7 @@ func (n *names) packetIn(ctx context.Context, p openflow.PacketIn, now time.Time
 		close(h.done)
 	}
 	before, after := n.order(&p)
-	waits := n.take(h)
+	waits := n.take(ctx, h)
 	if !waits {
 		h.done = make(chan struct{})
 		close(h.done)
@@ -128,7 +129,7 @@ func (n *names) packetIn(ctx context.Context, p openflow.PacketIn, now time.Time
 
 // take hands to the loop what was heard, and says whether there is room to wait
 // for it.
-func (n *names) take(h heard) (waits bool) {
+func (n *names) take(ctx context.Context, h heard) (waits bool) {
 	if len(h.list) == 0 {
 		return false
 	}
@@ -137,7 +138,12 @@ func (n *names) take(h heard) (waits bool) {
 	n.fresh = append(n.fresh, h)
 	if !n.asked {
 		n.asked = true
-		go func() { n.shim.turns <- n.shim.loop.learnNames }()
+		go func() {
+			select {
+			case n.shim.turns <- n.shim.loop.learnNames:
+			case <-ctx.Done():
+			}
+		}()
 	}
 	if n.held >= heldMost {
 		n.shim.metrics.names.WithLabelValues(nameUnheld).Inc()
@@ -205,20 +211,21 @@ func (l *loop) learnNames(ctx context.Context) {
 			changes = append(changes, more...)
 		}
 	}
+	l.untold = l.untold || len(list) > 0
 	l.bringNames(ctx, changes)
 	for _, h := range list {
-		if h.done != nil {
-			close(h.done)
-		}
+		close(h.done)
 	}
-	l.sayRoomless()
 }
 
 // expireNames takes out the addresses whose time is over.
 func (l *loop) expireNames(ctx context.Context, now time.Time) {
-	l.bringNames(ctx, l.cache.Expire(now))
-	l.sayRoomless()
+	gone := l.cache.Expire(now)
+	l.untold = l.untold || len(gone) > 0
+	l.bringNames(ctx, gone)
+	l.tellNames()
 	if l.compiler != nil {
+		l.compiler.SetFull(l.cache.Full())
 		l.setNames(ctx) // Of another compiler, maybe.
 		l.lease(ctx, now)
 	}
@@ -229,7 +236,6 @@ func (l *loop) bringNames(ctx context.Context, changes []dns.Change) {
 	if len(changes) == 0 {
 		return
 	}
-	l.unsaved = true
 	if l.compiler == nil {
 		return // It begins with all.
 	}
@@ -247,6 +253,7 @@ func (l *loop) bringNames(ctx context.Context, changes []dns.Change) {
 func (l *loop) setNames(ctx context.Context) {
 	if names := l.compiler.Names(); !slices.Equal(names, l.written) {
 		l.written = names
+		l.untold = true
 		l.bringNames(ctx, l.cache.SetNames(names))
 	}
 }
@@ -261,8 +268,22 @@ func (l *loop) lease(ctx context.Context, now time.Time) {
 	}
 }
 
-// sayRoomless logs once for as long as it lasts which names have no room.
-func (l *loop) sayRoomless() {
+// namesTold is of how many addresses the policy service is told.
+const namesTold = 1000
+
+// tellNames stores what names stand for, has the policy service told, and logs once for as
+// long as it lasts which have no room.
+func (l *loop) tellNames() {
+	if l.untold {
+		l.untold = false
+		l.saveNames()
+		list := l.cache.Entries()
+		var named []*policyv1.NamedAddress
+		for _, e := range list[:min(len(list), namesTold)] {
+			named = append(named, &policyv1.NamedAddress{Host: e.Host, Ip: e.Addr.AsSlice(), UntilMs: e.Until.UnixMilli(), Names: slices.Clone(e.Names)})
+		}
+		l.shim.node.setNames(named, len(list))
+	}
 	text := strings.Join(l.cache.Full(), ", ")
 	if text != "" && text != l.roomless {
 		l.shim.logger.Warn("names of policies stand for more hosts than are kept: those beyond match nothing", "names", text)

@@ -28,10 +28,12 @@ type node struct {
 	told   chan struct{} // One slot: the ports changed.
 	margin time.Duration // How long before a call's deadline it is answered.
 
-	mu      sync.Mutex              // Guards what follows.
-	states  []*policyv1.PortState   // Never changed once they are here.
-	changed chan struct{}           // Closed with the next change.
-	spoofed map[pipeline.Pod]uint64 // Packets. Nobody is told when they grow.
+	mu      sync.Mutex               // Guards what follows.
+	states  []*policyv1.PortState    // Never changed once they are here.
+	changed chan struct{}            // Closed with the next change.
+	spoofed map[pipeline.Pod]uint64  // Packets. Nobody is told when they grow.
+	named   []*policyv1.NamedAddress // Some, as they were a second ago.
+	known   uint32                   // How many there are.
 }
 
 func newNode() *node {
@@ -52,6 +54,20 @@ func (n *node) setPorts(states []*policyv1.PortState) {
 	case n.told <- struct{}{}:
 	default:
 	}
+}
+
+// setNames takes over what names stand for.
+func (n *node) setNames(named []*policyv1.NamedAddress, total int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.named, n.known = named, uint32(total)
+}
+
+// names are what setNames said last.
+func (n *node) names() ([]*policyv1.NamedAddress, uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.named, n.known
 }
 
 // ports are the ports as they are now.

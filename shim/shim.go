@@ -19,7 +19,6 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/client"
 	"github.com/weirnet/weir/shim/credentials"
-	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -79,8 +78,7 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
-	cache := dns.NewCache(cfg.NameMinTTL)
-	replica, assignment, restored := restore(&cfg, cache)
+	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
@@ -96,10 +94,11 @@ func New(cfg Config) (*Shim, error) {
 	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
-	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, cache
+	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, restoreNames(&cfg)
 	s.names, s.multicast = newNames(s), newMulticast(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
+	s.counts.host = s.host.counts
 	if s.pods, err = newPods(s); err != nil {
 		return nil, err
 	}
@@ -267,7 +266,8 @@ func (s *Shim) Apply(ctx context.Context, state *storage.Replica, touched storag
 // Stats implements client.Handler.
 func (s *Shim) Stats() *policyv1.NodeStats {
 	_, dropped := s.log.Counts()
-	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports()}
+	named, total := s.node.names()
+	return &policyv1.NodeStats{PacketInsLost: dropped, Ports: s.node.ports(), Named: named, NamedTotal: total}
 }
 
 // Counters implements client.Handler.
@@ -303,8 +303,9 @@ type metrics struct {
 	lost     *prometheus.CounterVec
 	ports    prometheus.Gauge
 
-	hostRules  prometheus.Gauge
-	hostMended prometheus.Counter
+	hostRules    prometheus.Gauge
+	hostLockouts prometheus.Gauge
+	hostMended   prometheus.Counter
 
 	rejected *prometheus.CounterVec
 	names    *prometheus.CounterVec
@@ -343,10 +344,12 @@ func newMetrics() *metrics {
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
+		hostLockouts: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_lockouts",
+			Help: "Policies' rules for the node that are overruled where they would have cut it off from what steers it."}),
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
 

@@ -30,6 +30,7 @@ type Stats struct {
 	Staged                                                int // Directions in which staged policies would decide otherwise.
 	Balanced, Hairpins, Unserved                          int // Connections to Services: that had an endpoint, their own, or none.
 	NodePorts                                             int // Connections to ports of nodes.
+	Hosts, HostsJudged                                    int // Ends that are hosts, and those of which a rule decides.
 }
 
 // Add adds another's counts.
@@ -45,6 +46,8 @@ func (s *Stats) Add(o Stats) {
 	s.Hairpins += o.Hairpins
 	s.Unserved += o.Unserved
 	s.NodePorts += o.NodePorts
+	s.Hosts += o.Hosts
+	s.HostsJudged += o.HostsJudged
 }
 
 // Compare runs a Case and returns the first difference; nil where there is
@@ -200,6 +203,9 @@ func (r *run) probe(probe evaluate.Connection) (*Difference, error) {
 	r.stats.Connections++
 	if result.Verdict != evaluate.Allow {
 		r.stats.Denied++
+	}
+	if d := r.ofHosts(probe, from, to); d != nil {
+		return d, nil
 	}
 	if d, err := r.trace(way); d != nil || err != nil {
 		return d, err

@@ -80,7 +80,7 @@ func TestEvaluatorAndFlowsAgree(t *testing.T) {
 	workers.Wait()
 	t.Logf("%+v", total)
 	if total.Connections < 10*total.Clusters || total.Denied < total.Connections/5 || total.Denied > total.Connections*4/5 || total.Staged < total.Connections/100 ||
-		total.Balanced < total.Connections/10 || total.Hairpins < total.Balanced/10 || total.Unserved < total.Clusters || total.NodePorts < total.Clusters/10 {
+		total.Balanced < total.Connections/10 || total.Hairpins < total.Balanced/10 || total.Unserved < total.Clusters || total.NodePorts < total.Clusters/10 || total.HostsJudged < total.Clusters/10 {
 		t.Errorf("the clusters test little: %+v", total)
 	}
 }

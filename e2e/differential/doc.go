@@ -28,7 +28,8 @@
 //   - an endpoint's answer that does not come to the client as the Service's, or one
 //     that a client with an affinity was not given before;
 //   - between what a node's firewall is to do with what comes to a port of a
-//     Service there and what the evaluator says of it;
+//     Service there, and with what its host sends and receives itself, and what the
+//     evaluator says of it;
 //   - a digest that differs, an item that does not compile, a refused change, a panic.
 //
 // Shrink takes from a failing Case whatever is not needed for a difference, and

@@ -153,6 +153,11 @@ func (g *generator) begin() []Event {
 			events = append(events, g.apply(set(g.nodePortPolicy(fmt.Sprint("ports-", i)))))
 		}
 	}
+	if g.chance(30) {
+		for i := range 1 + g.IntN(3) {
+			events = append(events, g.apply(set(g.hostPolicy(fmt.Sprint("hosts-", i)))))
+		}
+	}
 	for range g.IntN(6) {
 		events = append(events, g.apply(set(g.referent())))
 	}

@@ -38,7 +38,7 @@ func (g *generator) changeOne(pods []*corev1.Pod) (events []Event) {
 	pod := func() *corev1.Pod { return one(g, pods...) }
 	switch g.IntN(30) {
 	case 26:
-		do(set(one(g, g.serviceObject, func() Object { return g.nodePortPolicy("ports-0") })()))
+		do(set(one(g, g.serviceObject, func() Object { return g.nodePortPolicy("ports-0") }, func() Object { return g.hostPolicy("hosts-0") })()))
 	case 27, 28:
 		do(set(g.sliceObject()))
 	case 29:

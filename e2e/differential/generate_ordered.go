@@ -185,6 +185,31 @@ func (g *generator) nodePortPolicy(name string) Object {
 	return o
 }
 
+// hostPolicy guards Nodes themselves.
+func (g *generator) hostPolicy(name string) Object {
+	o := &antreav1beta1.ClusterNetworkPolicy{TypeMeta: antreaMeta("ClusterNetworkPolicy")}
+	g.policyMeta(o, name)
+	o.Spec.Tier, o.Spec.Priority = one(g, "", "", tierNames[g.IntN(len(tierNames))]), ptr(one(g, 1, 1.5, 2, 10000))
+	o.Spec.AppliedTo = []antreav1beta1.AppliedTo{{NodeSelector: g.optional(false)}}
+	for i := range 1 + g.IntN(3) {
+		o.Spec.Ingress = append(o.Spec.Ingress, g.hostRule(i, o.Spec.Tier, false))
+		o.Spec.Egress = append(o.Spec.Egress, g.hostRule(i, o.Spec.Tier, true))
+	}
+	return o
+}
+
+// hostRule is of a policy for Nodes, in which not all peers may be written.
+func (g *generator) hostRule(i int, tier string, egress bool) antreav1beta1.Rule {
+	r := g.antreaRule(false, egress, false, i, tier)
+	r.L7Protocols, r.ToServices = nil, nil
+	refused := func(p antreav1beta1.Peer) bool { return p.FQDN != "" || p.ServiceAccount != nil || p.Namespaces != nil }
+	r.From, r.To = slices.DeleteFunc(r.From, refused), slices.DeleteFunc(r.To, refused)
+	if !egress {
+		r.Ports = slices.DeleteFunc(r.Ports, func(p antreav1beta1.Port) bool { return p.Port != nil && p.Port.Type == intstr.String })
+	}
+	return r
+}
+
 // nodePortName names a Service that has ports on nodes, if one is there.
 func (g *generator) nodePortName() *antreav1beta1.NamespacedName {
 	for _, svc := range g.balanced() {

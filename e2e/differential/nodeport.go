@@ -12,19 +12,23 @@ import (
 
 // plan is what a node's firewall is to do.
 func (n *node) plan() (*hostpolicy.Plan, []hostpolicy.Problem) {
-	var items []hostpolicy.Item
-	var groups [][]byte
+	var s hostpolicy.State
 	n.replica.Items(storage.ScopePolicies, func(id storage.ScopeID, item *policyv1.Item) {
 		if p := item.GetPolicy(); hostpolicy.Concerns(p) {
-			items = append(items, hostpolicy.Item{Scope: id, Key: storage.PolicyKey(p), Policy: p})
+			s.Items = append(s.Items, hostpolicy.Item{Scope: id, Key: storage.PolicyKey(p), Policy: p})
 		}
 	})
 	n.replica.Items(storage.ScopeNode, func(_ storage.ScopeID, item *policyv1.Item) {
 		if facts := item.GetNode(); facts != nil {
-			groups = facts.GetGroups()
+			s.Facts = facts
 		}
 	})
-	return hostpolicy.New(items, groups)
+	s.Members = func(group []byte, fn func(*policyv1.Member)) {
+		if id, ok := storage.ScopeIDFromBytes(group); ok {
+			n.replica.Scope(id, func(_ string, item *policyv1.Item) { fn(item.GetMember()) })
+		}
+	}
+	return hostpolicy.New(s)
 }
 
 // toNodePort judges a connection to a port that a Service has on every node: what
@@ -54,7 +58,7 @@ func (r *run) toNodePort(probe evaluate.Connection, from, to place) *Difference 
 		return r.differ("node %s: %s: %v", to.node, problems[0].Key, problems[0].Err)
 	}
 	for staged, want := range map[bool]*evaluate.Decision{false: &r.result.Ingress, true: &r.staged.Ingress} {
-		v := plan.Judge(hostpolicy.Connection{Source: probe.From.Addr, Protocol: uint8(probe.Protocol), Port: probe.Port, SourcePort: probe.SourcePort}, staged)
+		v := plan.Judge(hostpolicy.NodePorts, hostpolicy.Connection{Peer: probe.From.Addr, Protocol: uint8(probe.Protocol), Port: probe.Port, SourcePort: probe.SourcePort}, staged)
 		var got []string
 		if v.Rule >= 0 {
 			got = append(got, nameOf(plan.NodePorts[v.Rule].Policy))

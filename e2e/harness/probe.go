@@ -221,7 +221,8 @@ func (p *Probe) converse(request func() error, deadline time.Time, read map[int]
 			if refused(err) {
 				return Reject, nil
 			}
-			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
+			// A host that drops what it sends itself says so.
+			if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EPERM) {
 				return "", err
 			}
 		}
@@ -235,7 +236,7 @@ func (p *Probe) converse(request func() error, deadline time.Time, read map[int]
 				switch {
 				case err != nil && refused(err):
 					return Reject, nil
-				case err != nil && !errors.Is(err, unix.EAGAIN):
+				case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EPERM):
 					return "", err
 				case err != nil || address(from) != p.To:
 				case read[fd](buf[:n]) != "":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,35 +21,83 @@ const LogGroup = 9752
 // snapLength is how much of a packet is reported: headers.
 const snapLength = 128
 
-// The chains of policies. Sets of theirs have names that begin with setPrefix.
+// The chains of policies. Sets of theirs have names that begin with setPrefix, and
+// counters ones that begin with counterPrefix.
 const (
-	chainNodePorts      = "node-ports"
-	chainRules          = "node-ports-rules"
-	chainBaseline       = "node-ports-baseline"
-	chainStaged         = "node-ports-staged"
-	chainStagedBaseline = "node-ports-staged-baseline"
+	chainNodePorts = "node-ports"
+	chainHostIn    = "host-in"
+	chainHostOut   = "host-out"
 
-	setPrefix = "np-"
+	controlSuffix = "-control"
+	setPrefix     = "np-"
+	counterPrefix = "rule-"
 )
 
-var policyChains = []string{chainNodePorts, chainRules, chainBaseline, chainStaged, chainStagedBaseline}
+// base is where the kernel asks a base chain.
+type base struct {
+	hook     knftables.BaseChainHook
+	priority knftables.BaseChainPriority
+}
+
+var baseChains = map[string]base{
+	chainNodePorts: {knftables.PreroutingHook, knftables.ManglePriority + " - 10"},
+	chainHostIn:    {knftables.InputHook, knftables.FilterPriority},
+	chainHostOut:   {knftables.OutputHook, knftables.FilterPriority},
+}
+
+// ladder is the chains of a list of rules: the tiers' and the baseline, and both
+// once more with the staged policies.
+type ladder struct{ rules, baseline, staged, stagedBaseline string }
+
+func ladderOf(name string) ladder {
+	return ladder{name + "-rules", name + "-baseline", name + "-staged", name + "-staged-baseline"}
+}
+
+var nodePortsLadder = ladderOf(chainNodePorts)
+
+// Names that tests know.
+const (
+	chainRules    = "node-ports-rules"
+	chainBaseline = "node-ports-baseline"
+)
+
+func (l ladder) chains() []string {
+	return []string{l.rules, l.staged, l.baseline, l.stagedBaseline}
+}
+
+var (
+	nodePortChains = append([]string{chainNodePorts}, nodePortsLadder.chains()...)
+	hostChains     = slices.Concat([]string{chainHostIn, chainHostOut}, ladderOf(chainHostIn+controlSuffix).chains(), ladderOf(chainHostIn).chains(),
+		ladderOf(chainHostOut+controlSuffix).chains(), ladderOf(chainHostOut).chains())
+
+	// policyChains are all of them, each before those that it goes to.
+	policyChains = slices.Concat(nodePortChains, hostChains)
+)
 
 // Policies are a host's policies in its firewall:
 //
 //	node-ports   between conntrack and any translation (hook prerouting, priority mangle - 10)
 //	  from the host itself, or of a connection that is there: accept
 //	  to a port that a rule names, at an address of the node: goto rules
+//	host-in, host-out   hooks input and output, behind any translation
+//	  to itself, of a connection that is there, neighbours, the tunnel: accept
+//	  what steers the node: goto control, the rules but for those that are overruled there
+//	  goto rules
 //	rules        jump staged, the tiers' rules, goto baseline; a Pass goes there at once
 //	staged       the same with the staged policies among them: it reports and comes back
 //
-// What it accepts goes on to the host's other chains, as anything does. A set of
-// addresses bears the hash of its content, so that rules share it and one that
-// stays is not touched. It belongs to one goroutine at a time.
+// Each of node-ports, host-in, host-in-control, host-out and host-out-control has
+// the last two of its own. What they accept goes on to the host's other chains, as
+// anything does. A set of addresses bears the hash of its content, so that rules
+// share it and one that stays is not touched. A rule counts by a counter that bears
+// its name, and counts on from plan to plan. It belongs to one goroutine at a time.
 type Policies struct {
-	nft  knftables.Interface // Nil until there is nftables.
-	read func() (*standing, error)
-	left *standing         // What was read after the last Apply. Nil: nothing was put, or what stands is not that.
-	sums map[string]uint64 // Of the elements of sets, once they were read.
+	nft   knftables.Interface // Nil until there is nftables.
+	read  func() (*standing, error)
+	left  *standing         // What was read after the last Apply. Nil: nothing was put, or what stands is not that.
+	sums  map[string]uint64 // Of the elements of sets, once they were read.
+	used  map[string]bool   // Counters of the last Apply's rules. Nil: there was none.
+	quiet bool              // The kernel refuses to log packets itself.
 }
 
 // NewPolicies are those of the network namespace in which they are applied.
@@ -72,29 +119,18 @@ func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 	if err := p.open(); err != nil {
 		return err
 	}
-	tx := p.nft.NewTransaction()
-	tx.Add(&knftables.Table{Comment: knftables.PtrTo("what the host sends to its Pods, and policies for the host")})
-	w := &writer{tx: tx, plan: plan, sets: make(map[string]bool), stand: make(map[string]bool)}
-	for _, name := range there.sets {
-		w.stand[name] = left != nil && slices.Contains(left.sets, name)
-	}
-	w.chains()
-	if !plan.IsEmpty() {
-		w.write()
-	}
-	for _, name := range there.sets {
-		if !w.sets[name] {
-			tx.Delete(&knftables.Set{Name: name})
+	w, err := p.put(ctx, plan, there, left)
+	if err != nil && !p.quiet && plan.Logs() {
+		// A kernel that cannot log packets itself refuses rules that ask for it.
+		p.quiet = true
+		if w, err = p.put(ctx, plan, there, left); err != nil {
+			p.quiet = false
 		}
 	}
-	if plan.IsEmpty() {
-		for _, name := range policyChains {
-			tx.Delete(&knftables.Chain{Name: name})
-		}
-	}
-	if err := p.nft.Run(ctx, tx); err != nil {
+	if err != nil {
 		return fmt.Errorf("nftables: policies for the host: %w", err)
 	}
+	p.used = w.counters
 	if p.left, err = p.read(); err != nil {
 		return err
 	}
@@ -106,6 +142,69 @@ func (p *Policies) Apply(ctx context.Context, plan *hostpolicy.Plan) error {
 		}
 	}
 	return nil
+}
+
+// put makes the plan be in force, given what there is of ours.
+func (p *Policies) put(ctx context.Context, plan *hostpolicy.Plan, there, left *standing) (*writer, error) {
+	tx := p.nft.NewTransaction()
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("what the host sends to its Pods, and policies for the host")})
+	w := &writer{tx: tx, plan: plan, sets: make(map[string]bool), stand: make(map[string]bool), counters: make(map[string]bool), quiet: p.quiet}
+	for _, name := range there.sets {
+		w.stand[name] = left != nil && slices.Contains(left.sets, name)
+	}
+	wanted := w.chains(there.chains)
+	w.write()
+	for _, name := range there.sets {
+		if !w.sets[name] {
+			tx.Delete(&knftables.Set{Name: name})
+		}
+	}
+	for _, name := range policyChains {
+		if slices.Contains(there.chains, name) && !wanted[name] {
+			tx.Delete(&knftables.Chain{Name: name})
+		}
+	}
+	return w, p.nft.Run(ctx, tx)
+}
+
+// LogsItself says whether the kernel logs what rules have it log, as far as it
+// was asked.
+func (p *Policies) LogsItself() bool { return !p.quiet }
+
+// Tally is what a rule's counter has counted.
+type Tally struct{ Packets, Bytes uint64 }
+
+// Count reads all counters of rules, by their names. Those that no rule has any
+// more are gone once they were read: nothing counts by them.
+func (p *Policies) Count(ctx context.Context) (map[string]Tally, error) {
+	if p.nft == nil {
+		return nil, nil
+	}
+	list, err := p.nft.ListCounters(ctx)
+	if knftables.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list counters: %w", err)
+	}
+	found := make(map[string]Tally)
+	tx := p.nft.NewTransaction()
+	for _, c := range list {
+		if !strings.HasPrefix(c.Name, counterPrefix) || c.Packets == nil || c.Bytes == nil {
+			continue
+		}
+		found[c.Name] = Tally{*c.Packets, *c.Bytes}
+		if p.used != nil && !p.used[c.Name] {
+			tx.Delete(&knftables.Counter{Name: c.Name})
+		}
+	}
+	if tx.NumOperations() == 0 {
+		return found, nil
+	}
+	if err := p.nft.Run(ctx, tx); err != nil {
+		return nil, fmt.Errorf("nftables: remove counters that no rule has: %w", err)
+	}
+	return found, nil
 }
 
 // Intact says whether the table still has what the last Apply put there. What a
@@ -157,8 +256,9 @@ func (p *Policies) open() (err error) {
 // Report is what a rule's report says of where it comes from.
 type Report struct {
 	Plan   uint64 // Its ID.
-	Rule   int    // Among the plan's rules.
-	Staged bool   // It is of the world with the staged policies.
+	List   hostpolicy.List
+	Rule   int  // Among the list's rules.
+	Staged bool // It is of the world with the staged policies.
 }
 
 const prefixMark = "weir"
@@ -169,7 +269,7 @@ func (r Report) prefix() string {
 	if r.Staged {
 		kind = "staged"
 	}
-	return fmt.Sprintf("%s:%016x:%s:%d", prefixMark, r.Plan, kind, r.Rule)
+	return fmt.Sprintf("%s:%016x:%s:%d:%d", prefixMark, r.Plan, kind, r.List, r.Rule)
 }
 
 var errPrefix = errors.New("no report of ours")
@@ -177,54 +277,44 @@ var errPrefix = errors.New("no report of ours")
 // ParseReport reads the prefix of a report.
 func ParseReport(prefix string) (r Report, err error) {
 	parts := strings.Split(strings.TrimRight(prefix, "\x00"), ":")
-	if len(parts) != 4 || parts[0] != prefixMark || (parts[2] != "rule" && parts[2] != "staged") {
+	if len(parts) != 5 || parts[0] != prefixMark || (parts[2] != "rule" && parts[2] != "staged") {
 		return r, errPrefix
 	}
 	if r.Plan, err = strconv.ParseUint(parts[1], 16, 64); err != nil {
 		return r, errPrefix
 	}
-	if r.Rule, err = strconv.Atoi(parts[3]); err != nil || r.Rule < 0 {
+	list, err := strconv.ParseUint(parts[3], 10, 8)
+	if r.List = hostpolicy.List(list); err != nil || r.List > hostpolicy.Egress {
+		return r, errPrefix
+	}
+	if r.Rule, err = strconv.Atoi(parts[4]); err != nil || r.Rule < 0 {
 		return r, errPrefix
 	}
 	r.Staged = parts[2] == "staged"
 	return r, nil
 }
 
-// verdict is the nftables statement of an action, for a protocol and a family.
-func verdict(a policyv1.Action, protocol uint8, f family) string {
-	switch {
-	case a == policyv1.Action_ACTION_ALLOW:
-		return "accept"
-	case a == policyv1.Action_ACTION_PASS:
-		return "goto " + chainBaseline
-	case a == policyv1.Action_ACTION_DROP:
-		return "drop"
-	case protocol == hostpolicy.TCP:
-		return "reject with tcp reset"
-	case f == ipv6:
-		return "reject with icmpv6 type admin-prohibited"
+// labelLength is how much of a log label is in the kernel's log.
+const labelLength = 12
+
+var actionNames = map[policyv1.Action]string{policyv1.Action_ACTION_ALLOW: "Allow", policyv1.Action_ACTION_DROP: "Drop", policyv1.Action_ACTION_REJECT: "Reject", policyv1.Action_ACTION_PASS: "Pass"}
+
+// KernelPrefix is how lines of the kernel's log begin that are about a rule, as
+// Antrea has them: "Antrea:I:Reject:label:".
+func KernelPrefix(l hostpolicy.List, r *hostpolicy.Rule) string {
+	direction := "I"
+	if l == hostpolicy.Egress {
+		direction = "O"
 	}
-	return "reject with icmp type host-prohibited" // As rejected packets to Pods are answered.
+	prefix := fmt.Sprintf("Antrea:%s:%s:", direction, actionNames[r.Action])
+	if label := r.LogLabel; label != "" {
+		prefix += label[:min(len(label), labelLength)] + ":"
+	}
+	return prefix
 }
 
-// family is one of addresses.
-type family struct {
-	name  string // As nftables has it in ip saddr. Empty: both.
-	proto string
-	kind  string
-}
-
-var (
-	both family
-	ipv4 = family{"ip", "ipv4", "ipv4_addr"}
-	ipv6 = family{"ip6", "ipv6", "ipv6_addr"}
-)
-
-func (f family) of(list []netip.Prefix) (out []netip.Prefix) {
-	for _, p := range list {
-		if p.Addr().Is6() == (f == ipv6) {
-			out = append(out, p)
-		}
-	}
-	return out
+// CounterName is the name of a rule's counter.
+func CounterName(l hostpolicy.List, r *hostpolicy.Rule) string {
+	id := fmt.Sprintf("%d %d %q %q %q %d", l, r.Policy.GetKind(), r.Policy.GetNamespace(), r.Policy.GetName(), r.UID, r.Index)
+	return fmt.Sprintf("%s%016x", counterPrefix, xxh3.HashString(id))
 }

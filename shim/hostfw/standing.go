@@ -11,11 +11,12 @@ import (
 
 // standing is what the table has of policies.
 type standing struct {
-	rules []string // In order, less what they have counted; with the chains' settings.
-	sets  []string // Names, sorted.
+	rules  []string // In order, less what they have counted; with the chains' settings.
+	sets   []string // Names, sorted.
+	chains []string // Names.
 }
 
-func (s *standing) isEmpty() bool { return len(s.rules)+len(s.sets) == 0 }
+func (s *standing) isEmpty() bool { return len(s.chains)+len(s.sets) == 0 }
 
 // readPolicies reads what there is of ours. It asks the kernel: the text that nft
 // prints of a rule would need it to be run, and knftables leaves it out.
@@ -72,7 +73,7 @@ func (s *standing) readChain(conn *nftables.Conn, in *nftables.Table, c *nftable
 	if c.Hooknum != nil && c.Priority != nil && c.Policy != nil {
 		settings += fmt.Sprintf(" %d %d %d", *c.Hooknum, *c.Priority, *c.Policy)
 	}
-	s.rules = append(s.rules, settings)
+	s.rules, s.chains = append(s.rules, settings), append(s.chains, c.Name)
 	rules, err := conn.GetRules(in, c)
 	if err != nil {
 		return err

@@ -2,12 +2,16 @@
 // the order in which its firewall is to ask them. It does no I/O; hostfw makes
 // nftables of a Plan.
 //
-//	Policy items, groups of the node ─► New ─► Plan ─► hostfw
-//	                                            └─► Judge: what a recorded packet means
+//	Policy items, members of groups, facts of the node ─► New ─► Plan ─► hostfw
+//	                                                              └─► Judge: what a recorded packet means
 //
-// So far it is about NodePort Services (Rule.node_ports): what clients send to
-// ports of the node's own addresses. Policies of Nodes are to be another list of
-// the Plan, of the same order.
+// A Plan has a list for NodePort Services (Rule.node_ports: what clients send to
+// ports of the node's own addresses), and two for the node itself (Rule.host: what
+// its host receives, and what it sends). Each is asked in the same order.
+//
+// What it takes to steer the node (Control) is not denied by rules of the node
+// itself, unless their policy allows a lock-out. A policy that would have denied
+// it is one of the plan's Lockouts.
 //
 // The order is that of policies for Pods: by rank, priority, position in the
 // policy, the strictest action first, one that is recorded before one that is not,

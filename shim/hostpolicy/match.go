@@ -31,8 +31,8 @@ func tidy(list []Ports) []Ports {
 	return out
 }
 
-// Ports are the ports that some rule of the plan is about, whatever it says of
-// the source: disjoint, and in order.
+// Ports are the ports of nodes that some rule of the plan is about, whatever it
+// says of the source: disjoint, and in order.
 func (p *Plan) Ports() []Ports {
 	var all []Ports
 	for _, r := range p.NodePorts {
@@ -101,41 +101,69 @@ func disjoint(list []netip.Prefix) (out []netip.Prefix) {
 	return out
 }
 
+// contains says whether an address is in one of some prefixes, which are disjoint
+// and ascending.
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	i, found := slices.BinarySearchFunc(list, a, func(p netip.Prefix, a netip.Addr) int { return p.Addr().Compare(a) })
+	return found || i > 0 && list[i-1].Contains(a)
+}
+
+// sortNamed leaves nothing open: a plan does not depend on the order of members.
+func sortNamed(list []Named) {
+	slices.SortFunc(list, func(a, b Named) int {
+		p, q := a.Ports, b.Ports
+		return cmp.Or(cmp.Compare(p.Protocol, q.Protocol), cmp.Compare(p.First, q.First), cmp.Compare(p.Last, q.Last), cmp.Compare(p.SourceFirst, q.SourceFirst), cmp.Compare(p.SourceLast, q.SourceLast),
+			slices.CompareFunc(a.At, b.At, func(x, y netip.Prefix) int {
+				return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+			}))
+	})
+}
+
 // Connection is the first packet of one.
 type Connection struct {
-	Source     netip.Addr
-	Protocol   uint8
-	Port       uint16
-	SourcePort uint16
+	Own, Peer          netip.Addr // Of the node, and of the other end.
+	Protocol           uint8
+	Port               uint16
+	SourcePort         uint16
+	ICMPType, ICMPCode uint8 // Of ICMP.
 }
 
 // covers says whether a rule is about a connection.
 func (r *Rule) covers(c Connection) bool {
-	within := func(p Ports) bool {
-		return p.Protocol == c.Protocol && p.First <= c.Port && c.Port <= p.Last &&
-			(p.SourceFirst == 0 || p.SourceFirst <= c.SourcePort && c.SourcePort <= p.SourceLast)
+	for _, n := range r.Named {
+		if n.Ports.has(c) && contains(n.At, c.Peer) {
+			return true
+		}
 	}
-	if !slices.ContainsFunc(r.Ports, within) {
-		return false
-	}
-	return r.AnyPeer || slices.ContainsFunc(r.Peers, func(p netip.Prefix) bool { return p.Contains(c.Source) })
+	return (r.AnyPeer || contains(r.Peers, c.Peer)) && (r.AnyTraffic || slices.ContainsFunc(r.Ports, func(p Ports) bool { return p.has(c) }) ||
+		slices.ContainsFunc(r.ICMP, func(m ICMP) bool { return m.has(c) }))
+}
+
+func (p Ports) has(c Connection) bool {
+	return p.Protocol == c.Protocol && p.First <= c.Port && c.Port <= p.Last &&
+		(p.SourceFirst == 0 || p.SourceFirst <= c.SourcePort && c.SourcePort <= p.SourceLast)
+}
+
+func (m ICMP) has(c Connection) bool {
+	return (c.Protocol == icmp4 || c.Protocol == icmp6) && (m.Type < 0 || m.Type == int(c.ICMPType)) && (m.Code < 0 || m.Code == int(c.ICMPCode))
 }
 
 // Verdict is what becomes of a connection.
 type Verdict struct {
 	Action   policyv1.Action // Allow, Drop or Reject.
-	Rule     int             // That decides, among the plan's; -1: none does, and it is allowed.
+	Rule     int             // That decides, among those of the list; -1: none does, and it is allowed.
 	PassedBy int             // The rule that passed it on to the baseline; -1: none did.
 }
 
-// Judge says what becomes of a connection to a port of the node, with the staged
+// Judge says what becomes of a connection by the rules of a list, with the staged
 // policies or without.
-func (p *Plan) Judge(c Connection, staged bool) Verdict {
+func (p *Plan) Judge(l List, c Connection, staged bool) Verdict {
 	v := Verdict{Action: policyv1.Action_ACTION_ALLOW, Rule: -1, PassedBy: -1}
-	for i := range p.NodePorts {
-		r := &p.NodePorts[i]
+	steers, rules := p.Control.steers(l, c), p.Rules(l)
+	for i := range rules {
+		r := &rules[i]
 		switch {
-		case r.Staged && !staged, v.PassedBy >= 0 && !r.Baseline, !r.covers(c):
+		case r.Staged && !staged, v.PassedBy >= 0 && !r.Baseline, !r.covers(c), steers && r.Overruled():
 		case r.Action == policyv1.Action_ACTION_PASS:
 			v.PassedBy = i
 		default:
@@ -145,3 +173,6 @@ func (p *Plan) Judge(c Connection, staged bool) Verdict {
 	}
 	return v
 }
+
+// Overruled says whether the rule does not count for what steers the node.
+func (r *Rule) Overruled() bool { return denies(r.Action) && !r.Lockout }

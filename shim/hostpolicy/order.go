@@ -11,6 +11,7 @@ import (
 
 // candidate is a rule on its way into a plan.
 type candidate struct {
+	item   Item
 	policy *policyv1.Policy
 	wire   *policyv1.Rule
 	at     int // Among the policy's rules.
@@ -21,10 +22,12 @@ type candidate struct {
 func (c *candidate) check() error {
 	rank, action := c.policy.GetRank(), c.wire.GetAction()
 	switch {
-	case c.wire.GetDirection() != policyv1.Direction_DIRECTION_INGRESS:
+	case c.wire.GetNodePorts() && c.wire.GetDirection() != policyv1.Direction_DIRECTION_INGRESS:
 		return fmt.Errorf("direction %v at node ports", c.wire.GetDirection())
+	case c.wire.GetDirection() != policyv1.Direction_DIRECTION_INGRESS && c.wire.GetDirection() != policyv1.Direction_DIRECTION_EGRESS:
+		return fmt.Errorf("direction %v", c.wire.GetDirection())
 	case rank >= order.RankAdmin && rank != order.RankBaseline:
-		return fmt.Errorf("rank %d has no rules for node ports", rank)
+		return fmt.Errorf("rank %d has no rules for hosts", rank)
 	case math.IsNaN(c.policy.GetPriority()) || math.IsInf(c.policy.GetPriority(), 0):
 		return fmt.Errorf("policy priority %v", c.policy.GetPriority())
 	case order.Severity(action) == 0:

@@ -1,15 +1,14 @@
 package hostpolicy
 
 import (
+	"bytes"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 
 	"github.com/zeebo/xxh3"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/shim/order"
 	"github.com/weirnet/weir/storage"
 )
 
@@ -27,10 +26,52 @@ type Problem struct {
 	Err   error
 }
 
+// State is what a plan is made of.
+type State struct {
+	Items   []Item
+	Facts   *policyv1.NodeFacts                           // Of the node.
+	Members func(group []byte, fn func(*policyv1.Member)) // Calls fn for each member of an address group. Nil: there are none.
+	// Servers are policy services beside those of Facts, which the node calls.
+	Servers []netip.AddrPort
+	// Tunnel is the UDP port by which Pods' packets come from other nodes and go
+	// there. Zero: there is no tunnel.
+	Tunnel uint16
+	// WithoutHost leaves out the rules for the node itself.
+	WithoutHost bool
+}
+
+// List is one of a plan's lists of rules.
+type List uint8
+
+// The lists of a plan.
+const (
+	NodePorts List = iota // What clients send to ports of the node's addresses that are for Services.
+	Ingress               // What the host receives itself.
+	Egress                // What the host sends itself.
+)
+
+// Lists are all of them.
+var Lists = []List{NodePorts, Ingress, Egress}
+
+// Direction is that of a list's rules.
+func (l List) Direction() policyv1.Direction {
+	if l == Egress {
+		return policyv1.Direction_DIRECTION_EGRESS
+	}
+	return policyv1.Direction_DIRECTION_INGRESS
+}
+
 // Plan is what the host's firewall is to do. It does not change.
 type Plan struct {
-	// NodePorts are the rules for ports of the node's addresses, in order.
-	NodePorts []Rule
+	// The rules of each list, in order.
+	NodePorts, Ingress, Egress []Rule
+	// Control is what the rules of hosts must not deny, unless they may.
+	Control Control
+	// Tunnel is a UDP port of which Ingress and Egress say nothing. Zero: none.
+	Tunnel uint16
+	// Lockouts are the rules that would deny what is in Control, and are overruled
+	// there. They are in force but for that.
+	Lockouts []Problem
 	// ID stands for the content: plans of one ID are the same.
 	ID uint64
 }
@@ -38,25 +79,44 @@ type Plan struct {
 // Rule is one rule of a policy.
 type Rule struct {
 	Policy   *policyv1.PolicyRef
+	UID      string // Of the policy. Empty: it has none.
+	Index    uint32 // Among the policy's rules of its direction.
 	Name     string
 	LogLabel string
 	Action   policyv1.Action
 	Log      bool
 	Staged   bool
 	Baseline bool // It is asked after a Pass, too.
+	Lockout  bool // It may deny what steers the node.
 
-	Ports []Ports // One must match; never empty.
-	// AnyPeer says that the source does not matter; otherwise it must be in one of
-	// Peers, which are disjoint, ascending and not empty.
+	// AnyTraffic says that neither protocol nor ports matter; otherwise one of
+	// Ports and ICMP must match.
+	AnyTraffic bool
+	Ports      []Ports
+	ICMP       []ICMP
+	// AnyPeer says that the other end does not matter; otherwise it must be in one
+	// of Peers, which are disjoint and ascending.
 	AnyPeer bool
 	Peers   []netip.Prefix
+	// Named are ports that stand for a name at some addresses, and match there,
+	// whatever the fields above say.
+	Named []Named
 }
 
 // Ports are ports of a transport protocol.
 type Ports struct {
-	Protocol                uint8 // IANA number.
-	First, Last             uint16
+	Protocol                uint8  // IANA number.
+	First, Last             uint16 // From zero on: any.
 	SourceFirst, SourceLast uint16 // Zero: any.
+}
+
+// ICMP is messages of ICMP and ICMPv6.
+type ICMP struct{ Type, Code int } // Below zero: any.
+
+// Named is a port at some addresses.
+type Named struct {
+	Ports Ports
+	At    []netip.Prefix // Disjoint, ascending and not empty.
 }
 
 // The transport protocols.
@@ -64,50 +124,90 @@ const (
 	TCP, UDP, SCTP = 6, 17, 132
 )
 
+// And ICMP.
+const (
+	icmp4, icmp6 = 1, 58
+)
+
+// Rules are those of a list.
+func (p *Plan) Rules(l List) []Rule {
+	switch l {
+	case Ingress:
+		return p.Ingress
+	case Egress:
+		return p.Egress
+	}
+	return p.NodePorts
+}
+
+// Count is how many rules there are in all.
+func (p *Plan) Count() int { return len(p.NodePorts) + len(p.Ingress) + len(p.Egress) }
+
 // IsEmpty says whether nothing is to be done.
-func (p *Plan) IsEmpty() bool { return len(p.NodePorts) == 0 }
+func (p *Plan) IsEmpty() bool { return p.Count() == 0 }
 
 // Logs says whether anything of it is for the record.
 func (p *Plan) Logs() bool {
-	return slices.ContainsFunc(p.NodePorts, func(r Rule) bool { return r.Log || r.Staged })
+	return slices.ContainsFunc(Lists, func(l List) bool {
+		return slices.ContainsFunc(p.Rules(l), func(r Rule) bool { return r.Log || r.Staged })
+	})
 }
 
 // Concerns says whether a policy has rules for this package.
-func Concerns(p *policyv1.Policy) bool {
-	return slices.ContainsFunc(p.GetRules(), (*policyv1.Rule).GetNodePorts)
+func Concerns(p *policyv1.Policy) bool { return slices.ContainsFunc(p.GetRules(), concerns) }
+
+func concerns(r *policyv1.Rule) bool { return r.GetNodePorts() || r.GetHost() }
+
+// Groups calls fn for each address group on whose members the rules of a policy
+// depend here.
+func Groups(p *policyv1.Policy, fn func(id []byte)) {
+	for _, r := range p.GetRules() {
+		if r.GetHost() {
+			for _, id := range slices.Concat(r.GetPeers().GetGroups(), r.GetPortNameGroups()) {
+				fn(id)
+			}
+		}
+	}
 }
 
-// New works out the plan of a node that is in some applied-to groups.
-func New(items []Item, groups [][]byte) (*Plan, []Problem) {
-	in := make(map[string]bool, len(groups))
-	for _, id := range groups {
-		in[string(id)] = true
+// New works out the plan of a node.
+func New(s State) (*Plan, []Problem) {
+	in := func(id []byte) bool {
+		return slices.ContainsFunc(s.Facts.GetGroups(), func(own []byte) bool { return bytes.Equal(own, id) })
 	}
-	var found []candidate
+	found := make(map[List][]candidate)
 	var problems []Problem
-	for _, it := range items {
+	for _, it := range s.Items {
 		for n, r := range it.Policy.GetRules() {
 			to := r.GetAppliedTo()
 			if len(to) == 0 {
 				to = it.Policy.GetAppliedTo()
 			}
-			if !r.GetNodePorts() || !slices.ContainsFunc(to, func(id []byte) bool { return in[string(id)] }) {
+			if !concerns(r) || !slices.ContainsFunc(to, in) || r.GetHost() && s.WithoutHost {
 				continue
 			}
-			c := candidate{policy: it.Policy, wire: r, at: n}
-			errs := c.read()
-			for _, err := range errs {
+			c := candidate{item: it, policy: it.Policy, wire: r, at: n}
+			for _, err := range c.read(&s) {
 				problems = append(problems, Problem{it.Scope, it.Key, fmt.Errorf("rule %d: %w", r.GetIndex(), err)})
 			}
 			if c.matches() {
-				found = append(found, c)
+				found[c.list()] = append(found[c.list()], c)
 			}
 		}
 	}
-	slices.SortFunc(found, candidate.compare)
-	p := &Plan{}
-	for _, c := range found {
-		p.NodePorts = append(p.NodePorts, c.rule)
+	p := &Plan{Control: controlOf(&s), Tunnel: s.Tunnel}
+	for _, list := range Lists {
+		slices.SortFunc(found[list], candidate.compare)
+	}
+	rules := func(l List) (out []Rule) {
+		for _, c := range found[l] {
+			out = append(out, c.rule)
+		}
+		return out
+	}
+	p.NodePorts, p.Ingress, p.Egress = rules(NodePorts), rules(Ingress), rules(Egress)
+	for _, l := range []List{Ingress, Egress} {
+		p.Lockouts = append(p.Lockouts, p.lockouts(l, found[l])...)
 	}
 	p.ID = p.sum()
 	return p, problems
@@ -116,78 +216,14 @@ func New(items []Item, groups [][]byte) (*Plan, []Problem) {
 // sum is the hash of all that a plan says.
 func (p *Plan) sum() uint64 {
 	h := xxh3.New()
-	for _, r := range p.NodePorts {
-		fmt.Fprintf(h, "%d %q %q %q %q %d %t %t %t %t %v %v\n", r.Policy.GetKind(), r.Policy.GetNamespace(), r.Policy.GetName(), r.Name, r.LogLabel,
-			r.Action, r.Log, r.Staged, r.Baseline, r.AnyPeer, r.Ports, r.Peers)
+	for _, l := range Lists {
+		for _, r := range p.Rules(l) {
+			fmt.Fprintf(h, "%d %d %q %q %q %d %q %q %d %t %t %t %t %t %v %v %t %v %v\n", l, r.Policy.GetKind(), r.Policy.GetNamespace(), r.Policy.GetName(), r.UID, r.Index, r.Name, r.LogLabel,
+				r.Action, r.Log, r.Staged, r.Baseline, r.Lockout, r.AnyTraffic, r.Ports, r.ICMP, r.AnyPeer, r.Peers, r.Named)
+		}
+	}
+	if len(p.Ingress)+len(p.Egress) > 0 {
+		fmt.Fprintf(h, "%v %d\n", p.Control, p.Tunnel)
 	}
 	return h.Sum64()
-}
-
-// read makes the rule of a candidate, and says what of it cannot be put.
-func (c *candidate) read() (errs []error) {
-	w := c.wire
-	if err := c.check(); err != nil {
-		return []error{err}
-	}
-	c.rule = Rule{Policy: c.policy.GetRef(), Name: w.GetName(), LogLabel: w.GetLogLabel(), Action: w.GetAction(), Log: w.GetLog(), Staged: c.policy.GetStaged(),
-		Baseline: c.policy.GetRank() > order.RankK8s, AnyPeer: w.GetPeers() == nil}
-	if w.GetServices() == nil {
-		errs = append(errs, fmt.Errorf("it names no port"))
-	}
-	for _, s := range w.GetServices().GetServices() {
-		ports, err := portsOf(s)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		c.rule.Ports = append(c.rule.Ports, ports)
-	}
-	c.rule.Ports = tidy(c.rule.Ports)
-	if len(w.GetPeers().GetGroups())+len(w.GetPeers().GetServices()) > 0 {
-		errs = append(errs, fmt.Errorf("clients of node ports are known by address alone"))
-	}
-	for _, b := range w.GetPeers().GetBlocks() {
-		list, err := blockOf(b)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		c.rule.Peers = append(c.rule.Peers, list...)
-	}
-	c.rule.Peers = disjoint(c.rule.Peers)
-	return errs
-}
-
-// matches says whether there is anything that the rule is about.
-func (c *candidate) matches() bool {
-	return len(c.rule.Ports) > 0 && (c.rule.AnyPeer || len(c.rule.Peers) > 0)
-}
-
-// portsOf reads what a service says of ports.
-func portsOf(s *policyv1.Service) (Ports, error) {
-	p := Ports{}
-	switch s.GetProtocol() {
-	case policyv1.Protocol_PROTOCOL_TCP:
-		p.Protocol = TCP
-	case policyv1.Protocol_PROTOCOL_UDP:
-		p.Protocol = UDP
-	case policyv1.Protocol_PROTOCOL_SCTP:
-		p.Protocol = SCTP
-	default:
-		return p, fmt.Errorf("protocol %v has no node ports", s.GetProtocol())
-	}
-	if s.GetPort() == 0 || s.GetPortName() != "" {
-		return p, fmt.Errorf("port %q is no number", s.GetPortName())
-	}
-	for _, r := range []struct {
-		from, to    uint32
-		first, last *uint16
-	}{{s.GetPort(), s.GetEndPort(), &p.First, &p.Last}, {s.GetSourcePort(), s.GetSourceEndPort(), &p.SourceFirst, &p.SourceLast}} {
-		to := max(r.from, r.to)
-		if to > math.MaxUint16 {
-			return p, fmt.Errorf("port %d", to)
-		}
-		*r.first, *r.last = uint16(r.from), uint16(to)
-	}
-	return p, nil
 }

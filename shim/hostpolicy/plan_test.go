@@ -46,7 +46,7 @@ func plan(policies ...*policyv1.Policy) (*Plan, []Problem) {
 	for _, p := range policies {
 		items = append(items, Item{Key: storage.PolicyKey(p), Policy: p})
 	}
-	return New(items, [][]byte{group})
+	return New(State{Items: items, Facts: &policyv1.NodeFacts{Groups: [][]byte{group}}})
 }
 
 const (
@@ -118,7 +118,7 @@ func TestWhatARuleMatches(t *testing.T) {
 			"[{17 1 1 7 9} {132 2 2 0 0}] []", ""},
 		"any traffic": {nil, func(r *policyv1.Rule) { r.Services = nil }, "", "rule 0: it names no port"},
 		"a name":      {nil, services(tcp(1, 0), &policyv1.Service{Protocol: policyv1.Protocol_PROTOCOL_TCP, PortName: "http"}), "[{6 1 1 0 0}] []", `rule 0: port "http" is no number`},
-		"ICMP":        {nil, services(&policyv1.Service{Protocol: policyv1.Protocol_PROTOCOL_ICMP}), "", "rule 0: protocol PROTOCOL_ICMP has no node ports"},
+		"ICMP":        {nil, services(&policyv1.Service{Protocol: policyv1.Protocol_PROTOCOL_ICMP}), "", "rule 0: protocol PROTOCOL_ICMP has no ports"},
 		"groups of addresses": {[]string{"10.0.0.0/8"}, func(r *policyv1.Rule) { r.Peers.Groups = [][]byte{group} }, "[{6 30080 30080 0 0}] [10.0.0.0/8]",
 			"rule 0: clients of node ports are known by address alone"},
 		"egress":             {nil, func(r *policyv1.Rule) { r.Direction = policyv1.Direction_DIRECTION_EGRESS }, "", "rule 0: direction DIRECTION_EGRESS at node ports"},
@@ -184,7 +184,7 @@ func TestJudge(t *testing.T) {
 		{"fd00::1", 30080, "ACTION_ALLOW -", "ACTION_ALLOW -"},
 	} {
 		for world, want := range map[bool]string{false: c.want, true: c.staged} {
-			v := p.Judge(Connection{Source: netip.MustParseAddr(c.source), Protocol: TCP, Port: c.port}, world)
+			v := p.Judge(NodePorts, Connection{Peer: netip.MustParseAddr(c.source), Protocol: TCP, Port: c.port}, world)
 			by := "-"
 			if v.Rule >= 0 {
 				by = p.NodePorts[v.Rule].Policy.GetName()

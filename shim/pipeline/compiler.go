@@ -328,6 +328,10 @@ func (c *Compiler) Problems() []Problem {
 					out = append(out, Problem{Scope: id, Key: key, Err: fmt.Errorf("%s rule %d: toServices matches nothing, since this node's shim does not balance Services (--service-lb=false)",
 						directionName(r.direction), r.wire.GetIndex())})
 				}
+				for _, name := range c.full(r) {
+					out = append(out, Problem{Scope: id, Key: key, Err: fmt.Errorf("%s rule %d: %s stands for more hosts than this node keeps: those beyond match nothing",
+						directionName(r.direction), r.wire.GetIndex(), name)})
+				}
 				for _, in := range []*rule{r, r.twin} {
 					if in != nil && in.level != nil && in.level.beyond {
 						out = append(out, Problem{Scope: id, Key: key, Err: in.past(c.ladders[in.table()].limit)})

@@ -61,6 +61,7 @@ type naming struct {
 	rules    map[string]int       // Policies that have a name, by name.
 	policies map[*policy]struct{} // That name hosts.
 	told     []Named              // Since the last Update.
+	full     []string             // Names that stand for more hosts than are kept.
 	watched  map[uint32][]openflow.FlowKey
 	from     []resolver // Whose flows are there.
 	begun    bool
@@ -106,6 +107,20 @@ func (c *Compiler) Names() []string { return slices.Sorted(maps.Keys(c.naming.ru
 
 // SetNamed is what names stand for, for the next Update.
 func (c *Compiler) SetNamed(list []Named) { c.naming.told = append(c.naming.told, list...) }
+
+// SetFull says which names stand for more hosts than are kept. Rules that have them
+// are problems.
+func (c *Compiler) SetFull(names []string) { c.naming.full = names }
+
+// full are the names of a rule of which SetFull said so.
+func (c *Compiler) full(r *rule) (out []string) {
+	for _, name := range r.names {
+		if slices.Contains(c.naming.full, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
 
 func (c *Compiler) takeNamed() {
 	for _, n := range c.naming.told {

@@ -21,8 +21,6 @@ import (
 // zero is none.
 const revisions = math.MaxUint16
 
-var revisionBits = openflow.RegBits(regZone, 16, 16)
-
 // RevisionOf reads the revision of a reported packet.
 func RevisionOf(register func(n int) uint32) uint16 { return uint16(register(regZone) >> 16) }
 

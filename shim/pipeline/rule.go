@@ -168,7 +168,7 @@ func directionName(d policyv1.Direction) string {
 func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 	r := &rule{policy: p, world: p.world(), wire: w, at: precedenceOf(p.wire, w), content: content{direction: w.GetDirection(), action: w.GetAction(),
 		log: w.GetLog(), anyPeer: w.GetPeers() == nil, anyService: w.GetServices() == nil}}
-	if w.GetNodePorts() {
+	if w.GetNodePorts() || w.GetHost() {
 		return nil, nil // It is the host's.
 	}
 	if err := r.at.check(); err != nil {

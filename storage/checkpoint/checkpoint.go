@@ -2,8 +2,8 @@
 // that starts without the policy service enforces what it enforced before.
 //
 // A checkpoint is one file, replaced atomically (package atomicfile): a snapshot
-// of the state, the node's name, and the assignment of the pipeline and what
-// names stand for as opaque bytes. A file that is torn, altered, of another node or of another version is
+// of the state, the node's name and the assignment of the pipeline as opaque
+// bytes. A file that is torn, altered, of another node or of another version is
 // an error of Load and never half a state; who loads it then starts without
 // one, which means that unknown Pods stay closed.
 //
@@ -26,7 +26,6 @@ type Checkpoint struct {
 	Node       string
 	State      *policyv1.Cut // A snapshot: see storage.Replica.Snapshot.
 	Assignment []byte        // Opaque here.
-	Names      []byte        // What names stand for; opaque here. Empty: not known.
 }
 
 var format = atomicfile.Format{Magic: "WEIRCKPT", Version: 1}
@@ -46,7 +45,7 @@ func Save(path string, c Checkpoint) error {
 		return fmt.Errorf("save checkpoint: %w", err)
 	}
 	var body []byte
-	for _, part := range [][]byte{[]byte(c.Node), state, c.Assignment, c.Names} {
+	for _, part := range [][]byte{[]byte(c.Node), state, c.Assignment} {
 		body = protowire.AppendBytes(body, part)
 	}
 	if err := atomicfile.Write(path, format, body); err != nil {
@@ -72,18 +71,15 @@ func Load(path, node string) (Checkpoint, error) {
 }
 
 func decode(body []byte) (Checkpoint, error) {
-	var parts [4][]byte
+	var parts [3][]byte
 	for i := range parts {
-		if i == 3 && len(body) == 0 {
-			break // Of before there were names.
-		}
 		v, n := protowire.ConsumeBytes(body)
 		if n < 0 {
 			return Checkpoint{}, fmt.Errorf("%w: part %d", ErrCorrupt, i)
 		}
 		parts[i], body = v, body[n:]
 	}
-	c := Checkpoint{Node: string(parts[0]), State: &policyv1.Cut{}, Assignment: parts[2], Names: parts[3]}
+	c := Checkpoint{Node: string(parts[0]), State: &policyv1.Cut{}, Assignment: parts[2]}
 	if err := proto.Unmarshal(parts[1], c.State); err != nil {
 		return Checkpoint{}, fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 
 func newGet(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "get", Short: "List what is in force"}
-	cmd.AddCommand(newGetPolicies(streams), newGetGroups(streams), newGetNodes(streams))
+	cmd.AddCommand(newGetPolicies(streams), newGetGroups(streams), newGetNodes(streams), newGetFQDN(streams))
 	return cmd
 }
 
@@ -227,6 +228,31 @@ func newGetNodes(streams Streams) *cobra.Command {
 			}
 			return []string{"NODE", "CONNECTED", "IN-SYNC", "BEHIND", "REVISION", "LAG", "REPLICA", "PODS", "POLICIES", "DIGEST", "VERSION", "LAST-ERROR"}, rows
 		}, nil)
+}
+
+func newGetFQDN(streams Streams) *cobra.Command {
+	return lister(streams, "fqdn", "List the addresses of hosts that policies name, as the nodes know them from DNS answers",
+		func(ctx context.Context, c policyv1.InspectionServiceClient) (proto.Message, error) {
+			return c.ListNodes(ctx, &policyv1.ListNodesRequest{Named: true})
+		},
+		func(m proto.Message) ([]string, [][]string) {
+			var rows [][]string
+			for _, n := range m.(*policyv1.ListNodesResponse).GetNodes() {
+				for _, a := range n.GetNamed() {
+					ip, _ := netip.AddrFromSlice(a.GetIp())
+					rows = append(rows, []string{n.GetName(), a.GetHost(), ip.String(), time.UnixMilli(a.GetUntilMs()).UTC().Format(time.RFC3339), strings.Join(a.GetNames(), " ")})
+				}
+			}
+			return []string{"NODE", "HOST", "ADDRESS", "UNTIL", "FQDN"}, rows
+		},
+		func(m proto.Message) (notes []string) {
+			for _, n := range m.(*policyv1.ListNodesResponse).GetNodes() {
+				if more := int(n.GetNamedTotal()) - len(n.GetNamed()); more > 0 {
+					notes = append(notes, fmt.Sprintf("%s knows %d addresses more.", n.GetName(), more))
+				}
+			}
+			return notes
+		})
 }
 
 // behind is for how long a node has not been in sync; empty while it is.

@@ -19,6 +19,9 @@ import (
 const (
 	// AnnotationEnforcement is "staged" or "enforced", on any policy.
 	AnnotationEnforcement = "weir.dev/enforcement"
+	// AnnotationAllowLockout is "true" on a policy of Nodes that may cut them off
+	// from what steers them.
+	AnnotationAllowLockout = "weir.dev/allow-lockout"
 	// AnnotationGateways lists a Node's addresses on the bridge, comma-separated.
 	AnnotationGateways = "weir.dev/gateway-addresses"
 	// AnnotationTransport lists a Node's transport addresses, comma-separated.

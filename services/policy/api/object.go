@@ -335,6 +335,28 @@ func (s *EndpointSlice) Ref() Ref {
 	return Ref{Kind: KindEndpointSlice, Namespace: s.Namespace, Name: s.Name}
 }
 
+// Controls says whether the slice says where nodes are steered from: API servers,
+// or the policy service.
+func (s *EndpointSlice) Controls() bool {
+	of := NamespacedName{s.Namespace, s.Service}
+	return of == NamespacedName{"default", "kubernetes"} || of == NamespacedName{"weir-system", "weir-policyd"}
+}
+
+// Servers are the addresses and ports at which its endpoints are reached by TCP,
+// ready or not.
+func (s *EndpointSlice) Servers() (list []netip.AddrPort) {
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			for _, p := range s.Ports {
+				if p.Protocol == ProtocolTCP && p.Port != 0 {
+					list = append(list, netip.AddrPortFrom(a, p.Port))
+				}
+			}
+		}
+	}
+	return list
+}
+
 // SliceEndpoint is one endpoint of an EndpointSlice.
 type SliceEndpoint struct {
 	Addresses   []netip.Addr // One is as good as another; the first is used.

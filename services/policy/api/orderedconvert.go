@@ -67,7 +67,8 @@ func FromAntreaNetworkPolicy(o *antreav1beta1.NetworkPolicy) (*OrderedPolicy, er
 // newOrderedPolicy has what metadata says.
 func newOrderedPolicy(kind Kind, o metav1.Object) *OrderedPolicy {
 	p := &OrderedPolicy{Kind: kind, Namespace: intern(o.GetNamespace()), Name: o.GetName(), UID: string(o.GetUID()),
-		Generation: o.GetGeneration(), Staged: o.GetAnnotations()[AnnotationEnforcement] == "staged"}
+		Generation: o.GetGeneration(), Staged: o.GetAnnotations()[AnnotationEnforcement] == "staged",
+		AllowLockout: o.GetAnnotations()[AnnotationAllowLockout] == "true"}
 	if created := o.GetCreationTimestamp(); !created.IsZero() {
 		p.Created = created.Unix()
 	}

@@ -45,6 +45,10 @@ type OrderedPolicy struct {
 	Created    int64 // Unix seconds; zero where unknown.
 	Staged     bool
 
+	// AllowLockout is the annotation weir.dev/allow-lockout: "true": rules of Nodes
+	// may deny what it takes to steer them.
+	AllowLockout bool
+
 	// Tier is the tier's name, of Antrea's kinds: "application" where the
 	// policy names none. Upstream kinds have none.
 	Tier string

@@ -46,6 +46,9 @@ func (f *findings) tier(o *antreav1beta1.Tier) {
 // judge who see them.
 func (f *findings) antreaPolicy(annotations map[string]string, spec *antreav1beta1.PolicySpec) {
 	f.enforcement(annotations)
+	if v, ok := annotations[AnnotationAllowLockout]; ok && v != "true" && v != "false" {
+		f.refuse("metadata.annotations."+AnnotationAllowLockout, "%q is unknown; write true or false", v)
+	}
 	switch p := spec.Priority; {
 	case p == nil:
 		f.refuse("spec.priority", "missing; write a number from 1 to 10000, the lower of which is judged first")

@@ -180,6 +180,7 @@ func TestAntreaObjects(t *testing.T) {
 		{"bad blocks and references in a group", clusterGroup("ipBlocks: [{cidr: x}, {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}]") + "---\n" + ownGroup("serviceReference: {}"),
 			[]string{`spec.ipBlocks[0].cidr: "x" is no CIDR`, "spec.ipBlocks[1].except[0]: 10.0.0.0/8 is not strictly inside", "spec.serviceReference.name: missing", "spec.serviceReference.namespace: missing"}},
 
+		{"a lock-out that is neither allowed nor not", antrea("ClusterNetworkPolicy", "name: p, annotations: {weir.dev/allow-lockout: 'yes'}", "priority: 5, appliedTo: [{nodeSelector: {}}]"), []string{`metadata.annotations.weir.dev/allow-lockout: "yes"`}},
 		{"an unknown enforcement", antrea("ClusterNetworkPolicy", "name: p, annotations: {weir.dev/enforcement: dry}", "priority: 5, appliedTo: [{podSelector: {}}]"), []string{`metadata.annotations.weir.dev/enforcement: "dry"`}},
 		{"everything at once", bareACNP("priority: 0, ingress: [{action: Dorp, ports: [{port: 0}], from: [{}]}]"), []string{"spec.priority", "spec.appliedTo", "spec.ingress[0].action", "spec.ingress[0].ports[0].port", "spec.ingress[0].from[0]"}},
 	} {

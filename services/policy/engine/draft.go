@@ -21,6 +21,7 @@ type draft struct {
 	isolatesIngress, isolatesEgress bool
 	staged                          bool
 	logIsolation                    bool
+	allowLockout                    bool
 	appliedTo                       []selection // Empty where each rule has its own.
 	rules                           []draftRule
 
@@ -47,6 +48,7 @@ type draftRule struct {
 	toServices []api.NamespacedName // As peers.
 	names      []string             // As peers: domain names, with wildcards.
 	nodePorts  bool                 // It is about ports of the node's own addresses.
+	host       bool                 // It is about what the node's own host receives or sends.
 }
 
 // service is one of the services of a rule, as policyv1.Service has them.

@@ -30,6 +30,7 @@ type Engine struct {
 	wideLoose     list[*group]                    // Those without either.
 
 	hostGroups map[*selector]*group // Of Nodes.
+	control    control
 
 	ordered   map[api.Ref]*ordered
 	related   map[*ordered]struct{} // Those that have parts.

@@ -130,7 +130,6 @@ func faultsOf(objects []api.Object, ref api.Ref) (reasons []string) {
 	targets := func(list []api.Target) {
 		for _, target := range list {
 			add(ReasonGroupNotFound, missing(target.Group))
-			add(ReasonNotEnforced, target.NodeSelector != nil)
 		}
 	}
 	targets(p.AppliedTo)

@@ -35,6 +35,7 @@ func (e *Engine) flush() []storage.Change {
 		}
 	}
 	e.settleServices()
+	e.settleControl()
 	out := changes{list: make([]storage.Change, 0, e.countChanges())}
 	e.flushRoutes(&out)
 	e.flushServices(&out)
@@ -142,7 +143,9 @@ func (e *Engine) flushNodes(out *changes) {
 		}
 		switch n.changed = false; {
 		case n.obj != nil:
-			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj, e.hostTargets(n)))})
+			groups := e.hostTargets(n)
+			servers, clients := e.controlOf(n, len(groups) > 0)
+			out.upsert(n.id, storage.ScopeNode, storage.Encoded{Key: nodeKey, Body: string(e.encoder.node(n.obj, groups, servers, clients))})
 		case n.facts:
 			out.remove(n.id, storage.ScopeNode, nodeKey)
 		}

@@ -115,7 +115,7 @@ func (c *choices) networkPolicy() *api.NetworkPolicy {
 
 // ordered is a policy of any kind that has an order.
 func (c *choices) ordered() *api.OrderedPolicy {
-	p := &api.OrderedPolicy{Name: fmt.Sprint("policy-", c.below(3)), Priority: float64(c.below(3)), Staged: c.below(8) == 0}
+	p := &api.OrderedPolicy{Name: fmt.Sprint("policy-", c.below(3)), Priority: float64(c.below(3)), Staged: c.below(8) == 0, AllowLockout: c.below(8) == 0}
 	switch c.below(6) {
 	case 0:
 		p.Kind = api.KindAdminNetworkPolicy
@@ -146,6 +146,9 @@ func (c *choices) ordered() *api.OrderedPolicy {
 func (c *choices) targets(p *api.OrderedPolicy, egress bool) (list []api.Target) {
 	if !egress && p.Kind == api.KindAntreaClusterNetworkPolicy && c.below(4) == 0 {
 		return []api.Target{{Service: &api.NamespacedName{Namespace: pick(c, someNamespaces), Name: "service"}}}
+	}
+	if p.Kind == api.KindAntreaClusterNetworkPolicy && c.below(3) == 0 {
+		return []api.Target{{NodeSelector: c.selector("role", someRoles)}}
 	}
 	for range 1 + c.below(2) {
 		var t api.Target
@@ -308,10 +311,22 @@ func (c *choices) slice() *api.EndpointSlice {
 		}
 		s.Endpoints = append(s.Endpoints, e)
 	}
+	if s.Name == "slice-1" && c.bool() { // Of API servers, some of them on Nodes.
+		s.Namespace, s.Service = "default", "kubernetes"
+		for i := range s.Endpoints {
+			if c.bool() {
+				s.Endpoints[i].Addresses = []netip.Addr{nodeAddress(pick(c, someNodes))}
+			}
+		}
+	}
 	for _, name := range []string{"web", "sql"}[c.below(2):] {
 		s.Ports = append(s.Ports, api.ServicePort{Name: name, Protocol: api.ProtocolTCP, Port: uint16(8080 + c.below(2))})
 	}
 	return s
+}
+
+func nodeAddress(name string) netip.Addr {
+	return netip.AddrFrom4([4]byte{192, 0, 2, name[len(name)-1]})
 }
 
 func (c *choices) object() api.Object {
@@ -326,7 +341,7 @@ func (c *choices) object() api.Object {
 		return newNamespace(pick(c, someNamespaces), "team", pick(c, someTeams))
 	case 1:
 		n := &api.Node{Name: pick(c, someNodes), Labels: labels("role", pick(c, someRoles)), Zone: pick(c, []string{"", "east"})}
-		n.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n.Name[len(n.Name)-1]})}
+		n.Addresses = []netip.Addr{nodeAddress(n.Name)}
 		return n
 	case 2, 3:
 		return c.networkPolicy()

@@ -47,6 +47,8 @@ type packet struct {
 	sourcePort uint32
 	service    string // "NAMESPACE/NAME" of the Service whose ClusterIP it was sent to.
 	nodePort   bool   // It is for a port of the node itself.
+	host       bool   // It is the host's own.
+	steering   bool   // It is what it takes to steer a node.
 }
 
 // verdict judges a packet of an endpoint of the node.
@@ -100,7 +102,8 @@ func (h held) ordered(policies []*policyv1.Policy, from, to uint32, ep *policyv1
 			if len(r.AppliedTo) > 0 {
 				targets = r.AppliedTo
 			}
-			if from <= pol.Rank && pol.Rank <= to && in(ep, targets) && h.matches(r, ep, p) {
+			overruled := p.steering && !pol.AllowLockout && (r.Action == policyv1.Action_ACTION_DROP || r.Action == policyv1.Action_ACTION_REJECT)
+			if from <= pol.Rank && pol.Rank <= to && in(ep, targets) && h.matches(r, ep, p) && !overruled {
 				matching = append(matching, candidate{pol, r})
 			}
 		}
@@ -133,7 +136,7 @@ func (h held) matches(r *policyv1.Rule, ep *policyv1.Endpoint, p packet) bool {
 	}
 	destinations := [][]*policyv1.NamedPort{ep.Ports}
 	if p.dir == policyv1.Direction_DIRECTION_EGRESS {
-		destinations = nil
+		destinations = nil // Of Pods, also where the host sends.
 		groups := r.Peers.GetGroups()
 		if r.Peers == nil || slices.ContainsFunc(r.Peers.Blocks, func(b *policyv1.IPBlock) bool { return inBlock(b, p.peer) }) {
 			groups = slices.Concat(groups, r.PortNameGroups)
@@ -228,6 +231,7 @@ func agreeOn(t testing.TB, store *storage.Store, objects []api.Object, probes []
 			a.onNodePorts(heldBy(t, store, host.Name), host, svc)
 		}
 	}
+	a.hosts(store, hosts, pods)
 	for _, from := range pods {
 		for _, to := range pods {
 			if from != to {
@@ -337,6 +341,82 @@ func (a *agreement) onNodePorts(node held, host *api.Node, svc *api.Service) {
 			}
 		}
 	}
+}
+
+// hosts compares what becomes of what hosts send and receive, on their ends.
+func (a *agreement) hosts(store *storage.Store, hosts []*api.Node, pods []*api.Pod) {
+	a.Helper()
+	for _, host := range hosts {
+		node := heldBy(a, store, host.Name)
+		var others []evaluate.Endpoint
+		for _, other := range hosts {
+			if other != host {
+				others = append(others, evaluate.Endpoint{Node: other.Name, Addr: other.Addresses[0]})
+			}
+		}
+		for _, pod := range pods {
+			if a.claims[pod.IPs[0]] == 1 {
+				others = append(others, evaluate.Endpoint{Namespace: pod.Namespace, Pod: pod.Name, Addr: pod.IPs[0]})
+			}
+		}
+		for _, outside := range []string{"10.0.0.77", "10.0.1.200", "203.0.113.7"} {
+			if addr := netip.MustParseAddr(outside); a.claims[addr] == 0 {
+				others = append(others, evaluate.Endpoint{Addr: addr})
+			}
+		}
+		own := evaluate.Endpoint{Node: host.Name, Addr: host.Addresses[0]}
+		for _, other := range others {
+			for _, probe := range append(slices.Clone(a.probes), probe{api.ProtocolTCP, 10250, 0}, probe{api.ProtocolTCP, 8080, 0}) {
+				a.ofHost(node, own, other, probe, policyv1.Direction_DIRECTION_EGRESS)
+				a.ofHost(node, own, other, probe, policyv1.Direction_DIRECTION_INGRESS)
+			}
+		}
+	}
+}
+
+// ofHost compares one connection of a host in one direction.
+func (a *agreement) ofHost(node held, own, other evaluate.Endpoint, probe probe, d policyv1.Direction) {
+	a.Helper()
+	c := evaluate.Connection{From: own, To: other, Protocol: probe.protocol, Port: probe.port, SourcePort: probe.sourcePort}
+	if d == policyv1.Direction_DIRECTION_INGRESS {
+		c.From, c.To = other, own
+	}
+	r, err := a.state.Evaluate(c)
+	if err != nil {
+		a.Fatal(err)
+	}
+	want := r.Egress
+	if d == policyv1.Direction_DIRECTION_INGRESS {
+		want = r.Ingress
+	}
+	facts := node.Item(storage.NewScopeID(storage.ScopeNode, own.Node), nodeKey).GetNode()
+	p := packet{dir: d, peer: other.Addr, protocol: wireProtocol(probe.protocol), port: uint32(probe.port), sourcePort: uint32(probe.sourcePort), host: true}
+	p.steering = steers(facts, d, other.Addr, own.Addr, p)
+	got := node.verdict(&policyv1.Endpoint{Groups: facts.GetGroups()}, p)
+	if d == policyv1.Direction_DIRECTION_EGRESS && probe.protocol == api.ProtocolUDP && got == policyv1.Action_ACTION_REJECT {
+		got = policyv1.Action_ACTION_DROP // As the API has it.
+	}
+	if got != wireVerdicts[want.Action] {
+		a.Fatalf("%s and %s, %s/%d: %s on %s of the host, want %s: %s", own.Node, other.Addr, probe.protocol, probe.port, got, d, want.Action, want.Reason)
+	}
+}
+
+// steers reads from a node's facts whether a packet of its host is what it takes
+// to steer a node.
+func steers(facts *policyv1.NodeFacts, d policyv1.Direction, peer, own netip.Addr, p packet) bool {
+	isServer := func(a netip.Addr, ports ...uint32) bool {
+		return slices.ContainsFunc(facts.GetServers(), func(s *policyv1.ServerAddress) bool {
+			return slices.Equal(s.Ip, a.AsSlice()) && (len(ports) == 0 || s.Port == ports[0])
+		})
+	}
+	client := slices.ContainsFunc(facts.GetClients(), func(ip []byte) bool { return slices.Equal(ip, peer.AsSlice()) })
+	switch {
+	case p.protocol != policyv1.Protocol_PROTOCOL_TCP:
+		return false
+	case d == policyv1.Direction_DIRECTION_EGRESS:
+		return isServer(peer, p.port) || p.port == 10250 && isServer(own) && client
+	}
+	return p.port == 10250 && isServer(peer) || isServer(own, p.port) && client
 }
 
 // toService compares what becomes of a Pod's connections to a Service, over all

@@ -3,6 +3,7 @@ package engine
 import (
 	"slices"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/storage"
 )
@@ -52,6 +53,36 @@ func (e *Engine) rehost(n *node, before *api.Node) {
 			e.pending.hosts = append(e.pending.hosts, groupHost{g, n})
 		}
 	}
+}
+
+// onHosts is the rule for what the hosts of Nodes receive or send themselves. What
+// depends on the guarded Pod's Namespace is none of it, and a port's name means
+// nothing where it would be the host's own.
+func (e *Engine) onHosts(pl *plan, r planRule, hosts []selection, rule string) planRule {
+	r.targets, r.related, r.host = hosts, nil, true
+	widens := r.action != policyv1.Action_ACTION_ALLOW
+	if len(r.toServices) > 0 {
+		pl.fault(ReasonNotEnforced, widens, "%s: what a Node sends to Services is judged by the endpoint that it reaches; toServices matches nothing", rule)
+		r.toServices = nil
+	}
+	if len(r.names) > 0 {
+		pl.fault(ReasonNotEnforced, widens, "%s: the DNS of Nodes is not watched; names of hosts match nothing", rule)
+		r.names = nil
+	}
+	igmp := func(s service) bool { return s.protocol == policyv1.Protocol_PROTOCOL_IGMP }
+	if slices.ContainsFunc(r.services, igmp) {
+		pl.fault(ReasonNotEnforced, widens, "%s: what a Node's own host says by IGMP is not watched; the rule matches nothing of it", rule)
+		r.services = slices.DeleteFunc(slices.Clone(r.services), igmp)
+	}
+	if r.direction != policyv1.Direction_DIRECTION_INGRESS {
+		return r
+	}
+	named := func(s service) bool { return s.portName != "" }
+	if slices.ContainsFunc(r.services, named) {
+		pl.fault(ReasonNotEnforced, widens, "%s: a Node's own ports have no names; write their numbers", rule)
+		r.services = slices.DeleteFunc(slices.Clone(r.services), named)
+	}
+	return r
 }
 
 // hostTargets are the ids of the applied-to groups that hold a Node, ascending.

@@ -66,7 +66,7 @@ func (e *Engine) Policies() []PolicyInfo {
 	}
 	for _, o := range e.ordered {
 		if o.obj != nil {
-			out = append(out, o.inspect())
+			out = append(out, e.inspect(o))
 		}
 	}
 	slices.SortFunc(out, func(a, b PolicyInfo) int { return comparePolicyRefs(a.Wire.Ref, b.Wire.Ref) })
@@ -79,10 +79,10 @@ func (d *draft) wire() *policyv1.Policy {
 		Rank: d.rank, Priority: d.priority, Created: d.created, Staged: d.staged, IsolatesIngress: d.isolatesIngress, IsolatesEgress: d.isolatesEgress}
 }
 
-func (o *ordered) inspect() PolicyInfo {
+func (e *Engine) inspect(o *ordered) PolicyInfo {
 	pl := o.plan
 	header := (&plan{policy: o.obj, rank: pl.rank}).header()
-	info := PolicyInfo{Ref: o.ref, Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: pl.faults}
+	info := PolicyInfo{Ref: o.ref, Wire: header.wire(), Tier: o.obj.Tier, Ingress: len(o.obj.Ingress), Egress: len(o.obj.Egress), Faults: append(slices.Clip(pl.faults), e.lockouts(o)...)}
 	info.list(func(d policyv1.Direction, i int) string {
 		if d == policyv1.Direction_DIRECTION_INGRESS {
 			return o.obj.Ingress[i].Name

@@ -67,8 +67,8 @@ func TestFaults(t *testing.T) {
 		}
 		return p
 	}
-	named := toService()
-	named.Egress[0].Peers = []api.Peer{{FQDN: "*.example.com"}, {FQDN: "example.com"}}
+	hosts := toService()
+	hosts.Egress[0].Peers = []api.Peer{{FQDN: "*.example.com"}, {FQDN: "example.com"}}
 	onService := func(name string) *api.OrderedPolicy {
 		return appliedTo(api.Target{Service: &api.NamespacedName{Namespace: "x", Name: name}})
 	}
@@ -79,6 +79,13 @@ func TestFaults(t *testing.T) {
 	layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
 	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
 	igmp.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolIGMP}}
+	igmpOfNodes := appliedTo(api.Target{NodeSelector: matching()})
+	igmpOfNodes.Ingress[0].Traffic = igmp.Ingress[0].Traffic
+	outOfHosts := appliedTo(api.Target{NodeSelector: matching()})
+	outOfHosts.Egress, outOfHosts.Ingress = hosts.Egress, nil
+	named, outOfNodes := appliedTo(api.Target{NodeSelector: matching()}), toService("s")
+	named.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolTCP, PortName: "http"}}
+	outOfNodes.AppliedTo = []api.Target{{NodeSelector: matching()}}
 	for _, tc := range []struct {
 		name    string
 		policy  *api.OrderedPolicy
@@ -95,7 +102,7 @@ func TestFaults(t *testing.T) {
 		{"and to others", appliedTo(api.Target{Group: "blocks"}, api.Target{PodSelector: matching()}), ReasonUnsupportedGroup, "appliedTo: group blocks has blocks of addresses, and adds no Pod", true, 1},
 		{"applied to a Group of other Namespaces", own, ReasonUnsupportedGroup, "appliedTo: group everywhere has a namespaceSelector, and adds no Pod", true, 0},
 		{"applied to a Group of another Namespace's Service", others, ReasonUnsupportedGroup, "appliedTo: group elsewhere has a Service of another Namespace, and adds no Pod", true, 0},
-		{"domain names", named, "", "", false, 1},
+		{"domain names", hosts, "", "", false, 1},
 		{"toServices", toService("s"), "", "", false, 1},
 		{"toServices of one that is not there", toService("none"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 0},
 		{"and of one that is", toService("none", "s"), ReasonServiceNotFound, "egress[0] (r): Service x/none is not there; it matches nothing", true, 1},
@@ -103,7 +110,11 @@ func TestFaults(t *testing.T) {
 		{"toServices of a name", toService("external"), ReasonUnsupportedService, "egress[0] (r): Service x/external is a name for another host, and never matches", true, 0},
 		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
 		{"IGMP", igmp, "", "", false, 1},
-		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), ReasonNotEnforced, "appliedTo: nodes do not enforce policies for themselves yet", true, 0},
+		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), "", "", false, 1},
+		{"IGMP of Nodes", igmpOfNodes, ReasonNotEnforced, "ingress[0] (r): what a Node's own host says by IGMP is not watched; the rule matches nothing of it", true, 0},
+		{"domain names for Nodes", outOfHosts, ReasonNotEnforced, "egress[0] (r): the DNS of Nodes is not watched; names of hosts match nothing", true, 0},
+		{"a port's name at Nodes", named, ReasonNotEnforced, "ingress[0] (r): a Node's own ports have no names; write their numbers", true, 0},
+		{"toServices of Nodes", outOfNodes, ReasonNotEnforced, "egress[0] (r): what a Node sends to Services is judged by the endpoint that it reaches; toServices matches nothing", true, 0},
 		{"a NodePort Service", onService("outer"), "", "", false, 1},
 		{"a NodePort Service that is not there", onService("none"), ReasonServiceNotFound, "appliedTo: Service x/none is not there; it adds nothing", true, 0},
 		{"a Service without a NodePort", onService("s"), ReasonUnsupportedService, "appliedTo: Service x/s has no port on nodes, and adds nothing", true, 0},

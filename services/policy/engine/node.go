@@ -91,6 +91,7 @@ func (e *Engine) applyNode(name string, obj *api.Node) {
 	}
 	before := n.obj
 	n.obj = obj
+	e.control.stale = true
 	e.rehost(n, before)
 	e.retellNode(n)
 }

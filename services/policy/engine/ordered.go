@@ -52,6 +52,7 @@ const (
 	ReasonServiceNotFound    = "ServiceNotFound"
 	ReasonUnsupportedService = "UnsupportedService"
 	ReasonNotEnforced        = "NotEnforcedOnNodes"
+	ReasonLockout            = "LockoutOverruled"
 )
 
 // look resolves an object that a policy or group names, and notes that it was
@@ -90,6 +91,9 @@ func (e *Engine) plan(p *api.OrderedPolicy) *plan {
 			}
 			if len(targets.nodePorts) > 0 && d == policyv1.Direction_DIRECTION_INGRESS {
 				pl.rules = append(pl.rules, r.onNodePorts(targets.nodePorts))
+			}
+			if len(targets.hosts) > 0 {
+				pl.rules = append(pl.rules, e.onHosts(pl, r, targets.hosts, ruleName(d, i, &rules[i])))
 			}
 		}
 	}
@@ -226,10 +230,11 @@ func ofAccount(a *api.NamespacedName) selection {
 // targets are what a policy or rule applies to.
 type targets struct {
 	selections []selection
-	nodePorts  []service // Of NodePort Services, for which no Pod and no Node as a whole is guarded.
+	nodePorts  []service   // Of NodePort Services, for which no Pod and no Node as a whole is guarded.
+	hosts      []selection // Nodes, for themselves.
 }
 
-// resolveTargets resolves an appliedTo. Nodes are not guarded for themselves yet.
+// resolveTargets resolves an appliedTo.
 func (e *Engine) resolveTargets(pl *plan, list []api.Target) (out targets) {
 	for i := range list {
 		switch t := &list[i]; {
@@ -250,7 +255,7 @@ func (e *Engine) resolveTargets(pl *plan, list []api.Target) (out targets) {
 		case t.Service != nil:
 			out.nodePorts = append(out.nodePorts, e.nodePorts(pl, *t.Service)...)
 		case t.NodeSelector != nil:
-			pl.fault(ReasonNotEnforced, true, "appliedTo: nodes do not enforce policies for themselves yet")
+			out.hosts = append(out.hosts, selection{hosts: true, pods: t.NodeSelector})
 		case t.PodSelector != nil || t.NamespaceSelector != nil:
 			out.selections = append(out.selections, chosenPods(pl.policy.Namespace, t.NamespaceSelector, t.PodSelector))
 		}

@@ -82,7 +82,7 @@ func (s selection) within(labels []api.Label, exist []string) selection {
 func (pl *plan) header() *draft {
 	p := pl.policy
 	return &draft{kind: api.WireKind(p.Kind), namespace: p.Namespace, name: p.Name, uid: p.UID, generation: p.Generation, created: p.Created,
-		rank: pl.rank, priority: p.Priority, staged: p.Staged}
+		rank: pl.rank, priority: p.Priority, staged: p.Staged, allowLockout: p.AllowLockout}
 }
 
 // draft is the policy but for its parts: the rules, as far as their peers are
@@ -129,7 +129,10 @@ func (pl *plan) part(t tuple) *draft {
 	var within []selection
 	for i := range pl.rules {
 		r := &pl.rules[i]
-		if i == 0 || !sameSelections(r.targets, pl.rules[i-1].targets) {
+		if r.host || r.nodePorts {
+			continue // A node is in no Namespace.
+		}
+		if within == nil || !sameSelections(r.targets, pl.rules[i-1].targets) {
 			within = nil
 			for _, target := range r.targets {
 				within = append(within, target.within(t, pl.keys))

@@ -75,6 +75,9 @@ func (e *Engine) applySlice(ref api.Ref, obj *api.EndpointSlice) {
 	if former == obj {
 		return
 	}
+	if former != nil && former.Controls() || obj != nil && obj.Controls() {
+		e.control.stale = true
+	}
 	of := func(s *api.EndpointSlice) *clusterService {
 		return e.clusterService(api.NamespacedName{Namespace: s.Namespace, Name: s.Service})
 	}

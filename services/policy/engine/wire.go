@@ -24,9 +24,9 @@ const itemNode, itemEndpoint, itemPolicy, itemMember, itemRoute, itemService, it
 const nodeKey = "node"
 
 // node is the item of a Node: its own addresses, wherever they were found,
-// each once and sorted, its gateways as written, its zone, and the applied-to
-// groups that hold it.
-func (enc *encoder) node(n *api.Node, groups [][]byte) []byte {
+// each once and sorted, its gateways as written, its zone, the applied-to groups
+// that hold it, and who steers it.
+func (enc *encoder) node(n *api.Node, groups [][]byte, servers []netip.AddrPort, clients []netip.Addr) []byte {
 	b, start := open(enc.buf[:0], itemNode)
 	b = appendString(b, 1, n.Name)
 	b = appendAddrs(b, 2, hostAddresses(n))
@@ -35,6 +35,14 @@ func (enc *encoder) node(n *api.Node, groups [][]byte) []byte {
 	for _, id := range groups {
 		b = appendBytes(b, 5, id)
 	}
+	for _, s := range servers {
+		var server int
+		b, server = open(b, 6)
+		b = appendAddr(b, 1, s.Addr())
+		b = appendUint(b, 2, uint64(s.Port()))
+		b = shut(b, server)
+	}
+	b = appendAddrs(b, 7, clients)
 	enc.buf = shut(b, start)
 	return enc.buf
 }
@@ -149,6 +157,7 @@ func (enc *encoder) policy(d *draft, groups []*group) []byte {
 	b = appendBool(b, 11, d.staged)
 	b = appendUint(b, 12, uint64(d.rank))
 	b = appendString(b, 13, d.part)
+	b = appendBool(b, 14, d.allowLockout)
 	enc.buf = shut(b, start)
 	return enc.buf
 }
@@ -198,6 +207,7 @@ func appendRule(b []byte, field protowire.Number, r *draftRule, groups []*group)
 	b = appendString(b, 9, r.logLabel)
 	b = appendIDs(b, 10, take(len(r.named)))
 	b = appendBool(b, 11, r.nodePorts)
+	b = appendBool(b, 12, r.host)
 	return shut(b, start), groups
 }
 

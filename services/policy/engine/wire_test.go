@@ -141,7 +141,14 @@ func (c *choices) node(enc *encoder) message {
 		}
 		facts.Addresses = wireAddrs(all)
 	}
-	return message{enc.node(n, facts.Groups), &policyv1.Item{Body: &policyv1.Item_Node{Node: facts}}}
+	var servers []netip.AddrPort
+	c.some(func() {
+		servers = append(servers, netip.AddrPortFrom(c.addr(), 1+uint16(c.byte())))
+		facts.Servers = append(facts.Servers, &policyv1.ServerAddress{Ip: servers[len(servers)-1].Addr().AsSlice(), Port: uint32(servers[len(servers)-1].Port())})
+	})
+	clients := c.addrs()
+	facts.Clients = wireAddrs(clients)
+	return message{enc.node(n, facts.Groups, servers, clients), &policyv1.Item{Body: &policyv1.Item_Node{Node: facts}}}
 }
 
 func (c *choices) route(enc *encoder) message {
@@ -194,17 +201,17 @@ func (c *choices) policy(enc *encoder) message {
 		kind: policyv1.PolicyKind(c.below(7)), namespace: c.text(), name: c.text(), uid: c.text(), generation: int64(c.uint32()), created: -int64(c.uint32()),
 		rank: c.uint32(), priority: []float64{0, 1, -2.5, math.Inf(1), math.Copysign(0, -1)}[c.below(5)],
 		isolatesIngress: c.bool(), isolatesEgress: c.bool(), staged: c.bool(), logIsolation: c.bool(), appliedTo: make([]selection, c.below(3)),
-		part: c.text(),
+		part: c.text(), allowLockout: c.bool(),
 	}
 	p := &policyv1.Policy{
 		Ref: &policyv1.PolicyRef{Kind: d.kind, Namespace: d.namespace, Name: d.name}, Uid: d.uid, Generation: d.generation, Created: d.created,
 		Rank: d.rank, Priority: d.priority, IsolatesIngress: d.isolatesIngress, IsolatesEgress: d.isolatesEgress, Staged: d.staged,
-		LogIsolation: d.logIsolation, AppliedTo: ids(len(d.appliedTo)), Part: d.part,
+		LogIsolation: d.logIsolation, AppliedTo: ids(len(d.appliedTo)), Part: d.part, AllowLockout: d.allowLockout,
 	}
 	c.some(func() {
 		r := draftRule{direction: policyv1.Direction(c.below(3)), action: policyv1.Action(c.below(5)), index: c.uint32(), name: c.text(), logLabel: c.text(),
-			log: c.bool(), anything: c.bool(), anyone: c.bool(), appliedTo: make([]selection, c.below(3)), named: make([]selection, c.below(3)), nodePorts: c.bool()}
-		w := &policyv1.Rule{Direction: r.direction, Action: r.action, Index: r.index, Name: r.name, LogLabel: r.logLabel, Log: r.log, NodePorts: r.nodePorts}
+			log: c.bool(), anything: c.bool(), anyone: c.bool(), appliedTo: make([]selection, c.below(3)), named: make([]selection, c.below(3)), nodePorts: c.bool(), host: c.bool()}
+		w := &policyv1.Rule{Direction: r.direction, Action: r.action, Index: r.index, Name: r.name, LogLabel: r.logLabel, Log: r.log, NodePorts: r.nodePorts, Host: r.host}
 		if !r.anything {
 			w.Services = &policyv1.Services{}
 			c.some(func() {

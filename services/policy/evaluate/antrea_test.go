@@ -82,6 +82,23 @@ func cutLast(s string) (before, after string, found bool) {
 	return s[:i], s[i+1:], i >= 0
 }
 
+// apiServers are one outside of the cluster and one on n3, and a policy service.
+const apiServers = `---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}, addressType: IPv4, ports: [{name: https, port: 6443, protocol: TCP}],
+  endpoints: [{addresses: [203.0.113.6]}, {addresses: [192.0.2.3]}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: weir-policyd-x, namespace: weir-system, labels: {kubernetes.io/service-name: weir-policyd}}, addressType: IPv4, ports: [{name: grpc, port: 9740, protocol: TCP}],
+  endpoints: [{addresses: [203.0.113.8]}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: weir-policyd-y, namespace: acc1, labels: {kubernetes.io/service-name: weir-policyd}}, addressType: IPv4, ports: [{name: grpc, port: 6443, protocol: TCP}],
+  endpoints: [{addresses: [203.0.113.9]}]}
+`
+
+// shutNodes lets nothing in or out of n3.
+func shutNodes(meta string) string {
+	return antrea("ClusterNetworkPolicy", "name: x"+meta, "priority: 1, appliedTo: [{nodeSelector: {matchLabels: {role: master}}}], ingress: [{action: Drop}], egress: [{action: Drop}]")
+}
+
 func TestAntreaPolicies(t *testing.T) {
 	drop := func(peers string) string { return "ingress: [{action: Drop" + peers + "}]" }
 	for _, tc := range []struct {
@@ -146,7 +163,14 @@ func TestAntreaPolicies(t *testing.T) {
 		{"a NodePort Service, from everywhere but its node", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{service: {name: outer, namespace: acc1}}], "+drop("")),
 			[]string{"node:n1 node:n1 TCP/30080 allow", "node:n2 node:n1 TCP/30080 drop", "acc1/a node:n1 TCP/30080 drop"}},
 		{"Nodes themselves", antrea("ClusterNetworkPolicy", "name: x", "priority: 1, appliedTo: [{nodeSelector: {matchLabels: {role: master}}}], ingress: [{action: Drop, from: [{podSelector: {matchLabels: {app: a}}}]}], egress: [{action: Reject, to: [{ipBlock: {cidr: 203.0.113.0/24}}]}]"),
-			[]string{"acc1/a node:n3 TCP/22 drop", "acc1/b node:n3 TCP/22 allow", "acc1/a node:n2 TCP/22 allow", "node:n3 203.0.113.1 TCP/80 reject", "node:n3 node:n3 TCP/80 allow"}},
+			[]string{"acc1/a node:n3 TCP/22 drop", "acc1/b node:n3 TCP/22 allow", "acc1/a node:n2 TCP/22 allow", "node:n3 203.0.113.1 TCP/80 reject", "node:n3 203.0.113.1 UDP/80 drop", "node:n3 203.0.113.1 SCTP/80 drop", "node:n3 203.0.113.1 ICMP reject", "node:n3 node:n3 TCP/80 allow"}},
+
+		{"what steers Nodes is overruled by none of their policies", apiServers + shutNodes(""),
+			[]string{"node:n3 203.0.113.6 TCP/6443 allow", "node:n3 203.0.113.6 TCP/6444 drop", "node:n3 203.0.113.6 UDP/6443 drop", "node:n3 203.0.113.9 TCP/6443 drop", "node:n3 203.0.113.8 TCP/9740 allow",
+				"203.0.113.6 node:n3 TCP/10250 allow", "203.0.113.8 node:n3 TCP/10250 allow", "203.0.113.9 node:n3 TCP/10250 drop", "203.0.113.6 node:n3 TCP/22 drop",
+				"node:n1 node:n3 TCP/6443 allow", "acc1/a node:n3 TCP/6443 drop", "203.0.113.6 node:n3 TCP/6443 drop"}},
+		{"unless they say that they may", apiServers + shutNodes(", annotations: {weir.dev/allow-lockout: 'true'}"), []string{"node:n3 203.0.113.6 TCP/6443 drop", "203.0.113.6 node:n3 TCP/10250 drop", "node:n1 node:n3 TCP/6443 drop"}},
+		{"and what steers Nodes is no matter of Pods", apiServers + all("x", "priority: 1, egress: [{action: Drop}]"), []string{"acc1/a 203.0.113.6 TCP/6443 drop"}},
 
 		{"a domain name", acnp("x", `priority: 1, egress: [{action: Allow, to: [{fqdn: "*Foobar.com"}]}, {action: Drop}]`),
 			[]string{"acc1/a fqdn:foobar.com TCP/80 allow", "acc1/a fqdn:test.uswest.FOOBAR.com. TCP/80 allow", "acc1/a fqdn:foobar.org TCP/80 drop", "acc1/a 203.0.113.1 TCP/80 drop"}},

@@ -100,6 +100,9 @@ func (d *differ) collect() {
 				d.block(&g.IPBlocks[i])
 			}
 		}
+		for _, slice := range s.slices {
+			d.control(slice)
+		}
 	}
 	for _, s := range []*State{d.old, d.new} {
 		for _, p := range s.pods {
@@ -145,6 +148,18 @@ func (d *differ) traffic(t api.Traffic) {
 	}
 	if t.SourcePort != 0 {
 		d.sources = append(d.sources, t.SourcePort, max(t.SourcePort, t.SourceEndPort)+1)
+	}
+}
+
+// control notes what tells the traffic apart that steers nodes.
+func (d *differ) control(slice *api.EndpointSlice) {
+	if !slice.Controls() {
+		return
+	}
+	d.traffic(api.Traffic{Protocol: api.ProtocolTCP, Port: kubelet})
+	for _, server := range slice.Servers() {
+		d.traffic(api.Traffic{Protocol: api.ProtocolTCP, Port: server.Port()})
+		d.block(&api.IPBlock{CIDR: netip.PrefixFrom(server.Addr(), server.Addr().BitLen())})
 	}
 }
 

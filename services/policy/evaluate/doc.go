@@ -38,7 +38,8 @@
 // there is none, nothing decides, and that is an error. A group, Service or tier that is not there is nothing: its
 // policy is held back for a tier, and a peer of that name matches nobody. What a
 // rule for layer 7 matches is dropped. Namespaces that lack keys of sameLabels:
-// see concerns.
+// see concerns. Rules of Nodes that would deny what it takes to steer a node do not
+// count unless their policy allows a lock-out (control.go).
 //
 // The package is pure. Read evaluate_test.go first.
 package evaluate

@@ -142,11 +142,19 @@ func (q *question) ordered(first, last uint8) *Decision {
 			continue
 		}
 		ref, name := r.policy.Ref(), r.name()
-		if why := q.misses(r); why != "" {
+		why := q.misses(r)
+		if why == "" && q.overrules(r) {
+			why = "would cut off what steers nodes, and is overruled there"
+		}
+		if why != "" {
 			step.consider(ref, name, false, why)
 			continue
 		}
 		d, says := act(r)
+		if d.Action == Reject && q.unanswered() {
+			d.Action, says = Drop, says+", and what a Node sends by UDP or SCTP is not answered: it is dropped"
+			d.Reason += ", as a Node's UDP and SCTP are: by dropping it"
+		}
 		step.consider(ref, name, true, "matches, and "+says)
 		step.end(d.Reason)
 		if d.Action == 0 {
@@ -202,6 +210,12 @@ func act(r *orderedRule) (d *Decision, says string) {
 	return d, says
 }
 
+// unanswered says whether a rejection is of what a Node's host sends itself, by a
+// protocol of which the API has it dropped.
+func (q *question) unanswered() bool {
+	return q.direction == Egress && q.subject.pod == nil && (q.protocol == api.ProtocolUDP || q.protocol == api.ProtocolSCTP)
+}
+
 // guards says whether a rule guards the question's subject.
 func (q *question) guards(r *orderedRule) bool {
 	list := r.policy.AppliedTo
@@ -234,7 +248,7 @@ func concerns(r *orderedRule, labels map[string]string) bool {
 // guardsHost says whether an entry of appliedTo is the subject, which is no Pod.
 func (q *question) guardsHost(t api.Target) bool {
 	switch {
-	case q.nodePort != nil:
+	case q.nodePort != nil && q.direction == Ingress:
 		return t.Service != nil && *t.Service == api.NamespacedName{Namespace: q.nodePort.Namespace, Name: q.nodePort.Name}
 	case t.NodeSelector != nil:
 		return q.nodeSelects(*t.NodeSelector, q.subject.node)
@@ -245,6 +259,9 @@ func (q *question) guardsHost(t api.Target) bool {
 // misses says why a rule does not match, and nothing where it does.
 func (q *question) misses(r *orderedRule) string {
 	if len(r.rule.ToServices) > 0 {
+		if q.subject.pod == nil {
+			return q.subject.String() + " is a host, whose traffic is judged by the endpoint that it reaches"
+		}
 		if q.via == nil {
 			return fmt.Sprintf("%s is not reached through a Service", q.peer)
 		}

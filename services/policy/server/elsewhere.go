@@ -77,7 +77,7 @@ func (r *replicas) answered(address, epoch string, err error) {
 // exchange asks which nodes are connected to the other replicas.
 func (r *replicas) exchange(ctx context.Context) {
 	nodes := make(map[string]bool)
-	for _, list := range elsewhere(ctx, r, localNodes) {
+	for _, list := range elsewhere(ctx, r, nodesOf(false)) {
 		for _, n := range list.GetNodes() {
 			if n.GetConnected() {
 				nodes[n.GetName()] = true
@@ -97,8 +97,12 @@ func (r *replicas) theirs() map[string]bool {
 	return r.nodes
 }
 
-func localNodes(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
-	return c.ListNodes(ctx, &policyv1.ListNodesRequest{Local: true}, opts...)
+// nodesOf asks a replica for the nodes that it knows, with or without what names
+// stand for there.
+func nodesOf(named bool) func(context.Context, policyv1.InspectionServiceClient, ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
+	return func(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
+		return c.ListNodes(ctx, &policyv1.ListNodesRequest{Local: true, Named: named}, opts...)
+	}
 }
 
 // mergeNodes puts what other replicas know of nodes into what this one does.

@@ -185,10 +185,14 @@ func (s *Server) ListNodes(ctx context.Context, req *policyv1.ListNodesRequest) 
 	resp := &policyv1.ListNodesResponse{Epoch: s.cfg.Store.Epoch(), Revision: revision, Position: &policyv1.Position{Sources: position}}
 	now := time.Now()
 	for _, name := range s.known() {
-		resp.Nodes = append(resp.Nodes, s.nodeSummary(name, now))
+		n := s.nodeSummary(name, now)
+		if !req.GetNamed() {
+			n.Named = nil
+		}
+		resp.Nodes = append(resp.Nodes, n)
 	}
 	if r := s.barriers.replicas; r != nil && !req.GetLocal() {
-		resp.Nodes = mergeNodes(resp.Nodes, elsewhere(ctx, r, localNodes))
+		resp.Nodes = mergeNodes(resp.Nodes, elsewhere(ctx, r, nodesOf(req.GetNamed())))
 	}
 	return resp, nil
 }
@@ -232,6 +236,7 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 	for _, p := range se.ports {
 		out.SpoofedPackets += p.GetSpoofed()
 	}
+	out.Named, out.NamedTotal = se.named.GetNamed(), se.named.GetNamedTotal()
 	if !out.InSync {
 		out.BehindSeconds = seconds(se.behind, now)
 	}

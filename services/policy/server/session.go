@@ -26,6 +26,7 @@ type session struct {
 	apply   uint64                                // Microseconds of the last ack.
 	behind  time.Time                             // Since when the node lacks something; zero: it has all that it was sent.
 	ports   []*policyv1.PortState                 // As they were last reported.
+	named   *policyv1.NodeStats                   // The report that said last what names stand for.
 	calls   int                                   // Subscribe calls that have not returned.
 	probing map[uint64]chan *policyv1.ProbeResult // Probes that the stream's node has not answered for.
 }
@@ -265,7 +266,7 @@ func (se *session) report(st *stream, s *policyv1.NodeStats, ports func(string, 
 	if se.stream != st {
 		return nil
 	}
-	se.ports = s.GetPorts()
+	se.ports, se.named = s.GetPorts(), s
 	if ports != nil {
 		ports(se.node, append([]*policyv1.PortState{}, s.GetPorts()...)) // Not nil, which says that the node is gone.
 	}

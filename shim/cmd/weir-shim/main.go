@@ -76,6 +76,7 @@ func command() *cobra.Command {
 	f.StringSliceVar(&cfg.DNSServices, "dns-service", cfg.DNSServices, "Service of DNS servers, NAMESPACE/NAME, whose answers say where hosts are that policies name (fqdn); may be repeated")
 	f.StringSliceVar(&cfg.DNSServers, "dns-server", nil, "further such DNS server that Pods ask, IP or IP:PORT; may be repeated")
 	f.DurationVar(&cfg.NameMinTTL, "fqdn-min-ttl", cfg.NameMinTTL, "how long an address of a host that policies name holds at least, however short its time to live")
+	f.BoolVar(&cfg.NodePolicies, "node-policies", cfg.NodePolicies, "enforce policies that are applied to the node itself (nftables)")
 	f.BoolVar(&cfg.MarkOwnTraffic, "mark-own-traffic", cfg.MarkOwnTraffic, "tell the host's own traffic to its Pods, which is always allowed, from what it forwards (nftables)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics, /healthz and /readyz; none if empty")
 	f.StringVar(&cfg.Socket, "socket", cfg.Socket, "Unix socket on which the node's CNI plugin and operators ask about ports; none if empty")

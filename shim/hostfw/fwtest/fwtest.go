@@ -32,6 +32,7 @@ var (
 // thread is in the host's namespace, and ends with the test.
 type Network struct {
 	t       *testing.T
+	host    space
 	clients space
 	backend space
 }
@@ -54,7 +55,10 @@ func New(t *testing.T) *Network {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		missing("needs a network namespace: %v", err)
 	}
-	n := &Network{t: t, clients: newSpace(t), backend: newSpace(t)}
+	own, err := thisSpace()
+	must(t, err)
+	t.Cleanup(func() { unix.Close(int(own)) })
+	n := &Network{t: t, host: own, clients: newSpace(t), backend: newSpace(t)}
 	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		must(t, os.WriteFile("/proc/sys/net/"+file, []byte("1"), 0o644))
 	}
@@ -118,20 +122,25 @@ func must(t *testing.T, err error) {
 // space is a namespace, by its file.
 type space int
 
-func newSpace(t *testing.T) space {
+func newSpace(t *testing.T) (s space) {
 	made := make(chan error)
-	var s int
 	go func() {
 		runtime.LockOSThread() // Never given back: the thread ends.
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
-			s, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			s, err = thisSpace()
 		}
 		made <- err
 	}()
 	must(t, <-made)
-	t.Cleanup(func() { unix.Close(s) })
-	return space(s)
+	t.Cleanup(func() { unix.Close(int(s)) })
+	return s
+}
+
+// thisSpace is that of the calling thread.
+func thisSpace() (space, error) {
+	s, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return space(s), err
 }
 
 // do calls fn in the namespace.
@@ -159,6 +168,13 @@ func (n *Network) ServeHost(port uint16) {
 // ServeBackend does so at the backend.
 func (n *Network) ServeBackend(port uint16) {
 	must(n.t, n.backend.do(func() error { return n.serve("::", port) }))
+}
+
+// ServeClients serves what is sent to a port of the clients' addresses.
+func (n *Network) ServeClients(port uint16) {
+	for _, address := range append(append([]string{}, Client...), Stranger...) {
+		must(n.t, n.clients.do(func() error { return n.serve(address, port) }))
+	}
 }
 
 func (n *Network) serve(address string, port uint16) error {
@@ -212,20 +228,36 @@ const (
 // became of it. Only where it is to be Silence is a second of that enough. It may
 // be called from any goroutine.
 func (n *Network) Try(network, from, to string, port uint16, expected string) string {
+	return try(n.clients, network, from, to, port, expected)
+}
+
+// TryFromHost is Try from the host, from the address that its routes say.
+func (n *Network) TryFromHost(network, to string, port uint16, expected string) string {
+	return try(n.host, network, "", to, port, expected)
+}
+
+func try(s space, network, from, to string, port uint16, expected string) string {
 	wait := patience
 	if expected == Silence {
 		wait = silence
 	}
-	c, err := n.dial(network, from, to, port, wait)
+	c, err := s.dial(network, from, to, port, wait)
 	if err == nil {
 		defer c.Close()
 		err = echo(c, wait)
 	}
+	return outcome(err)
+}
+
+// outcome is what became of a connection that ended with an error, or without.
+func outcome(err error) string {
 	var timeout net.Error
 	switch {
 	case err == nil:
 		return Open
 	case errors.As(err, &timeout) && timeout.Timeout():
+		return Silence
+	case errors.Is(err, syscall.EPERM): // As who sends is told that its own host dropped it.
 		return Silence
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.EACCES):
 		return Refused
@@ -235,12 +267,21 @@ func (n *Network) Try(network, from, to string, port uint16, expected string) st
 
 // Dial connects from an address of the clients.
 func (n *Network) Dial(network, from, to string, port uint16) (net.Conn, error) {
-	return n.dial(network, from, to, port, patience)
+	return n.clients.dial(network, from, to, port, patience)
 }
 
-func (n *Network) dial(network, from, to string, port uint16, wait time.Duration) (c net.Conn, err error) {
-	err = n.clients.do(func() (err error) {
+// DialFromHost connects from the host.
+func (n *Network) DialFromHost(network, to string, port uint16) (net.Conn, error) {
+	return n.host.dial(network, "", to, port, patience)
+}
+
+func (s space) dial(network, from, to string, port uint16, wait time.Duration) (c net.Conn, err error) {
+	err = s.do(func() (err error) {
 		d := net.Dialer{Timeout: wait}
+		if from == "" {
+			c, err = d.Dial(network, net.JoinHostPort(to, fmt.Sprint(port)))
+			return err
+		}
 		if d.LocalAddr = (&net.TCPAddr{IP: net.ParseIP(from)}); network == "udp" {
 			d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(from)}
 		}

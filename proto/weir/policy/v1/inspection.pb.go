@@ -1078,6 +1078,7 @@ func (x *GroupSummary) GetMemberNames() []string {
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Local         bool                   `protobuf:"varint,1,opt,name=local,proto3" json:"local,omitempty"` // What this replica knows alone. Otherwise each node is as the replica says that it is connected to.
+	Named         bool                   `protobuf:"varint,2,opt,name=named,proto3" json:"named,omitempty"` // With the addresses of hosts that policies name.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1115,6 +1116,13 @@ func (*ListNodesRequest) Descriptor() ([]byte, []int) {
 func (x *ListNodesRequest) GetLocal() bool {
 	if x != nil {
 		return x.Local
+	}
+	return false
+}
+
+func (x *ListNodesRequest) GetNamed() bool {
+	if x != nil {
+		return x.Named
 	}
 	return false
 }
@@ -1204,6 +1212,8 @@ type NodeSummary struct {
 	BehindSeconds  uint64                 `protobuf:"varint,13,opt,name=behind_seconds,json=behindSeconds,proto3" json:"behind_seconds,omitempty"`    // For how long the node has not been in sync. Zero: it is, or since less than a second.
 	Replica        string                 `protobuf:"bytes,14,opt,name=replica,proto3" json:"replica,omitempty"`                                      // Epoch of the replica that the node is connected to. Empty: not connected.
 	SpoofedPackets uint64                 `protobuf:"varint,15,opt,name=spoofed_packets,json=spoofedPackets,proto3" json:"spoofed_packets,omitempty"` // That Pods of the node sent from other addresses than their own, since its shim's start; all were dropped.
+	Named          []*NamedAddress        `protobuf:"bytes,16,rep,name=named,proto3" json:"named,omitempty"`                                          // Addresses of hosts that the node's policies name, as it reported them last. Empty: none, or they were not asked for.
+	NamedTotal     uint32                 `protobuf:"varint,17,opt,name=named_total,json=namedTotal,proto3" json:"named_total,omitempty"`             // How many there are; named has a thousand at the most.
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1339,6 +1349,20 @@ func (x *NodeSummary) GetReplica() string {
 func (x *NodeSummary) GetSpoofedPackets() uint64 {
 	if x != nil {
 		return x.SpoofedPackets
+	}
+	return 0
+}
+
+func (x *NodeSummary) GetNamed() []*NamedAddress {
+	if x != nil {
+		return x.Named
+	}
+	return nil
+}
+
+func (x *NodeSummary) GetNamedTotal() uint32 {
+	if x != nil {
+		return x.NamedTotal
 	}
 	return 0
 }
@@ -1825,14 +1849,15 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\bselector\x18\x03 \x01(\tR\bselector\x12\x18\n" +
 	"\amembers\x18\x04 \x01(\rR\amembers\x12\x14\n" +
 	"\x05nodes\x18\x05 \x01(\rR\x05nodes\x12!\n" +
-	"\fmember_names\x18\x06 \x03(\tR\vmemberNames\"(\n" +
+	"\fmember_names\x18\x06 \x03(\tR\vmemberNames\">\n" +
 	"\x10ListNodesRequest\x12\x14\n" +
-	"\x05local\x18\x01 \x01(\bR\x05local\"\xae\x01\n" +
+	"\x05local\x18\x01 \x01(\bR\x05local\x12\x14\n" +
+	"\x05named\x18\x02 \x01(\bR\x05named\"\xae\x01\n" +
 	"\x11ListNodesResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
 	"\bposition\x18\x03 \x01(\v2\x18.weir.policy.v1.PositionR\bposition\x121\n" +
-	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xce\x03\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x1b.weir.policy.v1.NodeSummaryR\x05nodes\"\xa3\x04\n" +
 	"\vNodeSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12%\n" +
@@ -1850,7 +1875,10 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\aversion\x18\f \x01(\tR\aversion\x12%\n" +
 	"\x0ebehind_seconds\x18\r \x01(\x04R\rbehindSeconds\x12\x18\n" +
 	"\areplica\x18\x0e \x01(\tR\areplica\x12'\n" +
-	"\x0fspoofed_packets\x18\x0f \x01(\x04R\x0espoofedPackets\"\xff\x01\n" +
+	"\x0fspoofed_packets\x18\x0f \x01(\x04R\x0espoofedPackets\x122\n" +
+	"\x05named\x18\x10 \x03(\v2\x1c.weir.policy.v1.NamedAddressR\x05named\x12\x1f\n" +
+	"\vnamed_total\x18\x11 \x01(\rR\n" +
+	"namedTotal\"\xff\x01\n" +
 	"\x0eExplainRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +
@@ -1945,7 +1973,8 @@ var file_weir_policy_v1_inspection_proto_goTypes = []any{
 	(*PolicyRef)(nil),                      // 23: weir.policy.v1.PolicyRef
 	(Direction)(0),                         // 24: weir.policy.v1.Direction
 	(*Position)(nil),                       // 25: weir.policy.v1.Position
-	(Action)(0),                            // 26: weir.policy.v1.Action
+	(*NamedAddress)(nil),                   // 26: weir.policy.v1.NamedAddress
+	(Action)(0),                            // 27: weir.policy.v1.Action
 }
 var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
 	21, // 0: weir.policy.v1.InspectionServiceProbeRequest.protocol:type_name -> weir.policy.v1.Protocol
@@ -1964,33 +1993,34 @@ var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
 	0,  // 13: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
 	25, // 14: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
 	15, // 15: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
-	21, // 16: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 17: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
-	18, // 18: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
-	18, // 19: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
-	17, // 20: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
-	26, // 21: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
-	23, // 22: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
-	23, // 23: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
-	19, // 24: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
-	20, // 25: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
-	23, // 26: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
-	23, // 27: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
-	4,  // 28: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	9,  // 29: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
-	13, // 30: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
-	16, // 31: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
-	2,  // 32: weir.policy.v1.InspectionService.Probe:input_type -> weir.policy.v1.InspectionServiceProbeRequest
-	5,  // 33: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	10, // 34: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
-	14, // 35: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
-	17, // 36: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
-	3,  // 37: weir.policy.v1.InspectionService.Probe:output_type -> weir.policy.v1.InspectionServiceProbeResponse
-	33, // [33:38] is the sub-list for method output_type
-	28, // [28:33] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	26, // 16: weir.policy.v1.NodeSummary.named:type_name -> weir.policy.v1.NamedAddress
+	21, // 17: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 18: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
+	18, // 19: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
+	18, // 20: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
+	17, // 21: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
+	27, // 22: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
+	23, // 23: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
+	23, // 24: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
+	19, // 25: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
+	20, // 26: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
+	23, // 27: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
+	23, // 28: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
+	4,  // 29: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	9,  // 30: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
+	13, // 31: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
+	16, // 32: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
+	2,  // 33: weir.policy.v1.InspectionService.Probe:input_type -> weir.policy.v1.InspectionServiceProbeRequest
+	5,  // 34: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	10, // 35: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
+	14, // 36: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
+	17, // 37: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
+	3,  // 38: weir.policy.v1.InspectionService.Probe:output_type -> weir.policy.v1.InspectionServiceProbeResponse
+	34, // [34:39] is the sub-list for method output_type
+	29, // [29:34] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_inspection_proto_init() }

@@ -1434,8 +1434,12 @@ type NodeStats struct {
 	CountedSinceMs int64       `protobuf:"varint,6,opt,name=counted_since_ms,json=countedSinceMs,proto3" json:"counted_since_ms,omitempty"` // Unix milliseconds: when the shim's accounts begin.
 	Uncounted      []*Interval `protobuf:"bytes,7,rep,name=uncounted,proto3" json:"uncounted,omitempty"`                                    // The last intervals in which the node may have lost counts, in ascending order. Empty: none.
 	UncountedMs    uint64      `protobuf:"varint,8,opt,name=uncounted_ms,json=uncountedMs,proto3" json:"uncounted_ms,omitempty"`            // Milliseconds of all such intervals.
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Addresses of hosts that the node's policies name, the first thousand by host;
+	// all that the node has, at each report. Empty: none is known.
+	Named         []*NamedAddress `protobuf:"bytes,9,rep,name=named,proto3" json:"named,omitempty"`
+	NamedTotal    uint32          `protobuf:"varint,10,opt,name=named_total,json=namedTotal,proto3" json:"named_total,omitempty"` // How many there are.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStats) Reset() {
@@ -1524,6 +1528,89 @@ func (x *NodeStats) GetUncountedMs() uint64 {
 	return 0
 }
 
+func (x *NodeStats) GetNamed() []*NamedAddress {
+	if x != nil {
+		return x.Named
+	}
+	return nil
+}
+
+func (x *NodeStats) GetNamedTotal() uint32 {
+	if x != nil {
+		return x.NamedTotal
+	}
+	return 0
+}
+
+// NamedAddress is an address that a host had by an answer of a DNS server.
+type NamedAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`                       // In lower case, without a full stop at the end.
+	Ip            []byte                 `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`                           // 4 or 16 bytes.
+	UntilMs       int64                  `protobuf:"varint,3,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"` // Unix milliseconds: when it is forgotten, unless another answer has it.
+	Names         []string               `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`                     // Of policies, that the host's name fits. At least one.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamedAddress) Reset() {
+	*x = NamedAddress{}
+	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamedAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamedAddress) ProtoMessage() {}
+
+func (x *NamedAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamedAddress.ProtoReflect.Descriptor instead.
+func (*NamedAddress) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *NamedAddress) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *NamedAddress) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *NamedAddress) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *NamedAddress) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 // Interval is a time from which until which something was so.
 type Interval struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1535,7 +1622,7 @@ type Interval struct {
 
 func (x *Interval) Reset() {
 	*x = Interval{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1634,7 @@ func (x *Interval) String() string {
 func (*Interval) ProtoMessage() {}
 
 func (x *Interval) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1647,7 @@ func (x *Interval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interval.ProtoReflect.Descriptor instead.
 func (*Interval) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Interval) GetFromMs() int64 {
@@ -1597,7 +1684,7 @@ type RuleCounter struct {
 
 func (x *RuleCounter) Reset() {
 	*x = RuleCounter{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1696,7 @@ func (x *RuleCounter) String() string {
 func (*RuleCounter) ProtoMessage() {}
 
 func (x *RuleCounter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1709,7 @@ func (x *RuleCounter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCounter.ProtoReflect.Descriptor instead.
 func (*RuleCounter) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RuleCounter) GetPolicy() *PolicyRef {
@@ -1710,7 +1797,7 @@ type PortState struct {
 
 func (x *PortState) Reset() {
 	*x = PortState{}
-	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1809,7 @@ func (x *PortState) String() string {
 func (*PortState) ProtoMessage() {}
 
 func (x *PortState) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_service_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1822,7 @@ func (x *PortState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortState.ProtoReflect.Descriptor instead.
 func (*PortState) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_weir_policy_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PortState) GetNamespace() string {
@@ -1888,7 +1975,7 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\tItemError\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\fR\x05scope\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xca\x02\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x9f\x03\n" +
 	"\tNodeStats\x121\n" +
 	"\x05rules\x18\x01 \x03(\v2\x1b.weir.policy.v1.RuleCounterR\x05rules\x12&\n" +
 	"\x0fpacket_ins_lost\x18\x02 \x01(\x04R\rpacketInsLost\x12/\n" +
@@ -1897,7 +1984,16 @@ const file_weir_policy_v1_service_proto_rawDesc = "" +
 	"\areading\x18\x05 \x01(\x04R\areading\x12(\n" +
 	"\x10counted_since_ms\x18\x06 \x01(\x03R\x0ecountedSinceMs\x126\n" +
 	"\tuncounted\x18\a \x03(\v2\x18.weir.policy.v1.IntervalR\tuncounted\x12!\n" +
-	"\funcounted_ms\x18\b \x01(\x04R\vuncountedMs\"8\n" +
+	"\funcounted_ms\x18\b \x01(\x04R\vuncountedMs\x122\n" +
+	"\x05named\x18\t \x03(\v2\x1c.weir.policy.v1.NamedAddressR\x05named\x12\x1f\n" +
+	"\vnamed_total\x18\n" +
+	" \x01(\rR\n" +
+	"namedTotal\"c\n" +
+	"\fNamedAddress\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x0e\n" +
+	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x19\n" +
+	"\buntil_ms\x18\x03 \x01(\x03R\auntilMs\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\"8\n" +
 	"\bInterval\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
 	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs\"\x9f\x02\n" +
@@ -1946,7 +2042,7 @@ func file_weir_policy_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_weir_policy_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_weir_policy_v1_service_proto_goTypes = []any{
 	(ProbeRole)(0),            // 0: weir.policy.v1.ProbeRole
 	(ProbeEvent)(0),           // 1: weir.policy.v1.ProbeEvent
@@ -1968,14 +2064,15 @@ var file_weir_policy_v1_service_proto_goTypes = []any{
 	(*Nack)(nil),              // 17: weir.policy.v1.Nack
 	(*ItemError)(nil),         // 18: weir.policy.v1.ItemError
 	(*NodeStats)(nil),         // 19: weir.policy.v1.NodeStats
-	(*Interval)(nil),          // 20: weir.policy.v1.Interval
-	(*RuleCounter)(nil),       // 21: weir.policy.v1.RuleCounter
-	(*PortState)(nil),         // 22: weir.policy.v1.PortState
-	(*Cut)(nil),               // 23: weir.policy.v1.Cut
-	(Direction)(0),            // 24: weir.policy.v1.Direction
-	(Action)(0),               // 25: weir.policy.v1.Action
-	(*PolicyRef)(nil),         // 26: weir.policy.v1.PolicyRef
-	(*Position)(nil),          // 27: weir.policy.v1.Position
+	(*NamedAddress)(nil),      // 20: weir.policy.v1.NamedAddress
+	(*Interval)(nil),          // 21: weir.policy.v1.Interval
+	(*RuleCounter)(nil),       // 22: weir.policy.v1.RuleCounter
+	(*PortState)(nil),         // 23: weir.policy.v1.PortState
+	(*Cut)(nil),               // 24: weir.policy.v1.Cut
+	(Direction)(0),            // 25: weir.policy.v1.Direction
+	(Action)(0),               // 26: weir.policy.v1.Action
+	(*PolicyRef)(nil),         // 27: weir.policy.v1.PolicyRef
+	(*Position)(nil),          // 28: weir.policy.v1.Position
 }
 var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	14, // 0: weir.policy.v1.SubscribeRequest.hello:type_name -> weir.policy.v1.Hello
@@ -1985,7 +2082,7 @@ var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	12, // 4: weir.policy.v1.SubscribeRequest.inventory:type_name -> weir.policy.v1.Inventory
 	5,  // 5: weir.policy.v1.SubscribeRequest.probe:type_name -> weir.policy.v1.ProbeResult
 	15, // 6: weir.policy.v1.SubscribeResponse.in_sync:type_name -> weir.policy.v1.InSync
-	23, // 7: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
+	24, // 7: weir.policy.v1.SubscribeResponse.cut:type_name -> weir.policy.v1.Cut
 	10, // 8: weir.policy.v1.SubscribeResponse.inventory_request:type_name -> weir.policy.v1.InventoryRequest
 	9,  // 9: weir.policy.v1.SubscribeResponse.release:type_name -> weir.policy.v1.Release
 	4,  // 10: weir.policy.v1.SubscribeResponse.probe:type_name -> weir.policy.v1.ProbeRequest
@@ -1993,28 +2090,29 @@ var file_weir_policy_v1_service_proto_depIdxs = []int32{
 	6,  // 12: weir.policy.v1.ProbeResult.trace:type_name -> weir.policy.v1.ProbeTrace
 	8,  // 13: weir.policy.v1.ProbeResult.sights:type_name -> weir.policy.v1.ProbeSight
 	7,  // 14: weir.policy.v1.ProbeTrace.decisions:type_name -> weir.policy.v1.ProbeDecision
-	24, // 15: weir.policy.v1.ProbeDecision.direction:type_name -> weir.policy.v1.Direction
-	25, // 16: weir.policy.v1.ProbeDecision.action:type_name -> weir.policy.v1.Action
-	26, // 17: weir.policy.v1.ProbeDecision.policies:type_name -> weir.policy.v1.PolicyRef
+	25, // 15: weir.policy.v1.ProbeDecision.direction:type_name -> weir.policy.v1.Direction
+	26, // 16: weir.policy.v1.ProbeDecision.action:type_name -> weir.policy.v1.Action
+	27, // 17: weir.policy.v1.ProbeDecision.policies:type_name -> weir.policy.v1.PolicyRef
 	1,  // 18: weir.policy.v1.ProbeSight.event:type_name -> weir.policy.v1.ProbeEvent
 	11, // 19: weir.policy.v1.InventoryRequest.scopes:type_name -> weir.policy.v1.ScopeBuckets
 	13, // 20: weir.policy.v1.Inventory.scopes:type_name -> weir.policy.v1.ScopeInventory
-	27, // 21: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
-	27, // 22: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
+	28, // 21: weir.policy.v1.Hello.position:type_name -> weir.policy.v1.Position
+	28, // 22: weir.policy.v1.InSync.position:type_name -> weir.policy.v1.Position
 	18, // 23: weir.policy.v1.Nack.items:type_name -> weir.policy.v1.ItemError
 	18, // 24: weir.policy.v1.Nack.causes:type_name -> weir.policy.v1.ItemError
-	21, // 25: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
-	22, // 26: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
-	20, // 27: weir.policy.v1.NodeStats.uncounted:type_name -> weir.policy.v1.Interval
-	26, // 28: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
-	24, // 29: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
-	2,  // 30: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
-	3,  // 31: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
-	31, // [31:32] is the sub-list for method output_type
-	30, // [30:31] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	22, // 25: weir.policy.v1.NodeStats.rules:type_name -> weir.policy.v1.RuleCounter
+	23, // 26: weir.policy.v1.NodeStats.ports:type_name -> weir.policy.v1.PortState
+	21, // 27: weir.policy.v1.NodeStats.uncounted:type_name -> weir.policy.v1.Interval
+	20, // 28: weir.policy.v1.NodeStats.named:type_name -> weir.policy.v1.NamedAddress
+	27, // 29: weir.policy.v1.RuleCounter.policy:type_name -> weir.policy.v1.PolicyRef
+	25, // 30: weir.policy.v1.RuleCounter.direction:type_name -> weir.policy.v1.Direction
+	2,  // 31: weir.policy.v1.PolicyService.Subscribe:input_type -> weir.policy.v1.SubscribeRequest
+	3,  // 32: weir.policy.v1.PolicyService.Subscribe:output_type -> weir.policy.v1.SubscribeResponse
+	32, // [32:33] is the sub-list for method output_type
+	31, // [31:32] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_service_proto_init() }
@@ -2044,7 +2142,7 @@ func file_weir_policy_v1_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_service_proto_rawDesc), len(file_weir_policy_v1_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -539,12 +539,21 @@ func (*Item_Backend) isItem_Body() {}
 
 // NodeFacts are what a shim must know of its own node.
 type NodeFacts struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // Never empty.
-	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // 4 or 16 bytes each; addresses of the node's own host: status.addresses, gateways, transport addresses.
-	Gateways      [][]byte               `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`   // 4 or 16 bytes each; the addresses that the host has on the bridge. Empty: none known.
-	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`           // Label topology.kubernetes.io/zone. Empty: none.
-	Groups        [][]byte               `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`       // Ids (16 bytes, ascending) of the applied-to groups that hold the node. Empty: no policy applies to it.
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // Never empty.
+	Addresses [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"` // 4 or 16 bytes each; addresses of the node's own host: status.addresses, gateways, transport addresses.
+	Gateways  [][]byte               `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`   // 4 or 16 bytes each; the addresses that the host has on the bridge. Empty: none known.
+	Zone      string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`           // Label topology.kubernetes.io/zone. Empty: none.
+	Groups    [][]byte               `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`       // Ids (16 bytes, ascending) of the applied-to groups that hold the node. Empty: no policy applies to it.
+	// Where API servers and policy services are reached, in order, as the
+	// EndpointSlices of the Services default/kubernetes and weir-system/weir-policyd
+	// have it. What it takes to steer a node is let through whatever policies of
+	// Nodes say, but for those that allow a lock-out. Empty: none known, or no policy
+	// applies to the node.
+	Servers []*ServerAddress `protobuf:"bytes,6,rep,name=servers,proto3" json:"servers,omitempty"`
+	// 4 or 16 bytes each, in order: what the hosts of all Nodes speak from. Only
+	// where one of the servers is at the node itself: its clients.
+	Clients       [][]byte `protobuf:"bytes,7,rep,name=clients,proto3" json:"clients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -614,6 +623,73 @@ func (x *NodeFacts) GetGroups() [][]byte {
 	return nil
 }
 
+func (x *NodeFacts) GetServers() []*ServerAddress {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetClients() [][]byte {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+// ServerAddress is where a server is reached by TCP.
+type ServerAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ip            []byte                 `protobuf:"bytes,1,opt,name=ip,proto3" json:"ip,omitempty"`      // 4 or 16 bytes.
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"` // 1 to 65535.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerAddress) Reset() {
+	*x = ServerAddress{}
+	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerAddress) ProtoMessage() {}
+
+func (x *ServerAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerAddress.ProtoReflect.Descriptor instead.
+func (*ServerAddress) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ServerAddress) GetIp() []byte {
+	if x != nil {
+		return x.Ip
+	}
+	return nil
+}
+
+func (x *ServerAddress) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // NodeRoute says where the Pods of a node are: the node itself among them. It is
 // what a node's Pod network is made of where Weir makes it, and decides nothing.
 type NodeRoute struct {
@@ -629,7 +705,7 @@ type NodeRoute struct {
 
 func (x *NodeRoute) Reset() {
 	*x = NodeRoute{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +717,7 @@ func (x *NodeRoute) String() string {
 func (*NodeRoute) ProtoMessage() {}
 
 func (x *NodeRoute) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +730,7 @@ func (x *NodeRoute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRoute.ProtoReflect.Descriptor instead.
 func (*NodeRoute) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeRoute) GetName() string {
@@ -694,7 +770,7 @@ type ClusterService struct {
 
 func (x *ClusterService) Reset() {
 	*x = ClusterService{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +782,7 @@ func (x *ClusterService) String() string {
 func (*ClusterService) ProtoMessage() {}
 
 func (x *ClusterService) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +795,7 @@ func (x *ClusterService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterService.ProtoReflect.Descriptor instead.
 func (*ClusterService) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ClusterService) GetNamespace() string {
@@ -776,7 +852,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +864,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +877,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ServicePort) GetName() string {
@@ -844,7 +920,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +932,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +945,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Backend) GetNamespace() string {
@@ -940,7 +1016,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1028,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1041,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NamedPort) GetName() string {
@@ -1005,7 +1081,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1093,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1106,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Endpoint) GetNamespace() string {
@@ -1092,7 +1168,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1180,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1193,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Member) GetSubject() isMember_Subject {
@@ -1201,7 +1277,7 @@ type PodRef struct {
 
 func (x *PodRef) Reset() {
 	*x = PodRef{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1289,7 @@ func (x *PodRef) String() string {
 func (*PodRef) ProtoMessage() {}
 
 func (x *PodRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1302,7 @@ func (x *PodRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodRef.ProtoReflect.Descriptor instead.
 func (*PodRef) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PodRef) GetNamespace() string {
@@ -1254,7 +1330,7 @@ type IPBlock struct {
 
 func (x *IPBlock) Reset() {
 	*x = IPBlock{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1342,7 @@ func (x *IPBlock) String() string {
 func (*IPBlock) ProtoMessage() {}
 
 func (x *IPBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1355,7 @@ func (x *IPBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPBlock.ProtoReflect.Descriptor instead.
 func (*IPBlock) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IPBlock) GetCidr() *Prefix {
@@ -1307,7 +1383,7 @@ type Prefix struct {
 
 func (x *Prefix) Reset() {
 	*x = Prefix{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1395,7 @@ func (x *Prefix) String() string {
 func (*Prefix) ProtoMessage() {}
 
 func (x *Prefix) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1408,7 @@ func (x *Prefix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prefix.ProtoReflect.Descriptor instead.
 func (*Prefix) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Prefix) GetAddress() []byte {
@@ -1374,13 +1450,14 @@ type Policy struct {
 	// "env=prod,org=a". A policy whose rules depend on the guarded Pod's
 	// Namespace has a part for each. Empty: the policy, but for its parts.
 	Part          string `protobuf:"bytes,13,opt,name=part,proto3" json:"part,omitempty"`
+	AllowLockout  bool   `protobuf:"varint,14,opt,name=allow_lockout,json=allowLockout,proto3" json:"allow_lockout,omitempty"` // Rules of hosts may deny what it takes to steer the node: see NodeFacts.servers.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1469,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1482,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Policy) GetRef() *PolicyRef {
@@ -1499,6 +1576,13 @@ func (x *Policy) GetPart() string {
 	return ""
 }
 
+func (x *Policy) GetAllowLockout() bool {
+	if x != nil {
+		return x.AllowLockout
+	}
+	return false
+}
+
 // Rule of a policy.
 type Rule struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1518,14 +1602,17 @@ type Rule struct {
 	// What clients send to ports of the node's own addresses, before a Service's
 	// translation: the rule is about NodePort Services, and its services name
 	// their ports on nodes. Ingress; peers are blocks or absent.
-	NodePorts     bool `protobuf:"varint,11,opt,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	NodePorts bool `protobuf:"varint,11,opt,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	// What the node's own host receives or sends, and none of what it forwards;
+	// applied-to groups are of Nodes.
+	Host          bool `protobuf:"varint,12,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1624,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1637,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Rule) GetDirection() Direction {
@@ -1630,6 +1717,13 @@ func (x *Rule) GetNodePorts() bool {
 	return false
 }
 
+func (x *Rule) GetHost() bool {
+	if x != nil {
+		return x.Host
+	}
+	return false
+}
+
 // Services is a list of services of which one must match. An empty list
 // matches nothing; it is not an absent list.
 type Services struct {
@@ -1641,7 +1735,7 @@ type Services struct {
 
 func (x *Services) Reset() {
 	*x = Services{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1747,7 @@ func (x *Services) String() string {
 func (*Services) ProtoMessage() {}
 
 func (x *Services) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1760,7 @@ func (x *Services) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Services.ProtoReflect.Descriptor instead.
 func (*Services) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Services) GetServices() []*Service {
@@ -1695,7 +1789,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1801,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1814,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Service) GetProtocol() Protocol {
@@ -1810,7 +1904,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1916,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1929,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Peers) GetGroups() [][]byte {
@@ -1877,7 +1971,7 @@ type ServiceRef struct {
 
 func (x *ServiceRef) Reset() {
 	*x = ServiceRef{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +1983,7 @@ func (x *ServiceRef) String() string {
 func (*ServiceRef) ProtoMessage() {}
 
 func (x *ServiceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +1996,7 @@ func (x *ServiceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRef.ProtoReflect.Descriptor instead.
 func (*ServiceRef) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceRef) GetNamespace() string {
@@ -1929,7 +2023,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2035,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[19]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2048,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Position) GetSources() map[string]uint64 {
@@ -1983,7 +2077,7 @@ type ScopeDelta struct {
 
 func (x *ScopeDelta) Reset() {
 	*x = ScopeDelta{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2089,7 @@ func (x *ScopeDelta) String() string {
 func (*ScopeDelta) ProtoMessage() {}
 
 func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[20]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2102,7 @@ func (x *ScopeDelta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeDelta.ProtoReflect.Descriptor instead.
 func (*ScopeDelta) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ScopeDelta) GetId() []byte {
@@ -2093,7 +2187,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2199,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_state_proto_msgTypes[21]
+	mi := &file_weir_policy_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2212,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_weir_policy_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Cut) GetEpoch() string {
@@ -2201,13 +2295,18 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x05route\x18\x05 \x01(\v2\x19.weir.policy.v1.NodeRouteH\x00R\x05route\x12:\n" +
 	"\aservice\x18\x06 \x01(\v2\x1e.weir.policy.v1.ClusterServiceH\x00R\aservice\x123\n" +
 	"\abackend\x18\a \x01(\v2\x17.weir.policy.v1.BackendH\x00R\abackendB\x06\n" +
-	"\x04body\"\x85\x01\n" +
+	"\x04body\"\xd8\x01\n" +
 	"\tNodeFacts\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x1a\n" +
 	"\bgateways\x18\x03 \x03(\fR\bgateways\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06groups\x18\x05 \x03(\fR\x06groups\"r\n" +
+	"\x06groups\x18\x05 \x03(\fR\x06groups\x127\n" +
+	"\aservers\x18\x06 \x03(\v2\x1d.weir.policy.v1.ServerAddressR\aservers\x12\x18\n" +
+	"\aclients\x18\a \x03(\fR\aclients\"3\n" +
+	"\rServerAddress\x12\x0e\n" +
+	"\x02ip\x18\x01 \x01(\fR\x02ip\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\"r\n" +
 	"\tNodeRoute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\tpod_cidrs\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\bpodCidrs\x12\x1c\n" +
@@ -2258,7 +2357,7 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x06except\x18\x02 \x03(\v2\x16.weir.policy.v1.PrefixR\x06except\":\n" +
 	"\x06Prefix\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\rR\x06length\"\xa1\x03\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\"\xc6\x03\n" +
 	"\x06Policy\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -2276,7 +2375,8 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\rlog_isolation\x18\n" +
 	" \x01(\bR\flogIsolation\x12\x16\n" +
 	"\x06staged\x18\v \x01(\bR\x06staged\x12\x12\n" +
-	"\x04part\x18\r \x01(\tR\x04part\"\x93\x03\n" +
+	"\x04part\x18\r \x01(\tR\x04part\x12#\n" +
+	"\rallow_lockout\x18\x0e \x01(\bR\fallowLockout\"\xa7\x03\n" +
 	"\x04Rule\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12.\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x12\x14\n" +
@@ -2291,7 +2391,8 @@ const file_weir_policy_v1_state_proto_rawDesc = "" +
 	"\x10port_name_groups\x18\n" +
 	" \x03(\fR\x0eportNameGroups\x12\x1d\n" +
 	"\n" +
-	"node_ports\x18\v \x01(\bR\tnodePorts\"?\n" +
+	"node_ports\x18\v \x01(\bR\tnodePorts\x12\x12\n" +
+	"\x04host\x18\f \x01(\bR\x04host\"?\n" +
 	"\bServices\x123\n" +
 	"\bservices\x18\x01 \x03(\v2\x17.weir.policy.v1.ServiceR\bservices\"\x89\x03\n" +
 	"\aService\x124\n" +
@@ -2394,7 +2495,7 @@ func file_weir_policy_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_weir_policy_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_weir_policy_v1_state_proto_goTypes = []any{
 	(Direction)(0),         // 0: weir.policy.v1.Direction
 	(Action)(0),            // 1: weir.policy.v1.Action
@@ -2404,67 +2505,69 @@ var file_weir_policy_v1_state_proto_goTypes = []any{
 	(*PolicyRef)(nil),      // 5: weir.policy.v1.PolicyRef
 	(*Item)(nil),           // 6: weir.policy.v1.Item
 	(*NodeFacts)(nil),      // 7: weir.policy.v1.NodeFacts
-	(*NodeRoute)(nil),      // 8: weir.policy.v1.NodeRoute
-	(*ClusterService)(nil), // 9: weir.policy.v1.ClusterService
-	(*ServicePort)(nil),    // 10: weir.policy.v1.ServicePort
-	(*Backend)(nil),        // 11: weir.policy.v1.Backend
-	(*NamedPort)(nil),      // 12: weir.policy.v1.NamedPort
-	(*Endpoint)(nil),       // 13: weir.policy.v1.Endpoint
-	(*Member)(nil),         // 14: weir.policy.v1.Member
-	(*PodRef)(nil),         // 15: weir.policy.v1.PodRef
-	(*IPBlock)(nil),        // 16: weir.policy.v1.IPBlock
-	(*Prefix)(nil),         // 17: weir.policy.v1.Prefix
-	(*Policy)(nil),         // 18: weir.policy.v1.Policy
-	(*Rule)(nil),           // 19: weir.policy.v1.Rule
-	(*Services)(nil),       // 20: weir.policy.v1.Services
-	(*Service)(nil),        // 21: weir.policy.v1.Service
-	(*Peers)(nil),          // 22: weir.policy.v1.Peers
-	(*ServiceRef)(nil),     // 23: weir.policy.v1.ServiceRef
-	(*Position)(nil),       // 24: weir.policy.v1.Position
-	(*ScopeDelta)(nil),     // 25: weir.policy.v1.ScopeDelta
-	(*Cut)(nil),            // 26: weir.policy.v1.Cut
-	nil,                    // 27: weir.policy.v1.Position.SourcesEntry
+	(*ServerAddress)(nil),  // 8: weir.policy.v1.ServerAddress
+	(*NodeRoute)(nil),      // 9: weir.policy.v1.NodeRoute
+	(*ClusterService)(nil), // 10: weir.policy.v1.ClusterService
+	(*ServicePort)(nil),    // 11: weir.policy.v1.ServicePort
+	(*Backend)(nil),        // 12: weir.policy.v1.Backend
+	(*NamedPort)(nil),      // 13: weir.policy.v1.NamedPort
+	(*Endpoint)(nil),       // 14: weir.policy.v1.Endpoint
+	(*Member)(nil),         // 15: weir.policy.v1.Member
+	(*PodRef)(nil),         // 16: weir.policy.v1.PodRef
+	(*IPBlock)(nil),        // 17: weir.policy.v1.IPBlock
+	(*Prefix)(nil),         // 18: weir.policy.v1.Prefix
+	(*Policy)(nil),         // 19: weir.policy.v1.Policy
+	(*Rule)(nil),           // 20: weir.policy.v1.Rule
+	(*Services)(nil),       // 21: weir.policy.v1.Services
+	(*Service)(nil),        // 22: weir.policy.v1.Service
+	(*Peers)(nil),          // 23: weir.policy.v1.Peers
+	(*ServiceRef)(nil),     // 24: weir.policy.v1.ServiceRef
+	(*Position)(nil),       // 25: weir.policy.v1.Position
+	(*ScopeDelta)(nil),     // 26: weir.policy.v1.ScopeDelta
+	(*Cut)(nil),            // 27: weir.policy.v1.Cut
+	nil,                    // 28: weir.policy.v1.Position.SourcesEntry
 }
 var file_weir_policy_v1_state_proto_depIdxs = []int32{
 	3,  // 0: weir.policy.v1.PolicyRef.kind:type_name -> weir.policy.v1.PolicyKind
 	7,  // 1: weir.policy.v1.Item.node:type_name -> weir.policy.v1.NodeFacts
-	13, // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
-	18, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
-	14, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
-	8,  // 5: weir.policy.v1.Item.route:type_name -> weir.policy.v1.NodeRoute
-	9,  // 6: weir.policy.v1.Item.service:type_name -> weir.policy.v1.ClusterService
-	11, // 7: weir.policy.v1.Item.backend:type_name -> weir.policy.v1.Backend
-	17, // 8: weir.policy.v1.NodeRoute.pod_cidrs:type_name -> weir.policy.v1.Prefix
-	10, // 9: weir.policy.v1.ClusterService.ports:type_name -> weir.policy.v1.ServicePort
-	2,  // 10: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
-	10, // 11: weir.policy.v1.Backend.ports:type_name -> weir.policy.v1.ServicePort
-	2,  // 12: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
-	12, // 13: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
-	15, // 14: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
-	16, // 15: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
-	12, // 16: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
-	17, // 17: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
-	17, // 18: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
-	5,  // 19: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
-	19, // 20: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
-	0,  // 21: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
-	1,  // 22: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
-	20, // 23: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
-	22, // 24: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
-	21, // 25: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
-	2,  // 26: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
-	16, // 27: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
-	23, // 28: weir.policy.v1.Peers.services:type_name -> weir.policy.v1.ServiceRef
-	27, // 29: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
-	4,  // 30: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
-	6,  // 31: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
-	24, // 32: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
-	25, // 33: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	14, // 2: weir.policy.v1.Item.endpoint:type_name -> weir.policy.v1.Endpoint
+	19, // 3: weir.policy.v1.Item.policy:type_name -> weir.policy.v1.Policy
+	15, // 4: weir.policy.v1.Item.member:type_name -> weir.policy.v1.Member
+	9,  // 5: weir.policy.v1.Item.route:type_name -> weir.policy.v1.NodeRoute
+	10, // 6: weir.policy.v1.Item.service:type_name -> weir.policy.v1.ClusterService
+	12, // 7: weir.policy.v1.Item.backend:type_name -> weir.policy.v1.Backend
+	8,  // 8: weir.policy.v1.NodeFacts.servers:type_name -> weir.policy.v1.ServerAddress
+	18, // 9: weir.policy.v1.NodeRoute.pod_cidrs:type_name -> weir.policy.v1.Prefix
+	11, // 10: weir.policy.v1.ClusterService.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 11: weir.policy.v1.ServicePort.protocol:type_name -> weir.policy.v1.Protocol
+	11, // 12: weir.policy.v1.Backend.ports:type_name -> weir.policy.v1.ServicePort
+	2,  // 13: weir.policy.v1.NamedPort.protocol:type_name -> weir.policy.v1.Protocol
+	13, // 14: weir.policy.v1.Endpoint.ports:type_name -> weir.policy.v1.NamedPort
+	16, // 15: weir.policy.v1.Member.pod:type_name -> weir.policy.v1.PodRef
+	17, // 16: weir.policy.v1.Member.block:type_name -> weir.policy.v1.IPBlock
+	13, // 17: weir.policy.v1.Member.ports:type_name -> weir.policy.v1.NamedPort
+	18, // 18: weir.policy.v1.IPBlock.cidr:type_name -> weir.policy.v1.Prefix
+	18, // 19: weir.policy.v1.IPBlock.except:type_name -> weir.policy.v1.Prefix
+	5,  // 20: weir.policy.v1.Policy.ref:type_name -> weir.policy.v1.PolicyRef
+	20, // 21: weir.policy.v1.Policy.rules:type_name -> weir.policy.v1.Rule
+	0,  // 22: weir.policy.v1.Rule.direction:type_name -> weir.policy.v1.Direction
+	1,  // 23: weir.policy.v1.Rule.action:type_name -> weir.policy.v1.Action
+	21, // 24: weir.policy.v1.Rule.services:type_name -> weir.policy.v1.Services
+	23, // 25: weir.policy.v1.Rule.peers:type_name -> weir.policy.v1.Peers
+	22, // 26: weir.policy.v1.Services.services:type_name -> weir.policy.v1.Service
+	2,  // 27: weir.policy.v1.Service.protocol:type_name -> weir.policy.v1.Protocol
+	17, // 28: weir.policy.v1.Peers.blocks:type_name -> weir.policy.v1.IPBlock
+	24, // 29: weir.policy.v1.Peers.services:type_name -> weir.policy.v1.ServiceRef
+	28, // 30: weir.policy.v1.Position.sources:type_name -> weir.policy.v1.Position.SourcesEntry
+	4,  // 31: weir.policy.v1.ScopeDelta.kind:type_name -> weir.policy.v1.ScopeKind
+	6,  // 32: weir.policy.v1.ScopeDelta.upserts:type_name -> weir.policy.v1.Item
+	25, // 33: weir.policy.v1.Cut.position:type_name -> weir.policy.v1.Position
+	26, // 34: weir.policy.v1.Cut.scopes:type_name -> weir.policy.v1.ScopeDelta
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_state_proto_init() }
@@ -2481,19 +2584,19 @@ func file_weir_policy_v1_state_proto_init() {
 		(*Item_Service)(nil),
 		(*Item_Backend)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[9].OneofWrappers = []any{
+	file_weir_policy_v1_state_proto_msgTypes[10].OneofWrappers = []any{
 		(*Member_Pod)(nil),
 		(*Member_Node)(nil),
 		(*Member_Block)(nil),
 	}
-	file_weir_policy_v1_state_proto_msgTypes[16].OneofWrappers = []any{}
+	file_weir_policy_v1_state_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_state_proto_rawDesc), len(file_weir_policy_v1_state_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
