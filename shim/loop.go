@@ -120,6 +120,7 @@ type loop struct {
 	uncounted   string                        // Why counters could not be read, as it was logged.
 	spoofLosses packetlog.Losses              // Of reports of what was forged.
 	spoofs      spoofCounts
+	casts       casts
 }
 
 func newLoop(s *Shim, sw Switch, h Holder) *loop {

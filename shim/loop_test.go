@@ -288,7 +288,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
 	s.loop.former, s.loop.complete, s.loop.config, s.loop.cache = assignment, restored, cfg.compiler(), restoreNames(&cfg)
-	s.names = newNames(s)
+	s.names, s.multicast = newNames(s), newMulticast(s)
 	return s
 }
 

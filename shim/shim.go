@@ -54,6 +54,8 @@ type Shim struct {
 	pods  *pods // Nil: neither a Pod network nor CNI is asked for.
 	host  *hostPolicies
 	names *names
+
+	multicast *multicast
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -93,7 +95,7 @@ func New(cfg Config) (*Shim, error) {
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
 	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, restoreNames(&cfg)
-	s.names = newNames(s)
+	s.names, s.multicast = newNames(s), newMulticast(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
 	s.counts.host = s.host.counts
@@ -118,7 +120,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -149,6 +151,7 @@ func (s *Shim) Run(ctx context.Context) error {
 	g.Go(func() error { defer stopBridge(); return s.loop.run(ctx) })
 	g.Go(func() error { return s.probes.run(ctx, s.bridge.PacketIns(pipeline.WatchController)) })
 	g.Go(func() error { return s.names.run(ctx, s.bridge.PacketIns(pipeline.NameController)) })
+	g.Go(func() error { return s.multicast.run(ctx, s.bridge.PacketIns(pipeline.MulticastController)) })
 	g.Go(func() error { return s.client.Run(ctx, s) })
 	g.Go(func() error { return s.answer(ctx) })
 	if s.token != nil {
@@ -306,6 +309,8 @@ type metrics struct {
 
 	rejected *prometheus.CounterVec
 	names    *prometheus.CounterVec
+	igmp     *prometheus.CounterVec
+	queries  *prometheus.CounterVec
 
 	spoofed   *prometheus.CounterVec
 	strangers prometheus.Counter
@@ -332,6 +337,10 @@ func newMetrics() *metrics {
 			Help: "Packets that Reject rules dropped, by what became of the answer."}, []string{"answer"}),
 		names: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_dns_answers_total",
 			Help: "Answers of DNS servers to Pods whose policies name hosts, by what became of them."}, []string{"outcome"}),
+		igmp: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_igmp_messages_total",
+			Help: "Messages of IGMP that Pods sent, by what became of them."}, []string{"outcome"}),
+		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_igmp_queries_total",
+			Help: "Queries of IGMP to Pods, by what became of them."}, []string{"outcome"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
@@ -340,7 +349,7 @@ func newMetrics() *metrics {
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
 

@@ -222,8 +222,8 @@ func checkService(s *policyv1.Service) error {
 		return fmt.Errorf("service with a port range that ends before it begins")
 	case !ported && (s.GetPort() != 0 || s.GetSourcePort() != 0 || s.GetPortName() != ""):
 		return fmt.Errorf("service of protocol %v with a port", proto)
-	case proto == policyv1.Protocol_PROTOCOL_IGMP:
-		return fmt.Errorf("protocol IGMP is not supported yet")
+	case proto == policyv1.Protocol_PROTOCOL_IGMP && (s.GetIgmpType() > 255 || len(s.GetGroupAddress()) != 0 && len(s.GetGroupAddress()) != 4):
+		return fmt.Errorf("service of IGMP type %d, for a group of %d bytes", s.GetIgmpType(), len(s.GetGroupAddress()))
 	case s.GetIcmpType() > 255 || s.GetIcmpCode() > 255:
 		return fmt.Errorf("service with an ICMP type or code above 255")
 	}

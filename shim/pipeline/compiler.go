@@ -86,6 +86,7 @@ type Compiler struct {
 	revision uint64                                  // Of the last Update that changed what reports may mean. Zero: there was none.
 	history  history
 	naming   naming
+	casting  casting
 	sharing  *Sharing              // Nil: the bridge is ours alone.
 	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up, with its key.
@@ -145,6 +146,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		blocks:       make(map[storage.ScopeID]map[string]struct{}),
 		history:      newHistory(),
 		naming:       newNaming(),
+		casting:      newCasting(),
 		gaveUp:       make(map[netip.Addr]string),
 		services:     make(map[serviceName]*service),
 		servicePorts: make(map[uint32]*servicePort),
@@ -224,6 +226,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.takeNamed()
 	c.assess()
 	c.watchNames(len(changed) > 0)
+	c.cast()
 	c.passOn()
 	c.settleForms()
 	c.forgetPlaces()

@@ -45,6 +45,7 @@ const (
 	TableServiceReply    = 37 // Gives SCTP's replies the Service's address, learned; comes back.
 	TableServiceAffinity = 38 // Endpoints that clients are held to, learned; comes back.
 	TableNameAnswer      = 39 // Holds DNS answers until what they say is in force: see names.go.
+	TableMulticast       = 40 // One copy for each member of a group: see multicast.go.
 )
 
 var tableNames = map[uint8]string{
@@ -84,6 +85,7 @@ var tableNames = map[uint8]string{
 	TableServiceReply:    "ServiceReply",
 	TableServiceAffinity: "ServiceAffinity",
 	TableNameAnswer:      "NameAnswer",
+	TableMulticast:       "Multicast",
 }
 
 // TableName is a table's name, as audit lines have it.
@@ -194,6 +196,7 @@ const (
 	KindLearned   CookieKind = 12 // Learned from a client's packet, for some time. Id: of a Service's port.
 	KindNames     CookieKind = 13 // Watches DNS. Id: OpenFlow port.
 	KindLease     CookieKind = 14 // Has DNS answers held, as long as somebody sees to it. Id: 0.
+	KindMulticast CookieKind = 15 // Forwards to the members of a group. Id: the group.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {

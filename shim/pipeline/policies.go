@@ -136,6 +136,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 		c.uninstall(former)
 		c.went(former)
 		c.setNaming(former, false)
+		delete(c.casting.policies, former)
 		if delete(c.policies[t.scope], t.key); len(c.policies[t.scope]) == 0 {
 			delete(c.policies, t.scope)
 		}
@@ -151,6 +152,7 @@ func (c *Compiler) setPolicies(policies []touchedPolicy) {
 		c.enter(t.next)
 		c.came(t.next)
 		c.setNaming(t.next, true)
+		c.setCasting(t.next)
 	}
 	rose := c.settle(enforced)
 	for _, t := range policies {

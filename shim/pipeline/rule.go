@@ -74,6 +74,7 @@ type content struct {
 	names      []string          // Of the peers: domain names, whose addresses are groups of their own, among peers.
 	anyService bool
 	services   []*policyv1.Service // Those that can be matched.
+	messages   []*policyv1.Service // Of IGMP, which no flow matches: see multicast.go.
 }
 
 // rule is one rule of a policy. Its flows are its body's.
@@ -211,6 +212,10 @@ func newRule(p *policy, w *policyv1.Rule) (*rule, error) {
 	for _, s := range w.GetServices().GetServices() {
 		if err := checkService(s); err != nil {
 			note(err)
+			continue
+		}
+		if s.GetProtocol() == policyv1.Protocol_PROTOCOL_IGMP {
+			r.messages = append(r.messages, s)
 			continue
 		}
 		r.services = append(r.services, s)

@@ -6,9 +6,9 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
 
-// Addresses that are nobody's until multicast is forwarded.
+// Addresses that are nobody's: of groups, those that have no member.
 var multicast = []netip.Prefix{
-	netip.MustParsePrefix("224.0.0.0/4"),
+	groupAddresses,
 	netip.MustParsePrefix("255.255.255.255/32"),
 	netip.MustParsePrefix("ff00::/8"),
 }
@@ -122,6 +122,7 @@ func (c *Compiler) staticFlows() {
 			openflow.CT{Commit: true, Zone: zone, Exec: allowed(markAllowed)})
 	}
 	put(TableConntrackCommit, prioMiss, openflow.Drop())
+	c.multicastFlows(put)
 	c.flows.set("", c.Touch())
 	put(TableNameAnswer, prioMiss, actions(openflow.OutputRegister(regOutput)))
 }

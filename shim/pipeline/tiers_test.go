@@ -229,7 +229,7 @@ func TestLimitOfBaseline(t *testing.T) {
 func TestRuleStandsWithoutWhatCannotBeMatched(t *testing.T) {
 	w, c := newTierWorld(t), New(config, Assignment{})
 	p := tier("mixed", 1, drop)
-	p.Rules[0].Services = &policyv1.Services{Services: []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_IGMP}, {Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 80}}}
+	p.Rules[0].Services = &policyv1.Services{Services: []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_IGMP, GroupAddress: []byte{1}}, {Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 80}}}
 	twice := tier("twice", 2, drop)
 	twice.Rules = append(twice.Rules, twice.Rules[0])
 	w.add(p, twice)

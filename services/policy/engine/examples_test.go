@@ -136,7 +136,6 @@ func faultsOf(objects []api.Object, ref api.Ref) (reasons []string) {
 	for _, r := range slices.Concat(p.Ingress, p.Egress) {
 		targets(r.AppliedTo)
 		add(ReasonNotEnforced, r.Layer7)
-		add(ReasonNotEnforced, slices.ContainsFunc(r.Traffic, func(t api.Traffic) bool { return t.Protocol == api.ProtocolIGMP }))
 		for _, peer := range r.Peers {
 			add(ReasonGroupNotFound, missing(peer.Group))
 		}

@@ -69,6 +69,11 @@ func (e *Engine) onHosts(pl *plan, r planRule, hosts []selection, rule string) p
 		pl.fault(ReasonNotEnforced, widens, "%s: the DNS of Nodes is not watched; names of hosts match nothing", rule)
 		r.names = nil
 	}
+	igmp := func(s service) bool { return s.protocol == policyv1.Protocol_PROTOCOL_IGMP }
+	if slices.ContainsFunc(r.services, igmp) {
+		pl.fault(ReasonNotEnforced, widens, "%s: what a Node's own host says by IGMP is not watched; the rule matches nothing of it", rule)
+		r.services = slices.DeleteFunc(slices.Clone(r.services), igmp)
+	}
 	if r.direction != policyv1.Direction_DIRECTION_INGRESS {
 		return r
 	}

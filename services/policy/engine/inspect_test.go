@@ -79,6 +79,8 @@ func TestFaults(t *testing.T) {
 	layer7, igmp := appliedTo(api.Target{PodSelector: matching()}), appliedTo(api.Target{PodSelector: matching()})
 	layer7.Ingress[0].Layer7, layer7.Ingress[0].Action = true, api.ActionAllow
 	igmp.Ingress[0].Traffic = []api.Traffic{{Protocol: api.ProtocolIGMP}}
+	igmpOfNodes := appliedTo(api.Target{NodeSelector: matching()})
+	igmpOfNodes.Ingress[0].Traffic = igmp.Ingress[0].Traffic
 	outOfHosts := appliedTo(api.Target{NodeSelector: matching()})
 	outOfHosts.Egress, outOfHosts.Ingress = hosts.Egress, nil
 	named, outOfNodes := appliedTo(api.Target{NodeSelector: matching()}), toService("s")
@@ -107,8 +109,9 @@ func TestFaults(t *testing.T) {
 		{"toServices of a headless one", toService("headless"), ReasonUnsupportedService, "egress[0] (r): Service x/headless is headless, and never matches", true, 0},
 		{"toServices of a name", toService("external"), ReasonUnsupportedService, "egress[0] (r): Service x/external is a name for another host, and never matches", true, 0},
 		{"layer 7 is dropped", layer7, ReasonNotEnforced, "ingress[0] (r): nodes cannot look into layer 7 yet; what the rule matches is dropped", false, 1},
-		{"IGMP", igmp, ReasonNotEnforced, "ingress[0] (r): nodes do not enforce rules for IGMP yet; they let no multicast through", true, 0},
+		{"IGMP", igmp, "", "", false, 1},
 		{"Nodes", appliedTo(api.Target{NodeSelector: matching()}), "", "", false, 1},
+		{"IGMP of Nodes", igmpOfNodes, ReasonNotEnforced, "ingress[0] (r): what a Node's own host says by IGMP is not watched; the rule matches nothing of it", true, 0},
 		{"domain names for Nodes", outOfHosts, ReasonNotEnforced, "egress[0] (r): the DNS of Nodes is not watched; names of hosts match nothing", true, 0},
 		{"a port's name at Nodes", named, ReasonNotEnforced, "ingress[0] (r): a Node's own ports have no names; write their numbers", true, 0},
 		{"toServices of Nodes", outOfNodes, ReasonNotEnforced, "egress[0] (r): what a Node sends to Services is judged by the endpoint that it reaches; toServices matches nothing", true, 0},

@@ -135,9 +135,6 @@ func (e *Engine) planRule(pl *plan, d policyv1.Direction, index int, from *api.O
 		pl.fault(ReasonNotEnforced, false, "%s: nodes cannot look into layer 7 yet; what the rule matches is dropped", ruleName(d, index, from))
 	}
 	named := r.offerTraffic(from.Traffic)
-	if len(from.Traffic) > 0 && len(r.services) < len(from.Traffic) {
-		pl.fault(ReasonNotEnforced, widens, "%s: nodes do not enforce rules for IGMP yet; they let no multicast through", ruleName(d, index, from))
-	}
 	for i := range from.Peers {
 		e.planPeer(pl, &r, &from.Peers[i], ruleName(d, index, from), widens)
 	}
@@ -170,6 +167,11 @@ func (r *draftRule) offerTraffic(traffic []api.Traffic) (named bool) {
 	}
 	for _, t := range traffic {
 		if t.Protocol == api.ProtocolIGMP {
+			s := service{protocol: policyv1.Protocol_PROTOCOL_IGMP, igmpType: octet(t.IGMPType)}
+			if t.Multicast.IsValid() {
+				s.groupAddress = t.Multicast.AsSlice()
+			}
+			r.services = append(r.services, s)
 			continue
 		}
 		r.services = append(r.services, service{protocol: wireProtocol(t.Protocol), port: uint32(t.Port), endPort: uint32(t.EndPort), portName: t.PortName,

@@ -312,3 +312,40 @@ func (s *State) objects() []api.Object {
 	}
 	return list
 }
+
+// Rules that name IGMP decide on its messages, and nothing else does: a query is
+// from the Pod's own node, a report for the group that it is sent to.
+func TestIGMP(t *testing.T) {
+	acnp := func(spec string) string {
+		return "---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: igmp}\nspec: {priority: 5, appliedTo: [{podSelector: {}}], " + spec + "}\n"
+	}
+	octet := func(n uint8) *uint8 { return &n }
+	const v2, v3 = 0x16, 0x22
+	for _, tc := range []struct {
+		name, policies, flow string
+		typ                  *uint8
+		want                 Verdict
+	}{
+		{"isolation does not deny a report", np("deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`), "shop/client 225.1.2.3 IGMP", octet(v2), Allow},
+		{"nor a query", np("deny", `{podSelector: {}, policyTypes: [Ingress, Egress]}`), "203.0.113.1 shop/client IGMP", nil, Allow},
+		{"nor does a rule for any traffic", acnp("egress: [{action: Drop}], ingress: [{action: Drop}]"), "shop/client 225.1.2.3 IGMP", octet(v2), Allow},
+		{"a report of the type and group", acnp("egress: [{action: Drop, protocols: [{igmp: {igmpType: 0x16, groupAddress: 225.1.2.3}}]}]"), "shop/client 225.1.2.3 IGMP", octet(v2), Drop},
+		{"of another group", acnp("egress: [{action: Drop, protocols: [{igmp: {igmpType: 0x16, groupAddress: 225.1.2.3}}]}]"), "shop/client 225.1.2.4 IGMP", octet(v2), Allow},
+		{"of another type", acnp("egress: [{action: Drop, protocols: [{igmp: {igmpType: 0x16, groupAddress: 225.1.2.3}}]}]"), "shop/client 225.1.2.3 IGMP", octet(v3), Allow},
+		{"every report", acnp("egress: [{action: Drop, protocols: [{igmp: {}}]}]"), "shop/client 225.1.2.4 IGMP", octet(v3), Drop},
+		{"multicast is no IGMP", acnp("egress: [{action: Drop, protocols: [{igmp: {}}]}]"), "shop/client 225.1.2.4 UDP/5000", nil, Allow},
+		{"a block is no rule for IGMP", acnp("egress: [{action: Drop, to: [{ipBlock: {cidr: 225.1.2.3/32}}]}]"), "shop/client 225.1.2.3 IGMP", octet(v2), Allow},
+		{"but for multicast", acnp("egress: [{action: Drop, to: [{ipBlock: {cidr: 225.1.2.3/32}}]}]"), "shop/client 225.1.2.3 UDP/5000", nil, Drop},
+		{"a query", acnp("ingress: [{action: Drop, protocols: [{igmp: {igmpType: 0x11, groupAddress: 224.0.0.1}}]}]"), "203.0.113.1 shop/client IGMP", nil, Drop},
+		{"from the own node", acnp("ingress: [{action: Drop, protocols: [{igmp: {}}]}]"), "node:n1 shop/web IGMP", nil, Drop},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := connect(t, tc.flow)
+			c.ICMPType = tc.typ
+			r, err := load(t, cluster, tc.policies).Evaluate(c)
+			if err != nil || r.Verdict != tc.want {
+				t.Errorf("%s, %v; want %s", r.Verdict, err, tc.want)
+			}
+		})
+	}
+}

@@ -273,7 +273,7 @@ func (q *question) misses(r *orderedRule) string {
 	peer, all := q.fits(func(peer party) bool {
 		return len(r.rule.Peers) == 0 || slices.ContainsFunc(r.rule.Peers, func(p api.Peer) bool { return q.matches(r.policy, p, peer) })
 	}, func(at *api.Pod) bool {
-		return len(r.rule.Traffic) == 0 || slices.ContainsFunc(r.rule.Traffic, func(t api.Traffic) bool { return isTraffic(t, q.flow, at) })
+		return len(r.rule.Traffic) == 0 && q.protocol != api.ProtocolIGMP || slices.ContainsFunc(r.rule.Traffic, func(t api.Traffic) bool { return isTraffic(t, q.flow, at) })
 	})
 	switch {
 	case !peer:

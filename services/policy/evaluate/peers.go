@@ -173,17 +173,20 @@ func matchesName(pattern, name string) bool {
 	return strings.HasSuffix(rest, parts[len(parts)-1])
 }
 
+// allHosts is the group that a query of IGMP is for, whichever Pod gets it.
+var allHosts = netip.AddrFrom4([4]byte{224, 0, 0, 1})
+
 // isTraffic says whether an entry of ports or protocols is the flow's, which is at
-// a Pod; nil for what is none.
+// a Pod; nil for what is none. IGMP is matched by what names it, and by nothing else.
 func isTraffic(t api.Traffic, f *flow, at *api.Pod) bool {
-	if t.Protocol != api.ProtocolAny && t.Protocol != f.protocol {
+	if t.Protocol != f.protocol && (t.Protocol != api.ProtocolAny || f.protocol == api.ProtocolIGMP) {
 		return false
 	}
 	switch t.Protocol {
 	case api.ProtocolICMP:
 		return (t.ICMPType == nil || *t.ICMPType == f.icmpType) && (t.ICMPCode == nil || *t.ICMPCode == f.icmpCode)
 	case api.ProtocolIGMP:
-		return (t.IGMPType == nil || *t.IGMPType == f.icmpType) && (!t.Multicast.IsValid() || t.Multicast == f.to.addr)
+		return (t.IGMPType == nil || *t.IGMPType == f.icmpType) && (!t.Multicast.IsValid() || t.Multicast == f.to.addr || t.Multicast == allHosts && f.to.pod != nil)
 	}
 	if t.SourcePort != 0 && !inRange(t.SourcePort, t.SourceEndPort, f.sourcePort) {
 		return false

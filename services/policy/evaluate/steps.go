@@ -45,17 +45,22 @@ func toItself(q *question) *Decision {
 	return nil
 }
 
-// fromOwnNode allows a Pod to be reached from its own node's host.
+// fromOwnNode allows a Pod to be reached from its own node's host. Queries of IGMP
+// are always from there, and rules decide on them.
 func fromOwnNode(q *question) *Decision {
-	if q.from.node == "" || q.from.node != q.to.pod.Node {
+	if q.protocol == api.ProtocolIGMP || q.from.node == "" || q.from.node != q.to.pod.Node {
 		return nil
 	}
 	return &Decision{Action: Allow, Reason: fmt.Sprintf("%s is the node of %s, and a node's host always reaches its own Pods", q.from, q.to)}
 }
 
 // networkPolicies are the Kubernetes NetworkPolicies: a Pod that at least one
-// of them isolates is let through what at least one of those allows.
+// of them isolates is let through what at least one of those allows. They do not
+// know IGMP.
 func networkPolicies(q *question) *Decision {
+	if q.protocol == api.ProtocolIGMP {
+		return nil
+	}
 	step := q.enter("Kubernetes NetworkPolicies")
 	var isolated []api.Ref
 	var allowed []RuleRef
