@@ -79,15 +79,7 @@ func payload(b, data []byte) []byte {
 	b = append(b[:42:42], data...)
 	binary.BigEndian.PutUint16(b[16:], uint16(28+len(data)))
 	binary.BigEndian.PutUint16(b[38:], uint16(8+len(data)))
-	b[24], b[25] = 0, 0
-	sum := uint32(0)
-	for i := 14; i < 34; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	binary.BigEndian.PutUint16(b[24:], ^uint16(sum))
+	sumHeader(b)
 	return b
 }
 

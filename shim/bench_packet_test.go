@@ -95,6 +95,15 @@ func frame(src, dst [6]byte, from, to [4]byte, sport, dport uint16) []byte {
 	b := append(dst[:], src[:]...)
 	b = append(b, 0x08, 0x00, 0x45, 0, 0, 36, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0)
 	b = append(append(b, from[:]...), to[:]...)
+	sumHeader(b)
+	b = binary.BigEndian.AppendUint16(b, sport)
+	b = binary.BigEndian.AppendUint16(b, dport)
+	return append(b, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) // No checksum, which UDP over IPv4 may do without.
+}
+
+// sumHeader puts the checksum into the IPv4 header of a frame.
+func sumHeader(b []byte) {
+	b[24], b[25] = 0, 0
 	sum := uint32(0)
 	for i := 14; i < 34; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
@@ -103,9 +112,6 @@ func frame(src, dst [6]byte, from, to [4]byte, sport, dport uint16) []byte {
 		sum = sum>>16 + sum&0xffff
 	}
 	binary.BigEndian.PutUint16(b[24:], ^uint16(sum))
-	b = binary.BigEndian.AppendUint16(b, sport)
-	b = binary.BigEndian.AppendUint16(b, dport)
-	return append(b, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) // No checksum, which UDP over IPv4 may do without.
 }
 
 // switchCPU is the CPU time of all threads of ovs-vswitchd: packets, upcalls,
