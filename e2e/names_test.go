@@ -176,6 +176,21 @@ func TestNameOfAHeadlessService(t *testing.T) {
 	outcomes(t, []harness.Probe{to("10.9.1.2", false), to("10.9.2.1", false)}, harness.Drop, harness.Drop)
 }
 
+// That of a Service with a ClusterIP never matches, and the node says so.
+func TestNameOfAClusterIP(t *testing.T) {
+	t.Parallel()
+	requireDataplane(t)
+	n := newNamedHosts(t)
+	set(t, n.c, n.objects, ordered("svc", "client", `egress: [{action: Drop, to: [{fqdn: "web.example"}]}]`), clusterService("web", 1, "ports: [{name: tcp, port: 80}]"),
+		endpoints("web", "{name: tcp, protocol: TCP, port: 80}", entry("default/nginx", ready)))
+	n.set("web.example", vip(1, false).String())
+	n.ask(t, "web.example", vip(1, false).String())
+	outcomes(t, []harness.Probe{{From: n.client, To: vip(1, false), Protocol: api.ProtocolTCP, Port: 80, Answered: true}}, harness.Allow)
+	if log := n.c.Nodes["node-1"].Shim.Tail(); !strings.Contains(log, "stands for a Service") || !strings.Contains(log, "default/web") {
+		t.Errorf("the shim says\n%s", log)
+	}
+}
+
 // An address is let go when its time is over; a connection that uses it lives on.
 func TestNamesHoldForTheirTime(t *testing.T) {
 	t.Parallel()

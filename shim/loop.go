@@ -94,16 +94,17 @@ type loop struct {
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
 	stale      bool
-	settled    bool          // It held that when it was last read back: what differs now, someone else changed.
-	readAt     time.Time     // When it was last read back,
-	readTook   time.Duration // and for how long that kept the loop.
-	unsettled  bool          // Packets may still go by what was there before the last bundle.
-	revision   uint64        // That packets have met for a second and more: see forgetRevisions.
-	cache      *dns.Cache    // What the names that rules write stand for.
-	written    []string      // These names.
-	untold     bool          // What they stand for is not what was told.
-	leased     time.Time     // When the lease was renewed last: see names.go.
-	roomless   string        // Names without room, as they were logged.
+	settled    bool              // It held that when it was last read back: what differs now, someone else changed.
+	readAt     time.Time         // When it was last read back,
+	readTook   time.Duration     // and for how long that kept the loop.
+	unsettled  bool              // Packets may still go by what was there before the last bundle.
+	revision   uint64            // That packets have met for a second and more: see forgetRevisions.
+	cache      *dns.Cache        // What the names that rules write stand for.
+	written    []string          // These names.
+	untold     bool              // What they stand for is not what was told.
+	leased     time.Time         // When the lease was renewed last: see names.go.
+	roomless   string            // Names without room, as they were logged.
+	services   map[string]string // Services that names stand for, as they were logged.
 	unsaved    bool
 	saved      time.Time
 	savedAs    uint64      // Revision.
@@ -126,7 +127,7 @@ type loop struct {
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), holdTimer: timer,
+	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
 		unsettled: true, // A former shim may have ended right after a bundle.
 		counts:    s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
 }

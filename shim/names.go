@@ -239,6 +239,7 @@ func (l *loop) bringNames(ctx context.Context, changes []dns.Change) {
 	if l.compiler == nil {
 		return // It begins with all.
 	}
+	l.warnOfServices(changes)
 	l.compiler.SetNamed(named(changes))
 	change, err := l.compiler.Update(nil, nil, l.usable()) // With no policies touched it refuses none.
 	if err == nil {
@@ -246,6 +247,18 @@ func (l *loop) bringNames(ctx context.Context, changes []dns.Change) {
 	}
 	if err != nil {
 		l.failed(err)
+	}
+}
+
+// warnOfServices says, once each, which names stand for Services: they match nothing.
+func (l *loop) warnOfServices(changes []dns.Change) {
+	for _, c := range changes {
+		service := l.compiler.ClusterIP(c.Addr)
+		if said := l.services[c.Name]; c.Gone || service == "" || service == said {
+			continue
+		}
+		l.services[c.Name] = service
+		l.shim.logger.Warn("a name of a policy stands for a Service, whose traffic is judged by the endpoint that it reaches: use toServices, or selectors of its Pods", "fqdn", c.Name, "service", service)
 	}
 }
 

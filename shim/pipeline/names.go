@@ -58,10 +58,11 @@ type Named struct {
 
 // naming is what is known of the names that rules have.
 type naming struct {
-	rules    map[string]int       // Policies that have a name, by name.
-	policies map[*policy]struct{} // That name hosts.
-	told     []Named              // Since the last Update.
-	full     []string             // Names that stand for more hosts than are kept.
+	rules    map[string]int             // Policies that have a name, by name.
+	policies map[*policy]struct{}       // That name hosts.
+	told     []Named                    // Since the last Update.
+	full     []string                   // Names that stand for more hosts than are kept.
+	vips     map[netip.Addr]serviceName // ClusterIPs. Nil: they are to be looked up anew.
 	watched  map[uint32][]openflow.FlowKey
 	from     []resolver // Whose flows are there.
 	begun    bool
@@ -120,6 +121,27 @@ func (c *Compiler) full(r *rule) (out []string) {
 		}
 	}
 	return out
+}
+
+// ClusterIP is the Service that an address is the ClusterIP of, NAMESPACE/NAME; empty
+// where it is none. What is sent to one is judged by the endpoint that it reaches.
+func (c *Compiler) ClusterIP(a netip.Addr) string {
+	if c.naming.vips == nil {
+		c.naming.vips = make(map[netip.Addr]serviceName)
+		for name, s := range c.services {
+			if s.wire == nil {
+				continue
+			}
+			for _, vip := range s.vips() {
+				c.naming.vips[vip] = name
+			}
+		}
+	}
+	name, is := c.naming.vips[a]
+	if !is || !a.IsValid() {
+		return ""
+	}
+	return name.namespace + "/" + name.name
 }
 
 func (c *Compiler) takeNamed() {
@@ -182,6 +204,9 @@ func (c *Compiler) resolvers() []resolver {
 // that.
 func (c *Compiler) watchNames(services bool) {
 	n := &c.naming
+	if services {
+		n.vips = nil
+	}
 	if n.begun && !c.history.changed && !services || len(n.policies) == 0 && len(n.watched) == 0 {
 		return
 	}

@@ -402,6 +402,9 @@ func TestRulesThatNameServices(t *testing.T) {
 	check("no Service", 0)
 	w.put(serviceItem(s))
 	check("one port", 1)
+	if got := c.ClusterIP(netip.MustParseAddr("10.96.0.1")); got != s.Namespace+"/"+s.Name || c.ClusterIP(netip.MustParseAddr("10.96.0.77")) != "" {
+		t.Errorf("the ClusterIP is that of %q", got)
+	}
 	s.Ports = append(s.Ports, &policyv1.ServicePort{Name: "https", Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 443})
 	w.put(serviceItem(s))
 	check("two ports", 2)
@@ -430,6 +433,9 @@ func TestRulesThatNameServices(t *testing.T) {
 	}
 	w.remove(serviceItem(s))
 	check("no Service any more", 0)
+	if got := c.ClusterIP(netip.MustParseAddr("10.96.0.1")); got != "" {
+		t.Errorf("the ClusterIP is still that of %q", got)
+	}
 }
 
 // A ClusterIP that goes from one Service to another is balanced for that, whichever
