@@ -64,10 +64,14 @@ func newNames(s *Shim) *names {
 
 // run looks at DNS packets until the context ends.
 func (n *names) run(ctx context.Context, packets <-chan openflow.PacketIn) error {
+	minute := time.NewTicker(time.Minute)
+	defer minute.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case now := <-minute.C:
+			n.talks.Expire(now)
 		case p := <-packets:
 			n.packetIn(ctx, p, time.Now())
 		}

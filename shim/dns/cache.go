@@ -137,9 +137,6 @@ func (c *Cache) fit(at, name string) (changes []Change) {
 	return changes
 }
 
-// Wants says whether a policy has a name that a host's fits.
-func (c *Cache) Wants(at string) bool { return len(c.fitting(at)) > 0 }
-
 // Learn takes in what was heard at a time. An error says that there was no room
 // for a host that policies name.
 func (c *Cache) Learn(now time.Time, heard Heard) (changes []Change, err error) {

@@ -187,6 +187,12 @@ func TestManyQuestions(t *testing.T) {
 		t.Error("another's answer is not learned")
 	}
 	must(t, talks.Query(start.Add(time.Minute), 1, late)) // The others are old.
+	if talks.Expire(start.Add(time.Minute)); len(talks.ports) != 1 || len(talks.ports[1].questions) != 1 {
+		t.Errorf("of %d ports questions are kept", len(talks.ports))
+	}
+	if talks.Expire(start.Add(time.Hour)); len(talks.ports) != 0 {
+		t.Errorf("of %d ports questions are kept in the end", len(talks.ports))
+	}
 }
 
 // Messages are put together of segments, which may come twice.

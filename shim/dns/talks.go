@@ -12,7 +12,8 @@ import (
 const (
 	questionsMost = 1024
 	streamsMost   = 64
-	patience      = 30 * time.Second // For an answer, or for more of a connection.
+	patience      = 30 * time.Second // For an answer.
+	idleMost      = 10 * time.Minute // Of a connection.
 )
 
 // Why nothing is learned of a packet.
@@ -54,8 +55,14 @@ type exchange struct {
 // NewTalks returns none.
 func NewTalks() *Talks { return &Talks{ports: make(map[uint32]*talk)} }
 
-// Forget forgets what a port asked.
-func (t *Talks) Forget(port uint32) { delete(t.ports, port) }
+// Expire forgets what nobody waits for any more.
+func (t *Talks) Expire(now time.Time) {
+	for port, of := range t.ports {
+		if of.expire(now); len(of.questions) == 0 && len(of.streams) == 0 {
+			delete(t.ports, port)
+		}
+	}
+}
 
 // Query takes in a frame that a port's Pod sends to a server.
 func (t *Talks) Query(now time.Time, port uint32, frame []byte) error {
@@ -153,6 +160,11 @@ func (of *talk) expire(now time.Time) {
 	for q, since := range of.questions {
 		if now.Sub(since) > patience {
 			delete(of.questions, q)
+		}
+	}
+	for with, x := range of.streams {
+		if now.Sub(x.last) > idleMost {
+			delete(of.streams, with)
 		}
 	}
 }

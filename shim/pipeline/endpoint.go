@@ -140,6 +140,7 @@ func (c *Compiler) detach(ep *endpoint) {
 // setPort takes over which endpoint a port is; nil for none.
 func (c *Compiler) setPort(ofport uint32, ep *endpoint) {
 	remember(c, c.history.ports, ofport, c.ports[ofport])
+	c.naming.stale = true
 	if ep == nil {
 		delete(c.ports, ofport)
 	} else {

@@ -65,7 +65,7 @@ type naming struct {
 	vips     map[netip.Addr]serviceName // ClusterIPs. Nil: they are to be looked up anew.
 	watched  map[uint32][]openflow.FlowKey
 	from     []resolver // Whose flows are there.
-	begun    bool
+	stale    bool       // Ports, or policies that name hosts, are others than those that are watched.
 }
 
 // resolver is a DNS server's address, as packets to it or from it have it.
@@ -94,6 +94,7 @@ func (c *Compiler) setNaming(p *policy, is bool) {
 			if c.naming.rules[name] += delta; c.naming.rules[name] == 0 {
 				delete(c.naming.rules, name)
 			}
+			c.naming.stale = true
 			if is {
 				c.naming.policies[p] = struct{}{}
 			} else {
@@ -207,10 +208,10 @@ func (c *Compiler) watchNames(services bool) {
 	if services {
 		n.vips = nil
 	}
-	if n.begun && !c.history.changed && !services || len(n.policies) == 0 && len(n.watched) == 0 {
+	if !n.stale && !services || len(n.policies) == 0 && len(n.watched) == 0 {
 		return
 	}
-	n.begun = true
+	n.stale = false
 	from := c.resolvers()
 	anew := !slices.Equal(from, n.from)
 	n.from = from
