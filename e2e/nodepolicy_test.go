@@ -3,8 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -61,16 +59,15 @@ func guardedNodes() string {
 	return b.String()
 }
 
-// example is one of the reference's.
-func example(t *testing.T, name string) string {
-	t.Helper()
-	dir := os.Getenv("WEIR_EXAMPLES_DIR")
-	if dir == "" {
-		t.Skip("WEIR_EXAMPLES_DIR names no examples")
-	}
-	text, err := os.ReadFile(filepath.Join(dir, name))
-	must(t, err)
-	return "---\n" + string(text) + "\n"
+// forNodes is a policy for Nodes with a label, written as the reference's examples are
+// where these are not at hand.
+func forNodes(name, tier, key, value, rules string) string {
+	return fmt.Sprintf(`---
+apiVersion: crd.antrea.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: %s}
+spec: {tier: %s, priority: 5, appliedTo: [{nodeSelector: {matchLabels: {kubernetes.io/%s: %s}}}], %s}
+`, name, tier, key, value, rules)
 }
 
 // end is where a probe begins or ends: a node, a Pod or a host beyond.
@@ -126,7 +123,9 @@ func TestExamplesOfNodePolicies(t *testing.T) {
 	control, worker, spare := controlNode, workerNode, spareNode
 
 	t.Run("ingress restricted to a block, with labels", func(t *testing.T) {
-		set(t, c, guardedNodes(), example(t, "45-restrict-http-to-node.yaml"))
+		set(t, c, guardedNodes(), reference(t, "45-restrict-http-to-node.yaml", forNodes("restrict-http-to-node", "application", "hostname", control,
+			"ingress: [{name: near, action: Allow, from: [{ipBlock: {cidr: 10.10.0.0/16}}], ports: [{protocol: TCP, port: 80}], enableLogging: true, logLabel: allow-http}, "+
+				"{name: far, action: Drop, ports: [{protocol: TCP, port: 80}], enableLogging: true, logLabel: default-drop-others}]")))
 		meets(t, c, "10.10.0.7 "+control+" 80 allow", "192.168.240.9 "+control+" 80 drop", worker+" "+control+" 80 drop", worker+" 2001:db8:240::200 80 drop", "default/on-worker "+control+" 80 drop",
 			"192.168.240.9 "+control+" 81 allow", "192.168.240.9 "+worker+" 80 allow", "192.168.240.9 10.20.0.2 80 allow", control+" "+worker+" 80 allow")
 		text := table(t, c.Nodes[control])
@@ -149,16 +148,19 @@ func TestExamplesOfNodePolicies(t *testing.T) {
 		}
 	})
 	t.Run("egress to a Node and to blocks", func(t *testing.T) {
-		set(t, c, guardedNodes(), example(t, "46-egress-drop-node-to-node.yaml"))
+		set(t, c, guardedNodes(), reference(t, "46-egress-drop-node-to-node.yaml", forNodes("no-ssh", "application", "hostname", control,
+			"egress: [{name: ssh, action: Drop, to: [{nodeSelector: {matchLabels: {kubernetes.io/hostname: "+worker+"}}}, {ipBlock: {cidr: 192.168.77.0/24}}, {ipBlock: {cidr: 10.10.0.0/24}}], ports: [{protocol: TCP, port: 22}]}]")))
 		meets(t, c, control+" "+worker+" 22 drop", control+" 2001:db8:240::201 22 drop", control+" 192.168.77.9 22 drop", control+" 10.10.0.7 22 drop",
 			control+" "+spare+" 22 allow", control+" "+worker+" 80 allow", worker+" "+control+" 22 allow", spare+" "+worker+" 22 allow", "default/on-control "+worker+" 22 allow", "default/on-control 192.168.77.9 22 allow")
 	})
 	t.Run("egress of all Nodes", func(t *testing.T) {
-		set(t, c, guardedNodes(), example(t, "13-acnp-node-egress-traffic-drop.yaml"))
+		set(t, c, guardedNodes(), reference(t, "13-acnp-node-egress-traffic-drop.yaml", forNodes("out", "securityops", "os", "linux",
+			"egress: [{name: http, action: Drop, to: [{ipBlock: {cidr: 192.168.1.0/24}}], ports: [{protocol: TCP, port: 80}]}]")))
 		meets(t, c, control+" 192.168.1.9 80 drop", spare+" 192.168.1.9 80 drop", control+" 192.168.1.9 81 allow", control+" 192.168.77.9 80 allow", "default/on-control 192.168.1.9 80 allow", "192.168.1.9 "+control+" 80 allow")
 	})
 	t.Run("ingress of all Nodes", func(t *testing.T) {
-		set(t, c, guardedNodes(), example(t, "14-acnp-node-ingress-traffic-drop.yaml"))
+		set(t, c, guardedNodes(), reference(t, "14-acnp-node-ingress-traffic-drop.yaml", forNodes("in", "securityops", "os", "linux",
+			"ingress: [{name: ssh, action: Drop, from: [{ipBlock: {cidr: 192.168.1.0/24}}], ports: [{protocol: TCP, port: 22}]}]")))
 		meets(t, c, "192.168.1.9 "+control+" 22 drop", "192.168.1.9 "+spare+" 22 drop", "192.168.1.9 "+control+" 80 allow", "192.168.77.9 "+control+" 22 allow", "192.168.1.9 10.20.1.2 22 allow", control+" 192.168.1.9 22 allow")
 	})
 	set(t, c, guardedNodes())

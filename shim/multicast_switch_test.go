@@ -16,9 +16,6 @@ import (
 // Open vSwitch brings one packet to as many members as a group may have, each of
 // them judged by both worlds, within what it lets one packet do.
 func TestGroupOfManyMembers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it needs many devices")
-	}
 	ovstest.Require(t)
 	n := newBenchNode(t, igmp.PortsOfGroup+1)
 	judged := rejecting("staged", "none", true, false)
