@@ -242,9 +242,14 @@ func (s *schemas) testExplained(t *testing.T) {
 		"nodeendpoints.endpoints.ips":   "Addresses of the Pod",
 		"acnp.status.conditions.reason": "Why, in one word",
 	} {
-		if got := s.kubectl(t, "", "explain", path); !strings.Contains(strings.Join(strings.Fields(got), " "), want) {
-			t.Errorf("explain %s does not say %q:\n%s", path, want, got)
-		}
+		// The API server publishes the schema of a kind some time after it serves the kind.
+		eventually(t, func() error {
+			got, err := s.kube.Kubectl(t.Context(), nil, "explain", path)
+			if err == nil && !strings.Contains(strings.Join(strings.Fields(got), " "), want) {
+				err = fmt.Errorf("explain %s does not say %q:\n%s", path, want, got)
+			}
+			return err
+		})
 	}
 }
 
