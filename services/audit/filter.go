@@ -79,7 +79,7 @@ func (m *matcher) matches(node string, e *record.Event) bool {
 	if f.GetNode() != "" && f.GetNode() != node {
 		return false
 	}
-	if e.IsLoss {
+	if e.Kind == record.KindLoss {
 		return f.GetLosses() && !f.GetStaged() && m.within(e.Loss.To)
 	}
 	p := &e.Packet

@@ -34,11 +34,13 @@ var (
 	errEmpty   = errors.New("batch: no events")
 	errMany    = fmt.Errorf("batch: more than %d events", maxBatchEvents)
 	errFirst   = errors.New("batch: first_sequence: sequence numbers begin with one and do not wrap")
-	errStage   = errors.New("loss: stage: losses in transport are stated by the collector")
+	errStage   = errors.New("loss: stage: losses in transport, and damage, are stated by the collector")
+	errStated  = errors.New("changes, tests and context are stated by collectors, and not taken from nodes")
 )
 
-// parseRequest reads and checks a request. It is as strict as record.Decoder.
-func parseRequest(b []byte) (request, error) {
+// parseRequest reads and checks a request. It is as strict as record.Decoder. What
+// collectors state is taken from collectors alone.
+func parseRequest(b []byte, fromCollector bool) (request, error) {
 	var r request
 	found := false
 	for len(b) > 0 {
@@ -60,7 +62,7 @@ func parseRequest(b []byte) (request, error) {
 		if num == 1 {
 			r.hello, err = parseHello(data)
 		} else {
-			err = r.parseBatch(data)
+			err = r.parseBatch(data, fromCollector)
 		}
 		if err != nil {
 			return request{}, err
@@ -107,7 +109,7 @@ func parseHello(b []byte) (*auditv1.ReportHello, error) {
 	return h, nil
 }
 
-func (r *request) parseBatch(b []byte) error {
+func (r *request) parseBatch(b []byte, fromCollector bool) error {
 	var check record.Decoder
 	var event record.Event
 	hadFirst := false
@@ -146,11 +148,19 @@ func (r *request) parseBatch(b []byte) error {
 			return fmt.Errorf("batch: events[%d]: %w", len(r.events), err)
 		}
 		e := eventlog.Event{Data: data}
-		if event.IsLoss {
-			if event.Loss.Stage == auditv1.LossStage_LOSS_STAGE_TRANSPORT {
+		switch event.Kind {
+		case record.KindLoss:
+			if s := event.Loss.Stage; s == auditv1.LossStage_LOSS_STAGE_TRANSPORT || s == auditv1.LossStage_LOSS_STAGE_DAMAGED {
 				return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStage)
 			}
 			e.Stage, e.Lost = event.Loss.Stage, event.Loss.Count
+		case record.KindChange, record.KindTest:
+			if !fromCollector {
+				return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
+			}
+		}
+		if event.HasContext && !fromCollector {
+			return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
 		}
 		if r.events == nil {
 			r.events = make([]eventlog.Event, 0, min(1+len(b)/max(1, len(data)), 1024))
