@@ -294,7 +294,7 @@ func TestMalformed(t *testing.T) {
 		want string
 	}{
 		"address":      {batch(1, drop(1), spoilt(func(p *auditv1.PacketEvent) { p.SourceIp = []byte{1, 2, 3} })), "events[1]: packet: source_ip"},
-		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet nor a loss"},
+		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet, a loss, a change nor a test"},
 		"empty":        {batch(1), "no events"},
 		"zero":         {batch(0, drop(1)), "first_sequence"},
 		"wrap":         {batch(^uint64(0), drop(1), drop(2)), "first_sequence"},
