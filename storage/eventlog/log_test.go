@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -419,5 +420,22 @@ func TestCursors(t *testing.T) {
 	}
 	if v, _ := c.Load("other"); v != 0 {
 		t.Error("cursors are mixed up")
+	}
+	if err := c.StoreState("other", 9, []byte("what belongs to it")); err != nil {
+		t.Fatal(err)
+	}
+	if v, state, err := c.LoadState("other"); v != 9 || string(state) != "what belongs to it" || err != nil {
+		t.Error(v, string(state), err)
+	}
+	b, err := os.ReadFile(c.path("other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[12] ^= 1
+	if err := os.WriteFile(c.path("other"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.LoadState("other"); err == nil || !strings.Contains(err.Error(), "cursor of other") || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a damaged state: %v", err)
 	}
 }

@@ -173,16 +173,21 @@ func (d *Dedup) emitAlone(r *Record, overflow bool) {
 	d.cfg.Emit(&d.scratch)
 }
 
-// advance carries the node's time forward and ends the windows that it passes.
-func (d *Dedup) advance(r *Record) *nodeTime {
+func (d *Dedup) nodeOf(name string) *nodeTime {
 	n := d.node
-	if n == nil || n.name != r.Node {
-		if n = d.nodes[r.Node]; n == nil {
-			n = &nodeTime{name: r.Node, order: list{none, none}}
-			d.nodes[r.Node] = n
+	if n == nil || n.name != name {
+		if n = d.nodes[name]; n == nil {
+			n = &nodeTime{name: name, order: list{none, none}}
+			d.nodes[name] = n
 		}
 		d.node = n
 	}
+	return n
+}
+
+// advance carries the node's time forward and ends the windows that it passes.
+func (d *Dedup) advance(r *Record) *nodeTime {
+	n := d.nodeOf(r.Node)
 	if t := r.Packet.First; t.After(n.now) || n.now.Sub(t) > clockSlack {
 		n.now = t
 		for n.order.head != none && !d.windows[n.order.head].end.After(t) {
