@@ -3,7 +3,6 @@ package facts
 import (
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/audit/record"
+	"github.com/weirnet/weir/services/audit/trail"
 )
 
 // Defaults of Config.
@@ -119,7 +119,7 @@ func (f *Facts) Apply(c *policyv1.ObjectChange) {
 		s := o.Service
 		f.putLocked(object{kindService, s.GetNamespace(), s.GetName()}, c, s.GetIps(), s.GetNamespace()+"/"+s.GetName())
 	case *policyv1.ObjectChange_Version:
-		if p, ok := PolicyOf(o.Version); ok {
+		if p, ok := trail.PolicyOf(o.Version); ok {
 			value := ""
 			if !c.GetRemoved() {
 				value = encodeVersion(o.Version)
@@ -302,21 +302,4 @@ func encode(m proto.Message) string {
 		return ""
 	}
 	return string(b)
-}
-
-// PolicyOf is the policy that an object is. It is false for tiers and groups.
-func PolicyOf(o *policyv1.ObjectVersion) (record.Policy, bool) {
-	group, _, _ := strings.Cut(o.GetApiVersion(), "/")
-	kind, ok := kinds[[2]string{group, o.GetKind()}]
-	return record.Policy{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}, ok
-}
-
-// kinds are those of policies, by API group and kind.
-var kinds = map[[2]string]policyv1.PolicyKind{
-	{"networking.k8s.io", "NetworkPolicy"}:                     policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY,
-	{"crd.antrea.io", "ClusterNetworkPolicy"}:                  policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY,
-	{"crd.antrea.io", "NetworkPolicy"}:                         policyv1.PolicyKind_POLICY_KIND_ANTREA_NETWORK_POLICY,
-	{"policy.networking.k8s.io", "AdminNetworkPolicy"}:         policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY,
-	{"policy.networking.k8s.io", "BaselineAdminNetworkPolicy"}: policyv1.PolicyKind_POLICY_KIND_BASELINE_ADMIN_NETWORK_POLICY,
-	{"policy.networking.k8s.io", "ClusterNetworkPolicy"}:       policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY,
 }
