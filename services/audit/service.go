@@ -90,7 +90,7 @@ type Service struct {
 	overview *overview
 	watcher  *watcher      // Nil: nothing is followed.
 	facts    *facts.Facts  // The watcher's. Nil, as it is.
-	decoders sync.Pool     // Of record.Decoder, for what facts are asked of.
+	decoders sync.Pool     // Of record.Decoder, for requests.
 	stopping chan struct{} // Closed when streams are to end.
 	now      func() time.Time
 }
