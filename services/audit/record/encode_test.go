@@ -23,7 +23,7 @@ func sample(t testing.TB) *Line {
 }
 
 func TestJSON(t *testing.T) {
-	want := `{"cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","packet":{` +
+	want := `{"schema":"weir.audit/v1","cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","packet":{` +
 		`"first":"2023-07-04T12:33:25.221413Z","last":"2023-07-04T12:33:25.521413Z","count":3,"direction":"ingress","action":"drop","reason":"isolation",` +
 		`"table":"IngressDefaultRule","policies":["K8sNetworkPolicy:default/a-deny-all","K8sNetworkPolicy:default/web"],"isolation":true,` +
 		`"appliedTo":"default/nettool","peer":"default/client","sourceIP":"10.10.1.13","sourcePort":57050,"destinationIP":"10.10.1.7","destinationPort":80,` +
@@ -33,7 +33,7 @@ func TestJSON(t *testing.T) {
 	}
 	l := sample(t)
 	l.Kind, l.Loss = KindLoss, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_METER}
-	want = `{"cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","loss":{"from":"2023-07-04T12:33:25.221413Z","to":"2023-07-04T12:33:25.521413Z","count":9,"stage":"meter"}}` + "\n"
+	want = `{"schema":"weir.audit/v1","cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","loss":{"from":"2023-07-04T12:33:25.221413Z","to":"2023-07-04T12:33:25.521413Z","count":9,"stage":"meter"}}` + "\n"
 	if got := string(AppendJSON(nil, l)); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
@@ -304,7 +303,3 @@ func (p *Packet) directionName() string {
 func (p *Packet) merges() bool {
 	return p.Redirected || p.Action != policyv1.Action_ACTION_ALLOW
 }
-
-// enumWord is an enum's name as JSON and syslog show it: lower case, without
-// its prefix.
-func enumWord(name, prefix string) string { return strings.ToLower(strings.TrimPrefix(name, prefix)) }
