@@ -81,8 +81,10 @@ func (l *Line) appendPacketSummary(b []byte) []byte {
 		if s := p.Staged; s != nil {
 			b = append(b, ' ')
 			b = append(b, actionWords.of(s.Action)...)
-			b = append(b, " for "...)
-			b = appendWord(b, s.Policy.String())
+			if s.Policy.Name != "" {
+				b = append(b, " for "...)
+				b = appendWord(b, s.Policy.String())
+			}
 		}
 		return b
 	case p.Reason == reasonSpoof:
