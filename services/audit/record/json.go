@@ -47,7 +47,11 @@ func AppendJSON(b []byte, l *Line) []byte {
 	}
 	switch l.Kind {
 	case KindLoss:
-		j.loss(&l.Loss)
+		at := j.open("loss")
+		j.time("from", l.Loss.From)
+		j.time("to", l.Loss.To)
+		j.lossFields(&l.Loss)
+		j.end(at)
 	case KindChange:
 		j.change(l.Change)
 	case KindTest:
@@ -103,16 +107,20 @@ func (j *jsonText) packet(l *Line) {
 	}
 	j.optional("service", l.service())
 	j.context(l)
-	if s := p.Staged; s != nil {
-		at := j.open("staged")
-		j.text("action", actionWords.of(s.Action))
-		if s.Policy.Name != "" {
-			j.text("policy", s.Policy.String())
-		}
-		j.optional("rule", s.Rule)
-		j.policies("policies", s.Policies)
-		j.end(at)
+	if p.Staged != nil {
+		j.staged(p.Staged)
 	}
+	j.end(at)
+}
+
+func (j *jsonText) staged(s *Staged) {
+	at := j.open("staged")
+	j.text("action", actionWords.of(s.Action))
+	if s.Policy.Name != "" {
+		j.text("policy", s.Policy.String())
+	}
+	j.optional("rule", s.Rule)
+	j.policies("policies", s.Policies)
 	j.end(at)
 }
 
@@ -150,10 +158,7 @@ func (j *jsonText) whose(name string, e *End) {
 	j.end(at)
 }
 
-func (j *jsonText) loss(s *Loss) {
-	at := j.open("loss")
-	j.time("from", s.From)
-	j.time("to", s.To)
+func (j *jsonText) lossFields(s *Loss) {
 	j.unsigned("count", s.Count)
 	j.text("stage", stageWords.of(s.Stage))
 	j.optional("reason", s.Reason)
@@ -164,7 +169,6 @@ func (j *jsonText) loss(s *Loss) {
 	if s.Direction != 0 {
 		j.text("direction", directionWords.of(s.Direction))
 	}
-	j.end(at)
 }
 
 func (j *jsonText) change(c *Change) {
