@@ -159,8 +159,8 @@ func (j *jsonText) ecsNetwork(l *Line) {
 	if p.Direction != 0 {
 		j.text("direction", directionWords.of(p.Direction))
 	}
-	if !l.Overflow && p.Source.IsValid() && (p.Forged == nil || p.Forged.EtherType == 0) {
-		j.text("type", ipName(p))
+	if family := p.family(); !l.Overflow && family != 0 {
+		j.text("type", ipNames[family])
 		j.optional("transport", transportName(p.Protocol))
 		j.text("iana_number", strconv.Itoa(int(p.Protocol)))
 	}
@@ -168,12 +168,7 @@ func (j *jsonText) ecsNetwork(l *Line) {
 	j.end(at)
 }
 
-func ipName(p *Packet) string {
-	if p.Source.Is4() {
-		return "ipv4"
-	}
-	return "ipv6"
-}
+var ipNames = [...]string{4: "ipv4", 6: "ipv6"}
 
 // ecsTarget writes the Pod, Node or Service that the policy applies to.
 func (j *jsonText) ecsTarget(l *Line) {

@@ -95,7 +95,7 @@ func readsBack(fluent *regexp.Regexp, line []byte, l *Line) error {
 		if strings.Join(w[9:14], " ") != "<nil> <nil> <nil> <nil> <nil>" {
 			return fmt.Errorf("an overflow with ends")
 		}
-	} else if w[9] != p.Source.String() || w[11] != p.Destination.String() {
+	} else if w[9] != "<nil>" && w[9] != p.Source.String() || p.Source.IsValid() != (w[9] != "<nil>") || w[11] != p.Destination.String() {
 		return fmt.Errorf("addresses")
 	}
 	if merged != (l.Packets > 1) || merged != (group("packets") != "") {

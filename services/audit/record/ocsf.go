@@ -251,11 +251,7 @@ func (j *jsonText) ocsfConnection(l *Line) {
 	} else {
 		j.unsigned("protocol_num", uint64(p.Protocol))
 		j.optional("protocol_name", transportName(p.Protocol))
-		version := uint64(6)
-		if p.Source.Is4() {
-			version = 4
-		}
-		j.unsigned("protocol_ver_id", version)
+		j.unsigned("protocol_ver_id", p.family())
 	}
 	j.number("tcp_flags", Number{p.TCPFlags, p.TCPFlags != 0})
 	j.end(at)

@@ -238,8 +238,8 @@ var policyPrefixes = map[policyv1.PolicyKind]string{
 	policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY:        "ClusterNetworkPolicy",
 }
 
-// path is "NAMESPACE/NAME", or "NAME".
-func (p Policy) path() string {
+// Path is "NAMESPACE/NAME", or "NAME".
+func (p Policy) Path() string {
 	if p.Namespace == "" {
 		return p.Name
 	}
@@ -248,7 +248,7 @@ func (p Policy) path() string {
 
 // String is "KIND:NAMESPACE/NAME", as np.log refers to policies.
 func (p Policy) String() string {
-	return policyPrefixes[p.Kind] + ":" + p.path()
+	return policyPrefixes[p.Kind] + ":" + p.Path()
 }
 
 // ProtocolName is the name of an IP protocol, or its number.

@@ -48,6 +48,7 @@ func samples(t testing.TB) map[string]*Line {
 		"staged":   packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, stagedOpen() }),
 		"would":    packet(func(p *Packet) { p.Staged = stagedOpen() }),
 		"gone":     packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, &Staged{Action: drop} }),
+		"withheld": packet(func(p *Packet) { p.Source, p.Peer = netip.Addr{}, "" }),
 		"context":  with(func(l *Line) { l.Context = sampleContext() }),
 		"forged": packet(func(p *Packet) {
 			p.Reason, p.Direction, p.Isolation, p.Policies = reasonSpoof, out, false, nil

@@ -62,7 +62,7 @@ func appendChangeSummary(b []byte, c *Change) []byte {
 
 // objectPath is "NAMESPACE/NAME", or "NAME".
 func objectPath(c *Change) string {
-	return Policy{Namespace: c.Object.GetNamespace(), Name: c.Object.GetName()}.path()
+	return Policy{Namespace: c.Object.GetNamespace(), Name: c.Object.GetName()}.Path()
 }
 
 // changedBy is who changed an object, or by which manager.
@@ -115,10 +115,7 @@ func appendSocket(b []byte, p *Packet, source bool) []byte {
 	if source {
 		a, port = p.Source, p.SourcePort
 	}
-	if !a.IsValid() {
-		return append(b, "<nil>"...)
-	}
-	b = a.AppendTo(b)
+	b = appendAddress(b, a)
 	if port.Set {
 		b = append(b, ' ')
 		b = strconv.AppendUint(b, uint64(port.Value), 10)

@@ -109,6 +109,20 @@ func (l *Line) version(i int) Version {
 	return Version{}
 }
 
+// family is 4 or 6, by the version of the Internet Protocol; 0 of other frames.
+// One of the addresses may be withheld from a reader.
+func (p *Packet) family() uint64 {
+	switch {
+	case p.Forged != nil && p.Forged.EtherType != 0:
+		return 0
+	case p.Source.Is4() || p.Destination.Is4():
+		return 4
+	case p.Source.IsValid() || p.Destination.IsValid():
+		return 6
+	}
+	return 0
+}
+
 // code is what a line tells of in one word, for readers that pick by it.
 func (l *Line) code() string {
 	switch l.Kind {
