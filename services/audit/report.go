@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/storage/eventlog"
 )
@@ -120,7 +121,7 @@ func receiveHello(call grpc.ServerStream) (hello *auditv1.ReportHello, fromColle
 		}
 		return nil, false, err
 	}
-	r, err := parseRequest(f, false)
+	r, err := (&parser{decoder: &record.Decoder{}}).parse(f)
 	if err != nil {
 		return nil, false, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -152,7 +153,7 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			}
 			return err
 		}
-		r, err := parseRequest(f, se.fromCollector)
+		r, err := s.parse(f, se.fromCollector)
 		if err == nil && r.hello != nil {
 			err = errors.New("a second hello")
 		}
@@ -167,6 +168,12 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 		err = s.log.Submit(call.Context(), b, func(res eventlog.Result, err error) {
 			defer pending.Done()
 			s.stored(se, res, err)
+			switch {
+			case res.Stored == len(r.events):
+				s.overview.count(r.tally)
+			case res.Stored > 0:
+				s.overview.countSome(r.events[len(r.events)-res.Stored:])
+			}
 			s.metrics.durable.Observe(s.now().Sub(begun).Seconds())
 		})
 		if err != nil {
@@ -174,6 +181,17 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			return appendStatus(err)
 		}
 	}
+}
+
+// parse reads a request, with what is known of its packets. Decoders keep what
+// they read, and are shared: there are as many as requests at one time.
+func (s *Service) parse(f frame, fromCollector bool) (request, error) {
+	p := parser{fromCollector: fromCollector, decoder: s.decoders.Get().(*record.Decoder)}
+	defer s.decoders.Put(p.decoder)
+	if s.facts != nil {
+		p.context = s.facts.AppendContext
+	}
+	return p.parse(f)
 }
 
 // lastAck tells a stream that ended cleanly what was stored since.

@@ -25,6 +25,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 )
 
@@ -294,7 +295,7 @@ func TestMalformed(t *testing.T) {
 		want string
 	}{
 		"address":      {batch(1, drop(1), spoilt(func(p *auditv1.PacketEvent) { p.SourceIp = []byte{1, 2, 3} })), "events[1]: packet: source_ip"},
-		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet nor a loss"},
+		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet, a loss, a change nor a test"},
 		"empty":        {batch(1), "no events"},
 		"zero":         {batch(0, drop(1)), "first_sequence"},
 		"wrap":         {batch(^uint64(0), drop(1), drop(2)), "first_sequence"},
@@ -574,7 +575,7 @@ func FuzzParseRequest(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := parseRequest(b, true)
+		r, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b)
 		if err != nil {
 			return
 		}
@@ -622,10 +623,10 @@ func TestStatedByCollectorsAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := parseRequest(b, true); (err == nil) != c.taken {
+		if _, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b); (err == nil) != c.taken {
 			t.Errorf("%s from a collector: %v", name, err)
 		}
-		if _, err := parseRequest(b, false); (err == nil) != (name == "packet") {
+		if _, err := (&parser{decoder: &record.Decoder{}}).parse(b); (err == nil) != (name == "packet") {
 			t.Errorf("%s from a node: %v", name, err)
 		}
 	}

@@ -24,32 +24,42 @@ func (c Cursors) path(name string) string {
 
 // Load returns a cursor. Zero: there is none yet.
 func (c Cursors) Load(name string) (uint64, error) {
+	cursor, _, err := c.LoadState(name)
+	return cursor, err
+}
+
+// LoadState returns a cursor, and what was stored with it.
+func (c Cursors) LoadState(name string) (cursor uint64, state []byte, err error) {
 	b, err := os.ReadFile(c.path(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return 0, nil, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("load cursor of %s: %w", name, err)
+		return 0, nil, fmt.Errorf("load cursor of %s: %w", name, err)
 	}
-	if len(b) != 12 || crc32.ChecksumIEEE(b[:8]) != binary.BigEndian.Uint32(b[8:]) {
-		return 0, fmt.Errorf("load cursor of %s: %s is damaged; remove it to begin anew", name, c.path(name))
+	end := len(b) - crc32.Size
+	if end < 8 || crc32.ChecksumIEEE(b[:end]) != binary.BigEndian.Uint32(b[end:]) {
+		return 0, nil, fmt.Errorf("load cursor of %s: %s is damaged; remove it to begin anew", name, c.path(name))
 	}
-	return binary.BigEndian.Uint64(b), nil
+	return binary.BigEndian.Uint64(b), b[8:end], nil
 }
 
 // Store keeps a cursor durably.
-func (c Cursors) Store(name string, cursor uint64) error {
-	if err := c.store(name, cursor); err != nil {
+func (c Cursors) Store(name string, cursor uint64) error { return c.StoreState(name, cursor, nil) }
+
+// StoreState keeps a cursor, and what belongs to it, durably: both or neither.
+func (c Cursors) StoreState(name string, cursor uint64, state []byte) error {
+	if err := c.store(name, cursor, state); err != nil {
 		return fmt.Errorf("store cursor of %s: %w", name, err)
 	}
 	return nil
 }
 
-func (c Cursors) store(name string, cursor uint64) error {
+func (c Cursors) store(name string, cursor uint64, state []byte) error {
 	if err := os.MkdirAll(c.dir, 0o750); err != nil {
 		return err
 	}
-	b := binary.BigEndian.AppendUint64(nil, cursor)
+	b := append(binary.BigEndian.AppendUint64(nil, cursor), state...)
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 	path := c.path(name)
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o640)
