@@ -42,7 +42,7 @@ func newGetChanges(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "changes", Short: "List policies, tiers and groups as they were changed last, and by whom", Args: cobra.NoArgs}
 	server.flags(cmd, identity.DefaultPolicyAddress)
 	output := formatFlag(cmd)
-	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print each change as it is read")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print each change as it is read, until the service ends the connection (--max-connection-age)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conn, ctx, done, err := server.connect(cmd.Context())
 		if err != nil {
