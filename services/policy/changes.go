@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -34,7 +35,7 @@ func (s *Service) objectLocked(ref api.Ref) server.Object {
 	if v := s.versions[ref]; v != nil {
 		return server.Object{Version: v, Pods: s.engine.Endpoints(ref)}
 	}
-	return server.Object{Addressed: s.evaluator.Object(ref)}
+	return server.Object{Addressed: s.evaluator.Object(ref), Read: cmp.Or(s.since[ref], s.begun)}
 }
 
 // beforeLocked are the objects of events that have not been applied; nil where
@@ -58,8 +59,19 @@ func (s *Service) tellLocked(changes []server.Change, read time.Time) {
 	s.face.Tell(changes, read)
 }
 
-// keepLocked takes over the version that comes with an event.
-func (s *Service) keepLocked(ev api.Event) {
+// keepLocked takes over the version that comes with an event, and when whose
+// addresses were read. A change that says nothing of addresses counts too: an
+// address is then known for a shorter time than it could be.
+func (s *Service) keepLocked(ev api.Event, read time.Time) {
+	switch ev.Ref.Kind {
+	case api.KindPod, api.KindNode, api.KindService:
+		if ev.Object == nil {
+			delete(s.since, ev.Ref)
+		} else if s.begun != 0 {
+			s.since[ev.Ref] = read.UnixNano()
+		}
+		return
+	}
 	if ev.Version != nil {
 		s.versions[ev.Ref] = ev.Version
 	} else {

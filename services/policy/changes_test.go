@@ -17,6 +17,7 @@ import (
 type trail struct {
 	t      *testing.T
 	stream policyv1.InspectionService_WatchChangesClient
+	times  map[string]int64 // Of each line, the newest.
 }
 
 func (f *fixture) watch(certificate string) trail {
@@ -26,7 +27,7 @@ func (f *fixture) watch(certificate string) trail {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return trail{f.t, stream}
+	return trail{f.t, stream, map[string]int64{}}
 }
 
 // next are the changes of the next message.
@@ -55,6 +56,7 @@ func (r trail) next() (lines []string, complete bool) {
 			text = append(text, v.GetKind(), v.GetNamespace()+"/"+v.GetName(), fmt.Sprintf("%d to %d Pods", c.GetPodsBefore(), c.GetPodsAfter()), string(v.GetManifest()))
 		}
 		lines = append(lines, strings.TrimSpace(strings.Join(text, " ")))
+		r.times[lines[len(lines)-1]] = c.GetTimeUnixNano()
 		if c.GetTimeUnixNano() == 0 {
 			r.t.Errorf("%v has no time", c)
 		}
@@ -87,6 +89,7 @@ func TestTheCollectorWatchesAFolder(t *testing.T) {
 	if !complete || !slices.Equal(got, there) {
 		t.Errorf("got %v, %q", complete, got)
 	}
+	began := first.times["10.0.1.1 x/web"]
 
 	f.writeTo("all.yaml", strings.Replace(manifest, "podSelector: {matchLabels: {app: web}}", "podSelector: {}", 1))
 	all := strings.Replace(closed, `{"matchLabels":{"app":"web"}}`, "{}", 1)
@@ -94,11 +97,19 @@ func TestTheCollectorWatchesAFolder(t *testing.T) {
 	// A second that begins now is told what there is now.
 	second := f.watch("policyd")
 	second.expect("192.0.2.1 /n1", "10.0.2.1 x/other", "10.0.1.1 x/web", "NetworkPolicy x/closed 2 to 2 Pods "+all)
+	if at := second.times["10.0.1.1 x/web"]; at != began {
+		t.Errorf("an address is told as of %d, was %d", at, began)
+	}
 
 	const owned = `{apiVersion: v1, kind: Pod, metadata: {namespace: x, name: s-0, ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: s, uid: u, controller: true}]}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.0.1.9}, {ip: "fd00::9"}]}}`
 	f.writeTo("pod.yaml", owned)
+	const came = "10.0.1.9 fd00::9 x/s-0 StatefulSet/s"
 	for _, r := range []trail{first, second} {
-		r.expect("10.0.1.9 fd00::9 x/s-0 StatefulSet/s")
+		r.expect(came)
+	}
+	third := f.watch("operator")
+	if lines, _ := third.next(); !slices.Contains(lines, came) || third.times[came] != first.times[came] || third.times[came] <= began {
+		t.Errorf("got %q; an address is told as of %d, was %d", lines, third.times[came], first.times[came])
 	}
 	f.writeTo("pod.yaml", strings.Replace(owned, "nodeName: n1", "nodeName: n1, hostNetwork: true", 1))
 	first.expect("gone x/s-0")

@@ -77,7 +77,9 @@ type Service struct {
 	engine    *engine.Engine
 	evaluator *evaluate.State
 	versions  map[api.Ref]*api.Version
-	rules     *validate.Index // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
+	since     map[api.Ref]int64 // When Pods, Nodes and Services were read that changed after begun.
+	begun     int64             // When all had been read, in Unix nanoseconds. Zero: not yet, or no trail is kept.
+	rules     *validate.Index   // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
 
 	registry *prometheus.Registry
 	objects  prometheus.Counter
@@ -112,6 +114,7 @@ func New(cfg Config) (*Service, error) {
 		engine:    engine.New(),
 		evaluator: evaluate.New(),
 		versions:  make(map[api.Ref]*api.Version),
+		since:     make(map[api.Ref]int64),
 		rules:     validate.NewIndex(),
 		read:      make(chan struct{}),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
@@ -275,7 +278,7 @@ func (s *Service) take(b Batch) {
 	s.mu.Lock()
 	changes := s.beforeLocked(b.Events)
 	for _, ev := range b.Events {
-		s.keepLocked(ev)
+		s.keepLocked(ev, read)
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
 		s.weigh(ev)
@@ -288,6 +291,9 @@ func (s *Service) take(b Batch) {
 		revision = s.store.Commit(s.engine.Flush(), b.Position)
 	}
 	s.tellLocked(changes, read)
+	if b.Synced && s.cfg.ChangeTrail && s.begun == 0 {
+		s.begun = read.UnixNano()
+	}
 	s.mu.Unlock()
 	s.objects.Add(float64(len(b.Events)))
 	s.problems.Set(float64(b.Problems))

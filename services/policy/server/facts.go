@@ -14,6 +14,7 @@ import (
 // group. Both are nil where there is none.
 type Object struct {
 	Addressed api.Object
+	Read      int64 // When that was read, in Unix nanoseconds. Zero: it is not kept.
 	Version   *api.Version
 	Pods      int // That a policy applies to.
 }

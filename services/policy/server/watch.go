@@ -194,13 +194,13 @@ type run struct {
 	bytes  int
 }
 
-// everything sends what there is, read at this time or, of versions, when they
-// were read.
+// everything sends what there is. What it is not kept of when it was read is
+// read now.
 func (r *run) everything(names []api.Ref) error {
 	slices.SortFunc(names, compareRefs)
-	at := time.Now().UnixNano()
+	now := time.Now().UnixNano()
 	err := r.each(names, func(ref api.Ref, o Object) (*policyv1.ObjectChange, error) {
-		return r.present(ref, o, pending{at: at, before: uint32(o.Pods)})
+		return r.present(ref, o, pending{at: cmp.Or(o.Read, now), before: uint32(o.Pods)})
 	})
 	if err != nil {
 		return err

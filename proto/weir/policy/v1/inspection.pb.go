@@ -216,7 +216,7 @@ func (x *WatchChangesResponse) GetComplete() bool {
 // ObjectChange is one object as it is, or that it is no more.
 type ObjectChange struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
-	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // When the service read it. Of addresses that there were at first: when they were sent.
+	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // When the service read it. Of addresses that there were at first, where no trail is kept: when they were sent.
 	Removed      bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`                                 // Then only the object's name counts, and of versions, what it was last.
 	// Types that are valid to be assigned to Object:
 	//
