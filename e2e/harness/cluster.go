@@ -243,7 +243,7 @@ func (c *Cluster) startServices(ctx context.Context) (err error) {
 		"--manifests", c.Manifests(), "--listen", c.PolicyAddress(), "--metrics-listen", ""}, c.tlsArgs("policyd"), c.cfg.PolicydArgs))
 	c.Auditd = c.process(c.Fabric, "auditd", "weir-auditd", slices.Concat([]string{
 		"--dir", filepath.Join(c.Dir, "eventlog"), "--np-log-dir", filepath.Join(c.Dir, "audit"), "--json-file", c.JSONLog(),
-		"--log-timezone", "UTC", "--listen", c.AuditAddress(), "--metrics-listen", ""}, c.tlsArgs("auditd"), c.cfg.AuditdArgs))
+		"--log-timezone", "UTC", "--policy-server", c.PolicyAddress(), "--listen", c.AuditAddress(), "--metrics-listen", ""}, c.tlsArgs("auditd"), c.cfg.AuditdArgs))
 	for _, p := range []*Process{c.Policyd, c.Auditd} {
 		if err := p.Start(); err != nil {
 			return err
