@@ -133,15 +133,22 @@ func (d *decoder) fail() {
 	d.err = errCorrupt
 }
 
-// decodeHeader returns the header, and the events behind it.
-func decodeHeader(value []byte) (header, []byte, error) {
+// decode reads the header of a block, and returns the events behind it. Names
+// that are the same as those of the header before are not made again.
+func (h *header) decode(value []byte) ([]byte, error) {
 	if len(value) == 0 || value[0] != blockVersion {
-		return header{}, nil, errCorrupt
+		return nil, errCorrupt
 	}
 	d := decoder{rest: value[1:]}
-	h := header{node: string(d.bytes()), boot: string(d.bytes()), first: d.uvarint(), received: d.time(), count: d.uvarint()}
+	if node := d.bytes(); string(node) != h.node {
+		h.node = string(node)
+	}
+	if boot := d.bytes(); string(boot) != h.boot {
+		h.boot = string(boot)
+	}
+	h.first, h.received, h.count, h.lost = d.uvarint(), d.time(), d.uvarint(), h.lost[:0]
 	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
 		h.lost = append(h.lost, lossCount{auditv1.LossStage(d.uvarint()), d.uvarint()})
 	}
-	return h, d.rest, d.err
+	return d.rest, d.err
 }

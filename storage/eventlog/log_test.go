@@ -215,8 +215,8 @@ func TestSnapshotsBoundRecovery(t *testing.T) {
 	mustAppend(t, l, batch("n1", snapshotBlocks+11, "z"))
 	stop()
 	l, _ = start(t, Config{Dir: l.cfg.Dir})
-	if l.blocks >= snapshotBlocks {
-		t.Errorf("%d blocks were read on opening", l.blocks)
+	if l.store.(*local).blocks >= snapshotBlocks {
+		t.Errorf("%d blocks were read on opening", l.store.(*local).blocks)
 	}
 	if s := l.Stats(); s.Newest != snapshotBlocks+11 || s.Kept != snapshotBlocks+11 || len(dump(t, l, 0)) != snapshotBlocks+11 {
 		t.Errorf("%+v", s)
@@ -303,9 +303,6 @@ func TestDiskFull(t *testing.T) {
 	l, _ := start(t, Config{Dir: t.TempDir(), MinFree: 1000, fs: fs})
 	mustAppend(t, l, batch("n1", 1, "a"))
 	fs.full.Store(true)
-	l.mu.Lock()
-	l.freeChecked = time.Time{}
-	l.mu.Unlock()
 	var err error
 	for n := uint64(2); err == nil; n++ { // The room is looked at from time to time.
 		_, err = l.Append(t.Context(), batch("n1", n, "b"))
@@ -419,5 +416,37 @@ func TestCursors(t *testing.T) {
 	}
 	if v, _ := c.Load("other"); v != 0 {
 		t.Error("cursors are mixed up")
+	}
+}
+
+func TestBehindAndAfterTime(t *testing.T) {
+	l, _ := start(t, Config{Dir: t.TempDir()})
+	begin := time.Now().Add(-10 * time.Hour).Truncate(time.Second)
+	for i := range 10 {
+		b := batch("n1", uint64(3*i+1), "a", "b", "c")
+		b.Received = begin.Add(time.Duration(i) * time.Hour)
+		mustAppend(t, l, b)
+	}
+	for after, want := range map[time.Duration]int{-time.Hour: 30, 0: 30, time.Hour: 27, 90 * time.Minute: 24, 9 * time.Hour: 3, 10 * time.Hour: 0} {
+		cursor, err := l.AfterTime(begin.Add(after))
+		if got := dump(t, l, cursor); err != nil || len(got) != want {
+			t.Errorf("%s after the first: cursor %d, %d records, want %d, %v", after, cursor, len(got), want, err)
+		}
+		if n, err := l.Behind(cursor); n != uint64(want) || err != nil {
+			t.Errorf("%d are behind %d, want %d, %v", n, cursor, want, err)
+		}
+	}
+	r := l.NewReader(0)
+	for left := uint64(29); ; left-- {
+		e, ok, err := r.Next()
+		if err != nil || !ok {
+			t.Fatal(err)
+		}
+		if n, err := l.Behind(e.Cursor); n != left || err != nil {
+			t.Fatalf("%d are behind %d, want %d, %v", n, e.Cursor, left, err)
+		}
+		if left == 0 {
+			break
+		}
 	}
 }
