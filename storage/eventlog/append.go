@@ -157,37 +157,36 @@ func (l *Log) named(err error) error {
 
 // place makes the blocks of one batch, of whose boot the sequences up to high are
 // stored, the last of them at a time.
-func (p *pending) place(high uint64, last time.Time, put func(header, func([]byte) []byte) error) error {
-	batch := &p.batch
-	events, first := batch.Events, batch.First
-	p.result = Result{High: high}
+func (b *Batch) place(high uint64, last time.Time, put func(header, func([]byte) []byte) error) (Result, error) {
+	events, first := b.Events, b.First
+	r := Result{High: high}
 	if first <= high {
 		n := min(uint64(len(events)), high-first+1)
 		events, first = events[n:], first+n
-		p.result.Repeated = int(n)
+		r.Repeated = int(n)
 	}
 	if len(events) == 0 {
-		return nil
+		return r, nil
 	}
 	if first > high+1 {
-		p.result.Missing = first - high - 1
-		if err := put(missing(batch, last, p.result.Missing)); err != nil {
-			return err
+		r.Missing = first - high - 1
+		if err := put(missing(b, last, r.Missing)); err != nil {
+			return r, err
 		}
 	}
-	p.result.Stored, p.result.High = len(events), first+uint64(len(events))-1
-	h := header{node: batch.Node, boot: batch.Boot, first: first, received: batch.Received, count: uint64(len(events))}
+	r.Stored, r.High = len(events), first+uint64(len(events))-1
+	h := header{node: b.Node, boot: b.Boot, first: first, received: b.Received, count: uint64(len(events))}
 	for _, e := range events {
 		if e.Stage != 0 {
 			h.lose(e.Stage, e.Lost)
 		}
 	}
-	return put(h, func(b []byte) []byte {
+	return r, put(h, func(body []byte) []byte {
 		for _, e := range events {
-			b = binary.AppendUvarint(b, uint64(len(e.Data)))
-			b = append(b, e.Data...)
+			body = binary.AppendUvarint(body, uint64(len(e.Data)))
+			body = append(body, e.Data...)
 		}
-		return b
+		return body
 	})
 }
 

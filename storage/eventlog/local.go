@@ -218,7 +218,8 @@ func (l *local) drop(err error) {
 	l.reopenAt = time.Now().Add(l.pause)
 }
 
-func (l *local) store(group []*pending) error {
+// store implements backend.
+func (l *local) store(group []*pending) (err error) {
 	if err := l.ready(time.Now()); err != nil {
 		return err
 	}
@@ -244,7 +245,7 @@ func (l *local) store(group []*pending) error {
 		if !ok {
 			high = stored
 		}
-		if err := p.place(high, last, put); err != nil {
+		if p.result, err = p.batch.place(high, last, put); err != nil {
 			return err
 		}
 		next.high[id] = p.result.High

@@ -36,7 +36,8 @@ const (
 
 // Config of a Log.
 type Config struct {
-	Dir string // Made if it is absent.
+	Dir  string      // Made if it is absent. Not for NATS.
+	NATS *NATSConfig // The log is in a JetStream stream. Nil: in Dir.
 	// Older records and records beyond the size are removed, oldest first. Zero:
 	// no limit. The size is of what is on disk, and is kept within some
 	// megabytes.
@@ -52,7 +53,12 @@ type Config struct {
 }
 
 // where names the log in errors.
-func (c *Config) where() string { return c.Dir }
+func (c *Config) where() string {
+	if c.NATS != nil {
+		return fmt.Sprintf("%s in NATS", c.NATS.Stream)
+	}
+	return c.Dir
+}
 
 // Log is a durable log. Open, Run, Close; Submit and Append wait for Run.
 type Log struct {
@@ -71,7 +77,8 @@ type Log struct {
 	followers map[chan struct{}]struct{}
 }
 
-// Open opens or makes the log in a folder, which nobody else may have open.
+// Open opens or makes the log in a folder, which nobody else may have open, or in
+// a stream of NATS, which other collectors may share.
 func Open(cfg Config) (*Log, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -79,7 +86,12 @@ func Open(cfg Config) (*Log, error) {
 	l := &Log{cfg: cfg, queue: make(chan *pending, queueBatches), room: semaphore.NewWeighted(queueBytes),
 		done: make(chan struct{}), positions: newPositions(), followers: make(map[chan struct{}]struct{})}
 	var err error
-	if l.store, err = openLocal(l); err != nil {
+	if cfg.NATS != nil {
+		l.store, err = openStream(l)
+	} else {
+		l.store, err = openLocal(l)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return l, nil

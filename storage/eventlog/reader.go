@@ -28,6 +28,7 @@ type Reader struct {
 	blocks []block // Of chunk;
 	begun  int     // so many of them were begun,
 	offset int     // and the next is here.
+	at     place   // Of a stream's reader.
 	head   header  // Of the block that is being read;
 	cursor uint64  // the cursor of its next event,
 	left   uint64  // how many there are,
