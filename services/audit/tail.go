@@ -39,7 +39,7 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 	if req.GetFromEnd() && req.GetAfter() != 0 {
 		return status.Error(codes.InvalidArgument, "from_end: after must be zero")
 	}
-	match, err := newMatcher(req.GetFilter())
+	match, err := newFilter(req.GetFilter())
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -70,7 +70,7 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 			if err := decoder.DecodeInto(e.Data, &event); err != nil {
 				return status.Errorf(codes.DataLoss, "record %d: %v", e.Cursor, err)
 			}
-			if match.matches(e.Node, &event) {
+			if match.Matches(e.Node, &event) {
 				if err := sendRecord(call, &e); err != nil {
 					return err
 				}
@@ -131,6 +131,10 @@ func (s *Service) Stats(ctx context.Context, _ *auditv1.StatsRequest) (*auditv1.
 			o.Lag, o.Oldest = lag, durationpb.New(max(0, oldest))
 		}
 		out.Sinks = append(out.Sinks, o)
+	}
+	out.Rules = s.overview.ruleEvents()
+	if err := s.log.Health(); err != nil {
+		out.Unhealthy = err.Error()
 	}
 	return out, nil
 }

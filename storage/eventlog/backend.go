@@ -34,8 +34,9 @@ type backend interface {
 	close() error
 }
 
-// cursorStore keeps cursors durably, by name. Zero: there is none yet.
+// cursorStore keeps cursors durably, by name, with what belongs to each: both or
+// neither. Zero: there is none yet.
 type cursorStore interface {
-	load(name string) (uint64, error)
-	store(name string, cursor uint64) error
+	load(name string) (cursor uint64, state []byte, err error)
+	store(name string, cursor uint64, state []byte) error
 }

@@ -19,16 +19,24 @@ func (l *Log) Cursors() Cursors { return Cursors{l.store.cursors()} }
 
 // Load returns a cursor. Zero: there is none yet.
 func (c Cursors) Load(name string) (uint64, error) {
-	cursor, err := c.in.load(name)
-	if err != nil {
-		return 0, fmt.Errorf("load cursor of %s: %w", name, err)
+	cursor, _, err := c.LoadState(name)
+	return cursor, err
+}
+
+// LoadState returns a cursor, and what was stored with it.
+func (c Cursors) LoadState(name string) (cursor uint64, state []byte, err error) {
+	if cursor, state, err = c.in.load(name); err != nil {
+		return 0, nil, fmt.Errorf("load cursor of %s: %w", name, err)
 	}
-	return cursor, nil
+	return cursor, state, nil
 }
 
 // Store keeps a cursor durably.
-func (c Cursors) Store(name string, cursor uint64) error {
-	if err := c.in.store(name, cursor); err != nil {
+func (c Cursors) Store(name string, cursor uint64) error { return c.StoreState(name, cursor, nil) }
+
+// StoreState keeps a cursor, and what belongs to it, durably: both or neither.
+func (c Cursors) StoreState(name string, cursor uint64, state []byte) error {
+	if err := c.in.store(name, cursor, state); err != nil {
 		return fmt.Errorf("store cursor of %s: %w", name, err)
 	}
 	return nil
@@ -43,31 +51,30 @@ func (c cursorFiles) path(name string) string {
 	return filepath.Join(c.dir, fmt.Sprintf("%x", name))
 }
 
-func (c cursorFiles) load(name string) (uint64, error) {
+func (c cursorFiles) load(name string) (uint64, []byte, error) {
 	b, err := os.ReadFile(c.path(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return 0, nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	for ; len(b) >= cursorLen; b = b[cursorLen:] {
-		if crc32.ChecksumIEEE(b[:8]) == binary.BigEndian.Uint32(b[8:]) {
-			return binary.BigEndian.Uint64(b), nil
+	// A file has it all twice, so that damage to either does no harm; those of
+	// older versions once.
+	for _, b := range [][]byte{b[:len(b)/2], b[len(b)/2:], b} {
+		end := len(b) - crc32.Size
+		if end >= 8 && crc32.ChecksumIEEE(b[:end]) == binary.BigEndian.Uint32(b[end:]) {
+			return binary.BigEndian.Uint64(b), b[8:end], nil
 		}
 	}
-	return 0, fmt.Errorf("%s is damaged; remove it to begin anew", c.path(name))
+	return 0, nil, fmt.Errorf("%s is damaged; remove it to begin anew", c.path(name))
 }
 
-// cursorLen is a cursor and its checksum. A file has them twice, so that damage
-// to either does no harm.
-const cursorLen = 12
-
-func (c cursorFiles) store(name string, cursor uint64) error {
+func (c cursorFiles) store(name string, cursor uint64, state []byte) error {
 	if err := os.MkdirAll(c.dir, 0o750); err != nil {
 		return err
 	}
-	b := binary.BigEndian.AppendUint64(nil, cursor)
+	b := append(binary.BigEndian.AppendUint64(nil, cursor), state...)
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 	b = append(b, b...)
 	path := c.path(name)

@@ -22,36 +22,40 @@ func (c streamCursors) key(name string) string {
 	return fmt.Sprintf("%x.%x", c.cfg.NATS.Collector, name)
 }
 
-func (c streamCursors) load(name string) (uint64, error) {
+func (c streamCursors) load(name string) (uint64, []byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), streamReadTimeout)
 	defer cancel()
 	e, err := c.kv.Get(ctx, c.key(name))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return 0, nil
+		return 0, nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	b := e.Value()
-	if len(b) != 8 && len(b) != 16 {
-		return 0, fmt.Errorf("key %s of bucket %s: %w", c.key(name), c.kv.Bucket(), errCorrupt)
+	if len(b) < 16 {
+		return 0, nil, fmt.Errorf("key %s of bucket %s: %w", c.key(name), c.kv.Bucket(), errCorrupt)
 	}
 	cursor := binary.BigEndian.Uint64(b)
-	if len(b) == 16 {
+	if n := binary.BigEndian.Uint64(b[8:]); n != unknownTotal {
 		c.mu.Lock()
-		c.loaded[cursor] = binary.BigEndian.Uint64(b[8:])
+		c.loaded[cursor] = n
 		c.mu.Unlock()
 	}
-	return cursor, nil
+	return cursor, b[16:], nil
 }
 
-func (c streamCursors) store(name string, cursor uint64) error {
+const unknownTotal = ^uint64(0)
+
+func (c streamCursors) store(name string, cursor uint64, state []byte) error {
 	ctx, cancel := context.WithTimeout(context.Background(), streamReadTimeout)
 	defer cancel()
-	b := binary.BigEndian.AppendUint64(nil, cursor)
-	if n, known, err := c.totalAt(ctx, cursor); err == nil && known {
-		b = binary.BigEndian.AppendUint64(b, n)
+	n, known, err := c.totalAt(ctx, cursor)
+	if err != nil || !known {
+		n = unknownTotal
 	}
-	_, err := c.kv.Put(ctx, c.key(name), b)
+	b := binary.BigEndian.AppendUint64(nil, cursor)
+	b = binary.BigEndian.AppendUint64(b, n)
+	_, err = c.kv.Put(ctx, c.key(name), append(b, state...))
 	return err
 }

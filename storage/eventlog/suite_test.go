@@ -3,6 +3,8 @@ package eventlog
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -383,7 +385,52 @@ func TestCursors(t *testing.T) {
 		if v, _ := c.Load("other"); v != 0 {
 			p.Error("cursors are mixed up")
 		}
+		if err := c.StoreState("other", 9, []byte("what belongs to it")); err != nil {
+			p.Fatal(err)
+		}
+		if v, state, err := c.LoadState("other"); v != 9 || string(state) != "what belongs to it" || err != nil {
+			p.Error(v, string(state), err)
+		}
 	})
+}
+
+// TestDamagedCursors: any byte of a cursor's file may change, and the cursor is
+// still known; where both of its copies are damaged, it is said.
+func TestDamagedCursors(t *testing.T) {
+	l, _ := start(t, Config{Dir: t.TempDir()})
+	c := l.Cursors()
+	if err := c.StoreState("s", 9, []byte("state")); err != nil {
+		t.Fatal(err)
+	}
+	path := c.in.(cursorFiles).path("s")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 * len(whole) {
+		b := slices.Clone(whole)
+		b[i/8] ^= 1 << (i % 8)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if v, state, err := c.LoadState("s"); v != 9 || string(state) != "state" || err != nil {
+			t.Fatalf("bit %d: %d %q %v", i, v, state, err)
+		}
+	}
+	if err := os.WriteFile(path, whole[:len(whole)/2], 0o600); err != nil { // Of an older version.
+		t.Fatal(err)
+	}
+	if v, state, err := c.LoadState("s"); v != 9 || string(state) != "state" || err != nil {
+		t.Fatalf("an older file: %d %q %v", v, state, err)
+	}
+	whole[3] ^= 1
+	whole[len(whole)-3] ^= 1
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.LoadState("s"); err == nil || !strings.Contains(err.Error(), "cursor of s") || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a damaged cursor: %v", err)
+	}
 }
 
 // TestLargeBatches are cut where a message cannot hold them.

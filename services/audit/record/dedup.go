@@ -125,7 +125,7 @@ func (d *Dedup) Oldest() (cursor uint64, ok bool) {
 
 // Add takes the next record. The time is the caller's, for Tick.
 func (d *Dedup) Add(r *Record, now time.Time) {
-	if r.IsLoss {
+	if r.Kind != KindPacket {
 		d.scratch = Line{Record: *r}
 		d.cfg.Emit(&d.scratch)
 		return
@@ -173,16 +173,21 @@ func (d *Dedup) emitAlone(r *Record, overflow bool) {
 	d.cfg.Emit(&d.scratch)
 }
 
-// advance carries the node's time forward and ends the windows that it passes.
-func (d *Dedup) advance(r *Record) *nodeTime {
+func (d *Dedup) nodeOf(name string) *nodeTime {
 	n := d.node
-	if n == nil || n.name != r.Node {
-		if n = d.nodes[r.Node]; n == nil {
-			n = &nodeTime{name: r.Node, order: list{none, none}}
-			d.nodes[r.Node] = n
+	if n == nil || n.name != name {
+		if n = d.nodes[name]; n == nil {
+			n = &nodeTime{name: name, order: list{none, none}}
+			d.nodes[name] = n
 		}
 		d.node = n
 	}
+	return n
+}
+
+// advance carries the node's time forward and ends the windows that it passes.
+func (d *Dedup) advance(r *Record) *nodeTime {
+	n := d.nodeOf(r.Node)
 	if t := r.Packet.First; t.After(n.now) || n.now.Sub(t) > clockSlack {
 		n.now = t
 		for n.order.head != none && !d.windows[n.order.head].end.After(t) {
@@ -340,7 +345,7 @@ func (k Key) same(a, b *Packet) bool {
 	case k == KeyNamed:
 		return true
 	}
-	return a.Peer == b.Peer && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
+	return a.Peer == b.Peer && a.Service == b.Service && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
 		sameStaged(a.Staged, b.Staged) && (a.Forged == nil) == (b.Forged == nil) && (a.Forged == nil || *a.Forged == *b.Forged)
 }
 

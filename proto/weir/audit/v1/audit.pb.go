@@ -27,6 +27,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ChangeKind is what became of an object.
+type ChangeKind int32
+
+const (
+	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0 // Invalid on the wire.
+	ChangeKind_CHANGE_KIND_CREATED     ChangeKind = 1
+	ChangeKind_CHANGE_KIND_UPDATED     ChangeKind = 2
+	ChangeKind_CHANGE_KIND_DELETED     ChangeKind = 3
+	ChangeKind_CHANGE_KIND_PRESENT     ChangeKind = 4 // It was there when the collector began to look, or is told again because retention took what told it.
+)
+
+// Enum value maps for ChangeKind.
+var (
+	ChangeKind_name = map[int32]string{
+		0: "CHANGE_KIND_UNSPECIFIED",
+		1: "CHANGE_KIND_CREATED",
+		2: "CHANGE_KIND_UPDATED",
+		3: "CHANGE_KIND_DELETED",
+		4: "CHANGE_KIND_PRESENT",
+	}
+	ChangeKind_value = map[string]int32{
+		"CHANGE_KIND_UNSPECIFIED": 0,
+		"CHANGE_KIND_CREATED":     1,
+		"CHANGE_KIND_UPDATED":     2,
+		"CHANGE_KIND_DELETED":     3,
+		"CHANGE_KIND_PRESENT":     4,
+	}
+)
+
+func (x ChangeKind) Enum() *ChangeKind {
+	p := new(ChangeKind)
+	*p = x
+	return p
+}
+
+func (x ChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_audit_v1_audit_proto_enumTypes[0].Descriptor()
+}
+
+func (ChangeKind) Type() protoreflect.EnumType {
+	return &file_weir_audit_v1_audit_proto_enumTypes[0]
+}
+
+func (x ChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeKind.Descriptor instead.
+func (ChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{0}
+}
+
 // LossStage says where events were lost.
 type LossStage int32
 
@@ -38,6 +94,8 @@ const (
 	LossStage_LOSS_STAGE_SPOOL       LossStage = 4 // The shim's spool was full.
 	LossStage_LOSS_STAGE_TRANSPORT   LossStage = 5 // Sequence numbers that never arrived; stated by the collector.
 	LossStage_LOSS_STAGE_UNKNOWN     LossStage = 6 // Counters were lost with OVS: the count is not known.
+	LossStage_LOSS_STAGE_RULE_METER  LossStage = 7 // Over the rate of one rule.
+	LossStage_LOSS_STAGE_DAMAGED     LossStage = 8 // Stored, and not readable any more; stated by the collector.
 )
 
 // Enum value maps for LossStage.
@@ -50,6 +108,8 @@ var (
 		4: "LOSS_STAGE_SPOOL",
 		5: "LOSS_STAGE_TRANSPORT",
 		6: "LOSS_STAGE_UNKNOWN",
+		7: "LOSS_STAGE_RULE_METER",
+		8: "LOSS_STAGE_DAMAGED",
 	}
 	LossStage_value = map[string]int32{
 		"LOSS_STAGE_UNSPECIFIED": 0,
@@ -59,6 +119,8 @@ var (
 		"LOSS_STAGE_SPOOL":       4,
 		"LOSS_STAGE_TRANSPORT":   5,
 		"LOSS_STAGE_UNKNOWN":     6,
+		"LOSS_STAGE_RULE_METER":  7,
+		"LOSS_STAGE_DAMAGED":     8,
 	}
 )
 
@@ -73,11 +135,11 @@ func (x LossStage) String() string {
 }
 
 func (LossStage) Descriptor() protoreflect.EnumDescriptor {
-	return file_weir_audit_v1_audit_proto_enumTypes[0].Descriptor()
+	return file_weir_audit_v1_audit_proto_enumTypes[1].Descriptor()
 }
 
 func (LossStage) Type() protoreflect.EnumType {
-	return &file_weir_audit_v1_audit_proto_enumTypes[0]
+	return &file_weir_audit_v1_audit_proto_enumTypes[1]
 }
 
 func (x LossStage) Number() protoreflect.EnumNumber {
@@ -86,7 +148,7 @@ func (x LossStage) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LossStage.Descriptor instead.
 func (LossStage) EnumDescriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{0}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{1}
 }
 
 type ReportRequest struct {
@@ -321,14 +383,18 @@ func (x *ReportResponse) GetAckedSequence() uint64 {
 	return 0
 }
 
-// Event is what a node reports: packets that matched a rule, or a loss.
+// Event is one thing that the log tells. Nodes report packets and losses; the
+// rest is stated by the collector, and refused from nodes.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*Event_Packet
 	//	*Event_Loss
-	Kind          isEvent_Kind `protobuf_oneof:"kind"`
+	//	*Event_Change
+	//	*Event_Test
+	Kind          isEvent_Kind   `protobuf_oneof:"kind"`
+	Context       *PacketContext `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"` // Of a packet. Absent: nothing was known.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +454,31 @@ func (x *Event) GetLoss() *LossEvent {
 	return nil
 }
 
+func (x *Event) GetChange() *ChangeEvent {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Change); ok {
+			return x.Change
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetTest() *TestEvent {
+	if x != nil {
+		if x, ok := x.Kind.(*Event_Test); ok {
+			return x.Test
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetContext() *PacketContext {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
 type isEvent_Kind interface {
 	isEvent_Kind()
 }
@@ -400,9 +491,359 @@ type Event_Loss struct {
 	Loss *LossEvent `protobuf:"bytes,2,opt,name=loss,proto3,oneof"`
 }
 
+type Event_Change struct {
+	Change *ChangeEvent `protobuf:"bytes,3,opt,name=change,proto3,oneof"`
+}
+
+type Event_Test struct {
+	Test *TestEvent `protobuf:"bytes,4,opt,name=test,proto3,oneof"`
+}
+
 func (*Event_Packet) isEvent_Kind() {}
 
 func (*Event_Loss) isEvent_Kind() {}
+
+func (*Event_Change) isEvent_Kind() {}
+
+func (*Event_Test) isEvent_Kind() {}
+
+// PacketContext is what the collector knew about a packet's ends and policies
+// when it arrived, as of the time of the first packet.
+type PacketContext struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        *PacketEnd             `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`           // Absent: not known.
+	Destination   *PacketEnd             `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // As source. Of a packet to a Service's address the Service's endpoint is not known.
+	Service       string                 `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`         // "NAMESPACE/NAME" of the Service that was asked for. Empty: none, or not known.
+	Policies      []*PolicyVersion       `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`       // Of PacketEvent.policies, in their order. Empty: not known.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PacketContext) Reset() {
+	*x = PacketContext{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PacketContext) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PacketContext) ProtoMessage() {}
+
+func (x *PacketContext) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PacketContext.ProtoReflect.Descriptor instead.
+func (*PacketContext) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PacketContext) GetSource() *PacketEnd {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *PacketContext) GetDestination() *PacketEnd {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *PacketContext) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *PacketContext) GetPolicies() []*PolicyVersion {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// PacketEnd is whose an address was. Either Namespace and Pod are set, or node alone.
+type PacketEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`         // Of the Pod; or the Node whose address it is.
+	Workload      string                 `protobuf:"bytes,4,opt,name=workload,proto3" json:"workload,omitempty"` // "KIND/NAME" of the Pod's top controller, such as "Deployment/web". Empty: none, or not known.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PacketEnd) Reset() {
+	*x = PacketEnd{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PacketEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PacketEnd) ProtoMessage() {}
+
+func (x *PacketEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PacketEnd.ProtoReflect.Descriptor instead.
+func (*PacketEnd) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PacketEnd) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PacketEnd) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *PacketEnd) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PacketEnd) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+// PolicyVersion tells one version of an object from others.
+type PolicyVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`                // Empty: not known; of manifests in a folder there is none.
+	Generation    int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // Zero: as uid.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyVersion) Reset() {
+	*x = PolicyVersion{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyVersion) ProtoMessage() {}
+
+func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
+func (*PolicyVersion) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PolicyVersion) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+// ChangeEvent is a change of a policy, tier or group.
+type ChangeEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"` // When the policy service read it.
+	Kind          ChangeKind             `protobuf:"varint,2,opt,name=kind,proto3,enum=weir.audit.v1.ChangeKind" json:"kind,omitempty"`
+	Object        *v1.ObjectVersion      `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`                            // As it is now; of a deletion as it was last.
+	Fields        []string               `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`                            // That changed, such as "spec.ingress". At most 64; empty unless it was updated.
+	PodsBefore    uint32                 `protobuf:"varint,5,opt,name=pods_before,json=podsBefore,proto3" json:"pods_before,omitempty"` // That the policy applied to before. Zero: none; of tiers and groups always.
+	PodsAfter     uint32                 `protobuf:"varint,6,opt,name=pods_after,json=podsAfter,proto3" json:"pods_after,omitempty"`    // That it applies to now, as pods_before.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeEvent) Reset() {
+	*x = ChangeEvent{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeEvent) ProtoMessage() {}
+
+func (x *ChangeEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeEvent.ProtoReflect.Descriptor instead.
+func (*ChangeEvent) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ChangeEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ChangeEvent) GetKind() ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *ChangeEvent) GetObject() *v1.ObjectVersion {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+func (x *ChangeEvent) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *ChangeEvent) GetPodsBefore() uint32 {
+	if x != nil {
+		return x.PodsBefore
+	}
+	return 0
+}
+
+func (x *ChangeEvent) GetPodsAfter() uint32 {
+	if x != nil {
+		return x.PodsAfter
+	}
+	return 0
+}
+
+// TestEvent is for one sink alone.
+type TestEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sink          string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"` // Its name.
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`     // Marks the event: it is in what the sink writes.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"` // When it was asked for.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestEvent) Reset() {
+	*x = TestEvent{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestEvent) ProtoMessage() {}
+
+func (x *TestEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestEvent.ProtoReflect.Descriptor instead.
+func (*TestEvent) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TestEvent) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+func (x *TestEvent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TestEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
 
 // PacketEvent is one packet, or several alike within 100 ms, that met a logged
 // rule or an isolation, or that a Pod sent in another's name (reason "spoof":
@@ -435,7 +876,8 @@ type PacketEvent struct {
 	IcmpCode         *uint32         `protobuf:"varint,22,opt,name=icmp_code,json=icmpCode,proto3,oneof" json:"icmp_code,omitempty"`
 	// A short word for why, such as "isolation", "rule", "spoof". Empty: "rule".
 	// "staged": nothing asks for the record but that staged policies would change
-	// the verdict.
+	// the verdict. "observed": the first packet of a connection, a sample of all
+	// that the Namespace's Pods make or take; no policy asks for it.
 	Reason     string         `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
 	Redirected bool           `protobuf:"varint,24,opt,name=redirected,proto3" json:"redirected,omitempty"` // Handed to a layer 7 engine.
 	Staged     *StagedOutcome `protobuf:"bytes,25,opt,name=staged,proto3" json:"staged,omitempty"`          // Absent: staged policies would not change the verdict.
@@ -444,13 +886,14 @@ type PacketEvent struct {
 	EtherType     uint32 `protobuf:"varint,27,opt,name=ether_type,json=etherType,proto3" json:"ether_type,omitempty"`   // Of a frame that is not IP, such as 0x0806 (ARP). Zero: IP.
 	ClaimedMac    []byte `protobuf:"bytes,28,opt,name=claimed_mac,json=claimedMac,proto3" json:"claimed_mac,omitempty"` // 6 bytes: that ARP or neighbour discovery tells of its sender or target. Empty: none.
 	TargetIp      []byte `protobuf:"bytes,29,opt,name=target_ip,json=targetIp,proto3" json:"target_ip,omitempty"`       // 16 bytes: that neighbour discovery is about. Empty: none.
+	Service       string `protobuf:"bytes,30,opt,name=service,proto3" json:"service,omitempty"`                         // Of any reason: "NAMESPACE/NAME" of the Service that was asked for, where the node translated it. Empty: none, or not known.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PacketEvent) Reset() {
 	*x = PacketEvent{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[5]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +905,7 @@ func (x *PacketEvent) String() string {
 func (*PacketEvent) ProtoMessage() {}
 
 func (x *PacketEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[5]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +918,7 @@ func (x *PacketEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PacketEvent.ProtoReflect.Descriptor instead.
 func (*PacketEvent) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{5}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PacketEvent) GetFirst() *timestamppb.Timestamp {
@@ -681,6 +1124,13 @@ func (x *PacketEvent) GetTargetIp() []byte {
 	return nil
 }
 
+func (x *PacketEvent) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 // StagedOutcome is what would have been decided with the staged policies.
 type StagedOutcome struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -698,7 +1148,7 @@ type StagedOutcome struct {
 
 func (x *StagedOutcome) Reset() {
 	*x = StagedOutcome{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[6]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +1160,7 @@ func (x *StagedOutcome) String() string {
 func (*StagedOutcome) ProtoMessage() {}
 
 func (x *StagedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[6]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +1173,7 @@ func (x *StagedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StagedOutcome.ProtoReflect.Descriptor instead.
 func (*StagedOutcome) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{6}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StagedOutcome) GetAction() v1.Action {
@@ -759,16 +1209,19 @@ type LossEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`    // Start of the interval.
 	To            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`        // End of the interval.
-	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // Packets, or events for LOSS_STAGE_TRANSPORT. Zero: not known.
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // Packets, or events for LOSS_STAGE_TRANSPORT and LOSS_STAGE_DAMAGED. Zero: not known.
 	Stage         LossStage              `protobuf:"varint,4,opt,name=stage,proto3,enum=weir.audit.v1.LossStage" json:"stage,omitempty"`
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // Of the packets: "spoof". Empty: any other, or not known.
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                                      // Of the packets: "spoof", "isolation" or "observed". Empty: any other, or not known.
+	Policy        *v1.PolicyRef          `protobuf:"bytes,6,opt,name=policy,proto3" json:"policy,omitempty"`                                      // Whose rule the packets met. Absent: of several, or not known.
+	Rule          string                 `protobuf:"bytes,7,opt,name=rule,proto3" json:"rule,omitempty"`                                          // Of policy, by name. Empty: it has none.
+	Direction     v1.Direction           `protobuf:"varint,8,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"` // Of the packets. Zero: of several, or not known.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LossEvent) Reset() {
 	*x = LossEvent{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[7]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1233,7 @@ func (x *LossEvent) String() string {
 func (*LossEvent) ProtoMessage() {}
 
 func (x *LossEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[7]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1246,7 @@ func (x *LossEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossEvent.ProtoReflect.Descriptor instead.
 func (*LossEvent) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{7}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LossEvent) GetFrom() *timestamppb.Timestamp {
@@ -831,6 +1284,27 @@ func (x *LossEvent) GetReason() string {
 	return ""
 }
 
+func (x *LossEvent) GetPolicy() *v1.PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *LossEvent) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *LossEvent) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
 // Record is one stored event with where it came from.
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -846,7 +1320,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[8]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1332,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[8]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1345,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Record) GetCursor() uint64 {
@@ -931,13 +1405,14 @@ type RecordFilter struct {
 	Until         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=until,proto3" json:"until,omitempty"`                                       // Event time, exclusive.
 	Losses        bool                   `protobuf:"varint,11,opt,name=losses,proto3" json:"losses,omitempty"`                                    // Losses too; without it packets alone.
 	Staged        bool                   `protobuf:"varint,12,opt,name=staged,proto3" json:"staged,omitempty"`                                    // Packets alone whose verdict staged policies would change. False: any.
+	Changes       bool                   `protobuf:"varint,13,opt,name=changes,proto3" json:"changes,omitempty"`                                  // Changes of policies too; of these policy, namespace and time are judged.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RecordFilter) Reset() {
 	*x = RecordFilter{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[9]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1424,7 @@ func (x *RecordFilter) String() string {
 func (*RecordFilter) ProtoMessage() {}
 
 func (x *RecordFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[9]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1437,7 @@ func (x *RecordFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordFilter.ProtoReflect.Descriptor instead.
 func (*RecordFilter) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RecordFilter) GetNode() string {
@@ -1049,6 +1524,13 @@ func (x *RecordFilter) GetStaged() bool {
 	return false
 }
 
+func (x *RecordFilter) GetChanges() bool {
+	if x != nil {
+		return x.Changes
+	}
+	return false
+}
+
 type TailRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`                    // Cursor; records after it are sent. Zero: from the log's beginning.
@@ -1062,7 +1544,7 @@ type TailRequest struct {
 
 func (x *TailRequest) Reset() {
 	*x = TailRequest{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[10]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1556,7 @@ func (x *TailRequest) String() string {
 func (*TailRequest) ProtoMessage() {}
 
 func (x *TailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[10]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1569,7 @@ func (x *TailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailRequest.ProtoReflect.Descriptor instead.
 func (*TailRequest) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TailRequest) GetAfter() uint64 {
@@ -1125,16 +1607,23 @@ func (x *TailRequest) GetFromEnd() bool {
 	return false
 }
 
+// TailResponse is a record, or says how far the log was read without one.
 type TailResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Record        *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // Absent: none, cursor alone counts.
+	// Every record up to it was sent, or does not match: where to resume. Sent
+	// without a record after 65,536 that do not match, and behind the newest.
+	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Set where the reader's role hides who the record's other end is: its name,
+	// address and hardware address are left out.
+	Redacted      bool `protobuf:"varint,3,opt,name=redacted,proto3" json:"redacted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TailResponse) Reset() {
 	*x = TailResponse{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[11]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1635,7 @@ func (x *TailResponse) String() string {
 func (*TailResponse) ProtoMessage() {}
 
 func (x *TailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[11]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1648,7 @@ func (x *TailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailResponse.ProtoReflect.Descriptor instead.
 func (*TailResponse) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TailResponse) GetRecord() *Record {
@@ -1167,6 +1656,20 @@ func (x *TailResponse) GetRecord() *Record {
 		return x.Record
 	}
 	return nil
+}
+
+func (x *TailResponse) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+func (x *TailResponse) GetRedacted() bool {
+	if x != nil {
+		return x.Redacted
+	}
+	return false
 }
 
 type StatsRequest struct {
@@ -1177,7 +1680,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[12]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1692,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[12]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,26 +1705,30 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 type StatsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Received      uint64                 `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"`     // Events that arrived, repeated ones too.
-	Kept          uint64                 `protobuf:"varint,2,opt,name=kept,proto3" json:"kept,omitempty"`             // Events stored.
-	Duplicates    uint64                 `protobuf:"varint,3,opt,name=duplicates,proto3" json:"duplicates,omitempty"` // Events that had been stored before, by node, boot and sequence.
-	Lost          []*LossCount           `protobuf:"bytes,4,rep,name=lost,proto3" json:"lost,omitempty"`              // Packets or events lost, by node and stage.
-	Sinks         []*SinkStats           `protobuf:"bytes,5,rep,name=sinks,proto3" json:"sinks,omitempty"`
-	NewestCursor  uint64                 `protobuf:"varint,6,opt,name=newest_cursor,json=newestCursor,proto3" json:"newest_cursor,omitempty"` // Zero: the log is empty.
-	OldestCursor  uint64                 `protobuf:"varint,7,opt,name=oldest_cursor,json=oldestCursor,proto3" json:"oldest_cursor,omitempty"` // Zero: the log is empty.
-	Nodes         []*NodeEvents          `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Received     uint64                 `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"`     // Events that arrived, repeated ones too.
+	Kept         uint64                 `protobuf:"varint,2,opt,name=kept,proto3" json:"kept,omitempty"`             // Events stored.
+	Duplicates   uint64                 `protobuf:"varint,3,opt,name=duplicates,proto3" json:"duplicates,omitempty"` // Events that had been stored before, by node, boot and sequence.
+	Lost         []*LossCount           `protobuf:"bytes,4,rep,name=lost,proto3" json:"lost,omitempty"`              // Packets or events lost, by node and stage.
+	Sinks        []*SinkStats           `protobuf:"bytes,5,rep,name=sinks,proto3" json:"sinks,omitempty"`
+	NewestCursor uint64                 `protobuf:"varint,6,opt,name=newest_cursor,json=newestCursor,proto3" json:"newest_cursor,omitempty"` // Zero: the log is empty.
+	OldestCursor uint64                 `protobuf:"varint,7,opt,name=oldest_cursor,json=oldestCursor,proto3" json:"oldest_cursor,omitempty"` // Zero: the log is empty.
+	Nodes        []*NodeEvents          `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// What was read of the log since the collector started, by rule; the 4,096 with
+	// most packets. Packets and losses of no one rule are of a row without policy.
+	Rules         []*RuleEvents `protobuf:"bytes,9,rep,name=rules,proto3" json:"rules,omitempty"`
+	Unhealthy     string        `protobuf:"bytes,10,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"` // Why events are not taken. Empty: they are.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[13]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1740,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[13]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1753,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatsResponse) GetReceived() uint64 {
@@ -1305,6 +1812,20 @@ func (x *StatsResponse) GetNodes() []*NodeEvents {
 	return nil
 }
 
+func (x *StatsResponse) GetRules() []*RuleEvents {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *StatsResponse) GetUnhealthy() string {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return ""
+}
+
 type LossCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1316,7 +1837,7 @@ type LossCount struct {
 
 func (x *LossCount) Reset() {
 	*x = LossCount{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[14]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1849,7 @@ func (x *LossCount) String() string {
 func (*LossCount) ProtoMessage() {}
 
 func (x *LossCount) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[14]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1862,7 @@ func (x *LossCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LossCount.ProtoReflect.Descriptor instead.
 func (*LossCount) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LossCount) GetNode() string {
@@ -1365,6 +1886,91 @@ func (x *LossCount) GetCount() uint64 {
 	return 0
 }
 
+// RuleEvents is what the log has of one rule.
+type RuleEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *v1.PolicyRef          `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"` // Absent: of no one policy.
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`     // Empty: the kind has no names, or an isolation.
+	Direction     v1.Direction           `protobuf:"varint,3,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`    // As in PacketEvent and LossEvent.
+	Packets       uint64                 `protobuf:"varint,5,opt,name=packets,proto3" json:"packets,omitempty"` // On record.
+	Lost          uint64                 `protobuf:"varint,6,opt,name=lost,proto3" json:"lost,omitempty"`       // Stated as lost.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RuleEvents) Reset() {
+	*x = RuleEvents{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RuleEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RuleEvents) ProtoMessage() {}
+
+func (x *RuleEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RuleEvents.ProtoReflect.Descriptor instead.
+func (*RuleEvents) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RuleEvents) GetPolicy() *v1.PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *RuleEvents) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *RuleEvents) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
+func (x *RuleEvents) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RuleEvents) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *RuleEvents) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
 type NodeEvents struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1376,7 +1982,7 @@ type NodeEvents struct {
 
 func (x *NodeEvents) Reset() {
 	*x = NodeEvents{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[15]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1994,7 @@ func (x *NodeEvents) String() string {
 func (*NodeEvents) ProtoMessage() {}
 
 func (x *NodeEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[15]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +2007,7 @@ func (x *NodeEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvents.ProtoReflect.Descriptor instead.
 func (*NodeEvents) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeEvents) GetNode() string {
@@ -1428,19 +2034,23 @@ func (x *NodeEvents) GetLast() *timestamppb.Timestamp {
 type SinkStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Cursor        uint64                 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`                       // Everything up to it is written.
-	Lag           uint64                 `protobuf:"varint,3,opt,name=lag,proto3" json:"lag,omitempty"`                             // Records stored and not written yet.
-	Lines         uint64                 `protobuf:"varint,4,opt,name=lines,proto3" json:"lines,omitempty"`                         // Lines or messages written since start.
-	Deduplicated  uint64                 `protobuf:"varint,5,opt,name=deduplicated,proto3" json:"deduplicated,omitempty"`           // Packets merged into a line written for another.
-	LastError     string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"` // Empty: none since the last success.
-	Oldest        *durationpb.Duration   `protobuf:"bytes,7,opt,name=oldest,proto3" json:"oldest,omitempty"`                        // Age of the oldest record that waits. Absent: none waits.
+	Cursor        uint64                 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`                              // Everything up to it is written.
+	Lag           uint64                 `protobuf:"varint,3,opt,name=lag,proto3" json:"lag,omitempty"`                                    // Records stored and not written yet.
+	Lines         uint64                 `protobuf:"varint,4,opt,name=lines,proto3" json:"lines,omitempty"`                                // Lines or messages written since start.
+	Deduplicated  uint64                 `protobuf:"varint,5,opt,name=deduplicated,proto3" json:"deduplicated,omitempty"`                  // Packets merged into a line written for another.
+	LastError     string                 `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`        // Empty: none since the last success.
+	Oldest        *durationpb.Duration   `protobuf:"bytes,7,opt,name=oldest,proto3" json:"oldest,omitempty"`                               // Age of the oldest record that waits. Absent: none waits.
+	Skipped       uint64                 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`                            // Records that retention took before they were written, since start.
+	DeadLetters   uint64                 `protobuf:"varint,9,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"` // Lines that the peer refused for good and that were set aside, since start.
+	Type          string                 `protobuf:"bytes,10,opt,name=type,proto3" json:"type,omitempty"`                                  // "file", "syslog", "otlp", "http", "nats" or "forward".
+	Format        string                 `protobuf:"bytes,11,opt,name=format,proto3" json:"format,omitempty"`                              // Of its lines, such as "np.log" or "cef". Empty: the type's own.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SinkStats) Reset() {
 	*x = SinkStats{}
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[16]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +2062,7 @@ func (x *SinkStats) String() string {
 func (*SinkStats) ProtoMessage() {}
 
 func (x *SinkStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_audit_v1_audit_proto_msgTypes[16]
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +2075,7 @@ func (x *SinkStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkStats.ProtoReflect.Descriptor instead.
 func (*SinkStats) Descriptor() ([]byte, []int) {
-	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SinkStats) GetName() string {
@@ -1517,11 +2127,543 @@ func (x *SinkStats) GetOldest() *durationpb.Duration {
 	return nil
 }
 
+func (x *SinkStats) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *SinkStats) GetDeadLetters() uint64 {
+	if x != nil {
+		return x.DeadLetters
+	}
+	return 0
+}
+
+func (x *SinkStats) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *SinkStats) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+type SummarizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Filter        *RecordFilter          `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"` // Absent: all packets. Losses and changes are not summed.
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`  // Rows at most; those with most packets are kept. Zero: 10,000.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SummarizeRequest) Reset() {
+	*x = SummarizeRequest{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SummarizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SummarizeRequest) ProtoMessage() {}
+
+func (x *SummarizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SummarizeRequest.ProtoReflect.Descriptor instead.
+func (*SummarizeRequest) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SummarizeRequest) GetFilter() *RecordFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *SummarizeRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type SummarizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flows         []*FlowSummary         `protobuf:"bytes,1,rep,name=flows,proto3" json:"flows,omitempty"`      // Most packets first.
+	Records       uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"` // That were read and match.
+	Packets       uint64                 `protobuf:"varint,3,opt,name=packets,proto3" json:"packets,omitempty"` // Of these.
+	Lost          uint64                 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`       // Packets that losses of the same time state, of any rule: what the rows cannot show.
+	More          uint64                 `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`       // Rows left out by the limit.
+	From          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`        // First packet. Absent: none.
+	To            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=to,proto3" json:"to,omitempty"`            // Last packet.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SummarizeResponse) Reset() {
+	*x = SummarizeResponse{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SummarizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SummarizeResponse) ProtoMessage() {}
+
+func (x *SummarizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SummarizeResponse.ProtoReflect.Descriptor instead.
+func (*SummarizeResponse) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SummarizeResponse) GetFlows() []*FlowSummary {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *SummarizeResponse) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *SummarizeResponse) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *SummarizeResponse) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *SummarizeResponse) GetMore() uint64 {
+	if x != nil {
+		return x.More
+	}
+	return 0
+}
+
+func (x *SummarizeResponse) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *SummarizeResponse) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+// FlowSummary is what one workload sent another, to one port, with one verdict.
+type FlowSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "NAMESPACE/KIND/NAME" of a workload, "NAMESPACE/POD" of a Pod without one,
+	// "node:NAME", or an address, which is told in full.
+	Source        string       `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Destination   string       `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // As source.
+	Service       string       `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`         // "NAMESPACE/NAME". Empty: none.
+	Protocol      uint32       `protobuf:"varint,4,opt,name=protocol,proto3" json:"protocol,omitempty"`      // IANA protocol number.
+	Port          uint32       `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`              // Destination port. Zero: the protocol has none.
+	Action        v1.Action    `protobuf:"varint,6,opt,name=action,proto3,enum=weir.policy.v1.Action" json:"action,omitempty"`
+	Direction     v1.Direction `protobuf:"varint,7,opt,name=direction,proto3,enum=weir.policy.v1.Direction" json:"direction,omitempty"`
+	Staged        v1.Action    `protobuf:"varint,8,opt,name=staged,proto3,enum=weir.policy.v1.Action" json:"staged,omitempty"` // Zero: the same as action.
+	Packets       uint64       `protobuf:"varint,9,opt,name=packets,proto3" json:"packets,omitempty"`
+	Records       uint64       `protobuf:"varint,10,opt,name=records,proto3" json:"records,omitempty"`
+	Policies      []string     `protobuf:"bytes,11,rep,name=policies,proto3" json:"policies,omitempty"`  // That decided, as np.log refers to them, by name; at most 16.
+	Observed      bool         `protobuf:"varint,12,opt,name=observed,proto3" json:"observed,omitempty"` // Seen by sampling alone: no policy asks for a record.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowSummary) Reset() {
+	*x = FlowSummary{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowSummary) ProtoMessage() {}
+
+func (x *FlowSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowSummary.ProtoReflect.Descriptor instead.
+func (*FlowSummary) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *FlowSummary) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetAction() v1.Action {
+	if x != nil {
+		return x.Action
+	}
+	return v1.Action(0)
+}
+
+func (x *FlowSummary) GetDirection() v1.Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return v1.Direction(0)
+}
+
+func (x *FlowSummary) GetStaged() v1.Action {
+	if x != nil {
+		return x.Staged
+	}
+	return v1.Action(0)
+}
+
+func (x *FlowSummary) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetPolicies() []string {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *FlowSummary) GetObserved() bool {
+	if x != nil {
+		return x.Observed
+	}
+	return false
+}
+
+type ObjectAtRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *v1.PolicyRef          `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Cursor        uint64                 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"` // Of a record: the object as it was at the time of its first packet. Zero: as it is now.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectAtRequest) Reset() {
+	*x = ObjectAtRequest{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectAtRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectAtRequest) ProtoMessage() {}
+
+func (x *ObjectAtRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectAtRequest.ProtoReflect.Descriptor instead.
+func (*ObjectAtRequest) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ObjectAtRequest) GetPolicy() *v1.PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *ObjectAtRequest) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+type ObjectAtResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        *Record                `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"` // The latest until then; its event is a change.
+	Next          *Record                `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`     // The change after it. Absent: there was none.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectAtResponse) Reset() {
+	*x = ObjectAtResponse{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectAtResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectAtResponse) ProtoMessage() {}
+
+func (x *ObjectAtResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectAtResponse.ProtoReflect.Descriptor instead.
+func (*ObjectAtResponse) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ObjectAtResponse) GetChange() *Record {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *ObjectAtResponse) GetNext() *Record {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+type TestSinkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sink          string                 `protobuf:"bytes,1,opt,name=sink,proto3" json:"sink,omitempty"` // As in SinkStats.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestSinkRequest) Reset() {
+	*x = TestSinkRequest{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestSinkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestSinkRequest) ProtoMessage() {}
+
+func (x *TestSinkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestSinkRequest.ProtoReflect.Descriptor instead.
+func (*TestSinkRequest) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TestSinkRequest) GetSink() string {
+	if x != nil {
+		return x.Sink
+	}
+	return ""
+}
+
+// TestSinkResponse is how the event fared at one hop.
+type TestSinkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hop           string                 `protobuf:"bytes,1,opt,name=hop,proto3" json:"hop,omitempty"`         // "stored", "read", "encoded", "connected", "written", "acknowledged", ...
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`   // Such as the peer's address and its answer.
+	Elapsed       *durationpb.Duration   `protobuf:"bytes,3,opt,name=elapsed,proto3" json:"elapsed,omitempty"` // Since it was asked for.
+	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`     // Empty: it went well.
+	Id            string                 `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`           // Of the event: what to look for at the other end.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestSinkResponse) Reset() {
+	*x = TestSinkResponse{}
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestSinkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestSinkResponse) ProtoMessage() {}
+
+func (x *TestSinkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_audit_v1_audit_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestSinkResponse.ProtoReflect.Descriptor instead.
+func (*TestSinkResponse) Descriptor() ([]byte, []int) {
+	return file_weir_audit_v1_audit_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *TestSinkResponse) GetHop() string {
+	if x != nil {
+		return x.Hop
+	}
+	return ""
+}
+
+func (x *TestSinkResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *TestSinkResponse) GetElapsed() *durationpb.Duration {
+	if x != nil {
+		return x.Elapsed
+	}
+	return nil
+}
+
+func (x *TestSinkResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *TestSinkResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 var File_weir_audit_v1_audit_proto protoreflect.FileDescriptor
 
 const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x19weir/audit/v1/audit.proto\x12\rweir.audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aweir/policy/v1/state.proto\"\x81\x01\n" +
+	"\x19weir/audit/v1/audit.proto\x12\rweir.audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fweir/policy/v1/inspection.proto\x1a\x1aweir/policy/v1/state.proto\"\x81\x01\n" +
 	"\rReportRequest\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.weir.audit.v1.ReportHelloH\x00R\x05hello\x121\n" +
 	"\x05batch\x18\x02 \x01(\v2\x19.weir.audit.v1.EventBatchH\x00R\x05batchB\t\n" +
@@ -1534,11 +2676,42 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\x12,\n" +
 	"\x06events\x18\x02 \x03(\v2\x14.weir.audit.v1.EventR\x06events\"7\n" +
 	"\x0eReportResponse\x12%\n" +
-	"\x0eacked_sequence\x18\x01 \x01(\x04R\rackedSequence\"u\n" +
+	"\x0eacked_sequence\x18\x01 \x01(\x04R\rackedSequence\"\x93\x02\n" +
 	"\x05Event\x124\n" +
 	"\x06packet\x18\x01 \x01(\v2\x1a.weir.audit.v1.PacketEventH\x00R\x06packet\x12.\n" +
-	"\x04loss\x18\x02 \x01(\v2\x18.weir.audit.v1.LossEventH\x00R\x04lossB\x06\n" +
-	"\x04kind\"\xdf\b\n" +
+	"\x04loss\x18\x02 \x01(\v2\x18.weir.audit.v1.LossEventH\x00R\x04loss\x124\n" +
+	"\x06change\x18\x03 \x01(\v2\x1a.weir.audit.v1.ChangeEventH\x00R\x06change\x12.\n" +
+	"\x04test\x18\x04 \x01(\v2\x18.weir.audit.v1.TestEventH\x00R\x04test\x126\n" +
+	"\acontext\x18\x05 \x01(\v2\x1c.weir.audit.v1.PacketContextR\acontextB\x06\n" +
+	"\x04kind\"\xd1\x01\n" +
+	"\rPacketContext\x120\n" +
+	"\x06source\x18\x01 \x01(\v2\x18.weir.audit.v1.PacketEndR\x06source\x12:\n" +
+	"\vdestination\x18\x02 \x01(\v2\x18.weir.audit.v1.PacketEndR\vdestination\x12\x18\n" +
+	"\aservice\x18\x03 \x01(\tR\aservice\x128\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x1c.weir.audit.v1.PolicyVersionR\bpolicies\"k\n" +
+	"\tPacketEnd\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1a\n" +
+	"\bworkload\x18\x04 \x01(\tR\bworkload\"A\n" +
+	"\rPolicyVersion\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\"\xfb\x01\n" +
+	"\vChangeEvent\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12-\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x19.weir.audit.v1.ChangeKindR\x04kind\x125\n" +
+	"\x06object\x18\x03 \x01(\v2\x1d.weir.policy.v1.ObjectVersionR\x06object\x12\x16\n" +
+	"\x06fields\x18\x04 \x03(\tR\x06fields\x12\x1f\n" +
+	"\vpods_before\x18\x05 \x01(\rR\n" +
+	"podsBefore\x12\x1d\n" +
+	"\n" +
+	"pods_after\x18\x06 \x01(\rR\tpodsAfter\"_\n" +
+	"\tTestEvent\x12\x12\n" +
+	"\x04sink\x18\x01 \x01(\tR\x04sink\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xf9\b\n" +
 	"\vPacketEvent\x120\n" +
 	"\x05first\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
 	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12\x14\n" +
@@ -1576,7 +2749,8 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"ether_type\x18\x1b \x01(\rR\tetherType\x12\x1f\n" +
 	"\vclaimed_mac\x18\x1c \x01(\fR\n" +
 	"claimedMac\x12\x1b\n" +
-	"\ttarget_ip\x18\x1d \x01(\fR\btargetIpB\x14\n" +
+	"\ttarget_ip\x18\x1d \x01(\fR\btargetIp\x12\x18\n" +
+	"\aservice\x18\x1e \x01(\tR\aserviceB\x14\n" +
 	"\x12_openflow_priorityB\x0e\n" +
 	"\f_source_portB\x13\n" +
 	"\x11_destination_portB\f\n" +
@@ -1588,20 +2762,23 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x06action\x18\x01 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x121\n" +
 	"\x06policy\x18\x02 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04rule\x18\x03 \x01(\tR\x04rule\x125\n" +
-	"\bpolicies\x18\x04 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\"\xc5\x01\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x19.weir.policy.v1.PolicyRefR\bpolicies\"\xc5\x02\n" +
 	"\tLossEvent\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
 	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\x04R\x05count\x12.\n" +
 	"\x05stage\x18\x04 \x01(\x0e2\x18.weir.audit.v1.LossStageR\x05stage\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xc8\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x121\n" +
+	"\x06policy\x18\x06 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
+	"\x04rule\x18\a \x01(\tR\x04rule\x127\n" +
+	"\tdirection\x18\b \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\"\xc8\x01\n" +
 	"\x06Record\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\x04R\x06cursor\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
 	"\x04boot\x18\x03 \x01(\tR\x04boot\x12\x1a\n" +
 	"\bsequence\x18\x04 \x01(\x04R\bsequence\x126\n" +
 	"\breceived\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\breceived\x12*\n" +
-	"\x05event\x18\x06 \x01(\v2\x14.weir.audit.v1.EventR\x05event\"\x93\x03\n" +
+	"\x05event\x18\x06 \x01(\v2\x14.weir.audit.v1.EventR\x05event\"\xad\x03\n" +
 	"\fRecordFilter\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x10\n" +
@@ -1615,16 +2792,19 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x05until\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
 	"\x06losses\x18\v \x01(\bR\x06losses\x12\x16\n" +
-	"\x06staged\x18\f \x01(\bR\x06staged\"\xa1\x01\n" +
+	"\x06staged\x18\f \x01(\bR\x06staged\x12\x18\n" +
+	"\achanges\x18\r \x01(\bR\achanges\"\xa1\x01\n" +
 	"\vTailRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x123\n" +
 	"\x06filter\x18\x03 \x01(\v2\x1b.weir.audit.v1.RecordFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x19\n" +
-	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\"=\n" +
+	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\"q\n" +
 	"\fTailResponse\x12-\n" +
-	"\x06record\x18\x01 \x01(\v2\x15.weir.audit.v1.RecordR\x06record\"\x0e\n" +
-	"\fStatsRequest\"\xb8\x02\n" +
+	"\x06record\x18\x01 \x01(\v2\x15.weir.audit.v1.RecordR\x06record\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x1a\n" +
+	"\bredacted\x18\x03 \x01(\bR\bredacted\"\x0e\n" +
+	"\fStatsRequest\"\x87\x03\n" +
 	"\rStatsResponse\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x04R\breceived\x12\x12\n" +
 	"\x04kept\x18\x02 \x01(\x04R\x04kept\x12\x1e\n" +
@@ -1635,16 +2815,27 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x05sinks\x18\x05 \x03(\v2\x18.weir.audit.v1.SinkStatsR\x05sinks\x12#\n" +
 	"\rnewest_cursor\x18\x06 \x01(\x04R\fnewestCursor\x12#\n" +
 	"\roldest_cursor\x18\a \x01(\x04R\foldestCursor\x12/\n" +
-	"\x05nodes\x18\b \x03(\v2\x19.weir.audit.v1.NodeEventsR\x05nodes\"e\n" +
+	"\x05nodes\x18\b \x03(\v2\x19.weir.audit.v1.NodeEventsR\x05nodes\x12/\n" +
+	"\x05rules\x18\t \x03(\v2\x19.weir.audit.v1.RuleEventsR\x05rules\x12\x1c\n" +
+	"\tunhealthy\x18\n" +
+	" \x01(\tR\tunhealthy\"e\n" +
 	"\tLossCount\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
 	"\x05stage\x18\x02 \x01(\x0e2\x18.weir.audit.v1.LossStageR\x05stage\x12\x14\n" +
-	"\x05count\x18\x03 \x01(\x04R\x05count\"d\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xd2\x01\n" +
+	"\n" +
+	"RuleEvents\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x127\n" +
+	"\tdirection\x18\x03 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\apackets\x18\x05 \x01(\x04R\apackets\x12\x12\n" +
+	"\x04lost\x18\x06 \x01(\x04R\x04lost\"d\n" +
 	"\n" +
 	"NodeEvents\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04kept\x18\x02 \x01(\x04R\x04kept\x12.\n" +
-	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xd5\x01\n" +
+	"\x04last\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xbe\x02\n" +
 	"\tSinkStats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x10\n" +
@@ -1653,7 +2844,58 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\fdeduplicated\x18\x05 \x01(\x04R\fdeduplicated\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x06 \x01(\tR\tlastError\x121\n" +
-	"\x06oldest\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06oldest*\xaf\x01\n" +
+	"\x06oldest\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06oldest\x12\x18\n" +
+	"\askipped\x18\b \x01(\x04R\askipped\x12!\n" +
+	"\fdead_letters\x18\t \x01(\x04R\vdeadLetters\x12\x12\n" +
+	"\x04type\x18\n" +
+	" \x01(\tR\x04type\x12\x16\n" +
+	"\x06format\x18\v \x01(\tR\x06format\"]\n" +
+	"\x10SummarizeRequest\x123\n" +
+	"\x06filter\x18\x01 \x01(\v2\x1b.weir.audit.v1.RecordFilterR\x06filter\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"\xfd\x01\n" +
+	"\x11SummarizeResponse\x120\n" +
+	"\x05flows\x18\x01 \x03(\v2\x1a.weir.audit.v1.FlowSummaryR\x05flows\x12\x18\n" +
+	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x18\n" +
+	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\x04R\x04more\x12.\n" +
+	"\x04from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02to\"\x96\x03\n" +
+	"\vFlowSummary\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x18\n" +
+	"\aservice\x18\x03 \x01(\tR\aservice\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\rR\x04port\x12.\n" +
+	"\x06action\x18\x06 \x01(\x0e2\x16.weir.policy.v1.ActionR\x06action\x127\n" +
+	"\tdirection\x18\a \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12.\n" +
+	"\x06staged\x18\b \x01(\x0e2\x16.weir.policy.v1.ActionR\x06staged\x12\x18\n" +
+	"\apackets\x18\t \x01(\x04R\apackets\x12\x18\n" +
+	"\arecords\x18\n" +
+	" \x01(\x04R\arecords\x12\x1a\n" +
+	"\bpolicies\x18\v \x03(\tR\bpolicies\x12\x1a\n" +
+	"\bobserved\x18\f \x01(\bR\bobserved\"\\\n" +
+	"\x0fObjectAtRequest\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x06policy\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\"l\n" +
+	"\x10ObjectAtResponse\x12-\n" +
+	"\x06change\x18\x01 \x01(\v2\x15.weir.audit.v1.RecordR\x06change\x12)\n" +
+	"\x04next\x18\x02 \x01(\v2\x15.weir.audit.v1.RecordR\x04next\"%\n" +
+	"\x0fTestSinkRequest\x12\x12\n" +
+	"\x04sink\x18\x01 \x01(\tR\x04sink\"\x97\x01\n" +
+	"\x10TestSinkResponse\x12\x10\n" +
+	"\x03hop\x18\x01 \x01(\tR\x03hop\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x123\n" +
+	"\aelapsed\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\aelapsed\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\tR\x02id*\x8d\x01\n" +
+	"\n" +
+	"ChangeKind\x12\x1b\n" +
+	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CHANGE_KIND_CREATED\x10\x01\x12\x17\n" +
+	"\x13CHANGE_KIND_UPDATED\x10\x02\x12\x17\n" +
+	"\x13CHANGE_KIND_DELETED\x10\x03\x12\x17\n" +
+	"\x13CHANGE_KIND_PRESENT\x10\x04*\xe2\x01\n" +
 	"\tLossStage\x12\x1a\n" +
 	"\x16LOSS_STAGE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10LOSS_STAGE_METER\x10\x01\x12\x12\n" +
@@ -1661,12 +2903,17 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x10LOSS_STAGE_QUEUE\x10\x03\x12\x14\n" +
 	"\x10LOSS_STAGE_SPOOL\x10\x04\x12\x18\n" +
 	"\x14LOSS_STAGE_TRANSPORT\x10\x05\x12\x16\n" +
-	"\x12LOSS_STAGE_UNKNOWN\x10\x062]\n" +
+	"\x12LOSS_STAGE_UNKNOWN\x10\x06\x12\x19\n" +
+	"\x15LOSS_STAGE_RULE_METER\x10\a\x12\x16\n" +
+	"\x12LOSS_STAGE_DAMAGED\x10\b2]\n" +
 	"\x10CollectorService\x12I\n" +
-	"\x06Report\x12\x1c.weir.audit.v1.ReportRequest\x1a\x1d.weir.audit.v1.ReportResponse(\x010\x012\x95\x01\n" +
+	"\x06Report\x12\x1c.weir.audit.v1.ReportRequest\x1a\x1d.weir.audit.v1.ReportResponse(\x010\x012\x81\x03\n" +
 	"\fAuditService\x12A\n" +
 	"\x04Tail\x12\x1a.weir.audit.v1.TailRequest\x1a\x1b.weir.audit.v1.TailResponse0\x01\x12B\n" +
-	"\x05Stats\x12\x1b.weir.audit.v1.StatsRequest\x1a\x1c.weir.audit.v1.StatsResponseB5Z3github.com/weirnet/weir/proto/weir/audit/v1;auditv1b\x06proto3"
+	"\x05Stats\x12\x1b.weir.audit.v1.StatsRequest\x1a\x1c.weir.audit.v1.StatsResponse\x12N\n" +
+	"\tSummarize\x12\x1f.weir.audit.v1.SummarizeRequest\x1a .weir.audit.v1.SummarizeResponse\x12K\n" +
+	"\bObjectAt\x12\x1e.weir.audit.v1.ObjectAtRequest\x1a\x1f.weir.audit.v1.ObjectAtResponse\x12M\n" +
+	"\bTestSink\x12\x1e.weir.audit.v1.TestSinkRequest\x1a\x1f.weir.audit.v1.TestSinkResponse0\x01B5Z3github.com/weirnet/weir/proto/weir/audit/v1;auditv1b\x06proto3"
 
 var (
 	file_weir_audit_v1_audit_proto_rawDescOnce sync.Once
@@ -1680,76 +2927,123 @@ func file_weir_audit_v1_audit_proto_rawDescGZIP() []byte {
 	return file_weir_audit_v1_audit_proto_rawDescData
 }
 
-var file_weir_audit_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_weir_audit_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_weir_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_weir_audit_v1_audit_proto_goTypes = []any{
-	(LossStage)(0),                // 0: weir.audit.v1.LossStage
-	(*ReportRequest)(nil),         // 1: weir.audit.v1.ReportRequest
-	(*ReportHello)(nil),           // 2: weir.audit.v1.ReportHello
-	(*EventBatch)(nil),            // 3: weir.audit.v1.EventBatch
-	(*ReportResponse)(nil),        // 4: weir.audit.v1.ReportResponse
-	(*Event)(nil),                 // 5: weir.audit.v1.Event
-	(*PacketEvent)(nil),           // 6: weir.audit.v1.PacketEvent
-	(*StagedOutcome)(nil),         // 7: weir.audit.v1.StagedOutcome
-	(*LossEvent)(nil),             // 8: weir.audit.v1.LossEvent
-	(*Record)(nil),                // 9: weir.audit.v1.Record
-	(*RecordFilter)(nil),          // 10: weir.audit.v1.RecordFilter
-	(*TailRequest)(nil),           // 11: weir.audit.v1.TailRequest
-	(*TailResponse)(nil),          // 12: weir.audit.v1.TailResponse
-	(*StatsRequest)(nil),          // 13: weir.audit.v1.StatsRequest
-	(*StatsResponse)(nil),         // 14: weir.audit.v1.StatsResponse
-	(*LossCount)(nil),             // 15: weir.audit.v1.LossCount
-	(*NodeEvents)(nil),            // 16: weir.audit.v1.NodeEvents
-	(*SinkStats)(nil),             // 17: weir.audit.v1.SinkStats
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(v1.Direction)(0),             // 19: weir.policy.v1.Direction
-	(v1.Action)(0),                // 20: weir.policy.v1.Action
-	(*v1.PolicyRef)(nil),          // 21: weir.policy.v1.PolicyRef
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(ChangeKind)(0),               // 0: weir.audit.v1.ChangeKind
+	(LossStage)(0),                // 1: weir.audit.v1.LossStage
+	(*ReportRequest)(nil),         // 2: weir.audit.v1.ReportRequest
+	(*ReportHello)(nil),           // 3: weir.audit.v1.ReportHello
+	(*EventBatch)(nil),            // 4: weir.audit.v1.EventBatch
+	(*ReportResponse)(nil),        // 5: weir.audit.v1.ReportResponse
+	(*Event)(nil),                 // 6: weir.audit.v1.Event
+	(*PacketContext)(nil),         // 7: weir.audit.v1.PacketContext
+	(*PacketEnd)(nil),             // 8: weir.audit.v1.PacketEnd
+	(*PolicyVersion)(nil),         // 9: weir.audit.v1.PolicyVersion
+	(*ChangeEvent)(nil),           // 10: weir.audit.v1.ChangeEvent
+	(*TestEvent)(nil),             // 11: weir.audit.v1.TestEvent
+	(*PacketEvent)(nil),           // 12: weir.audit.v1.PacketEvent
+	(*StagedOutcome)(nil),         // 13: weir.audit.v1.StagedOutcome
+	(*LossEvent)(nil),             // 14: weir.audit.v1.LossEvent
+	(*Record)(nil),                // 15: weir.audit.v1.Record
+	(*RecordFilter)(nil),          // 16: weir.audit.v1.RecordFilter
+	(*TailRequest)(nil),           // 17: weir.audit.v1.TailRequest
+	(*TailResponse)(nil),          // 18: weir.audit.v1.TailResponse
+	(*StatsRequest)(nil),          // 19: weir.audit.v1.StatsRequest
+	(*StatsResponse)(nil),         // 20: weir.audit.v1.StatsResponse
+	(*LossCount)(nil),             // 21: weir.audit.v1.LossCount
+	(*RuleEvents)(nil),            // 22: weir.audit.v1.RuleEvents
+	(*NodeEvents)(nil),            // 23: weir.audit.v1.NodeEvents
+	(*SinkStats)(nil),             // 24: weir.audit.v1.SinkStats
+	(*SummarizeRequest)(nil),      // 25: weir.audit.v1.SummarizeRequest
+	(*SummarizeResponse)(nil),     // 26: weir.audit.v1.SummarizeResponse
+	(*FlowSummary)(nil),           // 27: weir.audit.v1.FlowSummary
+	(*ObjectAtRequest)(nil),       // 28: weir.audit.v1.ObjectAtRequest
+	(*ObjectAtResponse)(nil),      // 29: weir.audit.v1.ObjectAtResponse
+	(*TestSinkRequest)(nil),       // 30: weir.audit.v1.TestSinkRequest
+	(*TestSinkResponse)(nil),      // 31: weir.audit.v1.TestSinkResponse
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*v1.ObjectVersion)(nil),      // 33: weir.policy.v1.ObjectVersion
+	(v1.Direction)(0),             // 34: weir.policy.v1.Direction
+	(v1.Action)(0),                // 35: weir.policy.v1.Action
+	(*v1.PolicyRef)(nil),          // 36: weir.policy.v1.PolicyRef
+	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
 }
 var file_weir_audit_v1_audit_proto_depIdxs = []int32{
-	2,  // 0: weir.audit.v1.ReportRequest.hello:type_name -> weir.audit.v1.ReportHello
-	3,  // 1: weir.audit.v1.ReportRequest.batch:type_name -> weir.audit.v1.EventBatch
-	5,  // 2: weir.audit.v1.EventBatch.events:type_name -> weir.audit.v1.Event
-	6,  // 3: weir.audit.v1.Event.packet:type_name -> weir.audit.v1.PacketEvent
-	8,  // 4: weir.audit.v1.Event.loss:type_name -> weir.audit.v1.LossEvent
-	18, // 5: weir.audit.v1.PacketEvent.first:type_name -> google.protobuf.Timestamp
-	18, // 6: weir.audit.v1.PacketEvent.last:type_name -> google.protobuf.Timestamp
-	19, // 7: weir.audit.v1.PacketEvent.direction:type_name -> weir.policy.v1.Direction
-	20, // 8: weir.audit.v1.PacketEvent.action:type_name -> weir.policy.v1.Action
-	21, // 9: weir.audit.v1.PacketEvent.policies:type_name -> weir.policy.v1.PolicyRef
-	7,  // 10: weir.audit.v1.PacketEvent.staged:type_name -> weir.audit.v1.StagedOutcome
-	20, // 11: weir.audit.v1.StagedOutcome.action:type_name -> weir.policy.v1.Action
-	21, // 12: weir.audit.v1.StagedOutcome.policy:type_name -> weir.policy.v1.PolicyRef
-	21, // 13: weir.audit.v1.StagedOutcome.policies:type_name -> weir.policy.v1.PolicyRef
-	18, // 14: weir.audit.v1.LossEvent.from:type_name -> google.protobuf.Timestamp
-	18, // 15: weir.audit.v1.LossEvent.to:type_name -> google.protobuf.Timestamp
-	0,  // 16: weir.audit.v1.LossEvent.stage:type_name -> weir.audit.v1.LossStage
-	18, // 17: weir.audit.v1.Record.received:type_name -> google.protobuf.Timestamp
-	5,  // 18: weir.audit.v1.Record.event:type_name -> weir.audit.v1.Event
-	20, // 19: weir.audit.v1.RecordFilter.action:type_name -> weir.policy.v1.Action
-	19, // 20: weir.audit.v1.RecordFilter.direction:type_name -> weir.policy.v1.Direction
-	18, // 21: weir.audit.v1.RecordFilter.since:type_name -> google.protobuf.Timestamp
-	18, // 22: weir.audit.v1.RecordFilter.until:type_name -> google.protobuf.Timestamp
-	10, // 23: weir.audit.v1.TailRequest.filter:type_name -> weir.audit.v1.RecordFilter
-	9,  // 24: weir.audit.v1.TailResponse.record:type_name -> weir.audit.v1.Record
-	15, // 25: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
-	17, // 26: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
-	16, // 27: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
-	0,  // 28: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
-	18, // 29: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
-	22, // 30: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
-	1,  // 31: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
-	11, // 32: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
-	13, // 33: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
-	4,  // 34: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
-	12, // 35: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
-	14, // 36: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
-	34, // [34:37] is the sub-list for method output_type
-	31, // [31:34] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	3,  // 0: weir.audit.v1.ReportRequest.hello:type_name -> weir.audit.v1.ReportHello
+	4,  // 1: weir.audit.v1.ReportRequest.batch:type_name -> weir.audit.v1.EventBatch
+	6,  // 2: weir.audit.v1.EventBatch.events:type_name -> weir.audit.v1.Event
+	12, // 3: weir.audit.v1.Event.packet:type_name -> weir.audit.v1.PacketEvent
+	14, // 4: weir.audit.v1.Event.loss:type_name -> weir.audit.v1.LossEvent
+	10, // 5: weir.audit.v1.Event.change:type_name -> weir.audit.v1.ChangeEvent
+	11, // 6: weir.audit.v1.Event.test:type_name -> weir.audit.v1.TestEvent
+	7,  // 7: weir.audit.v1.Event.context:type_name -> weir.audit.v1.PacketContext
+	8,  // 8: weir.audit.v1.PacketContext.source:type_name -> weir.audit.v1.PacketEnd
+	8,  // 9: weir.audit.v1.PacketContext.destination:type_name -> weir.audit.v1.PacketEnd
+	9,  // 10: weir.audit.v1.PacketContext.policies:type_name -> weir.audit.v1.PolicyVersion
+	32, // 11: weir.audit.v1.ChangeEvent.time:type_name -> google.protobuf.Timestamp
+	0,  // 12: weir.audit.v1.ChangeEvent.kind:type_name -> weir.audit.v1.ChangeKind
+	33, // 13: weir.audit.v1.ChangeEvent.object:type_name -> weir.policy.v1.ObjectVersion
+	32, // 14: weir.audit.v1.TestEvent.time:type_name -> google.protobuf.Timestamp
+	32, // 15: weir.audit.v1.PacketEvent.first:type_name -> google.protobuf.Timestamp
+	32, // 16: weir.audit.v1.PacketEvent.last:type_name -> google.protobuf.Timestamp
+	34, // 17: weir.audit.v1.PacketEvent.direction:type_name -> weir.policy.v1.Direction
+	35, // 18: weir.audit.v1.PacketEvent.action:type_name -> weir.policy.v1.Action
+	36, // 19: weir.audit.v1.PacketEvent.policies:type_name -> weir.policy.v1.PolicyRef
+	13, // 20: weir.audit.v1.PacketEvent.staged:type_name -> weir.audit.v1.StagedOutcome
+	35, // 21: weir.audit.v1.StagedOutcome.action:type_name -> weir.policy.v1.Action
+	36, // 22: weir.audit.v1.StagedOutcome.policy:type_name -> weir.policy.v1.PolicyRef
+	36, // 23: weir.audit.v1.StagedOutcome.policies:type_name -> weir.policy.v1.PolicyRef
+	32, // 24: weir.audit.v1.LossEvent.from:type_name -> google.protobuf.Timestamp
+	32, // 25: weir.audit.v1.LossEvent.to:type_name -> google.protobuf.Timestamp
+	1,  // 26: weir.audit.v1.LossEvent.stage:type_name -> weir.audit.v1.LossStage
+	36, // 27: weir.audit.v1.LossEvent.policy:type_name -> weir.policy.v1.PolicyRef
+	34, // 28: weir.audit.v1.LossEvent.direction:type_name -> weir.policy.v1.Direction
+	32, // 29: weir.audit.v1.Record.received:type_name -> google.protobuf.Timestamp
+	6,  // 30: weir.audit.v1.Record.event:type_name -> weir.audit.v1.Event
+	35, // 31: weir.audit.v1.RecordFilter.action:type_name -> weir.policy.v1.Action
+	34, // 32: weir.audit.v1.RecordFilter.direction:type_name -> weir.policy.v1.Direction
+	32, // 33: weir.audit.v1.RecordFilter.since:type_name -> google.protobuf.Timestamp
+	32, // 34: weir.audit.v1.RecordFilter.until:type_name -> google.protobuf.Timestamp
+	16, // 35: weir.audit.v1.TailRequest.filter:type_name -> weir.audit.v1.RecordFilter
+	15, // 36: weir.audit.v1.TailResponse.record:type_name -> weir.audit.v1.Record
+	21, // 37: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
+	24, // 38: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
+	23, // 39: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
+	22, // 40: weir.audit.v1.StatsResponse.rules:type_name -> weir.audit.v1.RuleEvents
+	1,  // 41: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
+	36, // 42: weir.audit.v1.RuleEvents.policy:type_name -> weir.policy.v1.PolicyRef
+	34, // 43: weir.audit.v1.RuleEvents.direction:type_name -> weir.policy.v1.Direction
+	32, // 44: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
+	37, // 45: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
+	16, // 46: weir.audit.v1.SummarizeRequest.filter:type_name -> weir.audit.v1.RecordFilter
+	27, // 47: weir.audit.v1.SummarizeResponse.flows:type_name -> weir.audit.v1.FlowSummary
+	32, // 48: weir.audit.v1.SummarizeResponse.from:type_name -> google.protobuf.Timestamp
+	32, // 49: weir.audit.v1.SummarizeResponse.to:type_name -> google.protobuf.Timestamp
+	35, // 50: weir.audit.v1.FlowSummary.action:type_name -> weir.policy.v1.Action
+	34, // 51: weir.audit.v1.FlowSummary.direction:type_name -> weir.policy.v1.Direction
+	35, // 52: weir.audit.v1.FlowSummary.staged:type_name -> weir.policy.v1.Action
+	36, // 53: weir.audit.v1.ObjectAtRequest.policy:type_name -> weir.policy.v1.PolicyRef
+	15, // 54: weir.audit.v1.ObjectAtResponse.change:type_name -> weir.audit.v1.Record
+	15, // 55: weir.audit.v1.ObjectAtResponse.next:type_name -> weir.audit.v1.Record
+	37, // 56: weir.audit.v1.TestSinkResponse.elapsed:type_name -> google.protobuf.Duration
+	2,  // 57: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
+	17, // 58: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
+	19, // 59: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
+	25, // 60: weir.audit.v1.AuditService.Summarize:input_type -> weir.audit.v1.SummarizeRequest
+	28, // 61: weir.audit.v1.AuditService.ObjectAt:input_type -> weir.audit.v1.ObjectAtRequest
+	30, // 62: weir.audit.v1.AuditService.TestSink:input_type -> weir.audit.v1.TestSinkRequest
+	5,  // 63: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
+	18, // 64: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
+	20, // 65: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
+	26, // 66: weir.audit.v1.AuditService.Summarize:output_type -> weir.audit.v1.SummarizeResponse
+	29, // 67: weir.audit.v1.AuditService.ObjectAt:output_type -> weir.audit.v1.ObjectAtResponse
+	31, // 68: weir.audit.v1.AuditService.TestSink:output_type -> weir.audit.v1.TestSinkResponse
+	63, // [63:69] is the sub-list for method output_type
+	57, // [57:63] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_weir_audit_v1_audit_proto_init() }
@@ -1764,15 +3058,17 @@ func file_weir_audit_v1_audit_proto_init() {
 	file_weir_audit_v1_audit_proto_msgTypes[4].OneofWrappers = []any{
 		(*Event_Packet)(nil),
 		(*Event_Loss)(nil),
+		(*Event_Change)(nil),
+		(*Event_Test)(nil),
 	}
-	file_weir_audit_v1_audit_proto_msgTypes[5].OneofWrappers = []any{}
+	file_weir_audit_v1_audit_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_audit_v1_audit_proto_rawDesc), len(file_weir_audit_v1_audit_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

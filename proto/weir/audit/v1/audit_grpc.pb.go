@@ -140,8 +140,11 @@ var CollectorService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	AuditService_Tail_FullMethodName  = "/weir.audit.v1.AuditService/Tail"
-	AuditService_Stats_FullMethodName = "/weir.audit.v1.AuditService/Stats"
+	AuditService_Tail_FullMethodName      = "/weir.audit.v1.AuditService/Tail"
+	AuditService_Stats_FullMethodName     = "/weir.audit.v1.AuditService/Stats"
+	AuditService_Summarize_FullMethodName = "/weir.audit.v1.AuditService/Summarize"
+	AuditService_ObjectAt_FullMethodName  = "/weir.audit.v1.AuditService/ObjectAt"
+	AuditService_TestSink_FullMethodName  = "/weir.audit.v1.AuditService/TestSink"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -154,6 +157,19 @@ type AuditServiceClient interface {
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailResponse], error)
 	// Stats says what was received, kept, merged and lost.
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
+	// Summarize groups the packets of a time range by who talked to whom, and with
+	// which verdict.
+	Summarize(ctx context.Context, in *SummarizeRequest, opts ...grpc.CallOption) (*SummarizeResponse, error)
+	// ObjectAt is a policy, tier or group as it was when a record came into the log.
+	//
+	// Errors: NOT_FOUND (the log has no such object, or none so old any more).
+	ObjectAt(ctx context.Context, in *ObjectAtRequest, opts ...grpc.CallOption) (*ObjectAtResponse, error)
+	// TestSink puts a marked event into the log and tells how it fares on its way
+	// to one sink, a response a hop. The stream ends behind the last hop, or the
+	// first that failed.
+	//
+	// Errors: NOT_FOUND (no sink of that name; the message lists them).
+	TestSink(ctx context.Context, in *TestSinkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TestSinkResponse], error)
 }
 
 type auditServiceClient struct {
@@ -193,6 +209,45 @@ func (c *auditServiceClient) Stats(ctx context.Context, in *StatsRequest, opts .
 	return out, nil
 }
 
+func (c *auditServiceClient) Summarize(ctx context.Context, in *SummarizeRequest, opts ...grpc.CallOption) (*SummarizeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SummarizeResponse)
+	err := c.cc.Invoke(ctx, AuditService_Summarize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) ObjectAt(ctx context.Context, in *ObjectAtRequest, opts ...grpc.CallOption) (*ObjectAtResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ObjectAtResponse)
+	err := c.cc.Invoke(ctx, AuditService_ObjectAt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) TestSink(ctx context.Context, in *TestSinkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TestSinkResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[1], AuditService_TestSink_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TestSinkRequest, TestSinkResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_TestSinkClient = grpc.ServerStreamingClient[TestSinkResponse]
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
@@ -203,6 +258,19 @@ type AuditServiceServer interface {
 	Tail(*TailRequest, grpc.ServerStreamingServer[TailResponse]) error
 	// Stats says what was received, kept, merged and lost.
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	// Summarize groups the packets of a time range by who talked to whom, and with
+	// which verdict.
+	Summarize(context.Context, *SummarizeRequest) (*SummarizeResponse, error)
+	// ObjectAt is a policy, tier or group as it was when a record came into the log.
+	//
+	// Errors: NOT_FOUND (the log has no such object, or none so old any more).
+	ObjectAt(context.Context, *ObjectAtRequest) (*ObjectAtResponse, error)
+	// TestSink puts a marked event into the log and tells how it fares on its way
+	// to one sink, a response a hop. The stream ends behind the last hop, or the
+	// first that failed.
+	//
+	// Errors: NOT_FOUND (no sink of that name; the message lists them).
+	TestSink(*TestSinkRequest, grpc.ServerStreamingServer[TestSinkResponse]) error
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -218,6 +286,15 @@ func (UnimplementedAuditServiceServer) Tail(*TailRequest, grpc.ServerStreamingSe
 }
 func (UnimplementedAuditServiceServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedAuditServiceServer) Summarize(context.Context, *SummarizeRequest) (*SummarizeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Summarize not implemented")
+}
+func (UnimplementedAuditServiceServer) ObjectAt(context.Context, *ObjectAtRequest) (*ObjectAtResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ObjectAt not implemented")
+}
+func (UnimplementedAuditServiceServer) TestSink(*TestSinkRequest, grpc.ServerStreamingServer[TestSinkResponse]) error {
+	return status.Error(codes.Unimplemented, "method TestSink not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -269,6 +346,53 @@ func _AuditService_Stats_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuditService_Summarize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SummarizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).Summarize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_Summarize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).Summarize(ctx, req.(*SummarizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_ObjectAt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ObjectAtRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).ObjectAt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_ObjectAt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).ObjectAt(ctx, req.(*ObjectAtRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_TestSink_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TestSinkRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AuditServiceServer).TestSink(m, &grpc.GenericServerStream[TestSinkRequest, TestSinkResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_TestSinkServer = grpc.ServerStreamingServer[TestSinkResponse]
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -280,11 +404,24 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Stats",
 			Handler:    _AuditService_Stats_Handler,
 		},
+		{
+			MethodName: "Summarize",
+			Handler:    _AuditService_Summarize_Handler,
+		},
+		{
+			MethodName: "ObjectAt",
+			Handler:    _AuditService_ObjectAt_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Tail",
 			Handler:       _AuditService_Tail_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "TestSink",
+			Handler:       _AuditService_TestSink_Handler,
 			ServerStreams: true,
 		},
 	},

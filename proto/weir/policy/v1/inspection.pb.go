@@ -124,6 +124,474 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
 }
 
+type WatchChangesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchChangesRequest) Reset() {
+	*x = WatchChangesRequest{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchChangesRequest) ProtoMessage() {}
+
+func (x *WatchChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchChangesRequest.ProtoReflect.Descriptor instead.
+func (*WatchChangesRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{0}
+}
+
+// WatchChangesResponse is a run of changes.
+type WatchChangesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*ObjectChange        `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	Complete      bool                   `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"` // All that there was at first has been sent with this. Set once a stream, as soon as the sources have been read.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchChangesResponse) Reset() {
+	*x = WatchChangesResponse{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchChangesResponse) ProtoMessage() {}
+
+func (x *WatchChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchChangesResponse.ProtoReflect.Descriptor instead.
+func (*WatchChangesResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WatchChangesResponse) GetChanges() []*ObjectChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *WatchChangesResponse) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+// ObjectChange is one object as it is, or that it is no more.
+type ObjectChange struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // When the service read it.
+	Removed      bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`                                 // Then only the object's name counts, and of versions, what it was last.
+	// Types that are valid to be assigned to Object:
+	//
+	//	*ObjectChange_Endpoint
+	//	*ObjectChange_Service
+	//	*ObjectChange_Version
+	Object isObjectChange_Object `protobuf_oneof:"object"`
+	// Of versions of policies:
+	PodsBefore    uint32 `protobuf:"varint,6,opt,name=pods_before,json=podsBefore,proto3" json:"pods_before,omitempty"` // That the policy applied to before the change.
+	PodsAfter     uint32 `protobuf:"varint,7,opt,name=pods_after,json=podsAfter,proto3" json:"pods_after,omitempty"`    // That it applies to with it.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectChange) Reset() {
+	*x = ObjectChange{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectChange) ProtoMessage() {}
+
+func (x *ObjectChange) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectChange.ProtoReflect.Descriptor instead.
+func (*ObjectChange) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ObjectChange) GetTimeUnixNano() int64 {
+	if x != nil {
+		return x.TimeUnixNano
+	}
+	return 0
+}
+
+func (x *ObjectChange) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *ObjectChange) GetObject() isObjectChange_Object {
+	if x != nil {
+		return x.Object
+	}
+	return nil
+}
+
+func (x *ObjectChange) GetEndpoint() *EndpointFact {
+	if x != nil {
+		if x, ok := x.Object.(*ObjectChange_Endpoint); ok {
+			return x.Endpoint
+		}
+	}
+	return nil
+}
+
+func (x *ObjectChange) GetService() *ServiceFact {
+	if x != nil {
+		if x, ok := x.Object.(*ObjectChange_Service); ok {
+			return x.Service
+		}
+	}
+	return nil
+}
+
+func (x *ObjectChange) GetVersion() *ObjectVersion {
+	if x != nil {
+		if x, ok := x.Object.(*ObjectChange_Version); ok {
+			return x.Version
+		}
+	}
+	return nil
+}
+
+func (x *ObjectChange) GetPodsBefore() uint32 {
+	if x != nil {
+		return x.PodsBefore
+	}
+	return 0
+}
+
+func (x *ObjectChange) GetPodsAfter() uint32 {
+	if x != nil {
+		return x.PodsAfter
+	}
+	return 0
+}
+
+type isObjectChange_Object interface {
+	isObjectChange_Object()
+}
+
+type ObjectChange_Endpoint struct {
+	Endpoint *EndpointFact `protobuf:"bytes,3,opt,name=endpoint,proto3,oneof"`
+}
+
+type ObjectChange_Service struct {
+	Service *ServiceFact `protobuf:"bytes,4,opt,name=service,proto3,oneof"`
+}
+
+type ObjectChange_Version struct {
+	Version *ObjectVersion `protobuf:"bytes,5,opt,name=version,proto3,oneof"`
+}
+
+func (*ObjectChange_Endpoint) isObjectChange_Object() {}
+
+func (*ObjectChange_Service) isObjectChange_Object() {}
+
+func (*ObjectChange_Version) isObjectChange_Object() {}
+
+// EndpointFact says whose addresses are: a Pod's in the Pod network, or a Node's.
+type EndpointFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // Empty: a Node's.
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`           // Of the Pod, or the Node.
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`           // Of the Pod. Empty: a Node's.
+	Ips           [][]byte               `protobuf:"bytes,4,rep,name=ips,proto3" json:"ips,omitempty"`             // 4 or 16 bytes each.
+	Workload      string                 `protobuf:"bytes,5,opt,name=workload,proto3" json:"workload,omitempty"`   // "KIND/NAME" of the Pod's controller; a Deployment's ReplicaSet counts as the Deployment. Empty: none.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointFact) Reset() {
+	*x = EndpointFact{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointFact) ProtoMessage() {}
+
+func (x *EndpointFact) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointFact.ProtoReflect.Descriptor instead.
+func (*EndpointFact) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EndpointFact) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EndpointFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EndpointFact) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EndpointFact) GetIps() [][]byte {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+func (x *EndpointFact) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+// ServiceFact says whose cluster and load-balancer addresses are.
+type ServiceFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Ips           [][]byte               `protobuf:"bytes,3,rep,name=ips,proto3" json:"ips,omitempty"` // 4 or 16 bytes each.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceFact) Reset() {
+	*x = ServiceFact{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceFact) ProtoMessage() {}
+
+func (x *ServiceFact) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceFact.ProtoReflect.Descriptor instead.
+func (*ServiceFact) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ServiceFact) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ServiceFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ServiceFact) GetIps() [][]byte {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
+// ObjectVersion is a policy, tier or group at one time.
+type ObjectVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ApiVersion    string                 `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"` // Such as "networking.k8s.io/v1".
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`                               // Such as "NetworkPolicy".
+	Namespace     string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`                     // Empty: it has none.
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Uid           string                 `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`                // Empty: the source has none.
+	Generation    int64                  `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"` // Zero: the source has none.
+	Manager       string                 `protobuf:"bytes,7,opt,name=manager,proto3" json:"manager,omitempty"`        // Field manager that changed it last. Empty: not known.
+	User          string                 `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`              // Who did, where admission tells. Empty: not known.
+	Manifest      []byte                 `protobuf:"bytes,9,opt,name=manifest,proto3" json:"manifest,omitempty"`      // JSON, without status and managed fields. At most 128 KiB; empty: larger.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectVersion) Reset() {
+	*x = ObjectVersion{}
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectVersion) ProtoMessage() {}
+
+func (x *ObjectVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectVersion.ProtoReflect.Descriptor instead.
+func (*ObjectVersion) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ObjectVersion) GetApiVersion() string {
+	if x != nil {
+		return x.ApiVersion
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ObjectVersion) GetManager() string {
+	if x != nil {
+		return x.Manager
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ObjectVersion) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
 // InspectionServiceProbeRequest is a connection's first packet, to be sent.
 type InspectionServiceProbeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -139,7 +607,7 @@ type InspectionServiceProbeRequest struct {
 
 func (x *InspectionServiceProbeRequest) Reset() {
 	*x = InspectionServiceProbeRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -151,7 +619,7 @@ func (x *InspectionServiceProbeRequest) String() string {
 func (*InspectionServiceProbeRequest) ProtoMessage() {}
 
 func (x *InspectionServiceProbeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -164,7 +632,7 @@ func (x *InspectionServiceProbeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectionServiceProbeRequest.ProtoReflect.Descriptor instead.
 func (*InspectionServiceProbeRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *InspectionServiceProbeRequest) GetFrom() string {
@@ -230,7 +698,7 @@ type InspectionServiceProbeResponse struct {
 
 func (x *InspectionServiceProbeResponse) Reset() {
 	*x = InspectionServiceProbeResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -242,7 +710,7 @@ func (x *InspectionServiceProbeResponse) String() string {
 func (*InspectionServiceProbeResponse) ProtoMessage() {}
 
 func (x *InspectionServiceProbeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -255,7 +723,7 @@ func (x *InspectionServiceProbeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectionServiceProbeResponse.ProtoReflect.Descriptor instead.
 func (*InspectionServiceProbeResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InspectionServiceProbeResponse) GetSourceIp() []byte {
@@ -340,7 +808,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +820,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +833,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListPoliciesRequest) GetNamespace() string {
@@ -405,7 +873,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +885,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +898,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*PolicySummary {
@@ -470,7 +938,7 @@ type PolicySummary struct {
 
 func (x *PolicySummary) Reset() {
 	*x = PolicySummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +950,7 @@ func (x *PolicySummary) String() string {
 func (*PolicySummary) ProtoMessage() {}
 
 func (x *PolicySummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +963,7 @@ func (x *PolicySummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicySummary.ProtoReflect.Descriptor instead.
 func (*PolicySummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PolicySummary) GetRef() *PolicyRef {
@@ -648,7 +1116,7 @@ type RuleStats struct {
 
 func (x *RuleStats) Reset() {
 	*x = RuleStats{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +1128,7 @@ func (x *RuleStats) String() string {
 func (*RuleStats) ProtoMessage() {}
 
 func (x *RuleStats) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +1141,7 @@ func (x *RuleStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleStats.ProtoReflect.Descriptor instead.
 func (*RuleStats) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RuleStats) GetDirection() Direction {
@@ -738,7 +1206,7 @@ type Condition struct {
 
 func (x *Condition) Reset() {
 	*x = Condition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1218,7 @@ func (x *Condition) String() string {
 func (*Condition) ProtoMessage() {}
 
 func (x *Condition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +1231,7 @@ func (x *Condition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Condition.ProtoReflect.Descriptor instead.
 func (*Condition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Condition) GetType() string {
@@ -803,7 +1271,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1283,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[7]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1296,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{7}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListGroupsRequest) GetMembers() bool {
@@ -848,7 +1316,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1328,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[8]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1341,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{8}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*GroupSummary {
@@ -907,7 +1375,7 @@ type GroupDefinition struct {
 
 func (x *GroupDefinition) Reset() {
 	*x = GroupDefinition{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1387,7 @@ func (x *GroupDefinition) String() string {
 func (*GroupDefinition) ProtoMessage() {}
 
 func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[9]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1400,7 @@ func (x *GroupDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupDefinition.ProtoReflect.Descriptor instead.
 func (*GroupDefinition) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{9}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GroupDefinition) GetNamespace() string {
@@ -1005,7 +1473,7 @@ type GroupSummary struct {
 
 func (x *GroupSummary) Reset() {
 	*x = GroupSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1485,7 @@ func (x *GroupSummary) String() string {
 func (*GroupSummary) ProtoMessage() {}
 
 func (x *GroupSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[10]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1498,7 @@ func (x *GroupSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSummary.ProtoReflect.Descriptor instead.
 func (*GroupSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{10}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GroupSummary) GetId() []byte {
@@ -1085,7 +1553,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1565,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[11]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1578,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{11}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListNodesRequest) GetLocal() bool {
@@ -1139,7 +1607,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1619,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[12]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1632,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{12}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListNodesResponse) GetEpoch() string {
@@ -1220,7 +1688,7 @@ type NodeSummary struct {
 
 func (x *NodeSummary) Reset() {
 	*x = NodeSummary{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1700,7 @@ func (x *NodeSummary) String() string {
 func (*NodeSummary) ProtoMessage() {}
 
 func (x *NodeSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[13]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1713,7 @@ func (x *NodeSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeSummary.ProtoReflect.Descriptor instead.
 func (*NodeSummary) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{13}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NodeSummary) GetName() string {
@@ -1383,7 +1851,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1863,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[14]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1876,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{14}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExplainRequest) GetFrom() string {
@@ -1472,7 +1940,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1952,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[15]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1965,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{15}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExplainResponse) GetVerdict() Verdict {
@@ -1543,7 +2011,7 @@ type DirectionExplanation struct {
 
 func (x *DirectionExplanation) Reset() {
 	*x = DirectionExplanation{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +2023,7 @@ func (x *DirectionExplanation) String() string {
 func (*DirectionExplanation) ProtoMessage() {}
 
 func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[16]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +2036,7 @@ func (x *DirectionExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectionExplanation.ProtoReflect.Descriptor instead.
 func (*DirectionExplanation) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{16}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DirectionExplanation) GetAction() Action {
@@ -1627,7 +2095,7 @@ type EvaluationStep struct {
 
 func (x *EvaluationStep) Reset() {
 	*x = EvaluationStep{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +2107,7 @@ func (x *EvaluationStep) String() string {
 func (*EvaluationStep) ProtoMessage() {}
 
 func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[17]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +2120,7 @@ func (x *EvaluationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvaluationStep.ProtoReflect.Descriptor instead.
 func (*EvaluationStep) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{17}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EvaluationStep) GetName() string {
@@ -1696,7 +2164,7 @@ type ConsideredRule struct {
 
 func (x *ConsideredRule) Reset() {
 	*x = ConsideredRule{}
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2176,7 @@ func (x *ConsideredRule) String() string {
 func (*ConsideredRule) ProtoMessage() {}
 
 func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_inspection_proto_msgTypes[18]
+	mi := &file_weir_policy_v1_inspection_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2189,7 @@ func (x *ConsideredRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsideredRule.ProtoReflect.Descriptor instead.
 func (*ConsideredRule) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{18}
+	return file_weir_policy_v1_inspection_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ConsideredRule) GetPolicy() *PolicyRef {
@@ -1756,7 +2224,45 @@ var File_weir_policy_v1_inspection_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\n" +
-	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\x1a\x1aweir/policy/v1/state.proto\"\xd1\x01\n" +
+	"\x1fweir/policy/v1/inspection.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\x1a\x1aweir/policy/v1/state.proto\"\x15\n" +
+	"\x13WatchChangesRequest\"j\n" +
+	"\x14WatchChangesResponse\x126\n" +
+	"\achanges\x18\x01 \x03(\v2\x1c.weir.policy.v1.ObjectChangeR\achanges\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\"\xc8\x02\n" +
+	"\fObjectChange\x12$\n" +
+	"\x0etime_unix_nano\x18\x01 \x01(\x03R\ftimeUnixNano\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\x12:\n" +
+	"\bendpoint\x18\x03 \x01(\v2\x1c.weir.policy.v1.EndpointFactH\x00R\bendpoint\x127\n" +
+	"\aservice\x18\x04 \x01(\v2\x1b.weir.policy.v1.ServiceFactH\x00R\aservice\x129\n" +
+	"\aversion\x18\x05 \x01(\v2\x1d.weir.policy.v1.ObjectVersionH\x00R\aversion\x12\x1f\n" +
+	"\vpods_before\x18\x06 \x01(\rR\n" +
+	"podsBefore\x12\x1d\n" +
+	"\n" +
+	"pods_after\x18\a \x01(\rR\tpodsAfterB\b\n" +
+	"\x06object\"\x82\x01\n" +
+	"\fEndpointFact\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x10\n" +
+	"\x03ips\x18\x04 \x03(\fR\x03ips\x12\x1a\n" +
+	"\bworkload\x18\x05 \x01(\tR\bworkload\"Q\n" +
+	"\vServiceFact\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03ips\x18\x03 \x03(\fR\x03ips\"\xf2\x01\n" +
+	"\rObjectVersion\x12\x1f\n" +
+	"\vapi_version\x18\x01 \x01(\tR\n" +
+	"apiVersion\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\tR\x03uid\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x06 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\amanager\x18\a \x01(\tR\amanager\x12\x12\n" +
+	"\x04user\x18\b \x01(\tR\x04user\x12\x1a\n" +
+	"\bmanifest\x18\t \x01(\fR\bmanifest\"\xd1\x01\n" +
 	"\x1dInspectionServiceProbeRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x124\n" +
@@ -1923,14 +2429,15 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_ALLOW\x10\x01\x12\x10\n" +
 	"\fVERDICT_DROP\x10\x02\x12\x12\n" +
-	"\x0eVERDICT_REJECT\x10\x032\xc9\x03\n" +
+	"\x0eVERDICT_REJECT\x10\x032\xa6\x04\n" +
 	"\x11InspectionService\x12Y\n" +
 	"\fListPolicies\x12#.weir.policy.v1.ListPoliciesRequest\x1a$.weir.policy.v1.ListPoliciesResponse\x12S\n" +
 	"\n" +
 	"ListGroups\x12!.weir.policy.v1.ListGroupsRequest\x1a\".weir.policy.v1.ListGroupsResponse\x12P\n" +
 	"\tListNodes\x12 .weir.policy.v1.ListNodesRequest\x1a!.weir.policy.v1.ListNodesResponse\x12J\n" +
 	"\aExplain\x12\x1e.weir.policy.v1.ExplainRequest\x1a\x1f.weir.policy.v1.ExplainResponse\x12f\n" +
-	"\x05Probe\x12-.weir.policy.v1.InspectionServiceProbeRequest\x1a..weir.policy.v1.InspectionServiceProbeResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\x05Probe\x12-.weir.policy.v1.InspectionServiceProbeRequest\x1a..weir.policy.v1.InspectionServiceProbeResponse\x12[\n" +
+	"\fWatchChanges\x12#.weir.policy.v1.WatchChangesRequest\x1a$.weir.policy.v1.WatchChangesResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_inspection_proto_rawDescOnce sync.Once
@@ -1945,82 +2452,94 @@ func file_weir_policy_v1_inspection_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_policy_v1_inspection_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_weir_policy_v1_inspection_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_weir_policy_v1_inspection_proto_goTypes = []any{
 	(GroupUse)(0),                          // 0: weir.policy.v1.GroupUse
 	(Verdict)(0),                           // 1: weir.policy.v1.Verdict
-	(*InspectionServiceProbeRequest)(nil),  // 2: weir.policy.v1.InspectionServiceProbeRequest
-	(*InspectionServiceProbeResponse)(nil), // 3: weir.policy.v1.InspectionServiceProbeResponse
-	(*ListPoliciesRequest)(nil),            // 4: weir.policy.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),           // 5: weir.policy.v1.ListPoliciesResponse
-	(*PolicySummary)(nil),                  // 6: weir.policy.v1.PolicySummary
-	(*RuleStats)(nil),                      // 7: weir.policy.v1.RuleStats
-	(*Condition)(nil),                      // 8: weir.policy.v1.Condition
-	(*ListGroupsRequest)(nil),              // 9: weir.policy.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),             // 10: weir.policy.v1.ListGroupsResponse
-	(*GroupDefinition)(nil),                // 11: weir.policy.v1.GroupDefinition
-	(*GroupSummary)(nil),                   // 12: weir.policy.v1.GroupSummary
-	(*ListNodesRequest)(nil),               // 13: weir.policy.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),              // 14: weir.policy.v1.ListNodesResponse
-	(*NodeSummary)(nil),                    // 15: weir.policy.v1.NodeSummary
-	(*ExplainRequest)(nil),                 // 16: weir.policy.v1.ExplainRequest
-	(*ExplainResponse)(nil),                // 17: weir.policy.v1.ExplainResponse
-	(*DirectionExplanation)(nil),           // 18: weir.policy.v1.DirectionExplanation
-	(*EvaluationStep)(nil),                 // 19: weir.policy.v1.EvaluationStep
-	(*ConsideredRule)(nil),                 // 20: weir.policy.v1.ConsideredRule
-	(Protocol)(0),                          // 21: weir.policy.v1.Protocol
-	(*ProbeResult)(nil),                    // 22: weir.policy.v1.ProbeResult
-	(*PolicyRef)(nil),                      // 23: weir.policy.v1.PolicyRef
-	(Direction)(0),                         // 24: weir.policy.v1.Direction
-	(*Position)(nil),                       // 25: weir.policy.v1.Position
-	(*NamedAddress)(nil),                   // 26: weir.policy.v1.NamedAddress
-	(Action)(0),                            // 27: weir.policy.v1.Action
+	(*WatchChangesRequest)(nil),            // 2: weir.policy.v1.WatchChangesRequest
+	(*WatchChangesResponse)(nil),           // 3: weir.policy.v1.WatchChangesResponse
+	(*ObjectChange)(nil),                   // 4: weir.policy.v1.ObjectChange
+	(*EndpointFact)(nil),                   // 5: weir.policy.v1.EndpointFact
+	(*ServiceFact)(nil),                    // 6: weir.policy.v1.ServiceFact
+	(*ObjectVersion)(nil),                  // 7: weir.policy.v1.ObjectVersion
+	(*InspectionServiceProbeRequest)(nil),  // 8: weir.policy.v1.InspectionServiceProbeRequest
+	(*InspectionServiceProbeResponse)(nil), // 9: weir.policy.v1.InspectionServiceProbeResponse
+	(*ListPoliciesRequest)(nil),            // 10: weir.policy.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),           // 11: weir.policy.v1.ListPoliciesResponse
+	(*PolicySummary)(nil),                  // 12: weir.policy.v1.PolicySummary
+	(*RuleStats)(nil),                      // 13: weir.policy.v1.RuleStats
+	(*Condition)(nil),                      // 14: weir.policy.v1.Condition
+	(*ListGroupsRequest)(nil),              // 15: weir.policy.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),             // 16: weir.policy.v1.ListGroupsResponse
+	(*GroupDefinition)(nil),                // 17: weir.policy.v1.GroupDefinition
+	(*GroupSummary)(nil),                   // 18: weir.policy.v1.GroupSummary
+	(*ListNodesRequest)(nil),               // 19: weir.policy.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),              // 20: weir.policy.v1.ListNodesResponse
+	(*NodeSummary)(nil),                    // 21: weir.policy.v1.NodeSummary
+	(*ExplainRequest)(nil),                 // 22: weir.policy.v1.ExplainRequest
+	(*ExplainResponse)(nil),                // 23: weir.policy.v1.ExplainResponse
+	(*DirectionExplanation)(nil),           // 24: weir.policy.v1.DirectionExplanation
+	(*EvaluationStep)(nil),                 // 25: weir.policy.v1.EvaluationStep
+	(*ConsideredRule)(nil),                 // 26: weir.policy.v1.ConsideredRule
+	(Protocol)(0),                          // 27: weir.policy.v1.Protocol
+	(*ProbeResult)(nil),                    // 28: weir.policy.v1.ProbeResult
+	(*PolicyRef)(nil),                      // 29: weir.policy.v1.PolicyRef
+	(Direction)(0),                         // 30: weir.policy.v1.Direction
+	(*Position)(nil),                       // 31: weir.policy.v1.Position
+	(*NamedAddress)(nil),                   // 32: weir.policy.v1.NamedAddress
+	(Action)(0),                            // 33: weir.policy.v1.Action
 }
 var file_weir_policy_v1_inspection_proto_depIdxs = []int32{
-	21, // 0: weir.policy.v1.InspectionServiceProbeRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 1: weir.policy.v1.InspectionServiceProbeResponse.seen:type_name -> weir.policy.v1.Verdict
-	17, // 2: weir.policy.v1.InspectionServiceProbeResponse.expected:type_name -> weir.policy.v1.ExplainResponse
-	22, // 3: weir.policy.v1.InspectionServiceProbeResponse.source:type_name -> weir.policy.v1.ProbeResult
-	22, // 4: weir.policy.v1.InspectionServiceProbeResponse.destination:type_name -> weir.policy.v1.ProbeResult
-	6,  // 5: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
-	23, // 6: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
-	8,  // 7: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
-	7,  // 8: weir.policy.v1.PolicySummary.rules:type_name -> weir.policy.v1.RuleStats
-	24, // 9: weir.policy.v1.RuleStats.direction:type_name -> weir.policy.v1.Direction
-	12, // 10: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
-	11, // 11: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
-	8,  // 12: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
-	0,  // 13: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
-	25, // 14: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
-	15, // 15: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
-	26, // 16: weir.policy.v1.NodeSummary.named:type_name -> weir.policy.v1.NamedAddress
-	21, // 17: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
-	1,  // 18: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
-	18, // 19: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
-	18, // 20: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
-	17, // 21: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
-	27, // 22: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
-	23, // 23: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
-	23, // 24: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
-	19, // 25: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
-	20, // 26: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
-	23, // 27: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
-	23, // 28: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
-	4,  // 29: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
-	9,  // 30: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
-	13, // 31: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
-	16, // 32: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
-	2,  // 33: weir.policy.v1.InspectionService.Probe:input_type -> weir.policy.v1.InspectionServiceProbeRequest
-	5,  // 34: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
-	10, // 35: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
-	14, // 36: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
-	17, // 37: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
-	3,  // 38: weir.policy.v1.InspectionService.Probe:output_type -> weir.policy.v1.InspectionServiceProbeResponse
-	34, // [34:39] is the sub-list for method output_type
-	29, // [29:34] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	4,  // 0: weir.policy.v1.WatchChangesResponse.changes:type_name -> weir.policy.v1.ObjectChange
+	5,  // 1: weir.policy.v1.ObjectChange.endpoint:type_name -> weir.policy.v1.EndpointFact
+	6,  // 2: weir.policy.v1.ObjectChange.service:type_name -> weir.policy.v1.ServiceFact
+	7,  // 3: weir.policy.v1.ObjectChange.version:type_name -> weir.policy.v1.ObjectVersion
+	27, // 4: weir.policy.v1.InspectionServiceProbeRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 5: weir.policy.v1.InspectionServiceProbeResponse.seen:type_name -> weir.policy.v1.Verdict
+	23, // 6: weir.policy.v1.InspectionServiceProbeResponse.expected:type_name -> weir.policy.v1.ExplainResponse
+	28, // 7: weir.policy.v1.InspectionServiceProbeResponse.source:type_name -> weir.policy.v1.ProbeResult
+	28, // 8: weir.policy.v1.InspectionServiceProbeResponse.destination:type_name -> weir.policy.v1.ProbeResult
+	12, // 9: weir.policy.v1.ListPoliciesResponse.policies:type_name -> weir.policy.v1.PolicySummary
+	29, // 10: weir.policy.v1.PolicySummary.ref:type_name -> weir.policy.v1.PolicyRef
+	14, // 11: weir.policy.v1.PolicySummary.conditions:type_name -> weir.policy.v1.Condition
+	13, // 12: weir.policy.v1.PolicySummary.rules:type_name -> weir.policy.v1.RuleStats
+	30, // 13: weir.policy.v1.RuleStats.direction:type_name -> weir.policy.v1.Direction
+	18, // 14: weir.policy.v1.ListGroupsResponse.groups:type_name -> weir.policy.v1.GroupSummary
+	17, // 15: weir.policy.v1.ListGroupsResponse.definitions:type_name -> weir.policy.v1.GroupDefinition
+	14, // 16: weir.policy.v1.GroupDefinition.conditions:type_name -> weir.policy.v1.Condition
+	0,  // 17: weir.policy.v1.GroupSummary.use:type_name -> weir.policy.v1.GroupUse
+	31, // 18: weir.policy.v1.ListNodesResponse.position:type_name -> weir.policy.v1.Position
+	21, // 19: weir.policy.v1.ListNodesResponse.nodes:type_name -> weir.policy.v1.NodeSummary
+	32, // 20: weir.policy.v1.NodeSummary.named:type_name -> weir.policy.v1.NamedAddress
+	27, // 21: weir.policy.v1.ExplainRequest.protocol:type_name -> weir.policy.v1.Protocol
+	1,  // 22: weir.policy.v1.ExplainResponse.verdict:type_name -> weir.policy.v1.Verdict
+	24, // 23: weir.policy.v1.ExplainResponse.egress:type_name -> weir.policy.v1.DirectionExplanation
+	24, // 24: weir.policy.v1.ExplainResponse.ingress:type_name -> weir.policy.v1.DirectionExplanation
+	23, // 25: weir.policy.v1.ExplainResponse.staged:type_name -> weir.policy.v1.ExplainResponse
+	33, // 26: weir.policy.v1.DirectionExplanation.action:type_name -> weir.policy.v1.Action
+	29, // 27: weir.policy.v1.DirectionExplanation.policy:type_name -> weir.policy.v1.PolicyRef
+	29, // 28: weir.policy.v1.DirectionExplanation.isolated_by:type_name -> weir.policy.v1.PolicyRef
+	25, // 29: weir.policy.v1.DirectionExplanation.steps:type_name -> weir.policy.v1.EvaluationStep
+	26, // 30: weir.policy.v1.EvaluationStep.rules:type_name -> weir.policy.v1.ConsideredRule
+	29, // 31: weir.policy.v1.EvaluationStep.others:type_name -> weir.policy.v1.PolicyRef
+	29, // 32: weir.policy.v1.ConsideredRule.policy:type_name -> weir.policy.v1.PolicyRef
+	10, // 33: weir.policy.v1.InspectionService.ListPolicies:input_type -> weir.policy.v1.ListPoliciesRequest
+	15, // 34: weir.policy.v1.InspectionService.ListGroups:input_type -> weir.policy.v1.ListGroupsRequest
+	19, // 35: weir.policy.v1.InspectionService.ListNodes:input_type -> weir.policy.v1.ListNodesRequest
+	22, // 36: weir.policy.v1.InspectionService.Explain:input_type -> weir.policy.v1.ExplainRequest
+	8,  // 37: weir.policy.v1.InspectionService.Probe:input_type -> weir.policy.v1.InspectionServiceProbeRequest
+	2,  // 38: weir.policy.v1.InspectionService.WatchChanges:input_type -> weir.policy.v1.WatchChangesRequest
+	11, // 39: weir.policy.v1.InspectionService.ListPolicies:output_type -> weir.policy.v1.ListPoliciesResponse
+	16, // 40: weir.policy.v1.InspectionService.ListGroups:output_type -> weir.policy.v1.ListGroupsResponse
+	20, // 41: weir.policy.v1.InspectionService.ListNodes:output_type -> weir.policy.v1.ListNodesResponse
+	23, // 42: weir.policy.v1.InspectionService.Explain:output_type -> weir.policy.v1.ExplainResponse
+	9,  // 43: weir.policy.v1.InspectionService.Probe:output_type -> weir.policy.v1.InspectionServiceProbeResponse
+	3,  // 44: weir.policy.v1.InspectionService.WatchChanges:output_type -> weir.policy.v1.WatchChangesResponse
+	39, // [39:45] is the sub-list for method output_type
+	33, // [33:39] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_inspection_proto_init() }
@@ -2030,14 +2549,19 @@ func file_weir_policy_v1_inspection_proto_init() {
 	}
 	file_weir_policy_v1_service_proto_init()
 	file_weir_policy_v1_state_proto_init()
-	file_weir_policy_v1_inspection_proto_msgTypes[14].OneofWrappers = []any{}
+	file_weir_policy_v1_inspection_proto_msgTypes[2].OneofWrappers = []any{
+		(*ObjectChange_Endpoint)(nil),
+		(*ObjectChange_Service)(nil),
+		(*ObjectChange_Version)(nil),
+	}
+	file_weir_policy_v1_inspection_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_inspection_proto_rawDesc), len(file_weir_policy_v1_inspection_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   19,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

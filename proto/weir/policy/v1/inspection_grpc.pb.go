@@ -24,6 +24,7 @@ const (
 	InspectionService_ListNodes_FullMethodName    = "/weir.policy.v1.InspectionService/ListNodes"
 	InspectionService_Explain_FullMethodName      = "/weir.policy.v1.InspectionService/Explain"
 	InspectionService_Probe_FullMethodName        = "/weir.policy.v1.InspectionService/Probe"
+	InspectionService_WatchChanges_FullMethodName = "/weir.policy.v1.InspectionService/WatchChanges"
 )
 
 // InspectionServiceClient is the client API for InspectionService service.
@@ -53,6 +54,11 @@ type InspectionServiceClient interface {
 	// says why it cannot), RESOURCE_EXHAUSTED (too many probes at a time),
 	// UNAVAILABLE (a node is not connected to any replica), DEADLINE_EXCEEDED.
 	Probe(ctx context.Context, in *InspectionServiceProbeRequest, opts ...grpc.CallOption) (*InspectionServiceProbeResponse, error)
+	// WatchChanges tells whose the addresses are, and what the policies, tiers and
+	// groups say: all of it first, then each change. A watcher that reads too slowly
+	// gets what is newest of each object, not every step. The audit collector names
+	// records by it.
+	WatchChanges(ctx context.Context, in *WatchChangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchChangesResponse], error)
 }
 
 type inspectionServiceClient struct {
@@ -113,6 +119,25 @@ func (c *inspectionServiceClient) Probe(ctx context.Context, in *InspectionServi
 	return out, nil
 }
 
+func (c *inspectionServiceClient) WatchChanges(ctx context.Context, in *WatchChangesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchChangesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &InspectionService_ServiceDesc.Streams[0], InspectionService_WatchChanges_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchChangesRequest, WatchChangesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InspectionService_WatchChangesClient = grpc.ServerStreamingClient[WatchChangesResponse]
+
 // InspectionServiceServer is the server API for InspectionService service.
 // All implementations must embed UnimplementedInspectionServiceServer
 // for forward compatibility.
@@ -140,6 +165,11 @@ type InspectionServiceServer interface {
 	// says why it cannot), RESOURCE_EXHAUSTED (too many probes at a time),
 	// UNAVAILABLE (a node is not connected to any replica), DEADLINE_EXCEEDED.
 	Probe(context.Context, *InspectionServiceProbeRequest) (*InspectionServiceProbeResponse, error)
+	// WatchChanges tells whose the addresses are, and what the policies, tiers and
+	// groups say: all of it first, then each change. A watcher that reads too slowly
+	// gets what is newest of each object, not every step. The audit collector names
+	// records by it.
+	WatchChanges(*WatchChangesRequest, grpc.ServerStreamingServer[WatchChangesResponse]) error
 	mustEmbedUnimplementedInspectionServiceServer()
 }
 
@@ -164,6 +194,9 @@ func (UnimplementedInspectionServiceServer) Explain(context.Context, *ExplainReq
 }
 func (UnimplementedInspectionServiceServer) Probe(context.Context, *InspectionServiceProbeRequest) (*InspectionServiceProbeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Probe not implemented")
+}
+func (UnimplementedInspectionServiceServer) WatchChanges(*WatchChangesRequest, grpc.ServerStreamingServer[WatchChangesResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchChanges not implemented")
 }
 func (UnimplementedInspectionServiceServer) mustEmbedUnimplementedInspectionServiceServer() {}
 func (UnimplementedInspectionServiceServer) testEmbeddedByValue()                           {}
@@ -276,6 +309,17 @@ func _InspectionService_Probe_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InspectionService_WatchChanges_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchChangesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(InspectionServiceServer).WatchChanges(m, &grpc.GenericServerStream[WatchChangesRequest, WatchChangesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InspectionService_WatchChangesServer = grpc.ServerStreamingServer[WatchChangesResponse]
+
 // InspectionService_ServiceDesc is the grpc.ServiceDesc for InspectionService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -304,6 +348,12 @@ var InspectionService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _InspectionService_Probe_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchChanges",
+			Handler:       _InspectionService_WatchChanges_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "weir/policy/v1/inspection.proto",
 }
