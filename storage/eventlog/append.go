@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
@@ -199,11 +198,5 @@ func missing(batch *Batch, last time.Time, count uint64) (header, func([]byte) [
 	}
 	h := header{node: batch.Node, boot: batch.Boot, received: batch.Received, count: 1}
 	h.lose(loss.Stage, count)
-	return h, func(b []byte) []byte {
-		data, err := proto.Marshal(&auditv1.Event{Kind: &auditv1.Event_Loss{Loss: loss}})
-		if err != nil {
-			panic(fmt.Sprintf("encode a loss: %v", err)) // It has no strings that could be wrong.
-		}
-		return append(binary.AppendUvarint(b, uint64(len(data))), data...)
-	}
+	return h, func(b []byte) []byte { return appendEvent(b, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: loss}}) }
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -23,6 +24,10 @@ type local struct {
 	reading sync.RWMutex
 	db      *database // Guarded by mu. Nil: failed, and not opened again yet.
 
+	mending sync.Mutex     // Held by who mends a table. It is taken before reading.
+	damaged chan keyBounds // Found by compactions. One slot: they find it again.
+	unsaved atomic.Bool    // The positions have changed beside the writer.
+
 	// The writer's.
 	blocks, bytes int // Since the last snapshot.
 	freeChecked   time.Time
@@ -34,7 +39,7 @@ type local struct {
 
 // openLocal opens or makes the database of a log.
 func openLocal(log *Log) (*local, error) {
-	l := &local{Log: log}
+	l := &local{Log: log, damaged: make(chan keyBounds, 1)}
 	cfg := &log.cfg
 	if cfg.Dir == "" {
 		return nil, errors.New("open event log: no folder given")
@@ -61,10 +66,18 @@ func openLocal(log *Log) (*local, error) {
 	return l, nil
 }
 
-// run implements backend: all is the writer's.
+// run implements backend: it mends what compactions find damaged.
 func (l *local) run(ctx context.Context) error {
-	<-ctx.Done()
-	return ctx.Err()
+	for {
+		select {
+		case bounds := <-l.damaged:
+			if err := l.mend(bounds); err != nil {
+				l.cfg.Logger.Error("cannot mend a damaged table", "err", err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // ended implements backend.
@@ -75,31 +88,44 @@ func (l *local) ended() error {
 	return fmt.Errorf("event log %s: the database failed %d times; the last time: %w", l.cfg.Dir, l.failures, l.failure)
 }
 
+// high is the highest sequence stored of a boot, and when it was.
+func (l *local) high(node, boot string) (uint64, time.Time) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.positions.high(node, boot)
+}
+
 // cursors implements backend.
 func (l *local) cursors() cursorStore { return cursorFiles{filepath.Join(l.cfg.Dir, "cursors")} }
 
 // close implements backend.
 func (l *local) close() error {
+	var err error
+	if l.db != nil && l.db.failed() == nil && (l.blocks > 0 || l.unsaved.Load()) {
+		err = l.snapshot() // It is the last key, and so tells where the log ends.
+	}
 	l.reading.Lock()
 	defer l.reading.Unlock()
 	l.mu.Lock()
 	db := l.db
 	l.db = nil
 	l.mu.Unlock()
-	var err error
 	if db != nil {
-		err = db.shut()
+		// All in tables, whose every block has a checksum. Where there is no room for
+		// it, it stays in the write-ahead log.
+		_ = db.flush()
+		err = errors.Join(err, db.shut())
 	}
 	return errors.Join(err, l.lock.Close())
 }
 
 // open opens the database and reads the positions.
 func (l *local) open() error {
-	db, err := openDatabase(l.cfg)
+	db, err := openDatabase(l.cfg, l.damaged)
 	if err != nil {
 		return fmt.Errorf("open event log %s: %w", l.cfg.Dir, err)
 	}
-	p, oldest, blocks, err := recoverPositions(db)
+	p, oldest, blocks, err := l.recover(db)
 	if err != nil {
 		_ = db.shut() // The error to tell is the first.
 		return fmt.Errorf("open event log %s: read positions: %w", l.cfg.Dir, err)
@@ -112,30 +138,61 @@ func (l *local) open() error {
 	return nil
 }
 
+// recover reads the positions, and mends the tables that are damaged there.
+func (l *local) recover(db *database) (p *positions, oldest uint64, blocks int, err error) {
+	var stated []hole
+	for mended := (keyBounds{}); ; {
+		snapshot := uint64(0)
+		p, snapshot, oldest, blocks, err = recoverPositions(db)
+		bounds, ok := damagedBounds(err)
+		if err == nil {
+			for _, h := range stated {
+				if h.first <= snapshot { // Those behind it are counted.
+					p.node("").lose(h.count)
+				}
+			}
+			l.unsaved.Store(len(stated) > 0)
+			return p, oldest, blocks, nil
+		}
+		if !ok || mended.equal(bounds) {
+			return nil, 0, 0, err
+		}
+		holes, err := l.replace(db, bounds, 0)
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		stated, mended = append(stated, holes...), bounds
+	}
+}
+
 // recoverPositions reads back to the last snapshot, and the blocks since.
-func recoverPositions(db *database) (p *positions, oldest uint64, blocks int, err error) {
+func recoverPositions(db *database) (p *positions, snapshot, oldest uint64, blocks int, err error) {
 	it, err := db.NewIter(nil)
 	if err != nil {
-		return nil, 0, 0, err
+		return nil, 0, 0, 0, err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	p = newPositions()
 	valid := it.Last()
 	for ; valid; valid = it.Prev() {
-		_, kind, err := parseKey(it.Key())
+		cursor, kind, err := parseKey(it.Key())
 		if err != nil {
-			return nil, 0, 0, err
+			return nil, 0, 0, 0, err
 		}
 		if kind == kindSnapshot {
 			value, err := it.ValueAndErr()
 			if err != nil {
-				return nil, 0, 0, err
+				return nil, 0, 0, 0, err
 			}
 			if p, err = decodePositions(value); err != nil {
-				return nil, 0, 0, fmt.Errorf("snapshot %x: %w", it.Key(), err)
+				return nil, 0, 0, 0, fmt.Errorf("snapshot %x: %w", it.Key(), err)
 			}
+			snapshot = cursor
 			break
 		}
+	}
+	if err := it.Error(); err != nil {
+		return nil, 0, 0, 0, err
 	}
 	if valid {
 		valid = it.Next()
@@ -145,21 +202,24 @@ func recoverPositions(db *database) (p *positions, oldest uint64, blocks int, er
 	for ; valid; valid = it.Next() {
 		cursor, _, err := parseKey(it.Key())
 		if err != nil {
-			return nil, 0, 0, err
+			return nil, 0, 0, 0, err
 		}
 		value, err := it.ValueAndErr()
 		if err != nil {
-			return nil, 0, 0, err
+			return nil, 0, 0, 0, err
 		}
 		var h header
 		if _, err := h.decode(value); err != nil {
-			return nil, 0, 0, fmt.Errorf("block %d: %w", cursor, err)
+			return nil, 0, 0, 0, fmt.Errorf("block %d: %w", cursor, err)
 		}
-		p.apply(&h, cursor+h.count-1)
+		p.apply(&h, cursor+h.cursors()-1)
 		blocks++
 	}
+	if err := it.Error(); err != nil {
+		return nil, 0, 0, 0, err
+	}
 	oldest, err = oldestBlock(it)
-	return p, oldest, blocks, errors.Join(err, it.Error())
+	return p, snapshot, oldest, blocks, errors.Join(err, it.Error())
 }
 
 // oldestBlock is the cursor of the first block. Zero: there is none.
@@ -240,7 +300,7 @@ func (l *local) store(group []*pending) (err error) {
 	}
 	for _, p := range group {
 		id := [2]string{p.batch.Node, p.batch.Boot}
-		stored, last := l.positions.high(p.batch.Node, p.batch.Boot)
+		stored, last := l.high(p.batch.Node, p.batch.Boot)
 		high, ok := next.high[id]
 		if !ok {
 			high = stored
@@ -259,7 +319,7 @@ func (l *local) store(group []*pending) (err error) {
 	}
 	l.pause = 0
 	l.stored(&next)
-	if l.blocks >= snapshotBlocks || l.bytes >= snapshotBytes {
+	if l.blocks >= snapshotBlocks || l.bytes >= snapshotBytes || l.unsaved.Swap(false) {
 		if err := l.snapshot(); err != nil {
 			l.drop(err)
 			return fmt.Errorf("write positions: %w", err)
@@ -304,7 +364,10 @@ func (l *local) stored(next *commitGroup) {
 func (l *local) snapshot() error {
 	b := l.db.NewBatch()
 	defer b.Close()
-	if err := b.Set(key(l.positions.newest, kindSnapshot), l.positions.append(nil), nil); err != nil {
+	l.mu.RLock()
+	value := l.positions.append(nil)
+	l.mu.RUnlock()
+	if err := b.Set(key(l.positions.newest, kindSnapshot), value, nil); err != nil {
 		return err
 	}
 	if err := l.db.commit(b); err != nil {

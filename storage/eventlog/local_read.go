@@ -9,8 +9,24 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// fill implements backend.
-func (l *local) fill(r *Reader) (err error) {
+// fill implements backend. A damaged table is mended when it is met.
+func (l *local) fill(r *Reader) error {
+	for mended := (keyBounds{}); ; {
+		err := l.read(r)
+		bounds, ok := damagedBounds(err)
+		if !ok || mended.equal(bounds) {
+			return err
+		}
+		if err := l.mend(bounds); err != nil {
+			return err
+		}
+		mended = bounds
+		r.chunk, r.blocks = r.chunk[:0], r.blocks[:0] // Those before the damage are read again.
+	}
+}
+
+// read takes the next blocks from the database.
+func (l *local) read(r *Reader) (err error) {
 	l.reading.RLock()
 	defer l.reading.RUnlock()
 	l.mu.RLock()

@@ -90,7 +90,8 @@ func (r *Reader) Next() (Entry, bool, error) {
 			return Entry{}, false, fmt.Errorf("read event log: block %d: %w", b.cursor, err)
 		}
 		r.skipped += b.skipped
-		r.events, r.cursor, r.left, r.seq = decoder{rest: rest}, b.cursor, r.head.count, r.head.first
+		// Of a block that stands for damaged records, the last cursor counts.
+		r.events, r.cursor, r.left, r.seq = decoder{rest: rest}, b.cursor+r.head.cursors()-r.head.count, r.head.count, r.head.first
 	}
 }
 
