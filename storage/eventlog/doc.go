@@ -34,8 +34,12 @@
 // waited gets the error, and the database is opened again, which also finds
 // out what did become durable. Health says whether appending works.
 //
+// When a table is damaged, it is mended: what cannot be read any more is stated as
+// a loss in its place, once, and the rest is served.
+//
 // The package knows what an event is only as far as its loss counts; what
 // events must look like is for services/audit. It is used by the collector alone.
 //
-// Read suite_test.go first, then crash_test.go and cluster_test.go.
+// Read suite_test.go first, then crash_test.go, damage_test.go,
+// full_test.go and cluster_test.go.
 package eventlog
