@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -68,6 +69,25 @@ func (c cursorFiles) load(name string) (uint64, []byte, error) {
 		}
 	}
 	return 0, nil, fmt.Errorf("%s is damaged; remove it to begin anew", c.path(name))
+}
+
+// highest is the highest of all cursors. Those that are damaged are for their
+// owners to tell.
+func (c cursorFiles) highest() (highest uint64, err error) {
+	files, err := os.ReadDir(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for _, f := range files {
+		name, err := hex.DecodeString(f.Name())
+		if err != nil {
+			continue // It was not finished.
+		}
+		if cursor, _, err := c.load(string(name)); err == nil {
+			highest = max(highest, cursor)
+		}
+	}
+	return highest, err
 }
 
 func (c cursorFiles) store(name string, cursor uint64, state []byte) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -98,6 +99,32 @@ func (l *local) replace(db *database, b keyBounds, newest uint64) ([]hole, error
 // lose counts damaged records.
 func (n *nodeState) lose(count uint64) {
 	n.lost[auditv1.LossStage_LOSS_STAGE_DAMAGED] = addClamped(n.lost[auditv1.LossStage_LOSS_STAGE_DAMAGED], count)
+}
+
+// stateLostEnd states what was read here once, as a stored cursor shows, and is
+// gone from the end of the log: damage there is taken for what a crash tore. Its
+// cursors are not given out again, or those who have them would miss what is new.
+func (l *local) stateLostEnd(db *database, p *positions, oldest uint64) (uint64, error) {
+	read, err := cursorFiles{filepath.Join(l.cfg.Dir, "cursors")}.highest()
+	if err != nil || read <= p.newest {
+		return oldest, err
+	}
+	first, now := p.newest+1, time.Now()
+	h, body := damage(read-p.newest, now, now)
+	b := db.NewBatch()
+	defer b.Close()
+	if err := b.Set(key(first, kindBlock), body(h.append(nil)), nil); err != nil {
+		return 0, err
+	}
+	if err := db.commit(b); err != nil {
+		return 0, err
+	}
+	l.cfg.Logger.Error("records at the end of the event log are gone that were read before; they are stated as lost", "count", h.span)
+	p.apply(&h, read)
+	if oldest == 0 {
+		oldest = first
+	}
+	return oldest, nil
 }
 
 // salvage is what can be read of a table, and where it is put.

@@ -187,3 +187,41 @@ func TestFlippedBitInTable(t *testing.T) {
 		t.Errorf("at most %d lost", worst)
 	}
 }
+
+// TestLostEnd: a bit that flips in the write-ahead log looks like the end of what a
+// crash left. What a sink has read of the rest is stated as lost, and its cursor
+// is not given to another record.
+func TestLostEnd(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	l, _ := start(t, Config{Dir: dir})
+	for n := uint64(1); n <= 8; n++ {
+		mustAppend(t, l, batch("n1", n, fmt.Sprint("record ", n)))
+	}
+	if err := l.Cursors().Store("sink", 6); err != nil {
+		t.Fatal(err)
+	}
+	dir = copyDir(t, dir) // As after a crash.
+	logs, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	if err != nil || len(logs) != 1 {
+		t.Fatal(logs, err)
+	}
+	flip(t, logs[0], 8*fileSize(t, logs[0])/4)
+	for range 2 { // It is stated once.
+		var stop func()
+		l, stop = start(t, Config{Dir: dir})
+		all := entries(t, l, 0)
+		last := all[len(all)-1]
+		if last.Sequence != 0 || last.Cursor != 6 || statedLoss(l) != 6-uint64(len(all)-1) || l.Health() != nil {
+			t.Fatalf("%d records, the last at %d of sequence %d; %d stated", len(all), last.Cursor, last.Sequence, statedLoss(l))
+		}
+		stop()
+	}
+	l, _ = start(t, Config{Dir: dir})
+	high := l.High("n1", "b1")
+	if r := mustAppend(t, l, batch("n1", 9, "record 9")); r.Missing != 8-high {
+		t.Errorf("%+v behind %d", r, high)
+	}
+	if got := dump(t, l, 6); len(got) != 2 || got[1] != "n1/b1#9 record 9" {
+		t.Errorf("%v", got)
+	}
+}

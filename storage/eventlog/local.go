@@ -130,6 +130,10 @@ func (l *local) open() error {
 		_ = db.shut() // The error to tell is the first.
 		return fmt.Errorf("open event log %s: read positions: %w", l.cfg.Dir, err)
 	}
+	if oldest, err = l.stateLostEnd(db, p, oldest); err != nil {
+		_ = db.shut()
+		return fmt.Errorf("open event log %s: %w", l.cfg.Dir, err)
+	}
 	l.mu.Lock()
 	l.db, l.positions, l.oldest, l.health = db, p, oldest, nil
 	l.wakeLocked()

@@ -203,7 +203,9 @@ func TestSequences(t *testing.T) {
 		// After a restart repeats are still repeats, and counts still count.
 		l, _ = p.start(Config{})
 		wantDump(p.T, l, 0, want...)
-		before.Duplicates = 0
+		if !p.local {
+			before.Duplicates = 0 // What each collector counts; after a clean stop the local log knows.
+		}
 		if after := l.Stats(); fmt.Sprint(after) != fmt.Sprint(before) {
 			p.Errorf("stats %+v, were %+v", after, before)
 		}
