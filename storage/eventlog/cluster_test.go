@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -55,6 +56,10 @@ func serveNATS(text string) {
 	if err != nil {
 		panic(err)
 	}
+	go func() { // It ends with the test, however that does.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	s.Start()
 	s.WaitForShutdown()
 }
@@ -101,6 +106,9 @@ func (m *natsMember) start(t *testing.T) {
 	m.cmd = exec.Command(os.Args[0])
 	m.cmd.Env = append(os.Environ(), natsEnv+"="+string(text))
 	m.cmd.Stderr = os.Stderr
+	if _, err := m.cmd.StdinPipe(); err != nil { // Closed when we end.
+		t.Fatal(err)
+	}
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
