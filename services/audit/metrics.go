@@ -74,10 +74,11 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 	if err := unix.Statfs(s.cfg.Dir, &disk); err == nil {
 		gauge(descFree, float64(disk.Bavail)*float64(disk.Bsize))
 	}
-	_, newest := s.log.Range()
 	for _, k := range s.sinks {
 		ks := k.Stats()
-		gauge(descLag, float64(newest-min(newest, ks.Cursor)), ks.Name)
+		if lag, err := s.log.Behind(ks.Cursor); err == nil { // Otherwise it is not known.
+			gauge(descLag, float64(lag), ks.Name)
+		}
 		gauge(descFailing, oneIf(ks.LastError != ""), ks.Name)
 		counter(descLines, ks.Lines, ks.Name)
 		counter(descMerged, ks.Merged, ks.Name)

@@ -200,6 +200,11 @@ func TestFlags(t *testing.T) {
 		{[]string{"--forward", "x:1", "--forward-token-file", "t", "--forward-cert", "c"}, "leave --forward-cert and --forward-key out"},
 		{[]string{"--forward", "x:1", "--forward-token-file", "t"}, "--policy-server"},
 		{[]string{"--np-log-isolation", "all"}, "--np-log-isolation"},
+		{[]string{"--nats", "nats://192.0.2.1:4222"}, "--nats: 192.0.2.1:4222 is beyond loopback"},
+		{[]string{"--nats", "127.0.0.1:4222"}, "write nats://HOST:PORT"},
+		{[]string{"--nats", "nats://127.0.0.1:1", "--nats-stream", "a.b"}, "no name of a stream"},
+		{[]string{"--nats", "nats://127.0.0.1:1", "--nats-cert", "c"}, "belong together"},
+		{[]string{"--nats", "nats://127.0.0.1:1"}, "open event log weir-audit in NATS"},
 	} {
 		out, err := exec.Command(a.binary, append(slices.Clone(tt.args), "--dir", filepath.Join(a.dir, "log"))...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), tt.want) {

@@ -35,7 +35,8 @@ const (
 
 // Config of a Service.
 type Config struct {
-	Dir      string                   // Folder of the event log; required.
+	Dir      string                   // Folder of the event log, and of what is made from it; required.
+	NATS     *eventlog.NATSConfig     // The event log is in a stream of NATS. Nil: in Dir.
 	Listen   string                   // host:port of gRPC.
 	TLS      identity.Files           // All empty: plain text, or Enroll.
 	Enroll   *identity.EnrolledConfig // Certificates by a token, from the policy service. Nil: TLS counts.
@@ -111,7 +112,7 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now,
 		sessions: sessions{byBoot: make(map[[2]string]*session)}, decoders: sync.Pool{New: func() any { return record.NewDecoder() }}}
 	var err error
-	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
+	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, NATS: cfg.NATS, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
 		MinFree: cfg.MinFree, Logger: cfg.Logger.Named("eventlog")}); err != nil {
 		return nil, err
 	}
@@ -124,6 +125,9 @@ func New(cfg Config) (*Service, error) {
 func (c *Config) check() error {
 	if c.Dir == "" {
 		return errors.New("no folder for the event log: give --dir DIR")
+	}
+	if err := c.checkNATS(); err != nil {
+		return err
 	}
 	if c.NPLog != "" && c.Node == "" || c.Node != "" && c.NPLog == "" && len(c.Forward) == 0 {
 		return errors.New("--node and --np-log belong together: the file is of that node's lines")

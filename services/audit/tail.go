@@ -142,10 +142,13 @@ func (s *Service) Stats(ctx context.Context, _ *auditv1.StatsRequest) (*auditv1.
 // waiting is how many records there are behind a cursor, and the age of the
 // first.
 func (s *Service) waiting(cursor uint64) (count uint64, age time.Duration, err error) {
-	_, newest := s.log.Range()
-	e, ok, err := s.log.NewReader(cursor).Next()
-	if err != nil || !ok || e.Cursor > newest {
+	count, err = s.log.Behind(cursor)
+	if err != nil || count == 0 {
 		return 0, 0, err
 	}
-	return newest - e.Cursor + 1, s.now().Sub(e.Received), nil
+	e, ok, err := s.log.NewReader(cursor).Next()
+	if err != nil || !ok {
+		return 0, 0, err
+	}
+	return count, s.now().Sub(e.Received), nil
 }

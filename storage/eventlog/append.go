@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
@@ -113,11 +112,8 @@ func (l *Log) gather(p *pending) []*pending {
 
 // write stores a group with one sync and tells its owners.
 func (l *Log) write(group []*pending) {
-	err := l.store(group)
-	if err != nil {
-		err = fmt.Errorf("append to event log %s: %w", l.cfg.Dir, err)
-		l.setHealth(err)
-	}
+	err := l.named(l.store.store(group))
+	l.setHealth(err)
 	for _, p := range group {
 		l.room.Release(p.size)
 		if err != nil {
@@ -147,149 +143,50 @@ func (l *Log) heal() {
 	if l.Health() == nil {
 		return
 	}
-	if err := l.ready(time.Now()); err != nil {
-		l.setHealth(fmt.Errorf("append to event log %s: %w", l.cfg.Dir, err))
-		return
-	}
-	l.setHealth(nil)
+	l.setHealth(l.named(l.store.ready(time.Now())))
 }
 
-// ready opens the database again if it failed, and looks whether there is room.
-func (l *Log) ready(now time.Time) error {
-	if l.db != nil {
-		if err := l.db.failed(); err != nil {
-			l.drop(err)
-		}
-	}
-	if l.db == nil {
-		if now.Before(l.reopenAt) {
-			return l.failure
-		}
-		if err := l.open(); err != nil {
-			l.drop(err)
-			return err
-		}
-	}
-	if now.Sub(l.freeChecked) < freeCheckPeriod && l.health == nil {
+// named says of an error that it is of appending, and where to.
+func (l *Log) named(err error) error {
+	if err == nil {
 		return nil
 	}
-	usage, err := l.cfg.fs.GetDiskUsage(l.cfg.Dir)
-	if err != nil {
-		return fmt.Errorf("look for free space: %w", err)
-	}
-	if usage.AvailBytes < l.cfg.MinFree {
-		return fmt.Errorf("disk nearly full: %d MiB free, %d MiB are kept free", usage.AvailBytes>>20, l.cfg.MinFree>>20)
-	}
-	l.freeChecked = now
-	return nil
+	return fmt.Errorf("append to event log %s: %w", l.cfg.where(), err)
 }
 
-// drop leaves a database that failed; ready opens it anew after a pause, which
-// doubles until something was stored.
-func (l *Log) drop(err error) {
-	l.mu.Lock()
-	l.db = nil
-	l.mu.Unlock()
-	l.failures++
-	l.failure = err
-	l.pause = min(max(2*l.pause, reopenMin), reopenMax)
-	l.reopenAt = time.Now().Add(l.pause)
-}
-
-func (l *Log) store(group []*pending) error {
-	if err := l.ready(time.Now()); err != nil {
-		return err
-	}
-	b := l.db.NewBatch()
-	defer b.Close()
-	// What the group changes; the log's own positions follow when it is durable.
-	next := commitGroup{newest: l.positions.newest, high: make(map[[2]string]uint64)}
-	put := func(h header, body func([]byte) []byte) error {
-		cursor := next.newest + 1
-		next.newest += h.count
-		next.buf = body(h.append(next.buf[:0]))
-		op := b.SetDeferred(keyLen, len(next.buf))
-		putKey(op.Key, cursor, kindBlock)
-		copy(op.Value, next.buf)
-		next.headers = append(next.headers, h)
-		next.size += len(next.buf)
-		return op.Finish()
-	}
-	for _, p := range group {
-		if err := l.place(p, &next, put); err != nil {
-			return err
-		}
-	}
-	if len(next.headers) > 0 {
-		if err := l.db.commit(b); err != nil {
-			l.drop(err)
-			return err
-		}
-	}
-	l.pause = 0
-	l.stored(&next)
-	if l.blocks >= snapshotBlocks || l.bytes >= snapshotBytes {
-		if err := l.snapshot(); err != nil {
-			l.drop(err)
-			l.setHealth(fmt.Errorf("write positions of event log %s: %w", l.cfg.Dir, err))
-		}
-	}
-	return nil
-}
-
-// commitGroup is a group on its way to the disk.
-type commitGroup struct {
-	newest     uint64
-	high       map[[2]string]uint64 // By node and boot.
-	headers    []header             // Of the blocks, in order.
-	duplicates uint64
-	size       int
-	buf        []byte
-}
-
-// place makes the blocks of one batch.
-func (l *Log) place(p *pending, next *commitGroup, put func(header, func([]byte) []byte) error) error {
-	batch := &p.batch
-	id := [2]string{batch.Node, batch.Boot}
-	high, ok := next.high[id]
-	stored, last := l.positions.high(batch.Node, batch.Boot)
-	if !ok {
-		high = stored
-	}
-	events, first := batch.Events, batch.First
+// place makes the blocks of one batch, of whose boot the sequences up to high are
+// stored, the last of them at a time.
+func (b *Batch) place(high uint64, last time.Time, put func(header, func([]byte) []byte) error) (Result, error) {
+	events, first := b.Events, b.First
+	r := Result{High: high}
 	if first <= high {
 		n := min(uint64(len(events)), high-first+1)
 		events, first = events[n:], first+n
-		p.result.Repeated = int(n)
-		next.duplicates += n
+		r.Repeated = int(n)
 	}
-	p.result.High = high
 	if len(events) == 0 {
-		next.high[id] = high
-		return nil
+		return r, nil
 	}
 	if first > high+1 {
-		p.result.Missing = first - high - 1
-		if err := put(missing(batch, last, p.result.Missing)); err != nil {
-			return err
+		r.Missing = first - high - 1
+		if err := put(missing(b, last, r.Missing)); err != nil {
+			return r, err
 		}
 	}
-	h := header{node: batch.Node, boot: batch.Boot, first: first, received: batch.Received, count: uint64(len(events))}
+	r.Stored, r.High = len(events), first+uint64(len(events))-1
+	h := header{node: b.Node, boot: b.Boot, first: first, received: b.Received, count: uint64(len(events))}
 	for _, e := range events {
 		if e.Stage != 0 {
 			h.lose(e.Stage, e.Lost)
 		}
 	}
-	err := put(h, func(b []byte) []byte {
+	return r, put(h, func(body []byte) []byte {
 		for _, e := range events {
-			b = binary.AppendUvarint(b, uint64(len(e.Data)))
-			b = append(b, e.Data...)
+			body = binary.AppendUvarint(body, uint64(len(e.Data)))
+			body = append(body, e.Data...)
 		}
-		return b
+		return body
 	})
-	p.result.Stored, p.result.High = len(events), first+uint64(len(events))-1
-	next.high[id] = p.result.High
-	return err
 }
 
 // missing is the block that states which numbers never arrived.
@@ -301,48 +198,5 @@ func missing(batch *Batch, last time.Time, count uint64) (header, func([]byte) [
 	}
 	h := header{node: batch.Node, boot: batch.Boot, received: batch.Received, count: 1}
 	h.lose(loss.Stage, count)
-	return h, func(b []byte) []byte {
-		data, err := proto.Marshal(&auditv1.Event{Kind: &auditv1.Event_Loss{Loss: loss}})
-		if err != nil {
-			panic(fmt.Sprintf("encode a loss: %v", err)) // It has no strings that could be wrong.
-		}
-		return append(binary.AppendUvarint(b, uint64(len(data))), data...)
-	}
-}
-
-// stored takes in what is durable, and wakes the followers.
-func (l *Log) stored(next *commitGroup) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.positions.duplicates += next.duplicates
-	l.health = nil
-	if len(next.headers) == 0 {
-		return
-	}
-	cursor := l.positions.newest
-	if l.oldest == 0 {
-		l.oldest = cursor + 1
-	}
-	for i := range next.headers {
-		h := &next.headers[i]
-		cursor += h.count
-		l.positions.apply(h, cursor)
-	}
-	l.blocks += len(next.headers)
-	l.bytes += next.size
-	l.wakeLocked()
-}
-
-// snapshot writes the positions behind the newest block.
-func (l *Log) snapshot() error {
-	b := l.db.NewBatch()
-	defer b.Close()
-	if err := b.Set(key(l.positions.newest, kindSnapshot), l.positions.append(nil), nil); err != nil {
-		return err
-	}
-	if err := l.db.commit(b); err != nil {
-		return err
-	}
-	l.blocks, l.bytes = 0, 0
-	return nil
+	return h, func(b []byte) []byte { return appendEvent(b, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: loss}}) }
 }

@@ -38,13 +38,16 @@ func parseKey(k []byte) (cursor uint64, kind byte, err error) {
 
 var errCorrupt = errors.New("is not of an event log")
 
-// blockVersion begins a block's value.
-const blockVersion = 1
+// Versions begin a block's value.
+const (
+	blockVersion   = 1
+	damagedVersion = 2 // The same, with the span before the losses.
+)
 
 // header is what precedes the events of a block:
 //
 //	version, node, boot, first sequence, received (ns since 1970), count,
-//	number of losses, each: stage, count
+//	span (of a damagedVersion), number of losses, each: stage, count
 //
 // in uvarints and length-prefixed strings. Then each event, length-prefixed.
 type header struct {
@@ -52,8 +55,12 @@ type header struct {
 	first      uint64 // Sequence of the first event. Zero: stated by the collector.
 	received   time.Time
 	count      uint64
+	span       uint64      // Cursors that it takes, if more than count: records that were here are damaged.
 	lost       []lossCount // What the losses among the events sum up to.
 }
+
+// cursors is how many the block takes.
+func (h *header) cursors() uint64 { return max(h.span, h.count) }
 
 type lossCount struct {
 	stage auditv1.LossStage
@@ -61,12 +68,19 @@ type lossCount struct {
 }
 
 func (h *header) append(b []byte) []byte {
-	b = append(b, blockVersion)
+	if h.span == 0 {
+		b = append(b, blockVersion)
+	} else {
+		b = append(b, damagedVersion)
+	}
 	b = appendString(b, h.node)
 	b = appendString(b, h.boot)
 	b = binary.AppendUvarint(b, h.first)
 	b = binary.AppendUvarint(b, uint64(h.received.UnixNano()))
 	b = binary.AppendUvarint(b, h.count)
+	if h.span > 0 {
+		b = binary.AppendUvarint(b, h.span)
+	}
 	b = binary.AppendUvarint(b, uint64(len(h.lost)))
 	for _, l := range h.lost {
 		b = binary.AppendUvarint(b, uint64(l.stage))
@@ -133,15 +147,25 @@ func (d *decoder) fail() {
 	d.err = errCorrupt
 }
 
-// decodeHeader returns the header, and the events behind it.
-func decodeHeader(value []byte) (header, []byte, error) {
-	if len(value) == 0 || value[0] != blockVersion {
-		return header{}, nil, errCorrupt
+// decode reads the header of a block, and returns the events behind it. Names
+// that are the same as those of the header before are not made again.
+func (h *header) decode(value []byte) ([]byte, error) {
+	if len(value) == 0 || value[0] != blockVersion && value[0] != damagedVersion {
+		return nil, errCorrupt
 	}
 	d := decoder{rest: value[1:]}
-	h := header{node: string(d.bytes()), boot: string(d.bytes()), first: d.uvarint(), received: d.time(), count: d.uvarint()}
+	if node := d.bytes(); string(node) != h.node {
+		h.node = string(node)
+	}
+	if boot := d.bytes(); string(boot) != h.boot {
+		h.boot = string(boot)
+	}
+	h.first, h.received, h.count, h.span, h.lost = d.uvarint(), d.time(), d.uvarint(), 0, h.lost[:0]
+	if value[0] == damagedVersion {
+		h.span = d.uvarint()
+	}
 	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
 		h.lost = append(h.lost, lossCount{auditv1.LossStage(d.uvarint()), d.uvarint()})
 	}
-	return h, d.rest, d.err
+	return d.rest, d.err
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -121,4 +122,54 @@ func crashChild(dir string) {
 		}()
 	}
 	select {}
+}
+
+// TestTornTail cuts the write-ahead log at every byte, as a crash may leave it. What
+// was synced by then is there, and appending goes on behind it.
+func TestTornTail(t *testing.T) {
+	whole := filepath.Join(t.TempDir(), "log")
+	l, stop := start(t, Config{Dir: whole})
+	mustAppend(t, l, batch("n1", 1, "first"))
+	stop() // It is in a table.
+	l, stop = start(t, Config{Dir: whole})
+	wal := func(dir string) string {
+		logs, err := filepath.Glob(filepath.Join(dir, "*.log"))
+		if err != nil || len(logs) == 0 {
+			t.Fatal(logs, err)
+		}
+		return logs[len(logs)-1] // Their names are numbers of six digits.
+	}
+	var synced []int64 // The log's length when record i+2 was durable.
+	for n := uint64(2); n <= 5; n++ {
+		mustAppend(t, l, batch("n1", n, fmt.Sprint("record ", n)))
+		synced = append(synced, fileSize(t, wal(whole)))
+	}
+	crashed := copyDir(t, whole) // As it would be after a crash now.
+	stop()
+	for cut := range fileSize(t, wal(crashed)) + 1 {
+		dir := copyDir(t, crashed)
+		if err := os.Truncate(wal(dir), cut); err != nil {
+			t.Fatal(err)
+		}
+		durable := 1
+		for _, end := range synced {
+			if end <= cut {
+				durable++
+			}
+		}
+		l, err := Open(Config{Dir: dir, MinFree: 1})
+		if err != nil {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+		got := dump(t, l, 0)
+		if len(got) < durable || l.High("n1", "b1") != uint64(len(got)) {
+			t.Fatalf("cut at %d: %d records of %d, high %d", cut, len(got), durable, l.High("n1", "b1"))
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -41,13 +41,18 @@ type fencedFS struct{ *errorfs.FS }
 func (fencedFS) Lock(string) (io.Closer, error) { return io.NopCloser(nil), nil }
 
 // openDatabase opens or makes the database in a folder whose lock is held.
-func openDatabase(cfg Config) (*database, error) {
+func openDatabase(cfg Config, damaged chan<- keyBounds) (*database, error) {
 	d := &database{commits: make(chan *pebble.Batch), results: make(chan error, 1), dead: make(chan struct{}), logger: cfg.Logger}
 	fs := fencedFS{errorfs.Wrap(cfg.fs, errorfs.InjectorFunc(d.fence))}
 	opts := &pebble.Options{
-		FS:                          fs,
-		Logger:                      d,
-		EventListener:               &pebble.EventListener{BackgroundError: d.fail},
+		FS:     fs,
+		Logger: d,
+		EventListener: &pebble.EventListener{BackgroundError: d.background, DataCorruption: func(info pebble.DataCorruptionInfo) {
+			select {
+			case damaged <- boundsOf(&info):
+			default: // It is found again.
+			}
+		}},
 		FormatMajorVersion:          pebble.FormatNewest,
 		MemTableSize:                cfg.MemTableBytes,
 		MemTableStopWritesThreshold: 4,
@@ -123,6 +128,26 @@ func (d *database) fail(err error) {
 		d.err = err
 		close(d.dead)
 	})
+}
+
+// background takes the errors of flushes and compactions. A damaged table is
+// mended while the database goes on.
+func (d *database) background(err error) {
+	if !pebble.IsCorruptionError(err) {
+		d.fail(err)
+	}
+}
+
+// flush writes what is in memory to tables.
+func (d *database) flush() error {
+	flushed := make(chan error, 1)
+	go func() { flushed <- d.DB.Flush() }()
+	select {
+	case err := <-flushed:
+		return err
+	case <-d.dead:
+		return d.err
+	}
 }
 
 // failed is the error by which the database ended. Nil: it works.

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -38,7 +36,8 @@ const (
 
 // Config of a Log.
 type Config struct {
-	Dir string // Made if it is absent.
+	Dir  string      // Made if it is absent. Not for NATS.
+	NATS *NATSConfig // The log is in a JetStream stream. Nil: in Dir.
 	// Older records and records beyond the size are removed, oldest first. Zero:
 	// no limit. The size is of what is on disk, and is kept within some
 	// megabytes.
@@ -53,149 +52,49 @@ type Config struct {
 	fs vfs.FS // Of tests. Nil: the disk.
 }
 
+// where names the log in errors.
+func (c *Config) where() string {
+	if c.NATS != nil {
+		return fmt.Sprintf("%s in NATS", c.NATS.Stream)
+	}
+	return c.Dir
+}
+
 // Log is a durable log. Open, Run, Close; Submit and Append wait for Run.
 type Log struct {
 	cfg   Config
-	lock  io.Closer
+	store backend
 	queue chan *pending
 	room  *semaphore.Weighted // Bytes in the queue.
 	done  chan struct{}       // Closed when Run ended.
 
-	// reading is held by readers of the database, so that it is not closed
-	// meanwhile. It is taken before mu.
-	reading sync.RWMutex
-
-	// mu guards what follows; the writer alone changes it.
+	// mu guards what follows; the backend alone changes it, but for followers and
+	// health.
 	mu        sync.RWMutex
-	db        *database // Nil: failed, and not opened again yet.
 	positions *positions
 	oldest    uint64 // Cursor of the oldest record. Zero: none.
 	health    error  // Why appending does not work. Nil: it does.
 	followers map[chan struct{}]struct{}
-
-	// The writer's.
-	blocks, bytes int // Since the last snapshot.
-	freeChecked   time.Time
-	failure       error // Of the database that is gone.
-	failures      int   // Databases that failed, in all.
-	reopenAt      time.Time
-	pause         time.Duration
 }
 
-// Open opens or makes the log in a folder, which nobody else may have open.
+// Open opens or makes the log in a folder, which nobody else may have open, or in
+// a stream of NATS, which other collectors may share.
 func Open(cfg Config) (*Log, error) {
-	if cfg.Dir == "" {
-		return nil, errors.New("open event log: no folder given")
-	}
-	if cfg.MinFree == 0 {
-		cfg.MinFree = DefaultMinFree
-	}
-	if cfg.MemTableBytes == 0 {
-		cfg.MemTableBytes = DefaultMemTableBytes
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
 	}
-	if cfg.fs == nil {
-		cfg.fs = vfs.Default
+	l := &Log{cfg: cfg, queue: make(chan *pending, queueBatches), room: semaphore.NewWeighted(queueBytes),
+		done: make(chan struct{}), positions: newPositions(), followers: make(map[chan struct{}]struct{})}
+	var err error
+	if cfg.NATS != nil {
+		l.store, err = openStream(l)
+	} else {
+		l.store, err = openLocal(l)
 	}
-	if err := cfg.fs.MkdirAll(cfg.Dir, 0o750); err != nil {
-		return nil, fmt.Errorf("open event log: make folder: %w", err)
-	}
-	lock, err := cfg.fs.Lock(filepath.Join(cfg.Dir, "LOCK"))
 	if err != nil {
-		return nil, fmt.Errorf("open event log %s: lock: %w", cfg.Dir, err)
-	}
-	l := &Log{cfg: cfg, lock: lock, queue: make(chan *pending, queueBatches), room: semaphore.NewWeighted(queueBytes),
-		done: make(chan struct{}), followers: make(map[chan struct{}]struct{})}
-	if err := l.open(); err != nil {
-		lock.Close()
 		return nil, err
 	}
 	return l, nil
-}
-
-// open opens the database and reads the positions.
-func (l *Log) open() error {
-	db, err := openDatabase(l.cfg)
-	if err != nil {
-		return fmt.Errorf("open event log %s: %w", l.cfg.Dir, err)
-	}
-	p, oldest, blocks, err := recoverPositions(db)
-	if err != nil {
-		_ = db.shut() // The error to tell is the first.
-		return fmt.Errorf("open event log %s: read positions: %w", l.cfg.Dir, err)
-	}
-	l.mu.Lock()
-	l.db, l.positions, l.oldest, l.health = db, p, oldest, nil
-	l.wakeLocked()
-	l.mu.Unlock()
-	l.blocks, l.bytes = blocks, 0
-	return nil
-}
-
-// recoverPositions reads back to the last snapshot, and the blocks since.
-func recoverPositions(db *database) (p *positions, oldest uint64, blocks int, err error) {
-	it, err := db.NewIter(nil)
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	p = newPositions()
-	valid := it.Last()
-	for ; valid; valid = it.Prev() {
-		_, kind, err := parseKey(it.Key())
-		if err != nil {
-			return nil, 0, 0, err
-		}
-		if kind == kindSnapshot {
-			value, err := it.ValueAndErr()
-			if err != nil {
-				return nil, 0, 0, err
-			}
-			if p, err = decodePositions(value); err != nil {
-				return nil, 0, 0, fmt.Errorf("snapshot %x: %w", it.Key(), err)
-			}
-			break
-		}
-	}
-	if valid {
-		valid = it.Next()
-	} else {
-		valid = it.First()
-	}
-	for ; valid; valid = it.Next() {
-		cursor, _, err := parseKey(it.Key())
-		if err != nil {
-			return nil, 0, 0, err
-		}
-		value, err := it.ValueAndErr()
-		if err != nil {
-			return nil, 0, 0, err
-		}
-		h, _, err := decodeHeader(value)
-		if err != nil {
-			return nil, 0, 0, fmt.Errorf("block %d: %w", cursor, err)
-		}
-		p.apply(&h, cursor+h.count-1)
-		blocks++
-	}
-	oldest, err = oldestBlock(it)
-	return p, oldest, blocks, errors.Join(err, it.Error())
-}
-
-// oldestBlock is the cursor of the first block. Zero: there is none.
-func oldestBlock(it *pebble.Iterator) (uint64, error) {
-	for valid := it.First(); valid; valid = it.Next() {
-		cursor, kind, err := parseKey(it.Key())
-		if err != nil {
-			return 0, err
-		}
-		if kind == kindBlock {
-			return cursor, nil
-		}
-	}
-	return 0, nil
 }
 
 // Run writes until the context ends; then it writes what waits.
@@ -205,22 +104,24 @@ func (l *Log) Run(ctx context.Context) error {
 	defer heal.Stop()
 	retain := time.NewTicker(retainInterval)
 	defer retain.Stop()
-	l.retain(time.Now())
-	for l.failures < maxFailures {
+	g, inner := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.store.run(inner) })
+	l.store.retain(time.Now())
+	for l.store.ended() == nil {
 		select {
 		case p := <-l.queue:
 			l.write(l.gather(p))
 		case <-heal.C:
 			l.heal()
 		case <-retain.C:
-			l.retain(time.Now())
-		case <-ctx.Done():
+			l.store.retain(time.Now())
+		case <-inner.Done():
 			l.drain()
-			return ctx.Err()
+			return errors.Join(ctx.Err(), g.Wait())
 		}
 	}
 	l.drain()
-	return fmt.Errorf("event log %s: the database failed %d times; the last time: %w", l.cfg.Dir, l.failures, l.failure)
+	return l.store.ended()
 }
 
 // drain writes what waits, or fails it.
@@ -237,17 +138,10 @@ func (l *Log) drain() {
 
 // Close closes the log, after Run.
 func (l *Log) Close() error {
-	l.reading.Lock()
-	defer l.reading.Unlock()
 	l.mu.Lock()
-	db := l.db
-	l.db, l.health = nil, errClosed
+	l.health = errClosed
 	l.mu.Unlock()
-	var err error
-	if db != nil {
-		err = db.shut()
-	}
-	return errors.Join(err, l.lock.Close())
+	return l.store.close()
 }
 
 var errClosed = errors.New("the event log is closed")
@@ -268,6 +162,29 @@ func (l *Log) Stats() Stats {
 		s.Newest = 0
 	}
 	return s
+}
+
+// Behind is how many records follow a cursor.
+func (l *Log) Behind(cursor uint64) (uint64, error) {
+	n, err := l.store.behind(cursor)
+	if err != nil {
+		return 0, fmt.Errorf("count what follows record %d in the event log: %w", cursor, err)
+	}
+	return n, nil
+}
+
+// timeSlack is how far blocks may stand out of the order in which they arrived:
+// they are dated before they wait to be written.
+const timeSlack = time.Minute
+
+// AfterTime is a cursor behind which are all records that arrived at a time or
+// later, and maybe some that arrived up to about a minute before it.
+func (l *Log) AfterTime(t time.Time) (uint64, error) {
+	cursor, err := l.store.afterTime(t.Add(-timeSlack))
+	if err != nil {
+		return 0, fmt.Errorf("find %s in the event log: %w", t.Format(time.RFC3339), err)
+	}
+	return cursor, nil
 }
 
 // Range is the cursors of the oldest and the newest record. The oldest is

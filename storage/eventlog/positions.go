@@ -3,6 +3,7 @@ package eventlog
 import (
 	"cmp"
 	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
 
@@ -37,18 +38,27 @@ func newPositions() *positions { return &positions{nodes: make(map[string]*nodeS
 func (p *positions) node(name string) *nodeState {
 	n := p.nodes[name]
 	if n == nil {
-		n = &nodeState{lost: make(map[auditv1.LossStage]uint64), boots: make(map[string]*bootState)}
+		n = newNodeState()
 		p.nodes[name] = n
 	}
 	return n
 }
 
+func newNodeState() *nodeState {
+	return &nodeState{lost: make(map[auditv1.LossStage]uint64), boots: make(map[string]*bootState)}
+}
+
 // high is the highest sequence that is stored of a boot, and when it was.
 func (p *positions) high(node, boot string) (uint64, time.Time) {
 	if n := p.nodes[node]; n != nil {
-		if b := n.boots[boot]; b != nil {
-			return b.high, b.last
-		}
+		return n.high(boot)
+	}
+	return 0, time.Time{}
+}
+
+func (n *nodeState) high(boot string) (uint64, time.Time) {
+	if b := n.boots[boot]; b != nil {
+		return b.high, b.last
 	}
 	return 0, time.Time{}
 }
@@ -56,7 +66,10 @@ func (p *positions) high(node, boot string) (uint64, time.Time) {
 // apply takes in a block that ends at a cursor.
 func (p *positions) apply(h *header, newest uint64) {
 	p.newest = newest
-	n := p.node(h.node)
+	p.node(h.node).apply(h)
+}
+
+func (n *nodeState) apply(h *header) {
 	for _, l := range h.lost {
 		n.lost[l.stage] = addClamped(n.lost[l.stage], l.count)
 	}
@@ -72,6 +85,16 @@ func (p *positions) apply(h *header, newest uint64) {
 		n.boots[h.boot] = b
 	}
 	b.high, b.last = h.first+h.count-1, h.received
+}
+
+// clone is a copy that may be changed.
+func (n *nodeState) clone() *nodeState {
+	c := &nodeState{kept: n.kept, last: n.last, lost: maps.Clone(n.lost), boots: make(map[string]*bootState, len(n.boots)+1)}
+	for boot, b := range n.boots {
+		copied := *b
+		c.boots[boot] = &copied
+	}
+	return c
 }
 
 // forget makes room for one more boot.
@@ -94,20 +117,24 @@ func (p *positions) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, p.duplicates)
 	b = binary.AppendUvarint(b, uint64(len(p.nodes)))
 	for name, n := range p.nodes {
-		b = appendString(b, name)
-		b = binary.AppendUvarint(b, n.kept)
-		b = appendTime(b, n.last)
-		b = binary.AppendUvarint(b, uint64(len(n.lost)))
-		for stage, count := range n.lost {
-			b = binary.AppendUvarint(b, uint64(stage))
-			b = binary.AppendUvarint(b, count)
-		}
-		b = binary.AppendUvarint(b, uint64(len(n.boots)))
-		for boot, s := range n.boots {
-			b = appendString(b, boot)
-			b = binary.AppendUvarint(b, s.high)
-			b = appendTime(b, s.last)
-		}
+		b = n.append(appendString(b, name))
+	}
+	return b
+}
+
+func (n *nodeState) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, n.kept)
+	b = appendTime(b, n.last)
+	b = binary.AppendUvarint(b, uint64(len(n.lost)))
+	for stage, count := range n.lost {
+		b = binary.AppendUvarint(b, uint64(stage))
+		b = binary.AppendUvarint(b, count)
+	}
+	b = binary.AppendUvarint(b, uint64(len(n.boots)))
+	for boot, s := range n.boots {
+		b = appendString(b, boot)
+		b = binary.AppendUvarint(b, s.high)
+		b = appendTime(b, s.last)
 	}
 	return b
 }
@@ -128,18 +155,21 @@ func decodePositions(value []byte) (*positions, error) {
 	p := newPositions()
 	p.newest, p.duplicates = d.uvarint(), d.uvarint()
 	for i := d.uvarint(); i > 0 && d.err == nil; i-- {
-		n := p.node(string(d.bytes()))
-		n.kept, n.last = d.uvarint(), d.optionalTime()
-		for j := d.uvarint(); j > 0 && d.err == nil; j-- {
-			stage := auditv1.LossStage(d.uvarint())
-			n.lost[stage] = d.uvarint()
-		}
-		for j := d.uvarint(); j > 0 && d.err == nil; j-- {
-			boot := string(d.bytes())
-			n.boots[boot] = &bootState{high: d.uvarint(), last: d.optionalTime()}
-		}
+		p.node(string(d.bytes())).decode(&d)
 	}
 	return p, d.err
+}
+
+func (n *nodeState) decode(d *decoder) {
+	n.kept, n.last = d.uvarint(), d.optionalTime()
+	for j := d.uvarint(); j > 0 && d.err == nil; j-- {
+		stage := auditv1.LossStage(d.uvarint())
+		n.lost[stage] = d.uvarint()
+	}
+	for j := d.uvarint(); j > 0 && d.err == nil; j-- {
+		boot := string(d.bytes())
+		n.boots[boot] = &bootState{high: d.uvarint(), last: d.optionalTime()}
+	}
 }
 
 func (d *decoder) optionalTime() time.Time {

@@ -1,11 +1,8 @@
 package eventlog
 
 import (
-	"errors"
 	"fmt"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 )
 
 // chunkBytes is how much a reader takes from the database at a time. It holds
@@ -29,7 +26,10 @@ type Reader struct {
 	only    string
 
 	chunk  []byte  // Blocks' values, one behind the other.
-	blocks []block // Of chunk, still to be begun.
+	blocks []block // Of chunk;
+	begun  int     // so many of them were begun,
+	offset int     // and the next is here.
+	at     place   // Of a stream's reader.
 	head   header  // Of the block that is being read;
 	cursor uint64  // the cursor of its next event,
 	left   uint64  // how many there are,
@@ -39,8 +39,9 @@ type Reader struct {
 
 // block is one value in a chunk.
 type block struct {
-	cursor uint64
-	size   int
+	cursor  uint64
+	size    int
+	skipped uint64 // Records that were removed between the block before and this one.
 }
 
 // NewReader reads what comes after a cursor.
@@ -76,86 +77,38 @@ func (r *Reader) Next() (Entry, bool, error) {
 			if e.Cursor <= r.after {
 				continue // Of a block in whose middle we begin.
 			}
-			r.skipped += e.Cursor - r.after - 1
 			r.after = e.Cursor
 			return e, true, nil
 		}
-		if len(r.blocks) == 0 {
-			if err := r.fill(); err != nil {
+		if r.begun == len(r.blocks) {
+			r.chunk, r.blocks, r.begun, r.offset = r.chunk[:0], r.blocks[:0], 0, 0
+			if err := r.log.store.fill(r); err != nil {
 				return Entry{}, false, fmt.Errorf("read event log: %w", err)
 			}
 			if len(r.blocks) == 0 {
 				return Entry{}, false, nil
 			}
 		}
-		b := r.blocks[0]
-		r.blocks = r.blocks[1:]
-		h, rest, err := decodeHeader(r.chunk[:b.size])
-		r.chunk = r.chunk[b.size:]
+		b := r.blocks[r.begun]
+		rest, err := r.head.decode(r.chunk[r.offset : r.offset+b.size])
+		r.begun++
+		r.offset += b.size
 		if err != nil {
 			return Entry{}, false, fmt.Errorf("read event log: block %d: %w", b.cursor, err)
 		}
-		if r.only != "" && h.node != r.only {
-			if b.cursor > r.after {
-				r.skipped += b.cursor - r.after - 1
-			}
-			r.after = max(r.after, b.cursor+h.count-1)
+		r.skipped += b.skipped
+		if r.only != "" && r.head.node != r.only {
+			r.after = max(r.after, b.cursor+r.head.cursors()-1)
+			r.left = 0
 			continue
 		}
-		r.head, r.events, r.cursor, r.left, r.seq = h, decoder{rest: rest}, b.cursor, h.count, h.first
+		// Of a block that stands for damaged records, the last cursor counts.
+		r.events, r.cursor, r.left, r.seq = decoder{rest: rest}, b.cursor+r.head.cursors()-r.head.count, r.head.count, r.head.first
 	}
 }
 
-// fill copies the next chunk of blocks.
-func (r *Reader) fill() (err error) {
-	l := r.log
-	l.reading.RLock()
-	defer l.reading.RUnlock()
-	l.mu.RLock()
-	db, newest, empty := l.db, l.positions.newest, l.oldest == 0
-	l.mu.RUnlock()
-	if r.after >= newest || empty {
-		return nil
-	}
-	if db == nil {
-		return errFenced
-	}
-	it, err := db.NewIter(&pebble.IterOptions{UpperBound: key(newest, kindSnapshot)})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
-	r.chunk, r.blocks = r.chunk[:0:0], nil
-	valid := r.seek(it)
-	for ; valid && len(r.chunk) < chunkBytes; valid = it.Next() {
-		cursor, kind, err := parseKey(it.Key())
-		if err != nil {
-			return err
-		}
-		if kind != kindBlock {
-			continue
-		}
-		value, err := it.ValueAndErr()
-		if err != nil {
-			return err
-		}
-		r.chunk = append(r.chunk, value...)
-		r.blocks = append(r.blocks, block{cursor, len(value)})
-	}
-	return it.Error()
-}
-
-// seek goes to the block that holds the first cursor after r.after, or to the
-// next that there is.
-func (r *Reader) seek(it *pebble.Iterator) bool {
-	next := key(r.after+1, kindBlock)
-	if it.SeekGE(next) && string(it.Key()) == string(next) {
-		return true
-	}
-	for valid := it.SeekLT(next); valid; valid = it.Prev() {
-		if it.Key()[keyLen-1] == kindBlock {
-			return true
-		}
-	}
-	return it.SeekGE(next)
+// add is for fill: a block, and how many records are gone before it.
+func (r *Reader) add(cursor uint64, value []byte, skipped uint64) {
+	r.chunk = append(r.chunk, value...)
+	r.blocks = append(r.blocks, block{cursor, len(value), skipped})
 }

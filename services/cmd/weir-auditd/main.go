@@ -17,6 +17,7 @@ import (
 
 	"github.com/weirnet/weir/services/audit"
 	"github.com/weirnet/weir/services/identity"
+	"github.com/weirnet/weir/storage/eventlog"
 )
 
 func main() {
@@ -31,6 +32,7 @@ func main() {
 func command() *cobra.Command {
 	var cfg audit.Config
 	var enroll, forward identity.EnrolledConfig
+	var nats eventlog.NATSConfig
 	var level, zone, retention, rotate, free string
 	cmd := &cobra.Command{
 		Use:           "weir-auditd",
@@ -72,6 +74,13 @@ func command() *cobra.Command {
 			if cfg.Node == "" { // That of a node leaves it to the central one: a cluster has many.
 				cfg.PolicyServers = enroll.PolicyServers
 			}
+			if len(nats.Servers) > 0 {
+				if cfg.NATS = &nats; nats.Collector == "" {
+					if nats.Collector, err = os.Hostname(); err != nil {
+						return fmt.Errorf("--nats-collector is needed: %w", err)
+					}
+				}
+			}
 			s, err := audit.New(cfg)
 			if err != nil {
 				return err
@@ -92,6 +101,14 @@ func command() *cobra.Command {
 	f.DurationVar(&cfg.RetentionAge, "retention-age", 30*24*time.Hour, "how long records are kept; 0 for ever")
 	f.StringVar(&retention, "retention-size", "10Gi", "how much disk the event log may take; 0 for any")
 	f.StringVar(&free, "min-free", "256Mi", "room on the event log's disk below which nothing is taken")
+	f.StringSliceVar(&nats.Servers, "nats", nil, "nats://HOST:PORT or tls://HOST:PORT of a NATS JetStream cluster that keeps the event log, in place of --dir; may be repeated")
+	f.StringVar(&nats.Stream, "nats-stream", "weir-audit", "stream of the event log, which collectors may share; made if it is absent")
+	f.IntVar(&nats.Replicas, "nats-replicas", eventlog.DefaultReplicas, "on how many servers the stream is at least")
+	f.StringVar(&nats.Collector, "nats-collector", "", "name of this collector among those that share the stream, the same in every life: its sinks go on from their cursors by it; the host's if empty")
+	f.StringVar(&nats.CA, "nats-ca", "", "file of the certificate authority of the NATS servers, PEM; with it nats:// is by TLS too")
+	f.StringVar(&nats.Cert, "nats-cert", "", "file of the certificate for NATS, PEM")
+	f.StringVar(&nats.Key, "nats-key", "", "file of that certificate's key, PEM")
+	f.StringVar(&nats.Credentials, "nats-credentials", "", "file of a NATS user's credentials")
 	f.StringVar(&cfg.NPLogDir, "np-log-dir", "/var/log/weir", "folder of the nodes' folders with np.log; none if empty")
 	f.StringVar(&cfg.NPLog, "np-log", "", "np.log of the node of --node, such as /var/log/antrea/networkpolicy/np.log")
 	f.StringVar(&cfg.Node, "node", "", "node whose lines go to --np-log; with --forward, only that node may report, and its record is forwarded")
