@@ -113,7 +113,7 @@ func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
 		if d := r.Differences[1]; !strings.Contains(d.Intended, "controller(") || strings.Contains(d.Installed, "controller(") {
 			t.Errorf("another action: %+v", d)
 		}
-		if d := r.Differences[3]; d.Object != "meter" || d.ID != 1 || !strings.Contains(d.Intended, "rate=500") || !strings.Contains(d.Installed, "rate=1,") {
+		if d := r.Differences[3]; d.Object != "meter" || d.ID != 1 || !strings.Contains(d.Intended, "rate=100,") || !strings.Contains(d.Installed, "rate=1,") {
 			t.Errorf("another meter: %+v", d)
 		}
 	}

@@ -133,8 +133,8 @@ func (l *loop) coexists(actual bridge.State) bool {
 		}
 	}
 	if len(actual.Flows) == 0 {
-		for _, id := range pipeline.MeterIDs {
-			if _, theirs := actual.Meters[id]; theirs {
+		for id := range actual.Meters {
+			if pipeline.OwnsMeter(id) {
 				return false
 			}
 		}

@@ -76,8 +76,8 @@ func (l *loop) check(ctx context.Context) (*policyv1.CheckResponse, error) {
 // ours are those of the meters that have ids of ours.
 func ours(meters map[uint32]openflow.Meter) map[uint32]openflow.Meter {
 	out := make(map[uint32]openflow.Meter)
-	for _, id := range pipeline.MeterIDs {
-		if m, there := meters[id]; there {
+	for id, m := range meters {
+		if pipeline.OwnsMeter(id) {
 			out[id] = m
 		}
 	}
@@ -229,6 +229,16 @@ func leaveMembers(actual bridge.State) {
 	maps.DeleteFunc(actual.Groups, func(_ uint32, g openflow.Group) bool { return g.Type == openflow.GroupAll })
 }
 
+// leaveRetired leaves out meters of the log that limit nothing any more: a shim was
+// about to take them out.
+func leaveRetired(c *pipeline.Compiler, actual bridge.State) {
+	want := wanted(c).Meters
+	maps.DeleteFunc(actual.Meters, func(id uint32, _ openflow.Meter) bool {
+		_, is := want[id]
+		return !is && pipeline.IsLogMeter(id)
+	})
+}
+
 // Check compares a bridge with what the checkpoint says that it ought to hold,
 // with no shim to ask. What only a shim knows is not told: which ports are held
 // until other nodes know of them.
@@ -258,6 +268,9 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 	if cfg.MarkOwnTraffic {
 		config.HostMAC = hostMAC(ports.local)
 	}
+	if config.MeterLimit, err = b.MeterLimit(ctx); err != nil {
+		return nil, err
+	}
 	compiler := pipeline.New(config, assignment)
 	compiler.SetNamed(named(restoreNames(&cfg).All()))
 	if _, err := compiler.Update(replica, pipeline.Whole(replica), ports.pods); err != nil {
@@ -268,6 +281,7 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 		return nil, err
 	}
 	leaveMembers(actual)
+	leaveRetired(compiler, actual)
 	resp := compare(compiler, actual)
 	resp.Checkpoint = true
 	resp.Notes = []string{"No shim answers: the bridge is compared with the checkpoint, which is up to a second behind, and as if no port were held. Members of multicast groups, whom only a shim knows, are left out."}

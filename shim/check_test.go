@@ -48,21 +48,21 @@ func TestCheckIsBetweenChanges(t *testing.T) {
 	close(gate)
 	must(t, <-applied)
 	resp := <-answers
-	if len(resp.GetDifferences()) > 0 || resp.GetFlows() < 60 || int(resp.GetMeters()) != len(pipeline.MeterIDs) || resp.GetDigestDiffers() || len(resp.GetDigest()) != 16 {
+	if len(resp.GetDifferences()) > 0 || resp.GetFlows() < 60 || int(resp.GetMeters()) != 4 || resp.GetDigestDiffers() || len(resp.GetDigest()) != 16 {
 		t.Errorf("a bridge that is as it ought to be: %v", resp)
 	}
 }
 
 // Of many differences the first are listed, and all are counted.
 func TestCheckIsBounded(t *testing.T) {
-	c := pipeline.New(pipeline.Config{LogRate: 1}, pipeline.Assignment{})
+	c := pipeline.New(pipeline.Config{RuleLogRate: 1}, pipeline.Assignment{})
 	state := bridge.State{Content: bridge.NewContent(), Foreign: make(map[openflow.FlowKey]openflow.Flow)}
 	for i := range uint32(1500) {
 		f := openflow.Flow{Table: 60, Priority: 7, Match: openflow.NewMatch(openflow.InPort(i + 1))}
 		state.Foreign[f.Key()] = f
 	}
 	resp := compare(c, state)
-	if resp.GetUnexpected() != 1500 || int(resp.GetMissing()) != len(pipeline.MeterIDs) || len(resp.GetDifferences()) != maxDifferences { // Missing: the meters, since no Update was made.
+	if resp.GetUnexpected() != 1500 || int(resp.GetMissing()) != 3 || len(resp.GetDifferences()) != maxDifferences { // Missing: the meters, since no Update was made.
 		t.Errorf("%d unexpected, %d missing, %d listed", resp.GetUnexpected(), resp.GetMissing(), len(resp.GetDifferences()))
 	}
 }

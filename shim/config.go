@@ -33,7 +33,11 @@ type Config struct {
 	RunDir         string        // Of OVS. Empty: its default.
 	Datapath       string        // "system" or "netdev".
 	StateDir       string        // Where the checkpoint is kept; required.
-	LogRate        uint32        // Log events a second.
+	LogRate        uint32        // Log events a second, of all rules together.
+	LogBurst       uint32        // How many of them may come at once. Zero: LogRate.
+	RuleLogRate    uint32        // Log events a second of one rule, or of one isolation. Zero: a fifth of LogRate.
+	Observe        []string      // Namespaces whose Pods' new connections are sampled; "*": all. None: nothing is.
+	ObserveRate    uint32        // Such samples a second.
 	RejectRate     uint32        // Answers to rejected packets a second.
 	LogIsolation   string        // "annotated" or "all".
 	DNSServices    []string      // Services of DNS servers whose answers say where hosts are that policies name, NAMESPACE/NAME.
@@ -82,6 +86,7 @@ func Defaults() Config {
 		Datapath:       "system",
 		StateDir:       "/var/lib/weir",
 		LogRate:        500,
+		ObserveRate:    50,
 		RejectRate:     1000,
 		LogIsolation:   "annotated",
 		DNSServices:    []string{"kube-system/kube-dns"},
@@ -116,6 +121,10 @@ func (c *Config) validate() error {
 	require(c.Bridge != "", "bridge: no name given (--bridge)")
 	require(c.StateDir != "", "state folder: none given (--state-dir)")
 	require(c.LogRate > 0, "log rate: must be at least 1 a second (--log-rate)")
+	require(c.ObserveRate > 0, "samples: must be at least 1 a second (--observe-rate)")
+	for _, ns := range c.Observe {
+		require(ns != "" && !strings.Contains(ns, "/"), "samples: %q is no name of a Namespace (--observe)", ns)
+	}
 	require(c.RejectRate > 0, "reject rate: must be at least 1 a second (--reject-rate)")
 	require(c.Reconcile > 0, "reconcile interval: must be above zero (--reconcile)")
 	require(c.StatsInterval > 0, "interval of counters: must be above zero (--stats-interval)")
@@ -162,6 +171,23 @@ func (c *Config) credentials() (grpccredentials.TransportCredentials, *credentia
 	return t.Transport(), t, nil
 }
 
+func (c *Config) logBurst() uint32 {
+	if c.LogBurst == 0 {
+		return c.LogRate
+	}
+	return c.LogBurst
+}
+
+// ruleLogRate is never more than all rules together have.
+func (c *Config) ruleLogRate() uint32 {
+	if c.RuleLogRate == 0 {
+		return max(1, c.LogRate/5)
+	}
+	return min(c.RuleLogRate, c.LogRate)
+}
+
+func (c *Config) ruleLogBurst() uint32 { return min(c.ruleLogRate(), c.logBurst()) }
+
 // compiler is what a compiler is told of the flags: the bridge tells the rest.
 func (c *Config) compiler() pipeline.Config {
 	var servers []netip.AddrPort
@@ -175,7 +201,7 @@ func (c *Config) compiler() pipeline.Config {
 		namespace, name, _ := strings.Cut(text, "/")
 		services = append(services, pipeline.NamespacedName{Namespace: namespace, Name: name})
 	}
-	return pipeline.Config{Resolvers: servers, ResolverServices: services, Node: c.Node, LogRate: c.LogRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
+	return pipeline.Config{Resolvers: servers, ResolverServices: services, Node: c.Node, RuleLogRate: c.ruleLogRate(), RuleLogBurst: c.ruleLogBurst(), Observe: c.Observe, ObserveRate: c.ObserveRate, RejectRate: c.RejectRate, LogIsolationAll: c.LogIsolation == "all", BalanceServices: c.ServiceLB}
 }
 
 func (c *Config) checkpoint() string { return filepath.Join(c.StateDir, "checkpoint") }

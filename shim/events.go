@@ -1,33 +1,48 @@
 package shim
 
 import (
-	"context"
 	"time"
 
-	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
-// packetIn records what a log flow reported.
-func (l *loop) packetIn(p openflow.PacketIn) {
+// logReport is what a log flow reported, as far as it is read before the loop takes
+// it: no packet is kept.
+type logReport struct {
+	key      packetlog.Key
+	pkt      packetlog.Packet
+	mark     pipeline.Mark
+	observed policyv1.Direction // Of a sample.
+}
+
+// takeReport reads what a log flow reported, on the goroutine that it arrives on.
+func (s *Shim) takeReport(p openflow.PacketIn) {
+	meter := pipeline.MeterOf(p.UserData)
 	pkt, err := packetlog.Parse(p.Packet)
 	if err != nil {
-		l.shim.metrics.unparsed.Inc()
+		s.metrics.unparsed.Inc()
+		s.reports.Spoil(meter)
 		return
 	}
 	mark := pipeline.MarkOf(p.Table, p.Metadata.Reg)
-	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
+	s.reports.Put(time.Now(), meter, logReport{pkt: pkt, mark: mark, key: packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1),
 		Mark: [3]uint32{uint32(mark.Verdict), mark.Rule, mark.Pass}, Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Unlogged: pipeline.Reported(p.UserData), Service: pipeline.ServiceOf(p.Metadata),
-		Revision: pipeline.RevisionOf(p.Metadata.Reg)}
-	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
+		Revision: pipeline.RevisionOf(p.Metadata.Reg), Class: meter}})
+}
+
+// record makes an event of what was reported.
+func (l *loop) record(at time.Time, r logReport) {
+	key, pkt := r.key, r.pkt
+	l.shim.log.Add(at, key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
 			return packetlog.Meaning{}, false
 		}
-		a, ok := l.compiler.Attribute(pipeline.Hit{Table: p.Table, Cookie: p.Cookie, InPort: key.InPort, OutPort: key.OutPort,
+		a, ok := l.compiler.Attribute(pipeline.Hit{Table: key.Table, Cookie: key.Cookie, InPort: key.InPort, OutPort: key.OutPort,
 			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
-			Service: key.Service, Decision: key.Decision, Revision: key.Revision, Mark: mark, Reported: key.Unlogged})
+			Service: key.Service, Decision: key.Decision, Revision: key.Revision, Mark: r.mark, Reported: key.Unlogged, Observed: r.observed})
 		return packetlog.Meaning(a), ok
 	})
 }
@@ -39,7 +54,7 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 		l.shim.metrics.unparsed.Inc()
 		return
 	}
-	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort()}
+	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), Class: pipeline.SpoofMeter}
 	l.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
 			return packetlog.Meaning{}, false
@@ -49,63 +64,49 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 	})
 }
 
+// takeSample reads a packet that was observed.
+func (s *Shim) takeSample(p openflow.PacketIn) {
+	pkt, err := packetlog.Parse(p.Packet)
+	if err != nil {
+		s.metrics.unparsed.Inc()
+		s.samples.Spoil(0)
+		return
+	}
+	s.samples.Put(time.Now(), 0, logReport{pkt: pkt, observed: pipeline.ObservedOf(p.Cookie, p.UserData), key: packetlog.Key{Table: p.Table, Cookie: p.Cookie,
+		InPort: p.Metadata.InPort(), OutPort: p.Metadata.Reg(1), Decision: pipeline.DecisionOf(p.Cookie, p.Metadata.Reg), Service: pipeline.ServiceOf(p.Metadata),
+		Revision: pipeline.RevisionOf(p.Metadata.Reg), Class: pipeline.ObserveMeter}})
+}
+
 // forgetRevisions lets the compiler forget what was otherwise before a revision
 // that packets have met for a second and more: what was reported of them has come.
 func (l *loop) forgetRevisions() {
 	if l.compiler == nil {
 		return
 	}
+	l.hear() // What waits was judged before.
 	l.compiler.Forget(l.revision)
 	if !l.stale && !l.unsettled {
 		l.revision = l.compiler.Revision()
 	}
 }
 
+// sampleRate is no limit: the meter is, for there is but one class.
+const sampleRate = 1 << 20
+
+// reportsAtOnce is how many reports the loop makes events of before it looks at what
+// else there is to do.
+const reportsAtOnce = 256
+
 // hear takes the packets whose reports have arrived, as long as the compiler
 // knows the rules that reported them. Those that go on to arrive wait.
 func (l *loop) hear() {
-	for range len(l.shim.packetIns) {
-		l.packetIn(<-l.shim.packetIns)
-	}
+	now := time.Now()
+	l.shim.reports.TakeAll(now, l.record)
+	l.shim.samples.TakeAll(now, l.record)
 }
 
-// countLosses compares what the flows reported, to the log and of what was
-// forged, with what arrived of each.
-func (l *loop) countLosses(ctx context.Context, now time.Time) {
-	stats, err := l.sw.MeterCounters(ctx)
-	if err != nil {
-		return // The bridge is away; reconcile says so.
-	}
-	read := func(meter uint32, controller uint16) packetlog.Reading {
-		in := l.sw.PacketInStats(controller)
-		r := packetlog.Reading{Time: now, Received: in.Received, Unread: in.Dropped + in.Bad}
-		for _, m := range stats {
-			if m.ID == meter {
-				r.Metered, r.Limited = m.Packets, m.Dropped
-			}
-		}
-		return r
-	}
-	for _, path := range []struct {
-		losses     *packetlog.Losses
-		meter      uint32
-		controller uint16
-		reason     string
-	}{
-		{&l.losses, pipeline.LogMeter, pipeline.LogController, ""},
-		{&l.spoofLosses, pipeline.SpoofMeter, pipeline.SpoofController, "spoof"},
-	} {
-		for _, e := range path.losses.Next(read(path.meter, path.controller)) {
-			e.Reason = path.reason
-			l.shim.metrics.lost.WithLabelValues(e.GetStage().String(), path.reason).Add(float64(e.GetCount()))
-			l.shim.log.Lose(e)
-		}
-	}
-	for _, e := range l.unanswered.Next(read(pipeline.RejectMeter, pipeline.RejectController)) {
-		outcome := answerLost
-		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
-			outcome = answerOverRate
-		}
-		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
-	}
+// takeReports makes events of what was reported, as far as the rates allow.
+func (l *loop) takeReports(now time.Time) {
+	l.shim.reports.Take(now, reportsAtOnce, l.record)
+	l.shim.samples.Take(now, reportsAtOnce, l.record)
 }

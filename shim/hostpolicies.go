@@ -16,6 +16,7 @@ import (
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/hostpolicy"
 	"github.com/weirnet/weir/shim/nflog"
+	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
 )
@@ -189,6 +190,8 @@ func (h *hostPolicies) run(ctx context.Context) error {
 	defer count.Stop()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
+	turn := time.NewTicker(packetlog.Window / 4)
+	defer turn.Stop()
 	var reader *nflog.Reader
 	ended := make(chan error, 1)
 	defer func() {
@@ -211,6 +214,10 @@ func (h *hostPolicies) run(ctx context.Context) error {
 			h.mend(ctx, now)
 		case now := <-count.C:
 			h.count(ctx, now)
+		case <-h.records.reports.Wake():
+			h.records.take(time.Now())
+		case now := <-turn.C:
+			h.records.take(now)
 		case now := <-second.C:
 			h.records.countLosses(reader, now)
 			h.retry(ctx)

@@ -318,7 +318,7 @@ func TestNodePortRecordsOverTheirRate(t *testing.T) {
 func overRate(t *testing.T, p *policyv1.Policy) {
 	t.Helper()
 	n := fwtest.New(t)
-	h := hosting(func(c *Config) { c.LogRate, c.Reconcile = 10, time.Hour })
+	h := hosting(func(c *Config) { c.LogRate, c.RuleLogRate, c.Reconcile = 10, 10, time.Hour })
 	state := &hostState{t: t}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.Rules[0].Log = true
@@ -347,7 +347,7 @@ func overRate(t *testing.T, p *policyv1.Policy) {
 		for _, e := range recorded(t, h.shim.log, 1) {
 			recordedPackets += e.GetPacket().GetCount()
 			lost += e.GetLoss().GetCount()
-			if l := e.GetLoss(); l != nil && l.GetStage() != auditv1.LossStage_LOSS_STAGE_METER {
+			if l := e.GetLoss(); l != nil && (l.GetStage() != auditv1.LossStage_LOSS_STAGE_RULE_METER || l.GetPolicy().GetName() != p.GetRef().GetName() || l.GetRule() != p.GetRules()[0].GetName()) {
 				t.Errorf("lost: %v", l)
 			}
 		}
@@ -355,7 +355,7 @@ func overRate(t *testing.T, p *policyv1.Policy) {
 	if recordedPackets < 10 || lost == 0 || recordedPackets+lost != sent {
 		t.Errorf("%d recorded, %d stated as lost, of %d", recordedPackets, lost, sent)
 	}
-	if n := counterOf(t, h.shim, "weir_shim_log_events_lost_total", map[string]string{"stage": "LOSS_STAGE_METER"}); n != float64(lost) {
+	if n := counterOf(t, h.shim, "weir_shim_log_events_lost_total", map[string]string{"stage": "LOSS_STAGE_RULE_METER"}); n != float64(lost) {
 		t.Errorf("counted as lost: %v, not %d", n, lost)
 	}
 }
@@ -374,4 +374,55 @@ func packetsOf(events []*auditv1.Event, action policyv1.Action) (out []*auditv1.
 		}
 	}
 	return out
+}
+
+// One rule's flood of reports takes no other's share, neither of its rate nor of all
+// rules'; all is on record or stated as its rule's.
+func TestHostReportsAreShared(t *testing.T) {
+	h := hosting(func(c *Config) { c.LogRate, c.RuleLogRate, c.LogBurst = 1000, 900, 1000 })
+	start := time.Unix(1000, 0)
+	meaning := func(name string) packetlog.Meaning {
+		return packetlog.Meaning{Direction: policyv1.Direction_DIRECTION_INGRESS, Policies: []*policyv1.PolicyRef{{Name: name}}, Rule: "r"}
+	}
+	sent := make(map[string]uint64)
+	report := func(now time.Time, name string) {
+		m := meaning(name)
+		sent[name]++
+		if class, within := h.records.allow(now, ruleOf(hostpolicy.Ingress, &m)); within {
+			key := packetlog.Key{Table: hostTable, InPort: uint32(sent[name]), Class: hostClasses | class}
+			h.records.reports.Put(now, class, hostReport{key, packetlog.Packet{}, m, true})
+		}
+	}
+	var now time.Time
+	for ms := range 10000 {
+		now = start.Add(time.Duration(ms) * time.Millisecond)
+		for range 5 {
+			report(now, "flood")
+			report(now, "other flood")
+		}
+		if ms%20 == 0 {
+			report(now, "modest")
+		}
+		if ms%25 == 0 {
+			h.records.take(now)
+		}
+	}
+	h.records.take(now.Add(time.Second))
+	h.records.countLosses(nil, now)
+	h.shim.log.Flush(now.Add(time.Hour))
+	kept, lost := make(map[string]uint64), make(map[string]uint64)
+	for _, e := range h.shim.log.Take(100000) {
+		for _, ref := range e.GetPacket().GetPolicies() {
+			kept[ref.GetName()] += e.GetPacket().GetCount()
+		}
+		lost[e.GetLoss().GetPolicy().GetName()] += e.GetLoss().GetCount()
+	}
+	for name, n := range sent {
+		if kept[name]+lost[name] != n || (name == "modest") != (lost[name] == 0) {
+			t.Errorf("%s: %d on record and %d lost, of %d", name, kept[name], lost[name], n)
+		}
+	}
+	if lost[""] != 0 {
+		t.Errorf("nobody's: %d", lost[""])
+	}
 }

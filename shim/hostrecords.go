@@ -16,18 +16,49 @@ import (
 	"github.com/weirnet/weir/shim/packetlog"
 )
 
-// hostRecords makes records of what the host's rules report. They are under a
-// budget of their own, as large as that of the bridge's log.
+// hostRecords makes records of what the host's rules report. They are under
+// budgets of their own, as large as those of the bridge's log: one of each rule,
+// and one of all, which they share.
 type hostRecords struct {
-	shim   *Shim
-	budget *rate.Limiter
+	shim        *Shim
+	reports     *packetlog.Intake[hostReport]
+	undelivered atomic.Uint64 // Reports, since losses were stated.
 
-	overRate, undelivered lossCount
-
-	mu    sync.Mutex                  // Guards what follows.
-	plans map[uint64]*hostpolicy.Plan // By their shape, the newest of each.
-	kept  []uint64                    // The shapes, the newest last.
+	mu      sync.Mutex                  // Guards what follows.
+	plans   map[uint64]*hostpolicy.Plan // By their shape, the newest of each.
+	kept    []uint64                    // The shapes, the newest last.
+	rules   map[hostRule]*hostBudget
+	classes []hostRule // Of reports, less one. What has class 0 is of no rule that is told apart.
+	stated  time.Time  // When losses were stated last.
 }
+
+// hostRule is a rule by what records name it.
+type hostRule struct {
+	list      hostpolicy.List
+	kind      policyv1.PolicyKind
+	namespace string
+	name      string // Of the policy. Empty: none decides.
+	rule      string
+}
+
+// hostBudget is that of one rule.
+type hostBudget struct {
+	class    uint32
+	budget   *rate.Limiter
+	overRate uint64 // Since losses were stated.
+}
+
+// hostReport is a report that is within its rule's budget.
+type hostReport struct {
+	key   packetlog.Key
+	pkt   packetlog.Packet
+	m     packetlog.Meaning
+	known bool
+}
+
+// hostRulesMost is how many rules have budgets of their own. Those that come when there
+// are so many have one together.
+const hostRulesMost = 1024
 
 const (
 	// plansKept is how many plans are known: reports come after their time.
@@ -40,8 +71,8 @@ const (
 var tables = map[hostpolicy.List]string{hostpolicy.NodePorts: "NodePort", hostpolicy.Ingress: "NodeIngress", hostpolicy.Egress: "NodeEgress"}
 
 func newHostRecords(s *Shim) *hostRecords {
-	limit := s.cfg.LogRate
-	return &hostRecords{shim: s, budget: rate.NewLimiter(rate.Limit(limit), int(limit)), plans: make(map[uint64]*hostpolicy.Plan)}
+	return &hostRecords{shim: s, reports: packetlog.NewIntake[hostReport](s.cfg.LogRate, s.cfg.logBurst()),
+		plans: make(map[uint64]*hostpolicy.Plan), rules: make(map[hostRule]*hostBudget)}
 }
 
 // expect makes reports of a plan be understood.
@@ -78,12 +109,54 @@ func (h *hostRecords) report(prefix string, packet []byte) {
 			return // The staged policies make no difference.
 		}
 	}
-	if !h.budget.Allow() {
-		h.overRate.add(1)
+	now := time.Now()
+	class, within := h.allow(now, ruleOf(r.List, &m))
+	if !within {
 		return
 	}
-	key := packetlog.Key{Table: hostTable - uint8(r.List), Cookie: r.Shape, InPort: uint32(r.Rule), Unlogged: r.Staged}
-	h.shim.log.Add(time.Now(), key, pkt, func() (packetlog.Meaning, bool) { return m, known })
+	key := packetlog.Key{Table: hostTable - uint8(r.List), Cookie: r.Shape, InPort: uint32(r.Rule), Unlogged: r.Staged, Class: hostClasses | class}
+	h.reports.Put(now, class, hostReport{key, pkt, m, known})
+}
+
+// hostClasses tells classes of the host's rules from those of the bridge's, in the log.
+const hostClasses = 1 << 31
+
+func ruleOf(list hostpolicy.List, m *packetlog.Meaning) hostRule {
+	at := hostRule{list: list, rule: m.Rule}
+	if len(m.Policies) > 0 {
+		at.kind, at.namespace, at.name = m.Policies[0].GetKind(), m.Policies[0].GetNamespace(), m.Policies[0].GetName()
+	}
+	return at
+}
+
+// allow charges a report to its rule, and says whether that has anything left.
+func (h *hostRecords) allow(now time.Time, of hostRule) (class uint32, within bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.rules[of]; !known && len(h.rules) >= hostRulesMost {
+		of = hostRule{}
+	}
+	b := h.rules[of]
+	if b == nil {
+		b = &hostBudget{budget: rate.NewLimiter(rate.Limit(h.shim.cfg.ruleLogRate()), int(h.shim.cfg.ruleLogBurst()))}
+		if of != (hostRule{}) {
+			h.classes = append(h.classes, of)
+			b.class = uint32(len(h.classes))
+		}
+		h.rules[of] = b
+	}
+	if !b.budget.AllowN(now, 1) {
+		b.overRate++
+		return b.class, false
+	}
+	return b.class, true
+}
+
+// take makes events of what was reported, as far as the rate of all allows.
+func (h *hostRecords) take(now time.Time) {
+	h.reports.Take(now, reportsAtOnce, func(at time.Time, r hostReport) {
+		h.shim.log.Add(at, r.key, r.pkt, func() (packetlog.Meaning, bool) { return r.m, r.known })
+	})
 }
 
 // decide says what a report means. It is false where it is no matter of record:
@@ -132,39 +205,43 @@ func outcome(rules []hostpolicy.Rule, v hostpolicy.Verdict) *auditv1.StagedOutco
 // countLosses states what was reported and is not on record.
 func (h *hostRecords) countLosses(reader *nflog.Reader, now time.Time) {
 	if reader != nil {
-		h.undelivered.add(reader.TakeLost())
+		h.undelivered.Add(reader.TakeLost())
 	}
-	for _, l := range []struct {
-		stage auditv1.LossStage
-		count *lossCount
-	}{{auditv1.LossStage_LOSS_STAGE_METER, &h.overRate}, {auditv1.LossStage_LOSS_STAGE_QUEUE, &h.undelivered}} {
-		from, n := l.count.take(now)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stated.IsZero() {
+		h.stated = now.Add(-time.Second)
+	}
+	lose := func(stage auditv1.LossStage, n uint64, of hostRule) {
 		if n == 0 {
-			continue
+			return
 		}
-		h.shim.metrics.lost.WithLabelValues(l.stage.String(), "").Add(float64(n))
-		h.shim.log.Lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Count: n, Stage: l.stage})
+		e := &auditv1.LossEvent{From: timestamppb.New(h.stated), To: timestamppb.New(now), Count: n, Stage: stage}
+		if of != (hostRule{}) {
+			e.Direction = of.list.Direction()
+		}
+		if of.name != "" {
+			e.Policy, e.Rule = &policyv1.PolicyRef{Kind: of.kind, Namespace: of.namespace, Name: of.name}, of.rule
+		}
+		h.shim.lose(e)
 	}
+	for of, b := range h.rules {
+		lose(auditv1.LossStage_LOSS_STAGE_RULE_METER, b.overRate, of)
+		b.overRate = 0
+	}
+	for class, lost := range h.reports.TakeLost() {
+		var of hostRule
+		if class > 0 {
+			of = h.classes[class-1]
+		}
+		lose(auditv1.LossStage_LOSS_STAGE_METER, lost.OverRate, of)
+		lose(auditv1.LossStage_LOSS_STAGE_QUEUE, lost.Dropped, of)
+	}
+	lose(auditv1.LossStage_LOSS_STAGE_QUEUE, h.undelivered.Swap(0), hostRule{}) // The kernel does not say whose.
+	h.stated = now
 }
 
 // missed states that nobody read what was reported: nobody knows how much that was.
 func (h *hostRecords) missed(from, to time.Time) {
 	h.shim.log.Lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(to), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN})
-}
-
-// lossCount counts packets that were lost since the last look.
-type lossCount struct {
-	n    atomic.Uint64
-	last time.Time // Of the one goroutine that looks.
-}
-
-func (l *lossCount) add(n uint64) { l.n.Add(n) }
-
-func (l *lossCount) take(now time.Time) (from time.Time, n uint64) {
-	from, n = l.last, l.n.Swap(0)
-	if from.IsZero() {
-		from = now.Add(-time.Second)
-	}
-	l.last = now
-	return from, n
 }

@@ -28,6 +28,8 @@ type Switch interface {
 	// Counters reads the flows of a filter with what they counted.
 	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
+	// MeterLimit is the highest id that a meter may have.
+	MeterLimit(ctx context.Context) (uint32, error)
 	// FlowCounts is how many flows each table holds that holds any.
 	FlowCounts(ctx context.Context) (map[uint8]int, error)
 	PacketInStats(id uint16) bridge.PacketInStats
@@ -50,6 +52,9 @@ type Dataplane interface {
 	// Connected tells whether the switch can be reached, and how often it was.
 	Connected() (bool, uint64)
 	PacketIns(id uint16) <-chan openflow.PacketIn
+	// Deliver has packet-ins of a controller id handed over in place of that; it is
+	// called before Run.
+	Deliver(id uint16, take func(openflow.PacketIn))
 	// PacketOut sends a packet, without waiting for the switch.
 	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
@@ -93,25 +98,27 @@ type loop struct {
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
-	stale      bool
-	settled    bool              // It held that when it was last read back: what differs now, someone else changed.
-	readAt     time.Time         // When it was last read back,
-	readTook   time.Duration     // and for how long that kept the loop.
-	unsettled  bool              // Packets may still go by what was there before the last bundle.
-	revision   uint64            // That packets have met for a second and more: see forgetRevisions.
-	cache      *dns.Cache        // What the names that rules write stand for.
-	written    []string          // These names.
-	untold     bool              // What they stand for is not what was told.
-	leased     time.Time         // When the lease was renewed last: see names.go.
-	roomless   string            // Names without room, as they were logged.
-	services   map[string]string // Services that names stand for, as they were logged.
-	unsaved    bool
-	saved      time.Time
-	savedAs    uint64      // Revision.
-	holdTimer  *time.Timer // Fires when the first of held has waited long enough.
-	losses     packetlog.Losses
-	unanswered packetlog.Losses // Of rejected packets.
-	lastReport string
+	stale        bool
+	settled      bool              // It held that when it was last read back: what differs now, someone else changed.
+	readAt       time.Time         // When it was last read back,
+	readTook     time.Duration     // and for how long that kept the loop.
+	unsettled    bool              // Packets may still go by what was there before the last bundle.
+	revision     uint64            // That packets have met for a second and more: see forgetRevisions.
+	cache        *dns.Cache        // What the names that rules write stand for.
+	written      []string          // These names.
+	untold       bool              // What they stand for is not what was told.
+	leased       time.Time         // When the lease was renewed last: see names.go.
+	roomless     string            // Names without room, as they were logged.
+	services     map[string]string // Services that names stand for, as they were logged.
+	unsaved      bool
+	saved        time.Time
+	savedAs      uint64      // Revision.
+	holdTimer    *time.Timer // Fires when the first of held has waited long enough.
+	logLosses    logLosses
+	sampleLosses packetlog.Losses // Of what was observed.
+	samplesLost  uint64           // Of these, in our queue, in all.
+	unanswered   packetlog.Losses // Of rejected packets.
+	lastReport   string
 
 	counts      *counting
 	counted     bool                          // What this compiler's flows have counted is on the books, and what they count for.
@@ -188,11 +195,14 @@ func (l *loop) run(ctx context.Context) error {
 		case req := <-s.checks:
 			resp, err := l.check(ctx)
 			req.done <- checkResult{resp, err}
-		case p := <-s.packetIns:
-			l.packetIn(p)
+		case <-s.reports.Wake():
+			l.takeReports(time.Now())
+		case <-s.samples.Wake():
+			l.takeReports(time.Now())
 		case p := <-s.spoofIns:
 			l.spoofed(p)
 		case now := <-flush.C:
+			l.takeReports(now)
 			s.log.Flush(now)
 		case now := <-second.C:
 			l.countLosses(ctx, now)
@@ -328,7 +338,7 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 		l.settled = false
 		return l.reconcile(ctx)
 	}
-	c := bridge.Change{Upsert: change.Upsert, Delete: change.Delete, PutGroups: change.PutGroups, DeleteGroups: change.DeleteGroups}
+	c := bridge.Change{Upsert: change.Upsert, Delete: change.Delete, PutGroups: change.PutGroups, DeleteGroups: change.DeleteGroups, PutMeters: change.PutMeters}
 	if c.IsEmpty() {
 		return nil
 	}
@@ -458,6 +468,10 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 			return
 		}
 		l.former.Next = max(l.former.Next, next)
+		if l.config.MeterLimit, err = l.sw.MeterLimit(ctx); err != nil {
+			l.failed(err)
+			return
+		}
 	}
 	l.config.LocalMAC, l.config.Uplink = local, uplink
 	l.config.HostMAC = [6]byte{}

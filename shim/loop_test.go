@@ -137,7 +137,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.ObserveController}}})}
 }
 
 func (b *tap) signal() {
@@ -268,6 +268,7 @@ type told interface {
 	PortsChanged() <-chan struct{}
 	Reconnected() <-chan struct{}
 	PacketIns(id uint16) <-chan openflow.PacketIn
+	Deliver(id uint16, take func(openflow.PacketIn))
 }
 
 // newShim is a Shim without its network sides, with what is in the folder.
@@ -282,7 +283,10 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 		w.mu.Unlock()
 	}
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
-		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), packetIns: sw.PacketIns(pipeline.LogController), spoofIns: sw.PacketIns(pipeline.SpoofController)}
+		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), reports: packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst()), spoofIns: sw.PacketIns(pipeline.SpoofController)}
+	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
+	sw.Deliver(pipeline.LogController, s.takeReport)
+	sw.Deliver(pipeline.ObserveController, s.takeSample)
 	s.counts = openCounting(dir, cfg.Node, cfg.Logger)
 	s.host = newHostPolicies(s)
 	s.host.fw = &fakeFirewall{}
@@ -763,7 +767,7 @@ func TestMeterCountersBecomeLosses(t *testing.T) {
 	sw.meters = []openflow.MeterStats{{ID: 9, Packets: 500, Dropped: 500}, {ID: pipeline.LogMeter, Packets: 30, Dropped: 11}}
 	s.loop.countLosses(ctx, now.Add(time.Second))
 	events := s.log.Take(10)
-	if len(events) != 1 || events[0].GetLoss().GetCount() != 7 || events[0].GetLoss().GetStage() != auditv1.LossStage_LOSS_STAGE_METER {
+	if len(events) != 1 || events[0].GetLoss().GetCount() != 7 || events[0].GetLoss().GetStage() != auditv1.LossStage_LOSS_STAGE_RULE_METER {
 		t.Errorf("losses: %v", events)
 	}
 }

@@ -86,7 +86,14 @@ func (l *loop) reconcile(ctx context.Context) error {
 		l.publish(nil)
 		return nil
 	}
-	if err := l.put(ctx, change); err != nil {
+	if len(change.DeleteMeters) > 0 {
+		l.countLosses(ctx, time.Now()) // What they counted last goes with them.
+	}
+	err = l.put(ctx, change)
+	for _, id := range change.DeleteMeters {
+		l.forgetMeter(id)
+	}
+	if err != nil {
 		return l.failed(fmt.Errorf("mend bridge: %w", err))
 	}
 	if l.settled { // Else it is what a cut or a start brings.

@@ -45,7 +45,8 @@ type Shim struct {
 	turns        chan func(context.Context) // Run by the loop between changes.
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
-	packetIns    <-chan openflow.PacketIn
+	reports      *packetlog.Intake[logReport]
+	samples      *packetlog.Intake[logReport] // Of what is observed.
 	spoofIns     <-chan openflow.PacketIn
 	probes       *probes
 
@@ -76,7 +77,11 @@ func New(cfg Config) (*Shim, error) {
 			return nil, err
 		}
 	}
-	s.portsChanged, s.reconnected, s.packetIns = s.bridge.PortsChanged(), s.bridge.Reconnected(), s.bridge.PacketIns(pipeline.LogController)
+	s.portsChanged, s.reconnected = s.bridge.PortsChanged(), s.bridge.Reconnected()
+	s.reports = packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst())
+	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
+	s.bridge.Deliver(pipeline.LogController, s.takeReport)
+	s.bridge.Deliver(pipeline.ObserveController, s.takeSample)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
 	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
@@ -120,7 +125,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }

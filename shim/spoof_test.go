@@ -114,7 +114,7 @@ func TestLossesOfForgeriesAreApart(t *testing.T) {
 	}
 	got := make(map[string]uint64)
 	for _, e := range s.log.Take(10) {
-		if e.GetLoss().GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
+		if stage := e.GetLoss().GetStage(); stage == auditv1.LossStage_LOSS_STAGE_METER || stage == auditv1.LossStage_LOSS_STAGE_RULE_METER {
 			got[e.GetLoss().GetReason()] += e.GetLoss().GetCount()
 		}
 	}

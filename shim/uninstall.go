@@ -111,8 +111,8 @@ func withdraw(ctx context.Context, b *bridge.Bridge) error {
 		return nil // What meters there are are not ours.
 	}
 	var meters []uint32
-	for _, id := range pipeline.MeterIDs {
-		if _, there := actual.Meters[id]; there {
+	for id := range actual.Meters {
+		if pipeline.OwnsMeter(id) {
 			meters = append(meters, id)
 		}
 	}

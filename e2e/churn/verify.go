@@ -150,7 +150,7 @@ func (n *node) compare(ctx context.Context, conn *grpc.ClientConn) (flows int, e
 	if err != nil {
 		return 0, err
 	}
-	compiler := pipeline.New(pipeline.Config{LocalMAC: local, LogRate: logRate, RejectRate: n.cfg.RejectRate}, former)
+	compiler := pipeline.New(pipeline.Config{LocalMAC: local, RuleLogRate: logRate / 5, RuleLogBurst: logRate / 5, MeterLimit: 1 << 18, RejectRate: n.cfg.RejectRate}, former)
 	if _, err := compiler.Update(state, pipeline.Whole(state), ports); err != nil {
 		return 0, err
 	}
@@ -164,6 +164,11 @@ func (n *node) compare(ctx context.Context, conn *grpc.ClientConn) (flows int, e
 	actual, err := n.bridge.Read(ctx)
 	if err != nil {
 		return 0, err
+	}
+	for id := range actual.Meters { // Nor is one taken out at once that a rule had which has gone.
+		if _, is := want.Meters[id]; !is && pipeline.IsLogMeter(id) {
+			delete(actual.Meters, id)
+		}
 	}
 	for key, f := range actual.Flows { // What counted for rules that have gone stays until it is read.
 		if count, counts := pipeline.CountOf(f); counts && compiler.Subjects(count.ID) == nil {

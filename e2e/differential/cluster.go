@@ -79,7 +79,7 @@ func (n *node) start(c *Case, store *storage.Store, former pipeline.Assignment) 
 		n.sub.Close()
 	}
 	n.sub, n.replica = store.Subscribe(n.name), &storage.Replica{}
-	n.compiler = pipeline.New(pipeline.Config{Node: n.name, LocalMAC: localMAC, HostMAC: hostMAC, LogRate: 100, RejectRate: 100, ClauseCap: c.ClauseCap, BalanceServices: true}, former)
+	n.compiler = pipeline.New(pipeline.Config{Node: n.name, LocalMAC: localMAC, HostMAC: hostMAC, RuleLogRate: 100, RuleLogBurst: 100, MeterLimit: 1 << 18, RejectRate: 100, ClauseCap: c.ClauseCap, BalanceServices: true}, former)
 }
 
 // enter takes a step over everywhere, and returns what changed on each bridge.

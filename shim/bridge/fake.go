@@ -418,6 +418,23 @@ func (f *Fake) MeterCounters(context.Context) ([]openflow.MeterStats, error) {
 	return out, nil
 }
 
+// MeterLimit is as Bridge.MeterLimit.
+func (f *Fake) MeterLimit(context.Context) (uint32, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.connected {
+		return 0, ErrDisconnected
+	}
+	return 1 << 18, nil
+}
+
+// Deliver is as Bridge.Deliver.
+func (f *Fake) Deliver(id uint16, take func(openflow.PacketIn)) {
+	if l := f.listeners[id]; l != nil {
+		l.deliver = take
+	}
+}
+
 // PacketIns is as Bridge.PacketIns.
 func (f *Fake) PacketIns(id uint16) <-chan openflow.PacketIn {
 	if l := f.listeners[id]; l != nil {

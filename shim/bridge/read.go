@@ -75,6 +75,19 @@ func (b *Bridge) MeterCounters(ctx context.Context) ([]openflow.MeterStats, erro
 	return out, nil
 }
 
+// MeterLimit is the highest id that a meter may have.
+func (b *Bridge) MeterLimit(ctx context.Context) (uint32, error) {
+	var limit uint32
+	err := b.ask(ctx, question{openflow.AppendMeterLimitsRequest, func(p openflow.Part) (err error) {
+		limit, err = openflow.DecodeMeterLimits(p.Body)
+		return err
+	}})
+	if err != nil {
+		return 0, fmt.Errorf("read what meters bridge %s may have: %w", b.cfg.Name, err)
+	}
+	return limit, nil
+}
+
 // FlowCounts is how many flows each table holds, of those that hold any,
 // whoever's they are. It costs next to nothing, however many there are.
 func (b *Bridge) FlowCounts(ctx context.Context) (map[uint8]int, error) {

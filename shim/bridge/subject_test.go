@@ -23,8 +23,10 @@ type api interface {
 	Read(context.Context) (bridge.State, error)
 	Counters(context.Context, of.FlowFilter) ([]of.Flow, error)
 	MeterCounters(context.Context) ([]of.MeterStats, error)
+	MeterLimit(context.Context) (uint32, error)
 	FlowCounts(context.Context) (map[uint8]int, error)
 	PacketIns(id uint16) <-chan of.PacketIn
+	Deliver(id uint16, take func(of.PacketIn))
 	PacketInStats(id uint16) bridge.PacketInStats
 	PacketOut(context.Context, of.PacketOut) error
 	Ports(context.Context) ([]bridge.Port, error)

@@ -287,6 +287,26 @@ func TestPacketInCarriesWhatTheFlowKnew(t *testing.T) {
 	})
 }
 
+// A switch says how many meters it can have, and has them.
+func TestMetersUpToTheLimit(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		limit, err := s.MeterLimit(s.ctx)
+		if err != nil || limit < 1100 {
+			t.Fatalf("limit %d, %v", limit, err)
+		}
+		var meters []of.Meter
+		for i := range uint32(1100) {
+			meters = append(meters, of.Meter{ID: i + 1, Rate: 10, Burst: 10})
+		}
+		s.must(s.Apply(s.ctx, bridge.Change{PutMeters: meters}))
+		state, err := s.Read(s.ctx)
+		stats, err2 := s.MeterCounters(s.ctx)
+		if err != nil || err2 != nil || len(state.Meters) != len(meters) || len(stats) != len(meters) {
+			t.Errorf("%d meters are read back, %d with counters, of %d: %v, %v", len(state.Meters), len(stats), len(meters), err, err2)
+		}
+	})
+}
+
 // What a controller sends may be looked up in any table, with what its actions
 // put in registers; it comes from no port, and so may leave by all.
 func TestPacketOutTakesItsActions(t *testing.T) {

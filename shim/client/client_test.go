@@ -158,6 +158,8 @@ func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
 func (noModel) Definitions() []engine.GroupDefinition { return nil }
 func (noModel) Conflicts() map[api.Ref][]string       { return nil }
 func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
+func (noModel) Names(begin func()) []api.Ref          { begin(); return nil }
+func (noModel) Objects([]api.Ref) []server.Object     { return nil }
 func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }

@@ -24,8 +24,10 @@ type Meaning struct {
 	AppliedTo string
 	Peer      string
 	Staged    *auditv1.StagedOutcome // Nil: the verdict would be the same.
-	Unlogged  bool                   // On record for Staged alone.
-	Spoof     bool                   // Dropped because it is not from who it says.
+	Service   string
+	Unlogged  bool // On record for Staged alone.
+	Observed  bool // On record as a sample, whatever policies say.
+	Spoof     bool // Dropped because it is not from who it says.
 }
 
 // Key tells flows' reports apart before their meaning is worked out.
@@ -38,6 +40,7 @@ type Key struct {
 	Service         uint32    // Id of the Service's port that it was for. Zero: none.
 	Revision        uint16    // Of the rules that judged it. Zero: not known.
 	Unlogged        bool
+	Class           uint32 // Those of one class have one share of the log: see fair.
 }
 
 // Window is how long identical packets gather into one event.
@@ -52,15 +55,13 @@ type Log struct {
 	capacity int
 	wake     chan struct{}
 
-	mu       sync.Mutex // Guards what follows.
-	pending  map[identity]*auditv1.PacketEvent
-	order    []identity // Of pending, oldest first.
-	queue    []*auditv1.Event
-	lost     uint64 // Packets dropped since the last loss event.
-	lostFrom time.Time
-	lostTo   time.Time
-	dropped  uint64 // Packets dropped in all.
-	packets  uint64 // Packets taken in all.
+	mu      sync.Mutex // Guards what follows.
+	pending map[identity]*auditv1.PacketEvent
+	order   []identity // Of pending, oldest first.
+	queue   *fair[*auditv1.PacketEvent]
+	losses  losses // Not taken yet.
+	dropped uint64 // Packets dropped in all.
+	packets uint64 // Packets taken in all.
 }
 
 // identity is all that two packets of one event share.
@@ -74,7 +75,7 @@ func NewLog(capacity int) *Log {
 	if capacity <= 0 {
 		capacity = DefaultCapacity
 	}
-	return &Log{capacity: capacity, wake: make(chan struct{}, 1), pending: make(map[identity]*auditv1.PacketEvent)}
+	return &Log{capacity: capacity, wake: make(chan struct{}, 1), pending: make(map[identity]*auditv1.PacketEvent), queue: newFair[*auditv1.PacketEvent](), losses: newLosses()}
 }
 
 // Add takes one reported packet. Its meaning is asked for only where it begins
@@ -105,12 +106,14 @@ func (l *Log) Add(now time.Time, key Key, pkt Packet, meaning func() (Meaning, b
 	m, known := meaning()
 	e.Direction, e.Action, e.Table, e.Policies, e.Isolation = m.Direction, m.Action, m.Table, m.Policies, m.Isolation
 	e.Rule, e.LogLabel, e.OpenflowPriority, e.AppliedTo, e.Peer = m.Rule, m.LogLabel, m.Priority, m.AppliedTo, m.Peer
-	e.Staged = m.Staged
+	e.Staged, e.Service = m.Staged, m.Service
 	switch {
 	case !known:
 		e.Reason = "unattributed"
 	case m.Spoof:
 		e.Reason = "spoof"
+	case m.Observed:
+		e.Reason = "observed"
 	case m.Unlogged:
 		e.Reason = "staged"
 	case m.Isolation:
@@ -137,7 +140,7 @@ func hardware(mac [6]byte) []byte {
 func (l *Log) Lose(e *auditv1.LossEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.queue = append(l.queue, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: e}})
+	l.losses.add(e)
 	l.signal()
 }
 
@@ -157,7 +160,7 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 			break
 		}
 		delete(l.pending, l.order[n])
-		l.queue = append(l.queue, &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: e}})
+		l.queue.push(l.order[n].key.Class, e)
 	}
 	if n == 0 {
 		return
@@ -167,22 +170,22 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 	l.signal()
 }
 
-// boundLocked drops the oldest packets of a queue that is too long. Loss events
-// stay: they are few, since losses of one time are one event.
+// boundLocked drops packets of a queue that is too long: the oldest of the class
+// that has most.
 func (l *Log) boundLocked() {
-	for i := 0; len(l.queue) > l.capacity && i < len(l.queue); {
-		p := l.queue[i].GetPacket()
-		if p == nil {
-			i++
-			continue
-		}
-		if l.lost == 0 {
-			l.lostFrom = p.First.AsTime()
-		}
-		l.lostTo = lastOf(p)
-		l.lost += p.Count
+	for l.queue.n > l.capacity {
+		_, p, _ := l.queue.shed()
 		l.dropped += p.Count
-		l.queue = slices.Delete(l.queue, i, i+1)
+		e := &auditv1.LossEvent{From: p.First, To: timestamppb.New(lastOf(p)), Count: p.Count, Stage: auditv1.LossStage_LOSS_STAGE_QUEUE, Direction: p.Direction}
+		if e.Rule = p.Rule; p.Reason != "rule" && p.Reason != "staged" && p.Reason != "unattributed" {
+			e.Reason = p.Reason
+		}
+		if len(p.Policies) == 1 {
+			e.Policy = p.Policies[0]
+		} else {
+			e.Rule = ""
+		}
+		l.losses.add(e)
 	}
 }
 
@@ -203,20 +206,21 @@ func (l *Log) signal() {
 // Wake has a token when there may be something to Take.
 func (l *Log) Wake() <-chan struct{} { return l.wake }
 
-// Take removes up to n of the oldest events. What was dropped before them comes
-// first, as a loss.
+// Take removes up to n events: what was lost, and then the oldest packets.
 func (l *Log) Take(n int) []*auditv1.Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []*auditv1.Event
-	if l.lost > 0 {
-		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{
-			From: timestamppb.New(l.lostFrom), To: timestamppb.New(l.lostTo), Count: l.lost, Stage: auditv1.LossStage_LOSS_STAGE_QUEUE}}})
-		l.lost = 0
+	for _, e := range l.losses.take(n) {
+		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: e}})
 	}
-	n = min(n-len(out), len(l.queue))
-	out = append(out, l.queue[:n]...)
-	l.queue = slices.Delete(l.queue, 0, n)
+	for range min(n-len(out), l.queue.n) {
+		_, p, _ := l.queue.pop()
+		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: p}})
+	}
+	if l.losses.n() > 0 || l.queue.n > 0 {
+		l.signal()
+	}
 	return out
 }
 

@@ -214,7 +214,7 @@ func TestFullQueueStatesItsLossExactly(t *testing.T) {
 	if loss.GetStage() != auditv1.LossStage_LOSS_STAGE_QUEUE || !loss.GetFrom().AsTime().Equal(start) || loss.GetTo().AsTime().Before(start.Add(89*time.Second)) {
 		t.Errorf("the first event is %v, not the loss of the oldest", got[0])
 	}
-	if last := got[len(got)-2].GetPacket(); last.GetDestinationPort() != 99 {
+	if last := got[len(got)-1].GetPacket(); last.GetDestinationPort() != 99 {
 		t.Errorf("the newest packet is not kept, but %v", last)
 	}
 	if packets, dropped := l.Counts(); packets != added || dropped != lost {
@@ -222,6 +222,19 @@ func TestFullQueueStatesItsLossExactly(t *testing.T) {
 	}
 	if more := l.Take(100); len(more) != 0 {
 		t.Errorf("a loss is stated again: %v", more)
+	}
+}
+
+// A meter that takes another's number begins with nothing, whatever had come by that.
+func TestLossesOfANewMeter(t *testing.T) {
+	var l Losses
+	l.Begin(start, 1000)
+	for i := range settle + 1 {
+		got := l.Next(Reading{Time: start.Add(time.Duration(i+1) * time.Second), Metered: 10, Limited: 4, Received: 1003})
+		want := map[int]uint64{0: 4, settle - 1: 3}[i]
+		if (len(got) == 1) != (want > 0) || len(got) == 1 && got[0].GetCount() != want {
+			t.Errorf("reading %d: %v, want %d", i, got, want)
+		}
 	}
 }
 

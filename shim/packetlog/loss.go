@@ -1,11 +1,13 @@
 package packetlog
 
 import (
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
 // Reading is one look at the counters of the log path, all since boot.
@@ -25,6 +27,11 @@ type Losses struct {
 	stated   uint64   // OVS losses stated so far, net of the base.
 	base     int64    // Deficit at the first reading.
 	deficits []uint64 // Of the latest readings.
+}
+
+// Begin takes the meter to begin with nothing, when so many reports had come before.
+func (l *Losses) Begin(at time.Time, received uint64) {
+	l.last, l.begun, l.base = Reading{Time: at, Received: received}, true, -int64(received)
 }
 
 // settle is for how many readings a deficit must last to be a loss: until then
@@ -66,5 +73,61 @@ func (l *Losses) Next(r Reading) []*auditv1.LossEvent {
 		}
 	}
 	l.last = r
+	return out
+}
+
+// losses are those that are not taken yet. What was lost in the same place of the
+// same rule is one, so that they are few, however long nobody takes them.
+type losses struct {
+	of    map[lossKey]*auditv1.LossEvent
+	order []lossKey
+}
+
+// lossesMost is how many rules' losses are told apart. Those of more are one.
+const lossesMost = 8192
+
+type lossKey struct {
+	stage           auditv1.LossStage
+	reason          string
+	kind            policyv1.PolicyKind
+	namespace, name string
+	rule            string
+	direction       policyv1.Direction
+}
+
+func newLosses() losses { return losses{of: make(map[lossKey]*auditv1.LossEvent)} }
+
+func (l *losses) n() int { return len(l.order) }
+
+func (l *losses) add(e *auditv1.LossEvent) {
+	key := lossKey{e.GetStage(), e.GetReason(), e.GetPolicy().GetKind(), e.GetPolicy().GetNamespace(), e.GetPolicy().GetName(), e.GetRule(), e.GetDirection()}
+	if l.of[key] == nil && len(l.of) >= lossesMost {
+		key = lossKey{stage: e.GetStage(), reason: e.GetReason()}
+		e = &auditv1.LossEvent{From: e.GetFrom(), To: e.GetTo(), Count: e.GetCount(), Stage: key.stage, Reason: key.reason}
+	}
+	have := l.of[key]
+	if have == nil {
+		l.of[key] = e
+		l.order = append(l.order, key)
+		return
+	}
+	have.Count += e.GetCount()
+	if e.GetFrom().AsTime().Before(have.GetFrom().AsTime()) {
+		have.From = e.GetFrom()
+	}
+	if e.GetTo().AsTime().After(have.GetTo().AsTime()) {
+		have.To = e.GetTo()
+	}
+}
+
+// take takes up to n out, the oldest first.
+func (l *losses) take(n int) []*auditv1.LossEvent {
+	n = min(n, len(l.order))
+	out := make([]*auditv1.LossEvent, 0, n)
+	for _, key := range l.order[:n] {
+		out = append(out, l.of[key])
+		delete(l.of, key)
+	}
+	l.order = slices.Delete(l.order, 0, n)
 	return out
 }

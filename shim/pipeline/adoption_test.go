@@ -20,7 +20,7 @@ func shared(t *testing.T, cfg Config) (*feed, *Compiler) {
 // In a shared bridge's first table our flows come ahead of all others' and leave
 // it to them what is not ours; in the end nothing is left of the sharing.
 func TestSharingLeavesTheRestToOthers(t *testing.T) {
-	for name, cfg := range map[string]Config{"plain": config, "uplink": {LocalMAC: config.LocalMAC, HostMAC: config.HostMAC, LogRate: 100, RejectRate: 50, Uplink: 9}} {
+	for name, cfg := range map[string]Config{"plain": config, "uplink": {LocalMAC: config.LocalMAC, HostMAC: config.HostMAC, RuleLogRate: 100, RuleLogBurst: 100, MeterLimit: 1 << 18, RejectRate: 50, Uplink: 9}} {
 		t.Run(name, func(t *testing.T) {
 			w, c := shared(t, cfg)
 			for _, f := range c.Desired() {

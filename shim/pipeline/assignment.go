@@ -18,10 +18,23 @@ type Assignment struct {
 	Rules map[string]RulePlace `json:"rules"` // By the key of a part of a rule: see newPart.
 	// Services are the ids of Services' ports, out of the same numbers.
 	Services map[string]uint32 `json:"services,omitempty"`
+	// Meters are those of what logs, by the id of a part of a rule or of an isolation.
+	Meters map[uint32]uint32 `json:"meters,omitempty"`
 	// Revision is that of the last Update: see past.go. Zero: none.
 	Revision uint64 `json:"revision,omitempty"`
 	// Levels are the priorities of the rules that have an order, by table.
 	Levels map[uint8][]LevelPlace `json:"levels,omitempty"`
+}
+
+// heldMeters are the meters of an assignment whose ids it has places for.
+func heldMeters(a Assignment) map[uint32]uint32 {
+	held := make(map[uint32]uint32)
+	for _, p := range a.Rules {
+		if meter, has := a.Meters[p.Conj]; has {
+			held[p.Conj] = meter
+		}
+	}
+	return held
 }
 
 // RulePlace is where a part of a rule stands.

@@ -24,10 +24,11 @@ type Hit struct {
 	ICMPType uint8
 	ICMPCode uint8
 	Service  uint32 // Id of the Service's port that it was for: see ServiceOf. Zero: none.
-	Decision uint32 // Id of the isolation that dropped it: see DecisionOf.
+	Decision uint32 // Id of the isolation that dropped it, or of what denied an observed one: see DecisionOf.
 	Revision uint16 // That judged it: see RevisionOf. Zero: the present one.
 	Mark     Mark
-	Reported bool // For nothing but that the staged world's verdict is another.
+	Reported bool               // For nothing but that the staged world's verdict is another.
+	Observed policyv1.Direction // It is a sample: see ObservedOf. Zero: it is not.
 }
 
 // Attribution is what a hit means.
@@ -45,8 +46,12 @@ type Attribution struct {
 	Peer      string  // "NAMESPACE/POD", or empty.
 	// Staged is what the staged world decided, where it is another verdict.
 	Staged *auditv1.StagedOutcome
+	// Service that was asked for, "NAMESPACE/NAME", where it was translated here.
+	Service string
 	// Unlogged says that the packet is on record for Staged alone.
 	Unlogged bool
+	// Observed says that it is a sample, for which no policy asked.
+	Observed bool
 	// Spoof says that the packet is not from who it says; it is on record for
 	// that alone, and no policy has a part in it.
 	Spoof bool
@@ -75,6 +80,10 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 		}
 		return a, true
 	}
+	if kind == KindObserve {
+		a.Direction, a.Observed, a.Table = h.Observed, true, TableName(stepsOf[enforced][h.Observed].metric)
+	}
+	a.Service = c.serviceAsked(h.Service)
 	at := scene{dir: a.Direction, peer: h.Src, hit: h, revision: c.revisionOf(h)}
 	port, own := h.OutPort, h.Dst
 	if at.dir == egressDirection {
@@ -104,6 +113,9 @@ func (c *Compiler) Attribute(h Hit) (Attribution, bool) {
 		r, policies := c.deciders(pt, at)
 		a.Policies = refs(policies)
 		a.Action, a.Rule, a.LogLabel, a.Priority = r.wire.GetAction(), r.wire.GetName(), r.wire.GetLogLabel(), &prio
+	case KindObserve:
+		a.Action = c.observedVerdict(h)
+		return a, true
 	case KindDefault: // After the last step.
 		a.Action, a.Table = policyv1.Action_ACTION_ALLOW, TableName(stepsOf[enforced][at.dir].last)
 	default:
@@ -135,10 +147,18 @@ func (c *Compiler) isolatedBy(id uint32) []*policy {
 	return slices.SortedFunc(slices.Values(n.policies), comparePolicies)
 }
 
+// serviceAsked names the Service of a port, by its id; empty where there is none.
+func (c *Compiler) serviceAsked(id uint32) string {
+	if sp := c.servicePorts[id]; sp != nil {
+		return sp.service.name.namespace + "/" + sp.service.name.name
+	}
+	return ""
+}
+
 // DecisionOf is the id of the isolation that dropped a packet which a flow of a
-// cookie reported; zero where none did.
+// cookie reported, or of what denied one that was observed; zero where none did.
 func DecisionOf(c uint64, register func(n int) uint32) uint32 {
-	if kind, _, ok := ParseCookie(c); ok && kind == KindIsolation {
+	if kind, _, ok := ParseCookie(c); ok && (kind == KindIsolation || kind == KindObserve) {
 		return register(regDecision)
 	}
 	return 0

@@ -24,8 +24,16 @@ type Config struct {
 	// that is on the bridge: what comes by it is for the host, and what the host
 	// sends to none of its Pods goes there. Zero: none.
 	Uplink uint32
-	// LogRate is the log events a second that the meter lets through.
-	LogRate uint32
+	// RuleLogRate is the log events a second that the meter of a rule lets through, and
+	// RuleLogBurst how many at once.
+	RuleLogRate, RuleLogBurst uint32
+	// MeterLimit is the highest id that the switch takes for a meter. Zero: all that
+	// logs has one meter.
+	MeterLimit uint32
+	// Observe are the Namespaces whose Pods' new connections are sampled, at
+	// ObserveRate a second.
+	Observe     []string
+	ObserveRate uint32
 	// RejectRate is the same for rejected packets that are to be answered.
 	RejectRate uint32
 	// LogIsolationAll records every isolation drop, asked for or not.
@@ -65,6 +73,7 @@ type Compiler struct {
 	orphaned   map[*body]struct{}  // Whose owner left, until the Update ends.
 	reweighed  map[*level]struct{} // Whose form is to be looked at, at the end of the Update.
 	counts     counts
+	meters     logMeters
 
 	groups       map[storage.ScopeID]map[string]*policyv1.Member
 	policies     map[storage.ScopeID]map[string]*policy
@@ -130,6 +139,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		orphaned:     make(map[*body]struct{}),
 		reweighed:    make(map[*level]struct{}),
 		counts:       newCounts(),
+		meters:       newLogMeters(cfg.MeterLimit, heldMeters(former)),
 		groups:       make(map[storage.ScopeID]map[string]*policyv1.Member),
 		policies:     make(map[storage.ScopeID]map[string]*policy),
 		policiesHeld: make(map[policyID]int),
@@ -161,7 +171,7 @@ func New(cfg Config, former Assignment) *Compiler {
 	for table, places := range former.Levels {
 		c.ladders[table].restore(places)
 	}
-	c.assignment.Levels = nil
+	c.assignment.Levels, c.assignment.Meters = nil, nil
 	c.staticFlows()
 	return c
 }
@@ -172,9 +182,10 @@ type Change struct {
 	Upsert []openflow.Flow
 	Delete []openflow.FlowKey
 	// PutGroups are put in, in place of those of the same id, before the flows;
-	// DeleteGroups are taken out after them.
+	// DeleteGroups are taken out after them. PutMeters are put in before all else.
 	PutGroups    []openflow.Group
 	DeleteGroups []uint32
+	PutMeters    []openflow.Meter
 	// Unserved are endpoints that serve a port no more.
 	Unserved []Served
 	// Vacated are addresses that a Pod, here or elsewhere, had and has no more,
@@ -234,6 +245,9 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	up, del := c.flows.take()
 	change := Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted(), Unserved: c.unserved}
 	change.PutGroups, change.DeleteGroups = c.takeGroups()
+	for _, id := range c.meters.takeFresh() {
+		change.PutMeters = append(change.PutMeters, c.logMeter(id))
+	}
 	c.unserved = nil
 	return change, nil
 }
@@ -293,19 +307,11 @@ func (c *Compiler) Desired() []openflow.Flow {
 // FlowCounts is how many flows of Desired each table has, of those that have any.
 func (c *Compiler) FlowCounts() map[uint8]int { return maps.Clone(c.flows.shown) }
 
-// Meters are the meters that the flows name.
-func (c *Compiler) Meters() []openflow.Meter {
-	var out []openflow.Meter
-	for _, m := range []struct{ id, rate uint32 }{{LogMeter, c.cfg.LogRate}, {RejectMeter, c.cfg.RejectRate}, {SpoofMeter, spoofRate}} {
-		out = append(out, openflow.Meter{ID: m.id, Rate: m.rate, Burst: m.rate})
-	}
-	return out
-}
-
 // Assignment is the present one. It must not be changed.
 func (c *Compiler) Assignment() Assignment {
 	a := c.assignment
 	a.Revision = c.revision
+	a.Meters = maps.Clone(c.meters.of)
 	a.Levels = make(map[uint8][]LevelPlace)
 	for table, l := range c.ladders {
 		if places := l.save(); len(places) > 0 {

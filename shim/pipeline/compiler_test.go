@@ -23,7 +23,7 @@ import (
 
 var update = flag.Bool("update", false, "write the goldens anew")
 
-var config = Config{LocalMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostMAC: [6]byte{2, 0, 0, 0, 0, 2}, LogRate: 100, RejectRate: 50, Node: "node-1", BalanceServices: true}
+var config = Config{LocalMAC: [6]byte{2, 0, 0, 0, 0, 1}, HostMAC: [6]byte{2, 0, 0, 0, 0, 2}, RuleLogRate: 100, RuleLogBurst: 100, MeterLimit: 1 << 18, RejectRate: 50, Node: "node-1", BalanceServices: true}
 
 // feed is an engine, its store and one node's replica.
 type feed struct {

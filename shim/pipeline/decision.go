@@ -25,13 +25,13 @@ func (c *Compiler) decisions(b *body) {
 func (c *Compiler) decide(pt *part) {
 	if pt.body.direct() {
 		for _, m := range pt.direct {
-			c.flows.set(pt.holder(), decisionFlow(pt, m))
+			c.flows.set(pt.holder(), c.decisionFlow(pt, m))
 		}
 		return
 	}
-	c.flows.set("", conjunctionFlow(pt))
+	c.flows.set("", c.conjunctionFlow(pt))
 	if pt.body.reports() {
-		c.flows.set("", reportFlow(pt))
+		c.flows.set("", c.reportFlow(pt))
 	}
 }
 
@@ -43,9 +43,9 @@ func (c *Compiler) revoke(pt *part) {
 		}
 		return
 	}
-	c.flows.unset("", conjunctionFlow(pt).Key())
+	c.flows.unset("", c.conjunctionFlow(pt).Key())
 	if pt.body.reports() {
-		c.flows.unset("", reportFlow(pt).Key())
+		c.flows.unset("", c.reportFlow(pt).Key())
 	}
 }
 
@@ -77,25 +77,26 @@ func (c *Compiler) report(b *body, delta int) {
 }
 
 // conjunctionFlow is what happens to a packet that satisfies all clauses.
-func conjunctionFlow(pt *part) openflow.Flow {
-	return decisionFlow(pt, openflow.NewMatch(openflow.ConjID(pt.place.Conj)))
+func (c *Compiler) conjunctionFlow(pt *part) openflow.Flow {
+	return c.decisionFlow(pt, openflow.NewMatch(openflow.ConjID(pt.place.Conj)))
 }
 
 // decisionFlow is what happens to a packet that a part matches.
-func decisionFlow(pt *part, match openflow.Match) openflow.Flow {
+func (c *Compiler) decisionFlow(pt *part, match openflow.Match) openflow.Flow {
 	if pt.body.world == staged {
 		return stagedFlow(pt, match)
 	}
 	var acts []openflow.Action
 	if pt.body.log {
-		acts = append(acts, logAction())
+		acts = append(acts, c.logAction(pt.place.Conj, false))
 	}
 	return openflow.Flow{Table: pt.table, Priority: pt.priority, Match: match,
-		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append(acts, does(pt)...)...)}
+		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append(acts, c.does(pt, pt.body.log)...)...)}
 }
 
-// does is what a part of an enforced rule does with a packet.
-func does(pt *part) []openflow.Action {
+// does is what a part of an enforced rule does with a packet, which is on record or
+// not.
+func (c *Compiler) does(pt *part, recorded bool) []openflow.Action {
 	s := pt.body.steps()
 	switch pt.body.action {
 	case policyv1.Action_ACTION_ALLOW:
@@ -103,9 +104,9 @@ func does(pt *part) []openflow.Action {
 	case policyv1.Action_ACTION_PASS:
 		return append(countBy(pt.place.Conj), openflow.GotoTable(s.k8s))
 	case policyv1.Action_ACTION_REJECT:
-		return append([]openflow.Action{rejectAction()}, dropBy(pt.place.Conj)...)
+		return append([]openflow.Action{rejectAction()}, c.denyBy(pt.place.Conj, recorded)...)
 	}
-	return dropBy(pt.place.Conj)
+	return c.denyBy(pt.place.Conj, recorded)
 }
 
 // stagedFlow is the flow of a part that decides, or passes, in the staged world:
@@ -130,8 +131,8 @@ func stagedFlow(pt *part, match openflow.Match) openflow.Flow {
 // staged world judges otherwise: the same, but it reports them. Its match has the
 // conjunction's id, so that it is looked for where the clauses hold, and nowhere
 // else.
-func reportFlow(pt *part) openflow.Flow {
+func (c *Compiler) reportFlow(pt *part) openflow.Flow {
 	differs := pt.body.steps().differs(verdictOf(pt.body.action))
 	return openflow.Flow{Table: pt.table, Priority: prioReport, Match: openflow.NewMatch(openflow.ConjID(pt.place.Conj), differs),
-		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append([]openflow.Action{reportAction()}, does(pt)...)...)}
+		Cookie: cookie(KindRule, pt.place.Conj), Actions: actions(append([]openflow.Action{c.logAction(pt.place.Conj, true)}, c.does(pt, true)...)...)}
 }

@@ -204,6 +204,7 @@ func (c *Compiler) portFlows(ep *endpoint) {
 		put(TableClassifier, prioSharedTop, fromPort, classify(port, true).Fields()...)
 		c.sharedPortFlows(ep.port, put)
 	}
+	c.observeFlows(ep)
 	if ep.port.Doubt {
 		judge := actions(openflow.GotoTable(TableServiceLB))
 		for _, table := range []uint8{TableConntrackState, TableSCTPState} {

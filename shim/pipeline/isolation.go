@@ -113,9 +113,9 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		logged := c.cfg.LogIsolationAll || cl.isolators[enforced][dir].logs
 		here := c.isolation(ep, dir, enforced, cl)
 		if here != nil {
-			acts := dropBy(here.id)
+			acts := c.denyBy(here.id, logged)
 			if logged { // With the id in its register, by which the report is read.
-				acts = slices.Insert(acts, 1, logAction())
+				acts = slices.Insert(acts, 1, c.logAction(here.id, false))
 			}
 			put(openflow.Flow{Table: stepsOf[enforced][dir].last, Priority: prioIsolation, Match: openflow.NewMatch(targetField(dir, ep.port.OFPort)),
 				Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(acts...)})
@@ -127,7 +127,7 @@ func (c *Compiler) isolate(ep *endpoint, cl *class) {
 		if logged {
 			silent = nil
 		}
-		for _, f := range judgedFlows(ep, dir, there, silent) {
+		for _, f := range c.judgedFlows(ep, dir, there, silent) {
 			put(f)
 		}
 	}

@@ -101,6 +101,9 @@ func TableName(table uint8) string { return tableNames[table] }
 //	reg0[24]    handed over to others' flows, while a bridge is adopted
 //	reg0[25]    a Pod's to itself, by way of a Service
 //	reg0[26]    the answer to that
+//	reg0[27]    denied, and not on record: see observe.go
+//	reg0[28], reg0[29]
+//	            observed, ingress and egress
 //	reg1        output port
 //	reg2, reg3  ids of the staged world's rule or isolation that decided, and of the rule that passed
 //	reg4        id of the rule or isolation that decided, for RuleMetric
@@ -117,6 +120,7 @@ const (
 	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
 	bitHanded                 = uint32(1 << 24)
 	bitHairpin, bitBack       = uint32(1 << 25), uint32(1 << 26)
+	bitDenied                 = uint32(1 << 27)
 	regOutput                 = 1
 	regStagedRule             = 2
 	regStagedPass             = 3
@@ -133,6 +137,9 @@ const (
 	labelEgress, labelIngress = 0, 32     // Offsets in ct_label.
 	labelService              = 64
 )
+
+// bitSeen marks what was observed, by direction.
+var bitSeen = [directions]uint32{ingressDirection: 1 << 28, egressDirection: 1 << 29}
 
 // localOutput is LOCAL in the output register: a port that is read from a
 // register has 16 bits, whatever the version of OpenFlow.
@@ -197,6 +204,7 @@ const (
 	KindNames     CookieKind = 13 // Watches DNS. Id: OpenFlow port.
 	KindLease     CookieKind = 14 // Has DNS answers held, as long as somebody sees to it. Id: 0.
 	KindMulticast CookieKind = 15 // Forwards to the members of a group. Id: the group.
+	KindObserve   CookieKind = 16 // Samples connections. Id: OpenFlow port.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {
@@ -231,21 +239,12 @@ const (
 // Zone is the conntrack zone of all traffic but SCTP.
 const Zone = zone
 
-// The ids of the meters that limit log events and rejected packets.
-const (
-	LogMeter    = 1
-	RejectMeter = 2
-)
-
-// MeterIDs are those of all meters that flows may name.
-var MeterIDs = []uint32{LogMeter, RejectMeter, SpoofMeter}
+// RejectMeter limits rejected packets that are to be answered. What limits log
+// events stands in logmeters.go.
+const RejectMeter = 2
 
 // logBytes of a packet go into a log event: headers, and no more of the user's data than that.
 const logBytes = 128
-
-func logAction() openflow.Action {
-	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter}
-}
 
 // rejectAction asks for an answer to the packet, beside whatever becomes of it.
 func rejectAction() openflow.Action {
@@ -269,13 +268,5 @@ func refuseAction() openflow.Action {
 
 // Unserviced says whether a rejected packet is to be answered as if nobody listened.
 func Unserviced(userData []byte) bool { return string(userData) == refusedData }
-
-// reportData marks the log events of packets that are reported for nothing but
-// that the staged world's verdict is another.
-const reportData = "\x01"
-
-func reportAction() openflow.Action {
-	return openflow.Controller{ControllerID: LogController, MaxLen: logBytes, MeterID: LogMeter, UserData: reportData}
-}
 
 func actions(list ...openflow.Action) openflow.Actions { return openflow.NewActions(list...) }

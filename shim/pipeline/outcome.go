@@ -23,10 +23,6 @@ func MarkOf(table uint8, register func(n int) uint32) Mark {
 	return Mark{Verdict: uint8(v), Rule: register(regStagedRule), Pass: register(regStagedPass)}
 }
 
-// Reported says whether a log event is of a packet that is reported for its mark
-// alone.
-func Reported(userData []byte) bool { return string(userData) == reportData }
-
 // outcome is what the staged world decided for a hit, where that is another
 // verdict than the action that was taken; nil otherwise.
 func (c *Compiler) outcome(taken policyv1.Action, at scene) *auditv1.StagedOutcome {

@@ -123,7 +123,8 @@ func (c *Compiler) clausesOf(pt *part, do emit) {
 // forgetPlaces drops the places of parts that are not installed any more.
 func (c *Compiler) forgetPlaces() {
 	for key := range c.vacated {
-		if !c.counts.live(c.assignment.Rules[key].Conj) {
+		if id := c.assignment.Rules[key].Conj; !c.counts.live(id) {
+			c.meters.release(id, c.soleSubject(id))
 			delete(c.assignment.Rules, key)
 		}
 	}

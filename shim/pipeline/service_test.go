@@ -419,6 +419,12 @@ func TestRulesThatNameServices(t *testing.T) {
 			if c.decider(pt.body.owner, at) == nil {
 				t.Error("what is for the Service is not taken for the rule's")
 			}
+			if a, _ := c.Attribute(at.hit); a.Service != "x/web" {
+				t.Errorf("what is for the Service is said to be for %q", a.Service)
+			}
+		}
+		if a, _ := c.Attribute(hit); a.Service != "" {
+			t.Errorf("what is for the endpoint itself is said to be for %q", a.Service)
 		}
 	}
 	if p := c.Problems(); len(p) > 0 {

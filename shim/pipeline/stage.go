@@ -162,7 +162,7 @@ func (c *Compiler) unjudge(t *rule, ep *endpoint) {
 // judgedFlows are those of a judged endpoint in a direction: the gate to the
 // staged world, isolation there, and the report of an enforced isolation that is
 // silent. The isolations are those of the two worlds; nil where there is none.
-func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation) (out []openflow.Flow) {
+func (c *Compiler) judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation) (out []openflow.Flow) {
 	s, target := stepsOf[enforced][dir], targetField(dir, ep.port.OFPort)
 	out = append(out, openflow.Flow{Table: s.policy, Priority: prioGate, Match: openflow.NewMatch(target, s.unasked()),
 		Cookie: cookie(KindStaged, ep.port.OFPort), Actions: ask(dir)})
@@ -172,7 +172,7 @@ func judgedFlows(ep *endpoint, dir policyv1.Direction, there, silent *isolation)
 	}
 	if silent != nil {
 		out = append(out, openflow.Flow{Table: s.last, Priority: prioIsolation + 1, Match: openflow.NewMatch(target, s.differs(verdictDrop)),
-			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(slices.Insert(dropBy(silent.id), 1, reportAction())...)})
+			Cookie: cookie(KindIsolation, ep.port.OFPort), Actions: actions(slices.Insert(dropBy(silent.id), 1, c.logAction(silent.id, true))...)})
 	}
 	return out
 }

@@ -99,7 +99,7 @@ func (c *Compiler) staticFlows() {
 		put(s.last, prioMiss, openflow.Actions{}) // Back to where it was asked.
 		s = stepsOf[enforced][dir]
 		c.flows.set("", openflow.Flow{Table: s.metric, Priority: prioTop, Match: openflow.NewMatch(openflow.Reg(s.allowed, 0, 0xffffffff), s.differs(verdictAllow)),
-			Cookie: cookie(KindDefault, 0), Actions: actions(reportAction(), openflow.GotoTable(s.metric+1))})
+			Cookie: cookie(KindDefault, 0), Actions: actions(c.logAction(0, true), openflow.GotoTable(s.metric+1))})
 	}
 
 	for _, p := range multicast {

@@ -424,16 +424,21 @@ func (m Match) Fields() []Field {
 	return out
 }
 
-// Field is the condition on one field; false where there is none.
+// Field is the condition on one field; false where there is none. It looks at the
+// others' headers alone: reports of packets are read by it.
 func (m Match) Field(id FieldID) (Field, bool) {
-	var out Field
-	found := false
-	m.walk(func(f Field, known bool) {
-		if known && f.ID == id {
-			out, found = f, true
+	high, low, number := byte(fields[id].class>>8), byte(fields[id].class), fields[id].number<<1
+	for rest := m.oxm; len(rest) >= 4 && len(rest) >= 4+int(rest[3]); rest = rest[4+int(rest[3]):] {
+		if rest[0] != high || rest[1] != low || rest[2]&^1 != number {
+			continue
 		}
-	})
-	return out, found
+		e, _, err := cutOXM(rest)
+		if err != nil {
+			return Field{}, false
+		}
+		return e.field()
+	}
+	return Field{}, false
 }
 
 // With adds conditions to the match, as NewMatch would have.

@@ -91,6 +91,21 @@ func appendMeterRequest(b []byte, xid uint32, t MultipartType) []byte {
 	return finish(b, start)
 }
 
+// AppendMeterLimitsRequest writes the request for what meters the switch can have.
+func AppendMeterLimitsRequest(b []byte, xid uint32) []byte {
+	start := len(b)
+	return finish(appendMultipart(b, xid, multipartMeterLimits), start)
+}
+
+// DecodeMeterLimits reads the highest id that a meter may have; zero where the
+// switch has none.
+func DecodeMeterLimits(body []byte) (uint32, error) {
+	if len(body) < 16 {
+		return 0, errors.New("meter features: cut short")
+	}
+	return binary.BigEndian.Uint32(body), nil
+}
+
 // DecodeMeterConfig reads the meters of one part of the reply. A meter of
 // another kind than ours (bytes, several bands) is read with Rate 0, so that it
 // never equals one of ours.

@@ -16,6 +16,7 @@ const (
 	multipartGroupDesc   MultipartType = 7
 	multipartMeter       MultipartType = 9
 	multipartMeterConfig MultipartType = 10
+	multipartMeterLimits MultipartType = 11
 )
 
 func appendMultipart(b []byte, xid uint32, t MultipartType) []byte {

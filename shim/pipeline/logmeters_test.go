@@ -1,0 +1,129 @@
+package pipeline
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
+
+// logMetersOf are the meters of the log that flows name, with who has each.
+func logMetersOf(t *testing.T, c *Compiler) map[uint32][]uint64 {
+	t.Helper()
+	named := make(map[uint32][]uint64)
+	for _, f := range c.Desired() {
+		for _, a := range f.Actions.List() {
+			if to, is := a.(openflow.Controller); is && to.ControllerID == LogController {
+				if MeterOf([]byte(to.UserData)) != to.MeterID {
+					t.Errorf("flow %v says of itself that its meter is %d", f, MeterOf([]byte(to.UserData)))
+				}
+				if !slices.Contains(named[to.MeterID], f.Cookie) {
+					named[to.MeterID] = append(named[to.MeterID], f.Cookie)
+				}
+			}
+		}
+	}
+	return named
+}
+
+// logging is a policy of the application tier whose rule logs.
+func logging(name string, i int) *policyv1.Policy {
+	p := tier(name, float64(i), drop)
+	p.Rules[0].Log, p.Rules[0].Name = true, "rule-of-"+name
+	return p
+}
+
+// Each rule that logs has a meter of its own, which says whose it is. What goes leaves its
+// meter retired, and nobody gets it before it is dropped.
+func TestEachRuleThatLogsHasAMeter(t *testing.T) {
+	w := newTierWorld(t)
+	c := New(config, Assignment{})
+	for i := range 5 {
+		w.add(logging(fmt.Sprint("p", i), i))
+	}
+	put := w.bring(c).PutMeters
+	named := logMetersOf(t, c)
+	delete(named, LogMeter) // Of what no rule decides.
+	if len(named) != 5 || len(put) != 5 {
+		t.Fatalf("%d meters are put, flows name %v", len(put), named)
+	}
+	meterOf := make(map[string]uint32)
+	for meter, flows := range named {
+		s := c.MeterSubject(meter)
+		if len(flows) != 1 || s == nil || s.Rule != "rule-of-"+s.Name || s.Direction != ingress || !slices.Contains(put, openflow.Meter{ID: meter, Rate: 100, Burst: 100}) {
+			t.Fatalf("meter %d of %v, of flows %x", meter, s, flows)
+		}
+		meterOf[s.Name] = meter
+	}
+	if again := New(config, c.Assignment()); text(func() []openflow.Flow { w.update(again, Whole(w.replica), w.localPorts()); return again.Desired() }()) != text(c.Desired()) {
+		t.Error("a shim that starts gives other meters")
+	}
+
+	delete(w.policies, "p2")
+	w.bring(c)
+	w.add(logging("p5", 5))
+	if put := w.bring(c).PutMeters; len(put) != 1 || slices.Contains(slices.Sorted(mapValues(meterOf)), put[0].ID) {
+		t.Errorf("the new rule's meter is %v, of %v", put, meterOf)
+	}
+	was := meterOf["p2"]
+	if got := c.RetiredMeters(); !slices.Equal(got, []uint32{was}) || c.MeterSubject(was) == nil || c.MeterSubject(was).Name != "p2" ||
+		!slices.ContainsFunc(c.Meters(), func(m openflow.Meter) bool { return m.ID == was }) {
+		t.Errorf("retired are %v of %v; want %d", got, c.MeterSubject(was), was)
+	}
+	c.DropMeters([]uint32{was, meterOf["p1"]}) // The other is not retired.
+	if slices.ContainsFunc(c.Meters(), func(m openflow.Meter) bool { return m.ID == was }) || c.MeterSubject(was) != nil || c.MeterSubject(meterOf["p1"]) == nil {
+		t.Error("what was dropped is there, or what was not is gone")
+	}
+	w.add(logging("p6", 6))
+	if put := w.bring(c).PutMeters; len(put) != 1 || put[0].ID != was {
+		t.Errorf("the next rule has meter %v, want %d", put, was)
+	}
+}
+
+func mapValues(m map[string]uint32) func(func(uint32) bool) {
+	return func(yield func(uint32) bool) {
+		for _, v := range m {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// Where the switch has few meters, rules share them, and none of these is said to be
+// one rule's.
+func TestFewMetersAreShared(t *testing.T) {
+	w := newTierWorld(t)
+	few := config
+	few.MeterLimit = firstLogMeter + 2
+	c := New(few, Assignment{})
+	for i := range 10 {
+		w.add(logging(fmt.Sprint("p", i), i))
+	}
+	put := w.bring(c).PutMeters
+	named := logMetersOf(t, c)
+	delete(named, LogMeter)
+	if len(put) != 3 || len(named) != 3 {
+		t.Fatalf("%v are put, flows name %v", put, named)
+	}
+	for meter, flows := range named {
+		if len(flows) < 2 || c.MeterSubject(meter) != nil {
+			t.Errorf("meter %d is shared by %d, and said to be %v", meter, len(flows), c.MeterSubject(meter))
+		}
+	}
+	for i := range 9 {
+		delete(w.policies, fmt.Sprint("p", i))
+	}
+	w.bring(c)
+	if retired := c.RetiredMeters(); len(retired) != 2 || c.MeterSubject(retired[0]) != nil {
+		t.Errorf("retired are %v", retired)
+	}
+	none := config
+	none.MeterLimit = 0
+	c = New(none, Assignment{})
+	if w.update(c, Whole(w.replica), w.localPorts()); len(logMetersOf(t, c)) != 1 {
+		t.Errorf("without meters flows name %v", logMetersOf(t, c))
+	}
+}
