@@ -36,9 +36,7 @@ func TestRecordsAreNamedAndExplained(t *testing.T) {
 	type end struct{ Namespace, Pod, Node string }
 	var first struct {
 		Cursor uint64
-		Packet struct {
-			Context struct{ Source, Destination end }
-		}
+		Packet struct{ Source, Destination end }
 	}
 	eventually(t, func() error {
 		out := auditctl(t, c, "tail", "--policy", "access-nginx", "--losses=false", "-n", "1", "-o", "json")
@@ -47,8 +45,8 @@ func TestRecordsAreNamedAndExplained(t *testing.T) {
 		}
 		return json.Unmarshal([]byte(out), &first)
 	})
-	if got := first.Packet.Context; got.Source != (end{"default", "client", "node-1"}) || got.Destination != (end{"default", "nginx", "node-1"}) {
-		t.Errorf("context %+v", got)
+	if got := first.Packet; got.Source != (end{"default", "client", "node-1"}) || got.Destination != (end{"default", "nginx", "node-1"}) {
+		t.Errorf("the ends are %+v", got)
 	}
 
 	set(t, c, smallObjects(true), policy("access-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}"))
