@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/storage/eventlog"
 )
@@ -120,7 +121,7 @@ func receiveHello(call grpc.ServerStream) (hello *auditv1.ReportHello, fromColle
 		}
 		return nil, false, err
 	}
-	r, err := parseRequest(f, false)
+	r, err := (&parser{decoder: &record.Decoder{}}).parse(f)
 	if err != nil {
 		return nil, false, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -152,7 +153,7 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			}
 			return err
 		}
-		r, err := parseRequest(f, se.fromCollector)
+		r, err := s.parse(f, se.fromCollector)
 		if err == nil && r.hello != nil {
 			err = errors.New("a second hello")
 		}
@@ -174,6 +175,18 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			return appendStatus(err)
 		}
 	}
+}
+
+// parse reads a request, with what is known of its packets. Decoders that keep
+// what they read are shared: there are as many as requests at one time.
+func (s *Service) parse(f frame, fromCollector bool) (request, error) {
+	p := parser{fromCollector: fromCollector, decoder: &record.Decoder{}}
+	if s.facts != nil {
+		p.context = s.facts.AppendContext
+		p.decoder = s.decoders.Get().(*record.Decoder)
+		defer s.decoders.Put(p.decoder)
+	}
+	return p.parse(f)
 }
 
 // lastAck tells a stream that ended cleanly what was stored since.

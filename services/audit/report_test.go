@@ -25,6 +25,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 )
 
@@ -574,7 +575,7 @@ func FuzzParseRequest(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := parseRequest(b, true)
+		r, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b)
 		if err != nil {
 			return
 		}
@@ -622,10 +623,10 @@ func TestStatedByCollectorsAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := parseRequest(b, true); (err == nil) != c.taken {
+		if _, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b); (err == nil) != c.taken {
 			t.Errorf("%s from a collector: %v", name, err)
 		}
-		if _, err := parseRequest(b, false); (err == nil) != (name == "packet") {
+		if _, err := (&parser{decoder: &record.Decoder{}}).parse(b); (err == nil) != (name == "packet") {
 			t.Errorf("%s from a node: %v", name, err)
 		}
 	}

@@ -25,6 +25,27 @@ type request struct {
 	hello  *auditv1.ReportHello
 	first  uint64
 	events []eventlog.Event
+	arena  []byte // For events that are completed.
+}
+
+// arenaBytes of a batch are taken at a time.
+const arenaBytes = 64 << 10
+
+// complete puts an event and its context behind each other. Where nothing is
+// known the event stays where it is.
+func (r *request) complete(data []byte, p *record.Packet, context func([]byte, *record.Packet) []byte) []byte {
+	if cap(r.arena)-len(r.arena) < len(data)+1024 {
+		r.arena = make([]byte, 0, max(arenaBytes, 2*len(data)))
+	}
+	start := len(r.arena)
+	whole := context(append(r.arena, data...), p)
+	if n := len(whole) - start; n == len(data) || n > record.MaxEventBytes {
+		return data
+	}
+	if &whole[0] == &r.arena[:1][0] { // It had room.
+		r.arena = whole
+	}
+	return whole[start:len(whole):len(whole)]
 }
 
 var (
@@ -38,9 +59,16 @@ var (
 	errStated  = errors.New("changes, tests and context are stated by collectors, and not taken from nodes")
 )
 
-// parseRequest reads and checks a request. It is as strict as record.Decoder. What
-// collectors state is taken from collectors alone.
-func parseRequest(b []byte, fromCollector bool) (request, error) {
+// parser reads and checks requests. It is as strict as record.Decoder.
+type parser struct {
+	// What collectors state is taken from collectors alone.
+	fromCollector bool
+	// context completes a packet's event by what is known of it. Nil: nothing is.
+	context func(b []byte, p *record.Packet) []byte
+	decoder *record.Decoder // Which keeps what it reads where context wants it.
+}
+
+func (p *parser) parse(b []byte) (request, error) {
 	var r request
 	found := false
 	for len(b) > 0 {
@@ -62,7 +90,7 @@ func parseRequest(b []byte, fromCollector bool) (request, error) {
 		if num == 1 {
 			r.hello, err = parseHello(data)
 		} else {
-			err = r.parseBatch(data, fromCollector)
+			err = p.batch(data, &r)
 		}
 		if err != nil {
 			return request{}, err
@@ -109,8 +137,7 @@ func parseHello(b []byte) (*auditv1.ReportHello, error) {
 	return h, nil
 }
 
-func (r *request) parseBatch(b []byte, fromCollector bool) error {
-	var check record.Decoder
+func (p *parser) batch(b []byte, r *request) error {
 	var event record.Event
 	hadFirst := false
 	for len(b) > 0 {
@@ -144,7 +171,7 @@ func (r *request) parseBatch(b []byte, fromCollector bool) error {
 		if len(r.events) >= maxBatchEvents {
 			return errMany
 		}
-		if err := check.DecodeInto(data, &event); err != nil {
+		if err := p.decoder.DecodeInto(data, &event); err != nil {
 			return fmt.Errorf("batch: events[%d]: %w", len(r.events), err)
 		}
 		e := eventlog.Event{Data: data}
@@ -155,12 +182,15 @@ func (r *request) parseBatch(b []byte, fromCollector bool) error {
 			}
 			e.Stage, e.Lost = event.Loss.Stage, event.Loss.Count
 		case record.KindChange, record.KindTest:
-			if !fromCollector {
+			if !p.fromCollector {
 				return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
 			}
 		}
-		if event.HasContext && !fromCollector {
+		switch {
+		case event.HasContext && !p.fromCollector:
 			return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
+		case event.Kind == record.KindPacket && !event.HasContext && p.context != nil:
+			e.Data = r.complete(data, &event.Packet, p.context)
 		}
 		if r.events == nil {
 			r.events = make([]eventlog.Event, 0, min(1+len(b)/max(1, len(data)), 1024))
