@@ -8,9 +8,9 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// chunkBytes is how much a reader takes from the database at a time. It holds
+// DefaultChunkBytes is how much a reader takes from the database at a time. It holds
 // nothing of the database between: a slow reader pins no disk space.
-const chunkBytes = 1 << 20
+const DefaultChunkBytes = 1 << 20
 
 // Entry is one record. Its data are good until the next call of Next.
 type Entry struct {
@@ -24,6 +24,7 @@ type Entry struct {
 // Reader reads the log in order. It belongs to one goroutine.
 type Reader struct {
 	log     *Log
+	size    int    // Of a chunk, which may be larger by a block.
 	after   uint64 // Cursor of the last entry that was returned, or removed.
 	skipped uint64
 
@@ -43,7 +44,12 @@ type block struct {
 }
 
 // NewReader reads what comes after a cursor.
-func (l *Log) NewReader(after uint64) *Reader { return &Reader{log: l, after: after} }
+func (l *Log) NewReader(after uint64) *Reader { return l.NewReaderSize(after, DefaultChunkBytes) }
+
+// NewReaderSize is NewReader for one who reads little, or keeps many readers.
+func (l *Log) NewReaderSize(after uint64, chunkBytes int) *Reader {
+	return &Reader{log: l, size: chunkBytes, after: after}
+}
 
 // After is the cursor of the last entry that was read.
 func (r *Reader) After() uint64 { return r.after }
@@ -113,7 +119,7 @@ func (r *Reader) fill() (err error) {
 	defer func() { err = errors.Join(err, it.Close()) }()
 	r.chunk, r.blocks = r.chunk[:0:0], nil
 	valid := r.seek(it)
-	for ; valid && len(r.chunk) < chunkBytes; valid = it.Next() {
+	for ; valid && len(r.chunk) < r.size; valid = it.Next() {
 		cursor, kind, err := parseKey(it.Key())
 		if err != nil {
 			return err
