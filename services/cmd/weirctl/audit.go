@@ -33,7 +33,8 @@ func newAuditTail(streams Streams) *cobra.Command {
 		Use:   "tail",
 		Short: "Print records, and follow what comes",
 		Long: "Print the records of the log, oldest first. Each has a cursor; --after continues behind one. With\n" +
-			"-o json every record is one line.",
+			"-o json every record is one line. By an operator's certificate all are shown; by a reader's (weirctl pki\n" +
+			"reader) those that concern its Namespaces, without who a foreign end is.",
 		Example: "  weirctl audit tail --follow --from-end --pod shop/db --action drop\n" +
 			"  weirctl audit tail --since 10m --prefix 10.0.0.0/8 --port 443 -o json",
 		Args: cobra.NoArgs,
@@ -51,6 +52,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 	flags.Uint32Var(&filter.Port, "port", 0, "with this destination port")
 	flags.BoolVar(&filter.Staged, "staged", false, "only packets that fare otherwise with the staged policies")
 	flags.BoolVar(&filter.Losses, "losses", true, "losses too")
+	flags.BoolVar(&filter.Changes, "changes", true, "changes of policies too")
 	flags.StringVar(&action, "action", "", "allow, drop, reject or pass")
 	flags.StringVar(&direction, "direction", "", "ingress or egress")
 	flags.StringVar(&since, "since", "", "not before: a time such as 2006-01-02T15:04:05Z, or how long ago, such as 10m")
@@ -76,7 +78,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 			return err
 		}
 		req.Filter = &filter
-		return tail(cmd.Context(), &server, &req, newRecordPrinter(streams.Out, *output))
+		return tail(cmd.Context(), &server, &req, streams.Err, newRecordPrinter(streams.Out, *output))
 	}
 	return cmd
 }
@@ -109,7 +111,7 @@ func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 }
 
 // tail prints what the collector sends. There is no timeout: a quiet log is no failure.
-func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print func(*auditv1.Record) error) error {
+func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings io.Writer, print func(*auditv1.Record) error) error {
 	conn, err := server.client()
 	if err != nil {
 		return err
@@ -128,6 +130,12 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print fun
 			return nil // Interrupted.
 		case err != nil:
 			return server.failed("audit tail", err)
+		}
+		if n := resp.GetSkipped(); n > 0 {
+			fmt.Fprintf(warnings, "%d records behind cursor %d are not there any more\n", n, resp.GetCursor())
+		}
+		if resp.GetRecord() == nil {
+			continue // How far the log was read.
 		}
 		if err := print(resp.GetRecord()); err != nil {
 			return err

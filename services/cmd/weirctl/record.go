@@ -42,6 +42,7 @@ const recordColumns = "%-10s %-27s %-12s %-7s %-6s %-6s %-28s %-28s %-7s %s\n"
 // object a line.
 func newRecordPrinter(w io.Writer, f format) func(*auditv1.Record) error {
 	decoder := record.NewDecoder()
+	decoder.Redacted = true
 	header := false
 	return func(r *auditv1.Record) error {
 		l, err := lineOf(decoder, r)
