@@ -36,6 +36,7 @@ const (
 // one holds nobody up and pins no more than its page.
 type feed struct {
 	log   *eventlog.Log
+	ring  uint64 // Records that the ring holds at most.
 	slots chan *record.Decoder
 
 	// reading is held by who reads on for all, and guards reader and decoder. It is
@@ -70,7 +71,7 @@ type entry struct {
 type response []byte
 
 func newFeed(log *eventlog.Log) *feed {
-	f := &feed{log: log, slots: make(chan *record.Decoder, slots), decoder: record.NewDecoder(), changed: make(chan struct{})}
+	f := &feed{log: log, ring: ringRecords, slots: make(chan *record.Decoder, slots), decoder: record.NewDecoder(), changed: make(chan struct{})}
 	for range slots {
 		f.slots <- record.NewDecoder()
 	}
@@ -109,7 +110,7 @@ func (f *feed) wake() <-chan struct{} {
 // shared is the page that goes on after a cursor. Nil: the ring does not reach back
 // so far, or nothing comes after it.
 func (f *feed) shared(after uint64) (*page, error) {
-	if _, newest := f.log.Range(); after >= newest || newest-after > ringRecords {
+	if _, newest := f.log.Range(); after >= newest || newest-after > f.ring {
 		return nil, nil
 	}
 	if p, behind := f.find(after); p != nil || behind {
@@ -192,7 +193,7 @@ func (f *feed) add(p *page) {
 	f.records += len(p.entries)
 	f.bytes += p.bytes
 	drop := 0
-	for ; drop < len(f.pages)-1 && (f.records > ringRecords || f.bytes > ringBytes); drop++ {
+	for ; drop < len(f.pages)-1 && (uint64(f.records) > f.ring || f.bytes > ringBytes); drop++ {
 		f.records -= len(f.pages[drop].entries)
 		f.bytes -= f.pages[drop].bytes
 	}
