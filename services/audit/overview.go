@@ -33,15 +33,15 @@ const (
 // it is not there, or damaged.
 var indexFormat = atomicfile.Format{Magic: "WEIRAIDX", Version: 1}
 
-// overview reads the log beside the sinks, and knows where in it the changes lie,
-// and what it has of each rule.
+// overview knows where in the log the changes lie, for which it reads those beside
+// the sinks; and what came into the log of each rule, which is counted as it comes.
 type overview struct {
 	log    *eventlog.Log
 	path   string // Of the file of the index. Empty: it is not kept.
 	logger hclog.Logger
 
 	mu      sync.RWMutex // Guards what follows.
-	after   uint64       // All up to it is read.
+	after   uint64       // All changes up to it are read.
 	index   *trail.Index
 	dropped bool // Retention took the last that the log told of an object that is there.
 	rules   map[ruleKey]*ruleCount
@@ -90,7 +90,7 @@ func (o *overview) Run(ctx context.Context) error {
 	defer stop()
 	tick := time.NewTicker(overviewInterval)
 	defer tick.Stop()
-	reader, decoder := o.log.NewReader(o.after), record.NewDecoder()
+	reader, decoder := o.log.NewReader(o.after).Only(changesNode), record.NewDecoder()
 	for {
 		more, err := o.read(reader, decoder)
 		if err != nil {
@@ -136,22 +136,69 @@ func (o *overview) read(reader *eventlog.Reader, decoder *record.Decoder) (more 
 		if err := decoder.DecodeInto(e.Data, &event); err != nil {
 			continue // Of another version; the sinks tell.
 		}
-		o.takeLocked(e.Cursor, &event)
+		if event.Kind == record.KindChange {
+			o.index.Add(e.Cursor, event.Change)
+		}
 	}
 	return true, nil
 }
 
-func (o *overview) takeLocked(cursor uint64, e *record.Event) {
+// tally is what a batch has of each rule. A batch has few rules: a row is looked
+// for among the latest, and may be there twice.
+type tally []tallyRow
+
+type tallyRow struct {
+	key ruleKey
+	ruleCount
+}
+
+const tallyLooks = 16
+
+func (t *tally) add(e *record.Event) {
+	var k ruleKey
+	var c ruleCount
 	switch e.Kind {
 	case record.KindPacket:
-		p := &e.Packet
-		o.ruleLocked(ruleOf(p)).packets += p.Count
+		k, c = ruleOf(&e.Packet), ruleCount{packets: e.Packet.Count}
 	case record.KindLoss:
 		l := &e.Loss
-		o.ruleLocked(ruleKey{l.Policy, l.Rule, l.Direction, l.Reason}).lost += l.Count
-	case record.KindChange:
-		o.index.Add(cursor, e.Change)
+		k, c = ruleKey{l.Policy, l.Rule, l.Direction, l.Reason}, ruleCount{lost: l.Count}
+	default:
+		return
 	}
+	rows := *t
+	for i := len(rows) - 1; i >= max(0, len(rows)-tallyLooks); i-- {
+		if rows[i].key == k {
+			rows[i].packets += c.packets
+			rows[i].lost += c.lost
+			return
+		}
+	}
+	*t = append(rows, tallyRow{k, c})
+}
+
+// count takes what came into the log.
+func (o *overview) count(t tally) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := range t {
+		c := o.ruleLocked(t[i].key)
+		c.packets += t[i].packets
+		c.lost += t[i].lost
+	}
+}
+
+// countSome takes the end of a batch, whose beginning the log had before.
+func (o *overview) countSome(events []eventlog.Event) {
+	var t tally
+	var e record.Event
+	decoder := record.NewDecoder()
+	for i := range events {
+		if decoder.DecodeInto(events[i].Data, &e) == nil { // It was read before.
+			t.add(&e)
+		}
+	}
+	o.count(t)
 }
 
 // ruleOf is the rule that a packet is counted for: of policies that isolate

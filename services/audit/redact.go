@@ -65,7 +65,7 @@ func (v *view) outside(e, other *end, known bool) bool {
 
 func (v *view) redactPacket(p *auditv1.PacketEvent, e *auditv1.Event) bool {
 	c := e.GetContext()
-	source, destination := ends(p, c)
+	source, destination := endsOf(p, c)
 	foreignService := p.GetService() != "" && !v.owns(p.GetService()) || c.GetService() != "" && !v.owns(c.GetService())
 	keepSource := v.own(&source) || v.outside(&source, &destination, c != nil)
 	// An address that nobody has may be a Service's.
@@ -99,9 +99,9 @@ func (v *view) redactPacket(p *auditv1.PacketEvent, e *auditv1.Event) bool {
 	return h.hid
 }
 
-// ends tells which of the names is which end's. Without a direction it may be
+// endsOf tells which of the names is which end's. Without a direction it may be
 // either's.
-func ends(p *auditv1.PacketEvent, c *auditv1.PacketContext) (source, destination end) {
+func endsOf(p *auditv1.PacketEvent, c *auditv1.PacketContext) (source, destination end) {
 	source.context, destination.context = c.GetSource(), c.GetDestination()
 	give := func(e *end, name string) {
 		if name != "" {

@@ -168,6 +168,12 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 		err = s.log.Submit(call.Context(), b, func(res eventlog.Result, err error) {
 			defer pending.Done()
 			s.stored(se, res, err)
+			switch {
+			case res.Stored == len(r.events):
+				s.overview.count(r.tally)
+			case res.Stored > 0:
+				s.overview.countSome(r.events[len(r.events)-res.Stored:])
+			}
 			s.metrics.durable.Observe(s.now().Sub(begun).Seconds())
 		})
 		if err != nil {
@@ -177,14 +183,13 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 	}
 }
 
-// parse reads a request, with what is known of its packets. Decoders that keep
-// what they read are shared: there are as many as requests at one time.
+// parse reads a request, with what is known of its packets. Decoders keep what
+// they read, and are shared: there are as many as requests at one time.
 func (s *Service) parse(f frame, fromCollector bool) (request, error) {
-	p := parser{fromCollector: fromCollector, decoder: &record.Decoder{}}
+	p := parser{fromCollector: fromCollector, decoder: s.decoders.Get().(*record.Decoder)}
+	defer s.decoders.Put(p.decoder)
 	if s.facts != nil {
 		p.context = s.facts.AppendContext
-		p.decoder = s.decoders.Get().(*record.Decoder)
-		defer s.decoders.Put(p.decoder)
 	}
 	return p.parse(f)
 }

@@ -25,6 +25,7 @@ type request struct {
 	hello  *auditv1.ReportHello
 	first  uint64
 	events []eventlog.Event
+	tally  tally  // Of events.
 	arena  []byte // For events that are completed.
 }
 
@@ -65,7 +66,7 @@ type parser struct {
 	fromCollector bool
 	// context completes a packet's event by what is known of it. Nil: nothing is.
 	context func(b []byte, p *record.Packet) []byte
-	decoder *record.Decoder // Which keeps what it reads where context wants it.
+	decoder *record.Decoder
 }
 
 func (p *parser) parse(b []byte) (request, error) {
@@ -192,6 +193,7 @@ func (p *parser) batch(b []byte, r *request) error {
 		case event.Kind == record.KindPacket && !event.HasContext && p.context != nil:
 			e.Data = r.complete(data, &event.Packet, p.context)
 		}
+		r.tally.add(&event)
 		if r.events == nil {
 			r.events = make([]eventlog.Event, 0, min(1+len(b)/max(1, len(data)), 1024))
 		}
