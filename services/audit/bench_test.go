@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
@@ -108,12 +109,16 @@ type load struct {
 	events           [][]byte // Of one batch.
 	batches, window  int      // At most so many are unacknowledged.
 	interval         time.Duration
+	creds            credentials.TransportCredentials // Nil: plain text.
 }
 
 // send sends batches, and returns how long each took from when it was due.
 func (l load) send(b *testing.B) []time.Duration {
 	events := l.events
-	conn, err := grpc.NewClient(l.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if l.creds == nil {
+		l.creds = insecure.NewCredentials()
+	}
+	conn, err := grpc.NewClient(l.addr, grpc.WithTransportCredentials(l.creds))
 	if err != nil {
 		b.Error(err)
 		return nil

@@ -12,6 +12,7 @@ import (
 type metrics struct {
 	streams  prometheus.Gauge
 	rejected prometheus.Counter
+	refused  prometheus.Counter
 	durable  prometheus.Histogram
 }
 
@@ -19,26 +20,28 @@ func newMetrics() metrics {
 	return metrics{
 		streams:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_audit_streams", Help: "Streams of nodes that report."}),
 		rejected: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_audit_rejected_requests_total", Help: "Malformed requests, each of which ended its stream."}),
+		refused:  prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_audit_refused_subscribers_total", Help: "Subscribers turned away since there were too many."}),
 		durable: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_audit_append_seconds",
 			Help: "Time from the arrival of a batch until it was durable, or failed.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14)}),
 	}
 }
 
 var (
-	descKept       = prometheus.NewDesc("weir_audit_kept_events_total", "Events stored, by node.", []string{"node"}, nil)
-	descDuplicates = prometheus.NewDesc("weir_audit_duplicate_events_total", "Events that had been stored before.", nil, nil)
-	descLost       = prometheus.NewDesc("weir_audit_lost_total", "Packets or events lost, by node and stage.", []string{"node", "stage"}, nil)
-	descWritable   = prometheus.NewDesc("weir_audit_log_writable", "One if the event log can be written.", nil, nil)
-	descNewest     = prometheus.NewDesc("weir_audit_log_newest_cursor", "Cursor of the newest record.", nil, nil)
-	descOldest     = prometheus.NewDesc("weir_audit_log_oldest_cursor", "Cursor of the oldest record.", nil, nil)
-	descLag        = prometheus.NewDesc("weir_audit_sink_lag_records", "Records stored and not written yet, by sink.", []string{"sink"}, nil)
-	descLines      = prometheus.NewDesc("weir_audit_sink_lines_total", "Lines or messages written, by sink.", []string{"sink"}, nil)
-	descMerged     = prometheus.NewDesc("weir_audit_sink_merged_packets_total", "Packets merged into a line written for another, by sink.", []string{"sink"}, nil)
-	descSkipped    = prometheus.NewDesc("weir_audit_sink_skipped_records_total", "Records that retention removed before they were written, by sink.", []string{"sink"}, nil)
-	descFollowed   = prometheus.NewDesc("weir_audit_policy_service_followed", "One if the policy service is followed, by which records get names.", nil, nil)
-	descKnown      = prometheus.NewDesc("weir_audit_known_endpoints", "Pods, Nodes and Services whose addresses are known.", nil, nil)
-	descFree       = prometheus.NewDesc("weir_audit_log_disk_free_bytes", "Room on the event log's disk.", nil, nil)
-	descFailing    = prometheus.NewDesc("weir_audit_sink_failing", "One if a sink has failed since its last success.", []string{"sink"}, nil)
+	descKept        = prometheus.NewDesc("weir_audit_kept_events_total", "Events stored, by node.", []string{"node"}, nil)
+	descDuplicates  = prometheus.NewDesc("weir_audit_duplicate_events_total", "Events that had been stored before.", nil, nil)
+	descLost        = prometheus.NewDesc("weir_audit_lost_total", "Packets or events lost, by node and stage.", []string{"node", "stage"}, nil)
+	descWritable    = prometheus.NewDesc("weir_audit_log_writable", "One if the event log can be written.", nil, nil)
+	descSubscribers = prometheus.NewDesc("weir_audit_subscribers", "Callers of Tail.", nil, nil)
+	descNewest      = prometheus.NewDesc("weir_audit_log_newest_cursor", "Cursor of the newest record.", nil, nil)
+	descOldest      = prometheus.NewDesc("weir_audit_log_oldest_cursor", "Cursor of the oldest record.", nil, nil)
+	descLag         = prometheus.NewDesc("weir_audit_sink_lag_records", "Records stored and not written yet, by sink.", []string{"sink"}, nil)
+	descLines       = prometheus.NewDesc("weir_audit_sink_lines_total", "Lines or messages written, by sink.", []string{"sink"}, nil)
+	descMerged      = prometheus.NewDesc("weir_audit_sink_merged_packets_total", "Packets merged into a line written for another, by sink.", []string{"sink"}, nil)
+	descSkipped     = prometheus.NewDesc("weir_audit_sink_skipped_records_total", "Records that retention removed before they were written, by sink.", []string{"sink"}, nil)
+	descFollowed    = prometheus.NewDesc("weir_audit_policy_service_followed", "One if the policy service is followed, by which records get names.", nil, nil)
+	descKnown       = prometheus.NewDesc("weir_audit_known_endpoints", "Pods, Nodes and Services whose addresses are known.", nil, nil)
+	descFree        = prometheus.NewDesc("weir_audit_log_disk_free_bytes", "Room on the event log's disk.", nil, nil)
+	descFailing     = prometheus.NewDesc("weir_audit_sink_failing", "One if a sink has failed since its last success.", []string{"sink"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -48,6 +51,7 @@ func (s *Service) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCo
 func (s *Service) Collect(ch chan<- prometheus.Metric) {
 	s.metrics.streams.Collect(ch)
 	s.metrics.rejected.Collect(ch)
+	s.metrics.refused.Collect(ch)
 	s.metrics.durable.Collect(ch)
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
@@ -63,6 +67,7 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	counter(descDuplicates, st.Duplicates)
+	gauge(descSubscribers, float64(s.seats.count()))
 	gauge(descWritable, oneIf(s.log.Health() == nil))
 	gauge(descNewest, float64(st.Newest))
 	gauge(descOldest, float64(st.Oldest))

@@ -16,7 +16,7 @@ import (
 
 // ObjectAt implements AuditService.
 func (s *Service) ObjectAt(ctx context.Context, req *auditv1.ObjectAtRequest) (*auditv1.ObjectAtResponse, error) {
-	if err := mayRead(ctx); err != nil {
+	if err := s.mayRead(ctx); err != nil {
 		return nil, err
 	}
 	ref := req.GetPolicy()

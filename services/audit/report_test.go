@@ -180,7 +180,9 @@ func (c *collector) tail(req *auditv1.TailRequest) []string {
 			}
 			return out
 		}
-		out = append(out, show(r.GetRecord()))
+		if r.GetRecord() != nil { // Otherwise it says how far the log was read.
+			out = append(out, show(r.GetRecord()))
+		}
 	}
 }
 
@@ -507,6 +509,9 @@ func TestTailFollows(t *testing.T) {
 	follow, err := auditv1.NewAuditServiceClient(c.dial(nil)).Tail(ctx, &auditv1.TailRequest{FromEnd: true, Follow: true})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r, err := follow.Recv(); err != nil || r.GetRecord() != nil || r.GetCursor() != 21 {
+		t.Errorf("where the end is: %v %v", r, err)
 	}
 	c.stop() // Streams end at once, and say why.
 	if _, err := follow.Recv(); status.Code(err) != codes.Unavailable {

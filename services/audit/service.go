@@ -68,8 +68,15 @@ type Config struct {
 
 	Logger hclog.Logger
 
+	// MaxSubscribers is how many Tails may run at once; those of one identity half of
+	// them. Zero: DefaultMaxSubscribers.
+	MaxSubscribers int
+
 	retell time.Duration // Of the watcher. Zero: retellInterval.
 }
+
+// DefaultMaxSubscribers is Config.MaxSubscribers where it is zero.
+const DefaultMaxSubscribers = 2000
 
 // healthInterval is how soon the health service says what the log is.
 const healthInterval = 100 * time.Millisecond
@@ -88,6 +95,9 @@ type Service struct {
 	enrolled []*identity.Enrolled // Whose certificates are to be got and renewed.
 	metrics  metrics
 	sessions sessions
+	rule     accessRule
+	feed     *feed
+	seats    seats
 	overview *overview
 	watcher  *watcher      // Nil: nothing is followed.
 	facts    *facts.Facts  // The watcher's. Nil, as it is.
@@ -109,7 +119,8 @@ func New(cfg Config) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now,
+	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now, rule: certified{},
+		seats:    seats{most: cmp.Or(cfg.MaxSubscribers, DefaultMaxSubscribers), by: make(map[string]int)},
 		sessions: sessions{byBoot: make(map[[2]string]*session)}, decoders: sync.Pool{New: func() any { return record.NewDecoder() }}}
 	var err error
 	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, NATS: cfg.NATS, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
@@ -135,6 +146,9 @@ func (c *Config) check() error {
 	if err := c.checkForward(); err != nil {
 		return err
 	}
+	if c.MaxSubscribers < 0 {
+		return fmt.Errorf("--max-subscribers %d: write how many callers may read at once", c.MaxSubscribers)
+	}
 	for _, address := range c.PolicyServers {
 		if err := identity.CheckListen(address, c.TLS.Set() || c.Enroll != nil, c.Insecure); err != nil {
 			return fmt.Errorf("--policy-server: %w", err)
@@ -159,6 +173,7 @@ func (s *Service) open() error {
 	}
 	s.overview = newOverview(s.log, filepath.Join(s.cfg.Dir, "changes.index"), s.logger.Named("overview"))
 	s.addWatcher()
+	s.feed = newFeed(s.log)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
@@ -258,6 +273,7 @@ func (s *Service) Run(ctx context.Context) (err error) {
 		g.Go(func() error { return e.Run(inner) })
 	}
 	g.Go(func() error { return s.overview.Run(inner) })
+	g.Go(func() error { return s.feed.run(inner) })
 	if s.watcher != nil {
 		g.Go(func() error { return s.watcher.Run(inner) })
 	}

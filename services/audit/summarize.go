@@ -30,7 +30,7 @@ const otherAddresses = "other addresses"
 
 // Summarize implements AuditService.
 func (s *Service) Summarize(ctx context.Context, req *auditv1.SummarizeRequest) (*auditv1.SummarizeResponse, error) {
-	if err := mayRead(ctx); err != nil {
+	if err := s.mayRead(ctx); err != nil {
 		return nil, err
 	}
 	f := req.GetFilter()
@@ -42,7 +42,13 @@ func (s *Service) Summarize(ctx context.Context, req *auditv1.SummarizeRequest) 
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	filter.Losses = true
-	reader, decoder, sum := s.log.NewReader(0), record.NewDecoder(), newSummary()
+	after := uint64(0)
+	if !filter.Since.IsZero() {
+		if after, err = s.feed.since(filter.Since); err != nil {
+			return nil, status.Error(codes.Unavailable, err.Error())
+		}
+	}
+	reader, decoder, sum := s.log.NewReader(after), record.NewDecoder(), newSummary()
 	_, newest := s.log.Range()
 	var event record.Event
 	for n := 1; ; n++ {

@@ -2,38 +2,26 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
-	"github.com/weirnet/weir/services/audit/record"
-	"github.com/weirnet/weir/services/identity"
-	"github.com/weirnet/weir/storage/eventlog"
 )
 
-// mayRead admits operators; without TLS all that come over loopback, or that
-// the operator let in by --insecure.
-func mayRead(ctx context.Context) error {
-	id, verified, err := identity.FromContext(ctx)
-	if err != nil {
-		return status.Error(codes.Unauthenticated, err.Error())
-	}
-	if verified && !id.Has(identity.RoleOperator) {
-		return status.Errorf(codes.PermissionDenied, "%s may not read the record; an operator's certificate is needed", id)
-	}
-	return nil
-}
+var errStopping = status.Error(codes.Unavailable, "the collector is stopping")
 
 // Tail implements AuditService.
 func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer[auditv1.TailResponse]) error {
-	if err := mayRead(call.Context()); err != nil {
+	v, err := s.access(call.Context())
+	if err != nil {
 		return err
 	}
 	if req.GetFromEnd() && req.GetAfter() != 0 {
@@ -43,71 +31,50 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	wake, stop := s.log.Follow()
-	defer stop()
-	oldest, newest := s.log.Range()
-	after := req.GetAfter()
-	if req.GetFromEnd() {
-		after = newest
+	leave, err := s.seats.take(v.holder)
+	if err != nil {
+		s.metrics.refused.Inc()
+		return status.Error(codes.ResourceExhausted, err.Error())
 	}
+	defer leave()
+	oldest, newest := s.log.Range()
+	c := subscription{feed: s.feed, view: v, match: match, call: call, now: s.now, left: req.GetLimit(), after: req.GetAfter(), told: req.GetAfter(), last: math.MaxUint64}
 	// Without follow, the answer is what there is now: a log that grows faster
 	// than it is read must not keep the caller for ever.
-	last := ^uint64(0)
 	if !req.GetFollow() {
-		last = newest
+		if c.last = newest; oldest == 0 {
+			return nil
+		}
 	}
-	if oldest == 0 && !req.GetFollow() {
-		return nil
-	}
-	reader, decoder := s.log.NewReader(after), record.NewDecoder()
-	for sent := uint32(0); ; {
-		e, ok, err := reader.Next()
+	if req.GetFromEnd() {
+		c.after = newest
+	} else if match != nil && !match.Since.IsZero() {
+		begin, err := s.feed.since(match.Since)
 		if err != nil {
 			return status.Error(codes.Unavailable, err.Error())
 		}
-		if ok && e.Cursor <= last {
-			var event record.Event
-			if err := decoder.DecodeInto(e.Data, &event); err != nil {
-				return status.Errorf(codes.DataLoss, "record %d: %v", e.Cursor, err)
-			}
-			if match.Matches(e.Node, &event) {
-				if err := sendRecord(call, &e); err != nil {
-					return err
-				}
-				if sent++; sent == req.GetLimit() {
-					return nil
-				}
-			}
-			if e.Cursor%1024 == 0 && call.Context().Err() != nil {
-				return status.FromContextError(call.Context().Err()).Err()
-			}
-			continue
-		}
-		if !req.GetFollow() {
-			return nil
-		}
-		select {
-		case <-wake:
-		case <-call.Context().Done():
-			return status.FromContextError(call.Context().Err()).Err()
-		case <-s.stopping:
-			return status.Error(codes.Unavailable, "the collector is stopping")
-		}
+		c.after = max(c.after, begin)
 	}
+	return tailStatus(c.run(call.Context(), req.GetFollow(), s.stopping))
 }
 
-func sendRecord(call grpc.ServerStreamingServer[auditv1.TailResponse], e *eventlog.Entry) error {
-	event := &auditv1.Event{}
-	if err := proto.Unmarshal(e.Data, event); err != nil {
-		return status.Errorf(codes.DataLoss, "record %d: %v", e.Cursor, err)
+// tailStatus says what ended a call.
+func tailStatus(err error) error {
+	switch _, is := status.FromError(err); {
+	case is:
+		return err
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	case errors.Is(err, errUnreadable):
+		return status.Error(codes.DataLoss, err.Error())
+	default:
+		return status.Error(codes.Unavailable, err.Error())
 	}
-	return call.Send(&auditv1.TailResponse{Record: &auditv1.Record{
-		Cursor: e.Cursor, Node: e.Node, Boot: e.Boot, Sequence: e.Sequence, Received: timestamppb.New(e.Received), Event: event}})
 }
 
 // Stats implements AuditService.
 func (s *Service) Stats(ctx context.Context, _ *auditv1.StatsRequest) (*auditv1.StatsResponse, error) {
-	if err := mayRead(ctx); err != nil {
+	if err := s.mayRead(ctx); err != nil {
 		return nil, err
 	}
 	st := s.log.Stats()

@@ -46,7 +46,7 @@ func (a *Authority) certificate() []byte {
 
 // own is a certificate with a new key, for this process.
 func (a *Authority) own(role Role, hosts []string, lifetime time.Duration, now time.Time) (*tls.Certificate, error) {
-	p, err := a.issue(request{name: string(role), uri: roleURI(role), hosts: hosts, lifetime: lifetime}, now)
+	p, err := a.issue(request{name: string(role), uris: []*url.URL{roleURI(role)}, hosts: hosts, lifetime: lifetime}, now)
 	if err != nil {
 		return nil, err
 	}
@@ -63,12 +63,8 @@ func (a *Authority) Sign(csr []byte, id Identity, hosts []string, lifetime time.
 	if err := req.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
-	r := request{name: id.String(), hosts: hosts, lifetime: lifetime}
-	if id.Node != "" {
-		r.uri = nodeURI(id.Node)
-	} else if len(id.Roles) == 1 {
-		r.uri = roleURI(id.Roles[0])
-	} else {
+	r := request{name: id.String(), uris: id.uris(), hosts: hosts, lifetime: lifetime}
+	if len(r.uris) == 0 {
 		return nil, ErrNoIdentity
 	}
 	template, err := r.template(now)
@@ -96,7 +92,7 @@ func (r request) template(now time.Time) (*x509.Certificate, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
-		URIs:                  []*url.URL{r.uri},
+		URIs:                  r.uris,
 	}
 	if len(r.hosts) > 0 {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)

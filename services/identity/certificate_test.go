@@ -33,6 +33,14 @@ func TestFromCertificate(t *testing.T) {
 		{"two nodes", []string{"weir://node/a", "weir://node/b"}, "!names two nodes, a and b"},
 		{"an unknown role", []string{"weir://role/root"}, "!unknown role root"},
 		{"an unknown sort", []string{"weir://user/root"}, "!unknown name"},
+		{"a reader", []string{"weir://namespace/web", "weir://role/reader", "weir://namespace/shop", "weir://namespace/web"}, "role/reader of shop,web"},
+		{"a reader of nothing", []string{"weir://role/reader"}, "!needs a Namespace"},
+		{"a reader who is more", []string{"weir://role/reader", "weir://role/operator", "weir://namespace/shop"}, "!a reader is nothing else"},
+		{"a reader who is a node", []string{"weir://role/reader", "weir://node/n1", "weir://namespace/shop"}, "!a reader is nothing else"},
+		{"Namespaces of an operator", []string{"weir://role/operator", "weir://namespace/shop"}, "!readers' alone do"},
+		{"Namespaces of nobody", []string{"weir://namespace/shop"}, "!neither a node nor a role"},
+		{"no Namespace", []string{"weir://role/reader", "weir://namespace/*"}, "!Namespace \"*\""},
+		{"a path for a Namespace", []string{"weir://role/reader", "weir://namespace/a/b"}, "!Namespace \"a/b\""},
 		{"an empty name", []string{"weir://node/"}, "!malformed"},
 		{"a name with a query", []string{"weir://node/a?b"}, "!malformed"},
 	} {
@@ -119,6 +127,23 @@ func TestInit(t *testing.T) {
 	before, err := os.ReadFile(filepath.Join(dir, "ca.key"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	written, err := IssueReader(ReaderConfig{Dir: dir, Name: "team", Namespaces: []string{"web", "shop"}, Now: time.Now()})
+	if err != nil || len(written) != 2 {
+		t.Fatalf("%v %v", written, err)
+	}
+	own, err := tls.LoadX509KeyPair(written[0], written[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := FromCertificate(own.Leaf)
+	if err != nil || id.String() != "role/reader of shop,web" || len(own.Leaf.ExtKeyUsage) != 1 || own.Leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth {
+		t.Errorf("%v %v, good for %v", id, err, own.Leaf.ExtKeyUsage)
+	}
+	for _, bad := range []ReaderConfig{{Dir: dir, Name: "team", Namespaces: []string{"a"}}, {Dir: dir, Name: "../x", Namespaces: []string{"a"}}, {Dir: dir, Name: "x"}, {Dir: dir, Name: "x", Namespaces: []string{"*"}}, {Dir: t.TempDir(), Name: "x", Namespaces: []string{"a"}}} {
+		if _, err := IssueReader(bad); err == nil {
+			t.Errorf("%+v: accepted", bad)
+		}
 	}
 	if _, err := Init(InitConfig{Dir: dir, Nodes: []string{"n3"}, Now: time.Now()}); err == nil || !strings.Contains(err.Error(), "there already") {
 		t.Errorf("overwriting: %v", err)

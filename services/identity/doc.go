@@ -5,10 +5,13 @@
 // one CA of the installation:
 //
 //	weir://node/NAME    the shim of a node; NAME is the Node's name
-//	weir://role/ROLE    policyd and auditd (servers), operator (people and their tools)
+//	weir://role/ROLE    policyd and auditd (servers), operator (people and their tools),
+//	                    reader (who reads the record of some Namespaces)
+//	weir://namespace/NAME    a Namespace that a reader's certificate is for
 //
-// A certificate has at most one node; the common name is for people and decides
-// nothing. Node and operator certificates are good for clients alone, so that a
+// A certificate has at most one node, and a reader's at least one Namespace and no
+// other name; the common name is for people and decides
+// nothing. Node, operator and reader certificates are good for clients alone, so that a
 // node cannot pose as a server. Server certificates are good for both: the
 // services talk to each other.
 //

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
@@ -22,25 +23,38 @@ type Grant struct {
 	Role            Role // RoleNode: for the node that the token's Pod is on.
 	// Hosts are the names and addresses of a server, of RoleAuditd.
 	Hosts []string
+	// Namespaces are those whose record may be read, of RoleReader.
+	Namespaces []string
 }
 
 // RoleNode stands for the shim of a node in a Grant. No certificate says it.
 const RoleNode Role = "node"
 
 // ParseGrant reads ROLE=NAMESPACE/SERVICEACCOUNT, and of auditd
-// auditd=NAMESPACE/SERVICEACCOUNT,HOST,HOST….
+// auditd=NAMESPACE/SERVICEACCOUNT,HOST,HOST…, of reader
+// reader=NAMESPACE/SERVICEACCOUNT,NAMESPACE,NAMESPACE….
 func ParseGrant(text string) (Grant, error) {
 	role, rest, _ := strings.Cut(text, "=")
 	parts := strings.Split(rest, ",")
 	namespace, name, found := strings.Cut(parts[0], "/")
 	g := Grant{Namespace: namespace, Name: name, Role: Role(role), Hosts: parts[1:]}
+	if g.Role == RoleReader {
+		g.Hosts, g.Namespaces = nil, slices.Compact(slices.Sorted(slices.Values(parts[1:])))
+	}
 	switch {
 	case !found || namespace == "" || name == "":
 		return g, fmt.Errorf("grant %q: write ROLE=NAMESPACE/SERVICEACCOUNT", text)
-	case !slices.Contains([]Role{RoleNode, RoleAuditd, RoleOperator}, g.Role):
-		return g, fmt.Errorf("grant %q: the role is node, auditd or operator", text)
+	case !slices.Contains([]Role{RoleNode, RoleAuditd, RoleOperator, RoleReader}, g.Role):
+		return g, fmt.Errorf("grant %q: the role is node, auditd, operator or reader", text)
+	case g.Role == RoleReader && len(g.Namespaces) == 0:
+		return g, fmt.Errorf("grant %q: write reader=NAMESPACE/SERVICEACCOUNT,NAMESPACE, with each Namespace whose record may be read", text)
 	case len(g.Hosts) > 0 && g.Role != RoleAuditd:
 		return g, fmt.Errorf("grant %q: only auditd is a server with names", text)
+	}
+	for _, ns := range g.Namespaces {
+		if msgs := validation.IsDNS1123Label(ns); len(msgs) > 0 {
+			return g, fmt.Errorf("grant %q: Namespace %q: %s", text, ns, msgs[0])
+		}
 	}
 	return g, nil
 }
@@ -108,7 +122,7 @@ func (e *Enrollment) enroll(ctx context.Context, req *policyv1.EnrollRequest) (_
 		return nil, who, status.Errorf(codes.PermissionDenied, "service account %s has no right to a certificate", who)
 	}
 	g := e.cfg.Grants[i]
-	id := Identity{Roles: []Role{g.Role}}
+	id := Identity{Roles: []Role{g.Role}, Namespaces: g.Namespaces}
 	if g.Role == RoleNode {
 		if account.Node == "" {
 			return nil, who, status.Errorf(codes.PermissionDenied, "the token of %s is bound to no Pod on a node: project it into the Pod", who)

@@ -135,7 +135,8 @@ func TestEnroll(t *testing.T) {
 
 func TestParseGrant(t *testing.T) {
 	for text, ok := range map[string]bool{
-		"node=a/b": true, "auditd=a/b,host,10.0.0.1": true, "operator=a/b": true,
+		"node=a/b": true, "auditd=a/b,host,10.0.0.1": true, "operator=a/b": true, "reader=a/b,shop,web": true,
+		"reader=a/b": false, "reader=a/b,": false, "reader=a/b,Shop": false, "reader=a/b,*": false, "operator=a/b,shop": false,
 		"policyd=a/b": false, "node=a": false, "node=/b": false, "node": false, "node=a/b,host": false, "": false,
 	} {
 		if _, err := ParseGrant(text); (err == nil) != ok {

@@ -56,13 +56,13 @@ func Init(cfg InitConfig) ([]string, error) {
 	files := a.files("ca")
 	hosts := append([]string{"localhost", "127.0.0.1", "::1"}, cfg.Servers...)
 	requests := []request{
-		{name: "policyd", uri: roleURI(RolePolicyd), hosts: hosts},
-		{name: "auditd", uri: roleURI(RoleAuditd), hosts: hosts},
-		{name: "operator", uri: roleURI(RoleOperator)},
+		{name: "policyd", uris: []*url.URL{roleURI(RolePolicyd)}, hosts: hosts},
+		{name: "auditd", uris: []*url.URL{roleURI(RoleAuditd)}, hosts: hosts},
+		{name: "operator", uris: []*url.URL{roleURI(RoleOperator)}},
 	}
 	nodes := slices.Compact(slices.Sorted(slices.Values(cfg.Nodes)))
 	for _, node := range nodes {
-		requests = append(requests, request{name: "node-" + node, uri: nodeURI(node)})
+		requests = append(requests, request{name: "node-" + node, uris: []*url.URL{nodeURI(node)}})
 	}
 	for _, r := range requests {
 		issued, err := a.issue(r, cfg.Now)
@@ -72,6 +72,49 @@ func Init(cfg InitConfig) ([]string, error) {
 		files = append(files, issued.files(r.name)...)
 	}
 	return write(cfg.Dir, files)
+}
+
+// ReaderConfig says what IssueReader makes.
+type ReaderConfig struct {
+	Dir        string   // Of the CA that Init made.
+	Name       string   // Of the files, reader-NAME.
+	Namespaces []string // Whose record may be read.
+	Now        time.Time
+}
+
+// IssueReader makes the certificate of one who reads the record of some Namespaces.
+// It returns the paths of what it wrote, and replaces nothing.
+func IssueReader(cfg ReaderConfig) ([]string, error) {
+	if msgs := validation.IsDNS1123Label(cfg.Name); len(msgs) > 0 {
+		return nil, fmt.Errorf("make certificate of a reader: name %q: %s", cfg.Name, msgs[0])
+	}
+	if len(cfg.Namespaces) == 0 {
+		return nil, errors.New("make certificate of a reader: no Namespace given")
+	}
+	for _, ns := range cfg.Namespaces {
+		if msgs := validation.IsDNS1123Label(ns); len(msgs) > 0 {
+			return nil, fmt.Errorf("make certificate of a reader: Namespace %q: %s", ns, msgs[0])
+		}
+	}
+	cert, err := os.ReadFile(filepath.Join(cfg.Dir, "ca.crt"))
+	if err != nil {
+		return nil, fmt.Errorf("make certificate of a reader: %w", err)
+	}
+	key, err := os.ReadFile(filepath.Join(cfg.Dir, "ca.key"))
+	if err != nil {
+		return nil, fmt.Errorf("make certificate of a reader: %w", err)
+	}
+	a, err := parseAuthority(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	id := Identity{Roles: []Role{RoleReader}, Namespaces: slices.Compact(slices.Sorted(slices.Values(cfg.Namespaces)))}
+	name := "reader-" + cfg.Name
+	issued, err := a.issue(request{name: name, uris: id.uris()}, cfg.Now)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate %s: %w", name, err)
+	}
+	return write(cfg.Dir, issued.files(name))
 }
 
 // pair is a certificate with its key.
@@ -101,7 +144,7 @@ func newAuthority(now time.Time) (*pair, error) {
 // request is what a certificate is to say.
 type request struct {
 	name  string
-	uri   *url.URL
+	uris  []*url.URL
 	hosts []string // Of a server. Empty: a client.
 
 	lifetime time.Duration // Zero: certificateLifetime.

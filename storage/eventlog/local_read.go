@@ -43,7 +43,7 @@ func (l *local) read(r *Reader) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
-	for valid := l.seekBlock(it, r.after+1); valid && len(r.chunk) < chunkBytes; valid = it.Next() {
+	for valid := l.seekBlock(it, r.after+1); valid && len(r.chunk) < r.size; valid = it.Next() {
 		cursor, kind, err := parseKey(it.Key())
 		if err != nil {
 			return err

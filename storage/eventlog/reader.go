@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// chunkBytes is how much a reader takes from the database at a time. It holds
+// DefaultChunkBytes is how much a reader takes from the database at a time. It holds
 // nothing of the database between: a slow reader pins no disk space.
-const chunkBytes = 1 << 20
+const DefaultChunkBytes = 1 << 20
 
 // Entry is one record. Its data are good until the next call of Next.
 type Entry struct {
@@ -21,6 +21,7 @@ type Entry struct {
 // Reader reads the log in order. It belongs to one goroutine.
 type Reader struct {
 	log     *Log
+	size    int    // Of a chunk, which may be larger by a block.
 	after   uint64 // Cursor of the last entry that was returned, or removed.
 	skipped uint64
 	only    string
@@ -45,7 +46,12 @@ type block struct {
 }
 
 // NewReader reads what comes after a cursor.
-func (l *Log) NewReader(after uint64) *Reader { return &Reader{log: l, after: after} }
+func (l *Log) NewReader(after uint64) *Reader { return l.NewReaderSize(after, DefaultChunkBytes) }
+
+// NewReaderSize is NewReader for one who reads little, or keeps many readers.
+func (l *Log) NewReaderSize(after uint64, chunkBytes int) *Reader {
+	return &Reader{log: l, size: chunkBytes, after: after}
+}
 
 // Only leaves out the records of other nodes, block by block.
 func (r *Reader) Only(node string) *Reader {

@@ -102,7 +102,7 @@ func (s *stream) page(ctx context.Context, seq uint64) ([]*message, error) {
 
 // direct gets messages of any replica, up to the first gap.
 func (s *stream) direct(ctx context.Context, seq uint64) ([]*message, error) {
-	body, err := json.Marshal(getRequest{Seq: seq, Batch: pageMessages, MaxBytes: chunkBytes})
+	body, err := json.Marshal(getRequest{Seq: seq, Batch: pageMessages, MaxBytes: DefaultChunkBytes})
 	if err != nil {
 		return nil, err
 	}

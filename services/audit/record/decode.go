@@ -32,6 +32,10 @@ var (
 // The zero Decoder only checks: the strings and policies of what it reads are
 // empty.
 type Decoder struct {
+	// Redacted takes packets whose addresses were left out, as they are told to those
+	// who may not know them; for readers of what a collector sends.
+	Redacted bool
+
 	strings  map[string]string
 	lists    map[string][]Policy
 	contexts map[string]*Context
@@ -242,7 +246,7 @@ func (d *Decoder) packet(b []byte, p *Packet) error {
 		p.Last = p.First
 	}
 	for _, num := range [...]protowire.Number{1, 14, 15} {
-		if !had.has(num) && !(num > 1 && p.Forged != nil && p.Forged.EtherType != 0) { // What is not IP may have no addresses.
+		if !had.has(num) && !(num > 1 && d.Redacted) && !(num > 1 && p.Forged != nil && p.Forged.EtherType != 0) { // What is not IP may have no addresses.
 			return fieldError(packetFields[num].name, errMandatory)
 		}
 	}
@@ -257,7 +261,7 @@ func (d *Decoder) packet(b []byte, p *Packet) error {
 	if p.Forged != nil && !d.spoof { // Such as frames without addresses, which np.log cannot write.
 		return fieldError("reason", errForged)
 	}
-	if p.Source.BitLen() != p.Destination.BitLen() {
+	if p.Source.BitLen() != p.Destination.BitLen() && !(d.Redacted && !(p.Source.IsValid() && p.Destination.IsValid())) {
 		return fieldError("destination_ip", errFamilies)
 	}
 	if p.Last.Before(p.First) {

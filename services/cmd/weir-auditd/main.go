@@ -126,6 +126,7 @@ func command() *cobra.Command {
 	f.IntVar(&cfg.Rotation.Keep, "rotate-keep", 3, "how many files set aside are kept; 0 for all")
 	f.DurationVar(&cfg.Rotation.KeepAge, "rotate-keep-age", 28*24*time.Hour, "how long files set aside are kept; 0 for ever")
 	f.BoolVar(&cfg.Rotation.Gzip, "rotate-gzip", true, "compress files set aside")
+	f.IntVar(&cfg.MaxSubscribers, "max-subscribers", audit.DefaultMaxSubscribers, "how many callers may read the record at once; of one identity, half of them")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }

@@ -83,7 +83,7 @@ func command() *cobra.Command {
 	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself; POD_NAMESPACE by default")
 	f.StringSliceVar(&issuer.Hosts, "server-name", nil, "name or address by which the service is reached, for its certificate; may be repeated")
 	f.DurationVar(&issuer.Lifetime, "certificate-lifetime", 8*time.Hour, "of certificates that are issued; they are renewed after two thirds of it")
-	f.StringArrayVar(&grants, "grant", nil, "who gets a certificate by a token, ROLE=NAMESPACE/SERVICEACCOUNT; the role is node, auditd (with ,HOST for each of its names) or operator; may be repeated")
+	f.StringArrayVar(&grants, "grant", nil, "who gets a certificate by a token, ROLE=NAMESPACE/SERVICEACCOUNT; the role is node, auditd (with ,HOST for each of its names), operator or reader (with ,NAMESPACE for each whose record it may read); may be repeated")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
 }

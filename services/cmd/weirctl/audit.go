@@ -35,7 +35,9 @@ func newAuditTail(streams Streams) *cobra.Command {
 		Short: "Print records, and follow what comes",
 		Long: "Print the records of the log, oldest first. Each has a cursor; --after continues behind one. But in\n" +
 			"a table every record is one line, as the collector's own outputs write it without merging; np.log\n" +
-			"has lines of packets alone. weirctl audit schema tells of those of -o json.",
+			"has lines of packets alone. weirctl audit schema tells of those of -o json. By an operator's\n" +
+			"certificate all are shown; by a reader's (weirctl pki reader) those that concern its Namespaces,\n" +
+			"without who a foreign end is.",
 		Example: "  weirctl audit tail --follow --from-end --pod shop/db --action drop\n" +
 			"  weirctl audit tail --since 10m --prefix 10.0.0.0/8 --port 443 -o json\n" +
 			"  weirctl audit tail --changes --policy shop/web",
@@ -81,7 +83,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 			return err
 		}
 		req.Filter = &filter
-		return tail(cmd.Context(), &server, &req, newRecordPrinter(streams.Out, output))
+		return tail(cmd.Context(), &server, &req, streams.Err, newRecordPrinter(streams.Out, output))
 	}
 	return cmd
 }
@@ -114,7 +116,7 @@ func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 }
 
 // tail prints what the collector sends. There is no timeout: a quiet log is no failure.
-func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print func(*auditv1.Record) error) error {
+func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings io.Writer, print func(*auditv1.Record) error) error {
 	conn, err := server.client()
 	if err != nil {
 		return err
@@ -133,6 +135,9 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print fun
 			return nil // Interrupted.
 		case err != nil:
 			return server.failed("audit tail", err)
+		}
+		if n := resp.GetSkipped(); n > 0 {
+			fmt.Fprintf(warnings, "%d records behind cursor %d are not there any more\n", n, resp.GetCursor())
 		}
 		if resp.GetRecord() == nil { // How far the log was read.
 			continue

@@ -3,18 +3,21 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/audit"
+	"github.com/weirnet/weir/services/identity"
 )
 
 // TestAuditOfRealCollector: tail and stats of the collector itself.
@@ -150,5 +153,87 @@ func TestAuditOfRealCollector(t *testing.T) {
 	}
 	if _, errs, code := run(t, "audit", "tail", "--prefix", "x", "--server", s.Addr()); code != 1 || !strings.Contains(errs, "filter: prefix") {
 		t.Errorf("status %d, %s", code, errs)
+	}
+}
+
+// TestAuditTailOfReader: a reader's certificate shows its Namespace's part; errors
+// name what is needed.
+func TestAuditTailOfReader(t *testing.T) {
+	pki := t.TempDir()
+	file := func(name string) string { return filepath.Join(pki, name) }
+	if _, errs, code := run(t, "pki", "init", "--dir", filepath.Join(pki, "."), "--node", "n1"); code != 0 {
+		t.Fatal(errs)
+	}
+	out, errs, code := run(t, "pki", "reader", "--dir", pki, "--name", "shop-team", "--namespace", "shop", "--namespace", "cart")
+	if code != 0 || out != file("reader-shop-team.crt")+"\n"+file("reader-shop-team.key")+"\n" {
+		t.Fatalf("status %d, %s\n%s", code, errs, out)
+	}
+	if _, errs, code := run(t, "pki", "reader", "--dir", pki, "--name", "x", "--namespace", "*"); code != 1 || !strings.Contains(errs, `Namespace "*"`) {
+		t.Errorf("status %d, %s", code, errs)
+	}
+	s, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, Logger: hclog.NewNullLogger(),
+		TLS: identity.Files{CA: file("ca.crt"), Cert: file("auditd.crt"), Key: file("auditd.key")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+	config, err := identity.ClientTLS(identity.Files{CA: file("ca.crt"), Cert: file("node-n1.crt"), Key: file("node-n1.key")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(s.Addr(), grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := auditv1.NewCollectorServiceClient(conn).Report(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packet := func(appliedTo, peer string) *auditv1.Event {
+		return &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: &auditv1.PacketEvent{First: timestamppb.Now(), Direction: policyv1.Direction_DIRECTION_INGRESS, Action: policyv1.Action_ACTION_DROP,
+			AppliedTo: appliedTo, Peer: peer, SourceIp: []byte{10, 9, 8, 7}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 6, Length: 60}}}
+	}
+	for _, r := range []*auditv1.ReportRequest{
+		{Message: &auditv1.ReportRequest_Hello{Hello: &auditv1.ReportHello{Node: "n1", Boot: "b1"}}},
+		{Message: &auditv1.ReportRequest_Batch{Batch: &auditv1.EventBatch{FirstSequence: 1, Events: []*auditv1.Event{packet("shop/web", "bank/teller"), packet("bank/vault", "bank/teller")}}}},
+	} {
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for acked := uint64(0); acked < 2; {
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		acked = r.GetAckedSequence()
+	}
+	as := func(name string, args ...string) (string, string, int) {
+		return run(t, append(append([]string{"audit"}, args...), "--server", s.Addr(), "--ca", file("ca.crt"), "--cert", file(name+".crt"), "--key", file(name+".key"))...)
+	}
+	for _, format := range []string{"table", "json"} {
+		args := []string{"tail"}
+		if format == "json" {
+			args = append(args, "-o", "json")
+		}
+		out, errs, code := as("reader-shop-team", args...)
+		if code != 0 || !strings.Contains(out, "10.0.0.1") || strings.Contains(out, "10.9.8.7") || strings.Contains(out, "bank") {
+			t.Errorf("%s: status %d %s\n%s", format, code, errs, out)
+		}
+	}
+	if _, errs, code := as("node-n1", "tail"); code != 1 || !strings.Contains(errs, "weir://role/reader, with weir://namespace/NAME") {
+		t.Errorf("a node: status %d %s", code, errs)
+	}
+	if _, errs, code := as("reader-shop-team", "stats"); code != 1 || !strings.Contains(errs, "an operator's certificate (weir://role/operator) is needed") {
+		t.Errorf("stats: status %d %s", code, errs)
 	}
 }

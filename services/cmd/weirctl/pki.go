@@ -35,7 +35,36 @@ func newPKI(streams Streams) *cobra.Command {
 	init.Flags().StringArrayVar(&cfg.Nodes, "node", nil, "name of a node; may be given several times")
 	init.Flags().StringArrayVar(&cfg.Servers, "server", nil, "name or address of the servers, besides localhost; may be given several times")
 	must(init.MarkFlagRequired("dir"))
-	cmd.AddCommand(init, newEnroll(streams))
+	cmd.AddCommand(init, newReader(streams), newEnroll(streams))
+	return cmd
+}
+
+func newReader(streams Streams) *cobra.Command {
+	var cfg identity.ReaderConfig
+	cmd := &cobra.Command{
+		Use:   "reader --dir DIR --name NAME --namespace NAMESPACE...",
+		Short: "Make a certificate by which the audit record of some Namespaces can be read",
+		Long: "Make reader-NAME.crt and reader-NAME.key, signed by the CA in DIR. Who shows them reads what concerns\n" +
+			"Pods and policies of these Namespaces (weirctl audit tail); of a record whose other end is foreign,\n" +
+			"not who that is. Nothing is overwritten.",
+		Example: "  weirctl pki reader --dir pki --name shop-team --namespace shop --namespace cart",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			cfg.Now = time.Now()
+			written, err := identity.IssueReader(cfg)
+			for _, path := range written {
+				fmt.Fprintln(streams.Out, path)
+			}
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Dir, "dir", "", "folder of ca.crt and ca.key, to write to")
+	f.StringVar(&cfg.Name, "name", "", "of the files: reader-NAME")
+	f.StringArrayVar(&cfg.Namespaces, "namespace", nil, "whose record may be read; may be given several times")
+	for _, name := range []string{"dir", "name", "namespace"} {
+		must(cmd.MarkFlagRequired(name))
+	}
 	return cmd
 }
 

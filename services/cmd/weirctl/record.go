@@ -42,7 +42,6 @@ func (f *recordFormat) Set(s string) error {
 // lineOf makes a record into what the collector's own outputs are made of, so
 // that a record looks the same wherever it is read.
 func lineOf(d *record.Decoder, r *auditv1.Record) (*record.Line, error) {
-	source, destination := withheld(r.GetEvent().GetPacket())
 	data, err := proto.Marshal(r.GetEvent())
 	if err != nil {
 		return nil, fmt.Errorf("record %d: %w", r.GetCursor(), err)
@@ -51,31 +50,11 @@ func lineOf(d *record.Decoder, r *auditv1.Record) (*record.Line, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record %d: %w", r.GetCursor(), err)
 	}
-	if source {
-		event.Packet.Source = netip.Addr{}
-	}
-	if destination {
-		event.Packet.Destination = netip.Addr{}
-	}
 	l := &record.Line{Record: record.Record{Cursor: r.GetCursor(), Node: r.GetNode(), Boot: r.GetBoot(), Sequence: r.GetSequence(), Event: event}, Packets: event.Packet.Count}
 	if r.GetReceived() != nil {
 		l.Received = r.GetReceived().AsTime()
 	}
 	return l, nil
-}
-
-// withheld says which address the reader's role hides. Something of the same
-// length takes its place: decoders take no packet without both.
-func withheld(p *auditv1.PacketEvent) (source, destination bool) {
-	switch from, to := len(p.GetSourceIp()), len(p.GetDestinationIp()); {
-	case from == 0 && to != 0:
-		p.SourceIp = make([]byte, to)
-		return true, false
-	case to == 0 && from != 0:
-		p.DestinationIp = make([]byte, from)
-		return false, true
-	}
-	return false, false
 }
 
 func stampText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
@@ -88,6 +67,7 @@ const recordColumns = "%-10s %-27s %-12s %-7s %-6s %-6s %-28s %-28s %-7s %s\n"
 // line of another format each.
 func newRecordPrinter(w io.Writer, f recordFormat) func(*auditv1.Record) error {
 	decoder := record.NewDecoder()
+	decoder.Redacted = true
 	var buf []byte
 	header := false
 	return func(r *auditv1.Record) error {

@@ -49,14 +49,14 @@ func CertifiedNode(ctx context.Context) (string, error) {
 }
 
 // CertifiedInspector admits operators and the services, and everybody where
-// there is no TLS; a node reads its span only.
+// there is no TLS; a node reads its span only, and a reader the audit record.
 func CertifiedInspector(ctx context.Context) error {
 	id, verified, err := identity.FromContext(ctx)
 	if err != nil {
 		return err
 	}
-	if verified && len(id.Roles) == 0 {
-		return fmt.Errorf("%s has no role; an operator's certificate is needed", id)
+	if verified && (len(id.Roles) == 0 || id.Has(identity.RoleReader)) {
+		return fmt.Errorf("%s may not inspect; an operator's certificate is needed", id)
 	}
 	return nil
 }

@@ -1616,7 +1616,8 @@ type TailResponse struct {
 	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Set where the reader's role hides who the record's other end is: its name,
 	// address and hardware address are left out.
-	Redacted      bool `protobuf:"varint,3,opt,name=redacted,proto3" json:"redacted,omitempty"`
+	Redacted      bool   `protobuf:"varint,3,opt,name=redacted,proto3" json:"redacted,omitempty"`
+	Skipped       uint64 `protobuf:"varint,4,opt,name=skipped,proto3" json:"skipped,omitempty"` // Records after the cursor sent before that retention took before they were read, of any kind. Zero: none.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1670,6 +1671,13 @@ func (x *TailResponse) GetRedacted() bool {
 		return x.Redacted
 	}
 	return false
+}
+
+func (x *TailResponse) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
 }
 
 type StatsRequest struct {
@@ -2799,11 +2807,12 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x123\n" +
 	"\x06filter\x18\x03 \x01(\v2\x1b.weir.audit.v1.RecordFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x19\n" +
-	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\"q\n" +
+	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\"\x8b\x01\n" +
 	"\fTailResponse\x12-\n" +
 	"\x06record\x18\x01 \x01(\v2\x15.weir.audit.v1.RecordR\x06record\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x1a\n" +
-	"\bredacted\x18\x03 \x01(\bR\bredacted\"\x0e\n" +
+	"\bredacted\x18\x03 \x01(\bR\bredacted\x12\x18\n" +
+	"\askipped\x18\x04 \x01(\x04R\askipped\"\x0e\n" +
 	"\fStatsRequest\"\x87\x03\n" +
 	"\rStatsResponse\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x04R\breceived\x12\x12\n" +
