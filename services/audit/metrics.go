@@ -34,6 +34,7 @@ var (
 	descLines      = prometheus.NewDesc("weir_audit_sink_lines_total", "Lines or messages written, by sink.", []string{"sink"}, nil)
 	descMerged     = prometheus.NewDesc("weir_audit_sink_merged_packets_total", "Packets merged into a line written for another, by sink.", []string{"sink"}, nil)
 	descSkipped    = prometheus.NewDesc("weir_audit_sink_skipped_records_total", "Records that retention removed before they were written, by sink.", []string{"sink"}, nil)
+	descDead       = prometheus.NewDesc("weir_audit_sink_dead_letters_total", "Lines that the receiver refused for good, by sink.", []string{"sink"}, nil)
 	descFailing    = prometheus.NewDesc("weir_audit_sink_failing", "One if a sink has failed since its last success.", []string{"sink"}, nil)
 )
 
@@ -70,6 +71,7 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 		counter(descLines, ks.Lines, ks.Name)
 		counter(descMerged, ks.Merged, ks.Name)
 		counter(descSkipped, ks.Skipped, ks.Name)
+		counter(descDead, ks.DeadLetters, ks.Name)
 	}
 }
 

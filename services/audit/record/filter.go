@@ -58,7 +58,9 @@ func (f *Filter) within(t time.Time) bool {
 func oneOf[T comparable](list []T, v T) bool { return len(list) == 0 || slices.Contains(list, v) }
 
 // some holds for an empty list too.
-func some[T any](list []T, f func(T) bool) bool { return len(list) == 0 || slices.ContainsFunc(list, f) }
+func some[T any](list []T, f func(T) bool) bool {
+	return len(list) == 0 || slices.ContainsFunc(list, f)
+}
 
 // inNamespace reads "NAMESPACE/POD".
 func inNamespace(pod, namespace string) bool {

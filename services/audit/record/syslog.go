@@ -43,24 +43,7 @@ const maxMessage = 8 << 10
 func (s Syslog) Append(b []byte, l *Line) []byte {
 	start := len(b)
 	p := &l.Packet
-	severity, id, when := s.Allow, "PACKET", p.First
-	switch {
-	case l.IsLoss:
-		severity, id, when = s.Drop, "LOSS", l.Loss.To
-	case p.Action == policyv1.Action_ACTION_DROP || p.Action == policyv1.Action_ACTION_REJECT:
-		severity = s.Drop
-	}
-	b = append(b, '<')
-	b = strconv.AppendInt(b, int64(s.Facility*8+severity), 10)
-	b = append(b, ">1 "...)
-	b = when.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
-	for _, f := range [...]struct {
-		name string
-		most int
-	}{{l.Node, 255}, {s.AppName, 48}, {l.Boot, 128}, {id, 32}} {
-		b = append(b, ' ')
-		b = appendName(b, f.name, f.most)
-	}
+	b = s.appendHeader(b, l)
 	b = append(b, " ["+StructuredDataID...)
 	b = appendParam(b, "cursor", strconv.FormatUint(l.Cursor, 10))
 	if l.Sequence != 0 {
@@ -88,6 +71,45 @@ func (s Syslog) Append(b []byte, l *Line) []byte {
 		b = b[:len(b)-1]
 	}
 	return cut(b, start)
+}
+
+// AppendWith appends a message without structured data, whose text is the line
+// of another format.
+func (s Syslog) AppendWith(b []byte, l *Line, line func(b []byte, l *Line) []byte) []byte {
+	start := len(b)
+	b = append(s.appendHeader(b, l), " - "...)
+	before := len(b)
+	if b = line(b, l); len(b) == before {
+		return b[:start] // The format leaves it out.
+	}
+	if b[len(b)-1] == '\n' {
+		b = b[:len(b)-1]
+	}
+	return b
+}
+
+// appendHeader appends what comes before the structured data.
+func (s Syslog) appendHeader(b []byte, l *Line) []byte {
+	p := &l.Packet
+	severity, id, when := s.Allow, "PACKET", p.First
+	switch {
+	case l.IsLoss:
+		severity, id, when = s.Drop, "LOSS", l.Loss.To
+	case p.Action == policyv1.Action_ACTION_DROP || p.Action == policyv1.Action_ACTION_REJECT:
+		severity = s.Drop
+	}
+	b = append(b, '<')
+	b = strconv.AppendInt(b, int64(s.Facility*8+severity), 10)
+	b = append(b, ">1 "...)
+	b = when.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
+	for _, f := range [...]struct {
+		name string
+		most int
+	}{{l.Node, 255}, {s.AppName, 48}, {l.Boot, 128}, {id, 32}} {
+		b = append(b, ' ')
+		b = appendName(b, f.name, f.most)
+	}
+	return b
 }
 
 // appendStaged appends the message of what is on record for staged policies
