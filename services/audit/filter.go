@@ -19,7 +19,7 @@ func newFilter(f *auditv1.RecordFilter) (*record.Filter, error) {
 		return nil, nil
 	}
 	out := &record.Filter{Nodes: given(f.GetNode()), Namespaces: given(f.GetNamespace()), Pods: given(f.GetPod()), Policies: given(f.GetPolicy()),
-		Actions: given(f.GetAction()), Directions: given(f.GetDirection()), Ports: given(f.GetPort()), Staged: f.GetStaged(), Losses: f.GetLosses()}
+		Actions: given(f.GetAction()), Directions: given(f.GetDirection()), Ports: given(f.GetPort()), Staged: f.GetStaged(), Losses: f.GetLosses(), Changes: f.GetChanges()}
 	if _, ok := policyv1.Action_name[int32(f.GetAction())]; !ok {
 		return nil, fmt.Errorf("filter: action: %d is none", f.GetAction())
 	}

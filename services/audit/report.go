@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/storage/eventlog"
 )
@@ -26,10 +27,13 @@ type sessions struct {
 // session is one stream of Report.
 type session struct {
 	node, boot string
-	replaced   chan struct{} // Closed when a newer stream takes its place.
-	acked      atomic.Uint64
-	wake       chan struct{} // One slot: acked or failed changed.
-	failed     atomic.Pointer[error]
+	// It may state what nodes may not: a collector's, or one of nobody knows whose,
+	// where a listener without certificates has been allowed.
+	fromCollector bool
+	replaced      chan struct{} // Closed when a newer stream takes its place.
+	acked         atomic.Uint64
+	wake          chan struct{} // One slot: acked or failed changed.
+	failed        atomic.Pointer[error]
 }
 
 func (s *session) signal() {
@@ -62,14 +66,14 @@ func (s *sessions) end(se *session) {
 
 // Report implements CollectorService.
 func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, auditv1.ReportResponse]) error {
-	hello, err := receiveHello(call)
+	hello, fromCollector, err := receiveHello(call)
 	if err != nil {
 		return err
 	}
 	if !s.cfg.takes(hello.GetNode()) {
 		return status.Errorf(codes.PermissionDenied, "this collector takes the events of node %s alone", s.cfg.Node)
 	}
-	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), replaced: make(chan struct{}), wake: make(chan struct{}, 1)}
+	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), fromCollector: fromCollector, replaced: make(chan struct{}), wake: make(chan struct{}, 1)}
 	if s.sessions.begin(se) {
 		s.logger.Warn("a newer stream of the node replaces the older", "node", se.node)
 	}
@@ -109,30 +113,31 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 }
 
 // receiveHello reads the first request, and holds the node to its certificate.
-func receiveHello(call grpc.ServerStream) (*auditv1.ReportHello, error) {
+func receiveHello(call grpc.ServerStream) (hello *auditv1.ReportHello, fromCollector bool, err error) {
 	var f frame
 	if err := call.RecvMsg(&f); err != nil {
 		if err == io.EOF {
-			return nil, status.Error(codes.InvalidArgument, "the stream ended before its hello")
+			return nil, false, status.Error(codes.InvalidArgument, "the stream ended before its hello")
 		}
-		return nil, err
+		return nil, false, err
 	}
-	r, err := parseRequest(f)
+	r, err := (&parser{decoder: &record.Decoder{}}).parse(f)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return nil, false, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if r.hello == nil {
-		return nil, status.Error(codes.InvalidArgument, "the first request must be a hello")
+		return nil, false, status.Error(codes.InvalidArgument, "the first request must be a hello")
 	}
 	id, verified, err := identity.FromContext(call.Context())
 	if err != nil {
-		return nil, status.Error(codes.Unauthenticated, err.Error())
+		return nil, false, status.Error(codes.Unauthenticated, err.Error())
 	}
+	fromCollector = !verified || id.Has(identity.RoleAuditd)
 	// A collector speaks for the nodes that report to it.
-	if verified && id.Node != r.hello.GetNode() && !id.Has(identity.RoleAuditd) {
-		return nil, status.Errorf(codes.PermissionDenied, "%s may not report for node %s", id, r.hello.GetNode())
+	if id.Node != r.hello.GetNode() && !fromCollector {
+		return nil, false, status.Errorf(codes.PermissionDenied, "%s may not report for node %s", id, r.hello.GetNode())
 	}
-	return r.hello, nil
+	return r.hello, fromCollector, nil
 }
 
 // receive takes batches until the stream ends. At a clean end it waits until
@@ -148,7 +153,7 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			}
 			return err
 		}
-		r, err := parseRequest(f)
+		r, err := s.parse(f, se.fromCollector)
 		if err == nil && r.hello != nil {
 			err = errors.New("a second hello")
 		}
@@ -163,6 +168,12 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 		err = s.log.Submit(call.Context(), b, func(res eventlog.Result, err error) {
 			defer pending.Done()
 			s.stored(se, res, err)
+			switch {
+			case res.Stored == len(r.events):
+				s.overview.count(r.tally)
+			case res.Stored > 0:
+				s.overview.countSome(r.events[len(r.events)-res.Stored:])
+			}
 			s.metrics.durable.Observe(s.now().Sub(begun).Seconds())
 		})
 		if err != nil {
@@ -170,6 +181,17 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			return appendStatus(err)
 		}
 	}
+}
+
+// parse reads a request, with what is known of its packets. Decoders keep what
+// they read, and are shared: there are as many as requests at one time.
+func (s *Service) parse(f frame, fromCollector bool) (request, error) {
+	p := parser{fromCollector: fromCollector, decoder: s.decoders.Get().(*record.Decoder)}
+	defer s.decoders.Put(p.decoder)
+	if s.facts != nil {
+		p.context = s.facts.AppendContext
+	}
+	return p.parse(f)
 }
 
 // lastAck tells a stream that ended cleanly what was stored since.

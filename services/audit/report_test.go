@@ -25,6 +25,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 )
 
@@ -294,7 +295,7 @@ func TestMalformed(t *testing.T) {
 		want string
 	}{
 		"address":      {batch(1, drop(1), spoilt(func(p *auditv1.PacketEvent) { p.SourceIp = []byte{1, 2, 3} })), "events[1]: packet: source_ip"},
-		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet nor a loss"},
+		"no kind":      {batch(1, &auditv1.Event{}), "neither a packet, a loss, a change nor a test"},
 		"empty":        {batch(1), "no events"},
 		"zero":         {batch(0, drop(1)), "first_sequence"},
 		"wrap":         {batch(^uint64(0), drop(1), drop(2)), "first_sequence"},
@@ -574,7 +575,7 @@ func FuzzParseRequest(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := parseRequest(b)
+		r, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b)
 		if err != nil {
 			return
 		}
@@ -597,4 +598,36 @@ func FuzzParseRequest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestStatedByCollectorsAlone: a node may not say what was changed, what a packet's
+// ends are, or that something was damaged.
+func TestStatedByCollectorsAlone(t *testing.T) {
+	at := timestamppb.Now()
+	withContext := drop(1)
+	withContext.Context = &auditv1.PacketContext{Service: "shop/db"}
+	damaged := lossEvent(3)
+	damaged.GetLoss().Stage = auditv1.LossStage_LOSS_STAGE_DAMAGED
+	for name, c := range map[string]struct {
+		event *auditv1.Event
+		taken bool // From collectors.
+	}{
+		"packet":  {drop(1), true},
+		"context": {withContext, true},
+		"test":    {&auditv1.Event{Kind: &auditv1.Event_Test{Test: &auditv1.TestEvent{Sink: "s", Id: "1", Time: at}}}, true},
+		"change": {&auditv1.Event{Kind: &auditv1.Event_Change{Change: &auditv1.ChangeEvent{Time: at, Kind: auditv1.ChangeKind_CHANGE_KIND_CREATED,
+			Object: &policyv1.ObjectVersion{Kind: "Tier", Name: "t"}}}}, true},
+		"damage": {damaged, false},
+	} {
+		b, err := proto.Marshal(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Batch{Batch: &auditv1.EventBatch{FirstSequence: 1, Events: []*auditv1.Event{c.event}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (&parser{fromCollector: true, decoder: &record.Decoder{}}).parse(b); (err == nil) != c.taken {
+			t.Errorf("%s from a collector: %v", name, err)
+		}
+		if _, err := (&parser{decoder: &record.Decoder{}}).parse(b); (err == nil) != (name == "packet") {
+			t.Errorf("%s from a node: %v", name, err)
+		}
+	}
 }

@@ -25,6 +25,28 @@ type request struct {
 	hello  *auditv1.ReportHello
 	first  uint64
 	events []eventlog.Event
+	tally  tally  // Of events.
+	arena  []byte // For events that are completed.
+}
+
+// arenaBytes of a batch are taken at a time.
+const arenaBytes = 64 << 10
+
+// complete puts an event and its context behind each other. Where nothing is
+// known the event stays where it is.
+func (r *request) complete(data []byte, p *record.Packet, context func([]byte, *record.Packet) []byte) []byte {
+	if cap(r.arena)-len(r.arena) < len(data)+1024 {
+		r.arena = make([]byte, 0, max(arenaBytes, 2*len(data)))
+	}
+	start := len(r.arena)
+	whole := context(append(r.arena, data...), p)
+	if n := len(whole) - start; n == len(data) || n > record.MaxEventBytes {
+		return data
+	}
+	if &whole[0] == &r.arena[:1][0] { // It had room.
+		r.arena = whole
+	}
+	return whole[start:len(whole):len(whole)]
 }
 
 var (
@@ -34,11 +56,20 @@ var (
 	errEmpty   = errors.New("batch: no events")
 	errMany    = fmt.Errorf("batch: more than %d events", maxBatchEvents)
 	errFirst   = errors.New("batch: first_sequence: sequence numbers begin with one and do not wrap")
-	errStage   = errors.New("loss: stage: losses in transport are stated by the collector")
+	errStage   = errors.New("loss: stage: losses in transport, and damage, are stated by the collector")
+	errStated  = errors.New("changes, tests and context are stated by collectors, and not taken from nodes")
 )
 
-// parseRequest reads and checks a request. It is as strict as record.Decoder.
-func parseRequest(b []byte) (request, error) {
+// parser reads and checks requests. It is as strict as record.Decoder.
+type parser struct {
+	// What collectors state is taken from collectors alone.
+	fromCollector bool
+	// context completes a packet's event by what is known of it. Nil: nothing is.
+	context func(b []byte, p *record.Packet) []byte
+	decoder *record.Decoder
+}
+
+func (p *parser) parse(b []byte) (request, error) {
 	var r request
 	found := false
 	for len(b) > 0 {
@@ -60,7 +91,7 @@ func parseRequest(b []byte) (request, error) {
 		if num == 1 {
 			r.hello, err = parseHello(data)
 		} else {
-			err = r.parseBatch(data)
+			err = p.batch(data, &r)
 		}
 		if err != nil {
 			return request{}, err
@@ -107,8 +138,7 @@ func parseHello(b []byte) (*auditv1.ReportHello, error) {
 	return h, nil
 }
 
-func (r *request) parseBatch(b []byte) error {
-	var check record.Decoder
+func (p *parser) batch(b []byte, r *request) error {
 	var event record.Event
 	hadFirst := false
 	for len(b) > 0 {
@@ -142,16 +172,28 @@ func (r *request) parseBatch(b []byte) error {
 		if len(r.events) >= maxBatchEvents {
 			return errMany
 		}
-		if err := check.DecodeInto(data, &event); err != nil {
+		if err := p.decoder.DecodeInto(data, &event); err != nil {
 			return fmt.Errorf("batch: events[%d]: %w", len(r.events), err)
 		}
 		e := eventlog.Event{Data: data}
-		if event.IsLoss {
-			if event.Loss.Stage == auditv1.LossStage_LOSS_STAGE_TRANSPORT {
+		switch event.Kind {
+		case record.KindLoss:
+			if s := event.Loss.Stage; s == auditv1.LossStage_LOSS_STAGE_TRANSPORT || s == auditv1.LossStage_LOSS_STAGE_DAMAGED {
 				return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStage)
 			}
 			e.Stage, e.Lost = event.Loss.Stage, event.Loss.Count
+		case record.KindChange, record.KindTest:
+			if !p.fromCollector {
+				return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
+			}
 		}
+		switch {
+		case event.HasContext && !p.fromCollector:
+			return fmt.Errorf("batch: events[%d]: %w", len(r.events), errStated)
+		case event.Kind == record.KindPacket && !event.HasContext && p.context != nil:
+			e.Data = r.complete(data, &event.Packet, p.context)
+		}
+		r.tally.add(&event)
 		if r.events == nil {
 			r.events = make([]eventlog.Event, 0, min(1+len(b)/max(1, len(data)), 1024))
 		}

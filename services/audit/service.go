@@ -1,9 +1,12 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -13,6 +16,8 @@ import (
 	"google.golang.org/grpc"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/services/audit/facts"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/audit/sink"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/rpc"
@@ -41,9 +46,12 @@ type Config struct {
 	RetentionBytes uint64        // Zero: no limit.
 	MinFree        uint64        // Zero: eventlog.DefaultMinFree.
 
-	NPLogDir       string // DIR/NODE/np.log for every node. Empty: none.
-	NPLog          string // One file for the lines of Node. Empty: none.
-	Node           string
+	NPLogDir string // DIR/NODE/np.log for every node. Empty: none.
+	NPLog    string // One file for the lines of Node. Empty: none.
+	Node     string
+	// PolicyServers are host:port of replicas of the policy service, which tell whose
+	// addresses are, and what becomes of policies. None: records go without.
+	PolicyServers  []string
 	NPLogIsolation string         // Empty: IsolationKind.
 	LogZone        *time.Location // Of np.log. Nil: local.
 	JSONFile       string         // Empty: none.
@@ -59,6 +67,8 @@ type Config struct {
 	Rotation      sink.Rotation // Of all files.
 
 	Logger hclog.Logger
+
+	retell time.Duration // Of the watcher. Zero: retellInterval.
 }
 
 // healthInterval is how soon the health service says what the log is.
@@ -78,6 +88,10 @@ type Service struct {
 	enrolled []*identity.Enrolled // Whose certificates are to be got and renewed.
 	metrics  metrics
 	sessions sessions
+	overview *overview
+	watcher  *watcher      // Nil: nothing is followed.
+	facts    *facts.Facts  // The watcher's. Nil, as it is.
+	decoders sync.Pool     // Of record.Decoder, for requests.
 	stopping chan struct{} // Closed when streams are to end.
 	now      func() time.Time
 }
@@ -89,7 +103,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now,
-		sessions: sessions{byBoot: make(map[[2]string]*session)}}
+		sessions: sessions{byBoot: make(map[[2]string]*session)}, decoders: sync.Pool{New: func() any { return record.NewDecoder() }}}
 	var err error
 	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
 		MinFree: cfg.MinFree, Logger: cfg.Logger.Named("eventlog")}); err != nil {
@@ -111,6 +125,11 @@ func (c *Config) check() error {
 	if err := c.checkForward(); err != nil {
 		return err
 	}
+	for _, address := range c.PolicyServers {
+		if err := identity.CheckListen(address, c.TLS.Set() || c.Enroll != nil, c.Insecure); err != nil {
+			return fmt.Errorf("--policy-server: %w", err)
+		}
+	}
 	if c.NPLogIsolation != "" && c.NPLogIsolation != IsolationKind && c.NPLogIsolation != IsolationNamed {
 		return fmt.Errorf("--np-log-isolation %q: write %s or %s", c.NPLogIsolation, IsolationKind, IsolationNamed)
 	}
@@ -128,6 +147,8 @@ func (s *Service) open() error {
 	if err := s.addForward(); err != nil {
 		return err
 	}
+	s.overview = newOverview(s.log, filepath.Join(s.cfg.Dir, "changes.index"), s.logger.Named("overview"))
+	s.addWatcher()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg := rpc.Config{Listen: s.cfg.Listen, Metrics: s.cfg.Metrics, Logger: s.cfg.Logger, Registry: registry,
@@ -141,6 +162,18 @@ func (s *Service) open() error {
 	auditv1.RegisterCollectorServiceServer(s.rpc.GRPC, s)
 	auditv1.RegisterAuditServiceServer(s.rpc.GRPC, s)
 	return nil
+}
+
+// addWatcher follows the policy service, if there is one.
+func (s *Service) addWatcher() {
+	if len(s.cfg.PolicyServers) == 0 {
+		return
+	}
+	s.facts = facts.New(facts.Config{})
+	s.watcher = &watcher{addresses: s.cfg.PolicyServers, facts: s.facts, overview: s.overview, log: s.log, logger: s.logger.Named("watcher"), now: s.now, retell: cmp.Or(s.cfg.retell, retellInterval)}
+	if s.own != nil {
+		s.watcher.creds = s.own.Client()
+	}
 }
 
 // Addr is where gRPC is served.
@@ -162,6 +195,10 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	}
 	for _, e := range s.enrolled {
 		g.Go(func() error { return e.Run(inner) })
+	}
+	g.Go(func() error { return s.overview.Run(inner) })
+	if s.watcher != nil {
+		g.Go(func() error { return s.watcher.Run(inner) })
 	}
 	g.Go(func() error { return s.watchHealth(inner) })
 	g.Go(func() error {

@@ -133,6 +133,10 @@ func (s *Service) Stats(ctx context.Context, _ *auditv1.StatsRequest) (*auditv1.
 		}
 		out.Sinks = append(out.Sinks, o)
 	}
+	out.Rules = s.overview.ruleEvents()
+	if err := s.log.Health(); err != nil {
+		out.Unhealthy = err.Error()
+	}
 	return out, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -437,5 +438,31 @@ func TestCursors(t *testing.T) {
 	}
 	if _, _, err := c.LoadState("other"); err == nil || !strings.Contains(err.Error(), "cursor of other") || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged state: %v", err)
+	}
+}
+
+// TestReadOnly: blocks of other nodes are left out, and still read past.
+func TestReadOnly(t *testing.T) {
+	l, _ := start(t, Config{Dir: t.TempDir()})
+	for i := range 6 {
+		mustAppend(t, l, batch(fmt.Sprint("n", i%3), uint64(i/3*2+1), "a", "b"))
+	}
+	r := l.NewReader(0).Only("n1")
+	var got []uint64
+	for {
+		e, ok, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		if e.Node != "n1" {
+			t.Errorf("a record of %s", e.Node)
+		}
+		got = append(got, e.Cursor)
+	}
+	if want := []uint64{3, 4, 9, 10}; !slices.Equal(got, want) || r.After() != 12 || r.Skipped() != 0 {
+		t.Errorf("%v, want %v; read up to %d, skipped %d", got, want, r.After(), r.Skipped())
 	}
 }

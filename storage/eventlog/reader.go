@@ -26,6 +26,7 @@ type Reader struct {
 	log     *Log
 	after   uint64 // Cursor of the last entry that was returned, or removed.
 	skipped uint64
+	only    string
 
 	chunk  []byte  // Blocks' values, one behind the other.
 	blocks []block // Of chunk, still to be begun.
@@ -45,7 +46,13 @@ type block struct {
 // NewReader reads what comes after a cursor.
 func (l *Log) NewReader(after uint64) *Reader { return &Reader{log: l, after: after} }
 
-// After is the cursor of the last entry that was read.
+// Only leaves out the records of other nodes, block by block.
+func (r *Reader) Only(node string) *Reader {
+	r.only = node
+	return r
+}
+
+// After is the cursor of the last entry that was read, or left out.
 func (r *Reader) After() uint64 { return r.after }
 
 // Skipped is how many records were removed by retention before they were read.
@@ -87,6 +94,13 @@ func (r *Reader) Next() (Entry, bool, error) {
 		r.chunk = r.chunk[b.size:]
 		if err != nil {
 			return Entry{}, false, fmt.Errorf("read event log: block %d: %w", b.cursor, err)
+		}
+		if r.only != "" && h.node != r.only {
+			if b.cursor > r.after {
+				r.skipped += b.cursor - r.after - 1
+			}
+			r.after = max(r.after, b.cursor+h.count-1)
+			continue
 		}
 		r.head, r.events, r.cursor, r.left, r.seq = h, decoder{rest: rest}, b.cursor, h.count, h.first
 	}

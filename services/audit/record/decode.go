@@ -32,10 +32,11 @@ var (
 // The zero Decoder only checks: the strings and policies of what it reads are
 // empty.
 type Decoder struct {
-	strings map[string]string
-	lists   map[string][]Policy
-	scratch []byte // Policies of the list that is read, each with its length.
-	staging []byte // The same, of a staged outcome, which comes amid the event's list.
+	strings  map[string]string
+	lists    map[string][]Policy
+	contexts map[string]*Context
+	scratch  []byte // Policies of the list that is read, each with its length.
+	staging  []byte // The same, of a staged outcome, which comes amid the event's list.
 
 	unattributed bool // The event that is read says so.
 	spoof        bool // The same.
@@ -47,7 +48,7 @@ const reasonUnattributed = "unattributed"
 
 // NewDecoder returns a decoder that keeps what it reads.
 func NewDecoder() *Decoder {
-	return &Decoder{strings: make(map[string]string), lists: make(map[string][]Policy)}
+	return &Decoder{strings: make(map[string]string), lists: make(map[string][]Policy), contexts: make(map[string]*Context)}
 }
 
 // internMax bounds what a decoder shares; then it begins anew.
@@ -55,7 +56,7 @@ const internMax = 1 << 15
 
 var (
 	errWire      = errors.New("malformed")
-	errKind      = errors.New("neither a packet nor a loss")
+	errKind      = errors.New("neither a packet, a loss, a change nor a test")
 	errTwice     = errors.New("given twice")
 	errTooLong   = errors.New("too long")
 	errUTF8      = errors.New("not UTF-8")
@@ -65,6 +66,8 @@ var (
 	errMandatory = errors.New("missing")
 	errHardware  = errors.New("not of 6 bytes, or zero")
 	errForged    = errors.New("only what is forged has hardware addresses")
+	errContext   = errors.New("only packets have one")
+	errWhose     = errors.New("neither of a Pod nor of a Node")
 )
 
 func fieldError(name string, err error) error { return fmt.Errorf("%s: %w", name, err) }
@@ -136,29 +139,49 @@ func (d *Decoder) DecodeInto(b []byte, e *Event) error {
 			return fieldError("event", err)
 		}
 		b = rest
-		if f.num != 1 && f.num != 2 {
+		if f.num > 5 {
 			continue
 		}
 		if f.typ != protowire.BytesType {
 			return fieldError("event", errWire)
 		}
-		if had != 0 {
+		if f.num < 5 && had&^(1<<5) != 0 || !had.add(f.num) {
 			return fieldError("event", errTwice)
 		}
-		had.add(f.num)
-		if f.num == 1 {
-			if err := d.packet(f.data, &e.Packet); err != nil {
-				return fmt.Errorf("packet: %w", err)
-			}
-			continue
-		}
-		e.IsLoss = true
-		if err := d.loss(f.data, &e.Loss); err != nil {
-			return fmt.Errorf("loss: %w", err)
+		if err := d.part(&f, e); err != nil {
+			return err
 		}
 	}
-	if had == 0 {
+	if had&^(1<<5) == 0 {
 		return errKind
+	}
+	e.HasContext = had.has(5)
+	if e.HasContext && e.Kind != KindPacket {
+		return fieldError("context", errContext)
+	}
+	return nil
+}
+
+// part reads what an event is of, or what was known about it.
+func (d *Decoder) part(f *field, e *Event) (err error) {
+	name := [...]string{1: "packet", 2: "loss", 3: "change", 4: "test", 5: "context"}[f.num]
+	switch f.num {
+	case 1:
+		err = d.packet(f.data, &e.Packet)
+	case 2:
+		e.Kind = KindLoss
+		err = d.loss(f.data, &e.Loss)
+	case 3:
+		e.Kind = KindChange
+		e.Change, err = change(f.data)
+	case 4:
+		e.Kind = KindTest
+		e.Test, err = test(f.data)
+	case 5:
+		e.Context, err = d.context(f.data)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -174,7 +197,7 @@ var packetFields = [...]struct {
 	15: {"destination_ip", true}, 16: {"protocol", false}, 17: {"source_port", false}, 18: {"destination_port", false},
 	19: {"length", false}, 20: {"tcp_flags", false}, 21: {"icmp_type", false}, 22: {"icmp_code", false},
 	23: {"reason", true}, 24: {"redirected", false}, 25: {"staged", true}, 26: {"source_mac", true}, 27: {"ether_type", false},
-	28: {"claimed_mac", true}, 29: {"target_ip", true},
+	28: {"claimed_mac", true}, 29: {"target_ip", true}, 30: {"service", true},
 }
 
 func (d *Decoder) packet(b []byte, p *Packet) error {
@@ -305,6 +328,8 @@ func (d *Decoder) packetField(f *field, p *Packet) (err error) {
 			p.Forged = &Forged{}
 		}
 		err = forged(f, p.Forged)
+	case 30:
+		p.Service, err = d.string(f.data)
 	}
 	return err
 }
@@ -335,7 +360,7 @@ func hardware(b []byte) (mac [6]byte, err error) {
 }
 
 func (d *Decoder) loss(b []byte, l *Loss) error {
-	names := [...]string{1: "from", 2: "to", 3: "count", 4: "stage", 5: "reason"}
+	names := [...]string{1: "from", 2: "to", 3: "count", 4: "stage", 5: "reason", 6: "policy", 7: "rule", 8: "direction"}
 	var had seen
 	for len(b) > 0 {
 		f, rest, err := next(b)
@@ -350,7 +375,7 @@ func (d *Decoder) loss(b []byte, l *Loss) error {
 		if !had.add(f.num) {
 			return fieldError(name, errTwice)
 		}
-		if wantBytes := f.num <= 2 || f.num == 5; wantBytes != (f.typ == protowire.BytesType) || !wantBytes && f.typ != protowire.VarintType {
+		if wantBytes := f.num <= 2 || f.num >= 5 && f.num <= 7; wantBytes != (f.typ == protowire.BytesType) || !wantBytes && f.typ != protowire.VarintType {
 			return fieldError(name, errWire)
 		}
 		switch f.num {
@@ -361,9 +386,15 @@ func (d *Decoder) loss(b []byte, l *Loss) error {
 		case 3:
 			l.Count = f.num8 // Of numbers that never arrived there may be any count.
 		case 4:
-			l.Stage, err = enum[auditv1.LossStage](f.num8, 6)
+			l.Stage, err = enum[auditv1.LossStage](f.num8, 8)
 		case 5:
 			l.Reason, err = d.string(f.data)
+		case 6:
+			l.Policy, err = d.policy(f.data)
+		case 7:
+			l.Rule, err = d.string(f.data)
+		case 8:
+			l.Direction, err = optionalEnum[policyv1.Direction](f.num8, 2)
 		}
 		if err != nil {
 			return fieldError(name, err)
@@ -402,10 +433,10 @@ func timestamp(b []byte) (time.Time, error) {
 			nanos = f.num8
 		}
 	}
-	if int64(seconds) < earliest || int64(seconds) >= latest || nanos >= 1e9 {
+	if nanos >= 1e9 {
 		return time.Time{}, errRange
 	}
-	return time.Unix(int64(seconds), int64(nanos)).UTC(), nil
+	return moment(int64(seconds), int32(nanos))
 }
 
 func address(b []byte) (netip.Addr, error) {

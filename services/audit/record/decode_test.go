@@ -2,6 +2,7 @@ package record
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,28 @@ func wirePacket() *auditv1.PacketEvent {
 		SourcePort: proto.Uint32(0), DestinationPort: proto.Uint32(53), Length: 90, TcpFlags: 2, IcmpType: proto.Uint32(8), IcmpCode: proto.Uint32(0),
 		Reason: "isolation", Redirected: true, Staged: &auditv1.StagedOutcome{Action: allow, Policy: &policyv1.PolicyRef{Kind: k8s, Name: "st"}, Rule: "sr",
 			Policies: []*policyv1.PolicyRef{{Kind: k8s, Name: "st"}, {Kind: k8s, Namespace: "shop", Name: "web"}}},
+		Service: "shop/db",
+	}
+}
+
+func wireContext() *auditv1.PacketContext {
+	return &auditv1.PacketContext{Source: &auditv1.PacketEnd{Namespace: "shop", Pod: "web-1", Node: "n1", Workload: "Deployment/web"},
+		Destination: &auditv1.PacketEnd{Node: "n2"}, Service: "shop/db", Policies: []*auditv1.PolicyVersion{{Uid: "u-1", Generation: 3}, {}}}
+}
+
+func wireLoss() *auditv1.LossEvent {
+	return &auditv1.LossEvent{From: timestamppb.New(time.Unix(1_700_000_000, 0)), To: timestamppb.New(time.Unix(1_700_000_001, 0)), Count: 4, Stage: 7, Reason: "isolation",
+		Policy: &policyv1.PolicyRef{Kind: k8s, Namespace: "shop", Name: "deny"}, Rule: "r", Direction: in}
+}
+
+// stated are events that collectors state.
+func stated() []*auditv1.Event {
+	at := timestamppb.New(time.Unix(1_700_000_000, 5))
+	object := &policyv1.ObjectVersion{ApiVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "shop", Name: "deny", Uid: "u-1", Generation: 4, Manager: "kubectl",
+		User: "eve", Manifest: []byte(`{"spec":{}}`)}
+	return []*auditv1.Event{
+		{Kind: &auditv1.Event_Change{Change: &auditv1.ChangeEvent{Time: at, Kind: auditv1.ChangeKind_CHANGE_KIND_UPDATED, Object: object, Fields: []string{"spec.ingress"}, PodsBefore: 2, PodsAfter: 3}}},
+		{Kind: &auditv1.Event_Test{Test: &auditv1.TestEvent{Sink: "siem", Id: "4711", Time: at}}},
 	}
 }
 
@@ -113,6 +136,52 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// TestDecodeStated: what collectors state is read, and what it must have is asked for.
+func TestDecodeStated(t *testing.T) {
+	for _, want := range stated() {
+		e, err := NewDecoder().Decode(encode(t, want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare(t, &e, want)
+	}
+	withContext := packetEvent(wirePacket())
+	withContext.Context = wireContext()
+	b := encode(t, withContext)
+	d := NewDecoder()
+	e, err := d.Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, &e, withContext)
+	again, _ := d.Decode(b)
+	if again.Context != e.Context {
+		t.Error("the context is not shared")
+	}
+	if checked, err := (&Decoder{}).Decode(b); err != nil || !checked.HasContext || checked.Context != nil {
+		t.Errorf("checked: %+v, %v", checked.Context, err)
+	}
+	for name, spoil := range map[string]func(c *auditv1.Event){
+		"time: out of range":             func(e *auditv1.Event) { e.GetChange().Time = nil },
+		"kind: out of range":             func(e *auditv1.Event) { e.GetChange().Kind = 9 },
+		"fields: too long":               func(e *auditv1.Event) { e.GetChange().Fields = make([]string, 65) },
+		"object: kind, name: missing":    func(e *auditv1.Event) { e.GetChange().Object.Name = "" },
+		"object: too long":               func(e *auditv1.Event) { e.GetChange().Object.User = strings.Repeat("x", MaxString+1) },
+		"object.manifest: not UTF-8":     func(e *auditv1.Event) { e.GetChange().Object.Manifest = []byte{0xff} },
+		"context: only packets have one": func(e *auditv1.Event) { e.Context = wireContext() },
+		"context: source: neither of a Pod nor of": func(e *auditv1.Event) {
+			e.Context = wireContext()
+			e.Context.Source = &auditv1.PacketEnd{Workload: "x/y"}
+		},
+	} {
+		e := stated()[0]
+		spoil(e)
+		if _, err := NewDecoder().Decode(encode(t, e)); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want %s", err, name)
+		}
+	}
+}
+
 // TestUnattributed: packets whose flow was gone have no direction and action.
 func TestUnattributed(t *testing.T) {
 	p := wirePacket()
@@ -181,6 +250,12 @@ func TestForgeries(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(f, packetEvent(wirePacket())))
 	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: timestamppb.Now(), To: timestamppb.Now(), Count: 4, Stage: 2, Reason: "spoof"}}}))
+	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: wireLoss()}, Context: wireContext()}))
+	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: wireLoss()}}))
+	f.Add(encode(f, &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: wirePacket()}, Context: wireContext()}))
+	for _, e := range stated() {
+		f.Add(encode(f, e))
+	}
 	for _, p := range forgeries() {
 		f.Add(encode(f, packetEvent(p)))
 	}
@@ -206,8 +281,17 @@ func FuzzDecode(f *testing.F) {
 
 func compare(t *testing.T, e *Event, want *auditv1.Event) {
 	t.Helper()
+	compareContext(t, e, want)
+	if e.Kind == KindChange || e.Kind == KindTest {
+		compareStated(t, e, want)
+		return
+	}
 	if l := want.GetLoss(); l != nil {
-		if !e.IsLoss || e.Loss.Count != l.GetCount() || e.Loss.Stage != l.GetStage() || e.Loss.Reason != l.GetReason() || !e.Loss.From.Equal(l.GetFrom().AsTime()) || !e.Loss.To.Equal(l.GetTo().AsTime()) {
+		if ref := l.GetPolicy(); ref != nil && e.Loss.Policy != (Policy{ref.GetKind(), ref.GetNamespace(), ref.GetName()}) || ref == nil && e.Loss.Policy != (Policy{}) ||
+			e.Loss.Rule != l.GetRule() || e.Loss.Direction != l.GetDirection() {
+			t.Fatalf("%+v, want %v", e.Loss, l)
+		}
+		if e.Kind != KindLoss || e.Loss.Count != l.GetCount() || e.Loss.Stage != l.GetStage() || e.Loss.Reason != l.GetReason() || !e.Loss.From.Equal(l.GetFrom().AsTime()) || !e.Loss.To.Equal(l.GetTo().AsTime()) {
 			t.Fatalf("%+v, want %v", e.Loss, l)
 		}
 		return
@@ -225,7 +309,7 @@ func compare(t *testing.T, e *Event, want *auditv1.Event) {
 	got := &auditv1.PacketEvent{First: timestamppb.New(p.First), Last: timestamppb.New(p.Last), Count: p.Count, Direction: p.Direction, Action: p.Action,
 		Table: p.Table, Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, OpenflowPriority: opt(p.Priority), AppliedTo: p.AppliedTo, Peer: p.Peer,
 		SourceIp: p.Source.AsSlice(), DestinationIp: p.Destination.AsSlice(), Protocol: uint32(p.Protocol), SourcePort: opt(p.SourcePort), DestinationPort: opt(p.DestPort),
-		Length: p.Length, TcpFlags: p.TCPFlags, IcmpType: opt(p.ICMPType), IcmpCode: opt(p.ICMPCode), Reason: p.Reason, Redirected: p.Redirected}
+		Length: p.Length, TcpFlags: p.TCPFlags, IcmpType: opt(p.ICMPType), IcmpCode: opt(p.ICMPCode), Reason: p.Reason, Redirected: p.Redirected, Service: p.Service}
 	if f := p.Forged; f != nil {
 		got.EtherType, got.TargetIp = uint32(f.EtherType), f.Target.AsSlice()
 		for _, mac := range []struct {
@@ -259,6 +343,39 @@ func compare(t *testing.T, e *Event, want *auditv1.Event) {
 	x, err2 := proto.MarshalOptions{Deterministic: true}.Marshal(discardUnknown(w))
 	if err1 != nil || err2 != nil || string(g) != string(x) {
 		t.Fatalf("got  %v\nwant %v", got, w)
+	}
+}
+
+func compareStated(t *testing.T, e *Event, want *auditv1.Event) {
+	t.Helper()
+	if w := want.GetTest(); e.Kind == KindTest && *e.Test == (Test{w.GetSink(), w.GetId(), w.GetTime().AsTime()}) {
+		return
+	}
+	c, w := e.Change, want.GetChange()
+	if c == nil || w == nil || !c.Time.Equal(w.GetTime().AsTime()) || c.Kind != w.GetKind() || !proto.Equal(c.Object, w.GetObject()) || !slices.Equal(c.Fields, w.GetFields()) ||
+		c.PodsBefore != w.GetPodsBefore() || c.PodsAfter != w.GetPodsAfter() {
+		t.Fatalf("%+v, want %v", c, want)
+	}
+}
+
+func compareContext(t *testing.T, e *Event, want *auditv1.Event) {
+	t.Helper()
+	w := want.GetContext()
+	if (e.Context == nil) != (w == nil) || e.HasContext != (w != nil) {
+		t.Fatalf("context %+v, want %v", e.Context, w)
+	}
+	if w == nil {
+		return
+	}
+	end := func(e *auditv1.PacketEnd) End {
+		return End{e.GetNamespace(), e.GetPod(), e.GetNode(), e.GetWorkload()}
+	}
+	var versions []Version
+	for _, v := range w.GetPolicies() {
+		versions = append(versions, Version{v.GetUid(), v.GetGeneration()})
+	}
+	if c := e.Context; c.Source != end(w.GetSource()) || c.Destination != end(w.GetDestination()) || c.Service != w.GetService() || !slices.Equal(c.Policies, versions) {
+		t.Fatalf("context %+v, want %v", c, w)
 	}
 }
 

@@ -125,7 +125,7 @@ func (d *Dedup) Oldest() (cursor uint64, ok bool) {
 
 // Add takes the next record. The time is the caller's, for Tick.
 func (d *Dedup) Add(r *Record, now time.Time) {
-	if r.IsLoss {
+	if r.Kind != KindPacket {
 		d.scratch = Line{Record: *r}
 		d.cfg.Emit(&d.scratch)
 		return
@@ -345,7 +345,7 @@ func (k Key) same(a, b *Packet) bool {
 	case k == KeyNamed:
 		return true
 	}
-	return a.Peer == b.Peer && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
+	return a.Peer == b.Peer && a.Service == b.Service && a.Reason == b.Reason && a.TCPFlags == b.TCPFlags && a.ICMPType == b.ICMPType && a.ICMPCode == b.ICMPCode &&
 		sameStaged(a.Staged, b.Staged) && (a.Forged == nil) == (b.Forged == nil) && (a.Forged == nil || *a.Forged == *b.Forged)
 }
 

@@ -28,7 +28,7 @@ func newScenario(cfg DedupConfig) *scenario {
 		if l.Overflow {
 			text += " overflow"
 		}
-		if l.IsLoss {
+		if l.Kind == KindLoss {
 			text = fmt.Sprintf("%d lost %d", l.Cursor, l.Loss.Count)
 		}
 		s.lines = append(s.lines, text)
@@ -84,7 +84,7 @@ func TestAllowsAndLossesAreNotMerged(t *testing.T) {
 	s.packet(0, isAllow)
 	s.packet(1, isAllow)
 	s.packet(2, isAllow, func(r *Record) { r.Packet.Count = 3 })
-	s.packet(3, func(r *Record) { r.IsLoss, r.Loss = true, Loss{Count: 8, Stage: auditv1.LossStage_LOSS_STAGE_METER} })
+	s.packet(3, func(r *Record) { r.Kind, r.Loss = KindLoss, Loss{Count: 8, Stage: auditv1.LossStage_LOSS_STAGE_METER} })
 	s.packet(4, isAllow, func(r *Record) { r.Packet.Redirected = true })
 	s.want(t, "1 x1 in 0s", "2 x1 in 0s", "3 x3 in 0s", "4 lost 8")
 	s.Flush()

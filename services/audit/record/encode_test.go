@@ -32,7 +32,7 @@ func TestJSON(t *testing.T) {
 		t.Errorf("got  %swant %s", got, want)
 	}
 	l := sample(t)
-	l.IsLoss, l.Loss = true, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_METER}
+	l.Kind, l.Loss = KindLoss, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_METER}
 	want = `{"cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","loss":{"from":"2023-07-04T12:33:25.221413Z","to":"2023-07-04T12:33:25.521413Z","count":9,"stage":"meter"}}` + "\n"
 	if got := string(AppendJSON(nil, l)); got != want {
 		t.Errorf("got  %swant %s", got, want)
@@ -89,7 +89,7 @@ func TestSyslog(t *testing.T) {
 	if m, _ := parse(l); *m.Severity != 6 {
 		t.Errorf("severity of an allow: %d", *m.Severity)
 	}
-	l.IsLoss, l.Loss = true, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_OVS}
+	l.Kind, l.Loss = KindLoss, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_OVS}
 	if m, sd := parse(l); *m.MsgID != "LOSS" || sd["stage"] != "ovs" || sd["count"] != "9" || *m.Severity != 4 {
 		t.Errorf("%+v", m)
 	}

@@ -11,11 +11,12 @@ import (
 
 // Filter picks records. Each field that is set must match; of a list, one
 // element. Of losses it judges node and time; the other fields say nothing about
-// them, and losses asked for are shown. A nil Filter picks everything.
+// them, and losses asked for are shown. Of changes it judges node, Namespaces,
+// Policies and time. A nil Filter picks everything; any other no tests.
 type Filter struct {
 	Nodes      []string
-	Namespaces []string // Of the applied-to Pod or the peer.
-	Pods       []string // "NAMESPACE/NAME" of the applied-to Pod or the peer.
+	Namespaces []string // Of one of the Pods that a packet concerns; of a change, its object's.
+	Pods       []string // "NAMESPACE/NAME" of one of the Pods that a packet concerns.
 	Policies   []string // "NAMESPACE/NAME" or "NAME" of a policy of the record, or of its staged outcome.
 	Actions    []policyv1.Action
 	Directions []policyv1.Direction
@@ -25,6 +26,7 @@ type Filter struct {
 	Until      time.Time      // Exclusive. Zero: open.
 	Staged     bool           // Packets alone whose verdict staged policies would change.
 	Losses     bool           // Losses too.
+	Changes    bool           // Changes too.
 }
 
 // Matches says whether a node's event is picked.
@@ -35,19 +37,53 @@ func (f *Filter) Matches(node string, e *Event) bool {
 	if !oneOf(f.Nodes, node) {
 		return false
 	}
-	if e.IsLoss {
-		return f.Losses && !f.Staged && f.within(e.Loss.To)
+	if !f.within(e.Time()) {
+		return false
 	}
-	p := &e.Packet
-	return f.within(p.First) &&
-		oneOf(f.Actions, p.Action) &&
+	switch e.Kind {
+	case KindPacket:
+		return f.packet(e)
+	case KindLoss:
+		return f.Losses && !f.Staged
+	case KindChange:
+		return f.Changes && !f.Staged && f.change(e.Change)
+	default:
+		return false
+	}
+}
+
+func (f *Filter) packet(e *Event) bool {
+	p, c := &e.Packet, e.Context
+	if c == nil {
+		c = &Context{}
+	}
+	return oneOf(f.Actions, p.Action) &&
 		oneOf(f.Directions, p.Direction) &&
-		some(f.Namespaces, func(ns string) bool { return inNamespace(p.AppliedTo, ns) || inNamespace(p.Peer, ns) }) &&
-		some(f.Pods, func(pod string) bool { return p.AppliedTo == pod || p.Peer == pod }) &&
+		some(f.Namespaces, func(ns string) bool {
+			return inNamespace(p.AppliedTo, ns) || inNamespace(p.Peer, ns) || c.Source.Namespace == ns || c.Destination.Namespace == ns
+		}) &&
+		some(f.Pods, func(pod string) bool {
+			return p.AppliedTo == pod || p.Peer == pod || c.Source.is(pod) || c.Destination.is(pod)
+		}) &&
 		some(f.Prefixes, func(x netip.Prefix) bool { return x.Contains(p.Source) || x.Contains(p.Destination) }) &&
 		(len(f.Ports) == 0 || p.DestPort.Set && slices.Contains(f.Ports, p.DestPort.Value)) &&
 		(!f.Staged || p.Staged != nil) &&
 		some(f.Policies, func(want string) bool { return refers(p.Policies, want) || p.Staged.refers(want) })
+}
+
+// change judges the object of a change.
+func (f *Filter) change(c *Change) bool {
+	o := c.Object
+	return oneOf(f.Namespaces, o.GetNamespace()) &&
+		some(f.Policies, func(want string) bool {
+			return refers([]Policy{{Namespace: o.GetNamespace(), Name: o.GetName()}}, want)
+		})
+}
+
+// is says whether an end is "NAMESPACE/POD".
+func (e *End) is(pod string) bool {
+	ns, name, ok := strings.Cut(pod, "/")
+	return ok && e.Pod == name && e.Namespace == ns
 }
 
 func (f *Filter) within(t time.Time) bool {

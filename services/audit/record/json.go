@@ -32,7 +32,7 @@ func AppendJSON(b []byte, l *Line) []byte {
 		b = appendStamp(b, l.Received)
 		b = append(b, '"')
 	}
-	if l.IsLoss {
+	if l.Kind == KindLoss {
 		b = append(b, `,"loss":{"from":"`...)
 		b = appendStamp(b, l.Loss.From)
 		b = append(b, `","to":"`...)

@@ -23,7 +23,7 @@ type NPLog struct {
 // record for staged policies alone, or forged: its readers take a line for one
 // that a policy asked for.
 func (n NPLog) Append(b []byte, l *Line) []byte {
-	if l.IsLoss || !l.Packet.printed() {
+	if l.Kind != KindPacket || !l.Packet.printed() {
 		return b
 	}
 	p := &l.Packet

@@ -103,7 +103,7 @@ func TestNPLogVariants(t *testing.T) {
 			t.Errorf("protocol %d: %s", n, got)
 		}
 	}
-	loss := &Line{Record: Record{Event: Event{IsLoss: true, Loss: Loss{Count: 4, Stage: auditv1.LossStage_LOSS_STAGE_METER}}}}
+	loss := &Line{Record: Record{Event: Event{Kind: KindLoss, Loss: Loss{Count: 4, Stage: auditv1.LossStage_LOSS_STAGE_METER}}}}
 	if got := (NPLog{}).Append(nil, loss); len(got) != 0 {
 		t.Errorf("a loss in np.log: %s", got)
 	}

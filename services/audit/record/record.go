@@ -22,11 +22,43 @@ type Record struct {
 	Event
 }
 
-// Event is what a node reports: Packet or Loss is set.
+// Kind is what an event tells of.
+type Kind uint8
+
+// The kinds. Nodes report packets and losses; the others are the collector's.
+const (
+	KindPacket Kind = iota
+	KindLoss
+	KindChange
+	KindTest
+)
+
+// Event is one thing that the log tells. Of Packet, Loss, Change and Test the
+// one of its kind counts.
 type Event struct {
-	IsLoss bool
-	Packet Packet
-	Loss   Loss
+	Kind    Kind
+	Packet  Packet
+	Loss    Loss
+	Change  *Change
+	Test    *Test
+	Context *Context // Of a packet. Nil: nothing was known, or it was only checked.
+
+	HasContext bool
+}
+
+// Time is when it was: of packets the first, of losses the end of their
+// interval.
+func (e *Event) Time() time.Time {
+	switch e.Kind {
+	case KindLoss:
+		return e.Loss.To
+	case KindChange:
+		return e.Change.Time
+	case KindTest:
+		return e.Test.Time
+	default:
+		return e.Packet.First
+	}
 }
 
 // Packet is one packet, or several alike, that met a logged rule or an
@@ -55,6 +87,7 @@ type Packet struct {
 	ICMPCode    Number
 	Reason      string
 	Redirected  bool
+	Service     string // "NAMESPACE/NAME" that was asked for, where the node says so.
 	Staged      *Staged
 	Forged      *Forged // Of reason "spoof" alone.
 }
@@ -65,6 +98,40 @@ type Forged struct {
 	SourceMAC, ClaimedMAC [6]byte
 	EtherType             uint16 // Zero: IP.
 	Target                netip.Addr
+}
+
+// Context is what the collector knew of a packet's ends and policies. It is
+// shared, and immutable. See PacketContext in audit.proto.
+type Context struct {
+	Source, Destination End
+	Service             string
+	Policies            []Version // Of Packet.Policies, in their order; or none.
+}
+
+// End is whose an address was: a Pod's, or a Node's alone. Zero: not known.
+type End struct {
+	Namespace, Pod, Node, Workload string
+}
+
+// Version tells one version of a policy from others.
+type Version struct {
+	UID        string
+	Generation int64
+}
+
+// Change is a change of a policy, tier or group. See ChangeEvent in audit.proto.
+type Change struct {
+	Time                  time.Time
+	Kind                  auditv1.ChangeKind
+	Object                *policyv1.ObjectVersion
+	Fields                []string
+	PodsBefore, PodsAfter uint32
+}
+
+// Test is an event for one sink alone. See TestEvent in audit.proto.
+type Test struct {
+	Sink, ID string
+	Time     time.Time
 }
 
 // Number is a number that may be absent.
@@ -99,8 +166,13 @@ const reasonSpoof = "spoof"
 // forStaged says whether nothing asks for the record but that.
 func (p *Packet) forStaged() bool { return p.Reason == reasonStaged }
 
+// reasonObserved is the reason of packets that are a sample of what goes on.
+const reasonObserved = "observed"
+
 // printed says whether a packet is for np.log: a policy asked for its record.
-func (p *Packet) printed() bool { return p.Reason != reasonStaged && p.Reason != reasonSpoof }
+func (p *Packet) printed() bool {
+	return p.Reason != reasonStaged && p.Reason != reasonSpoof && p.Reason != reasonObserved
+}
 
 // ProtocolName is the name of what the packet's frame carries.
 func (p *Packet) ProtocolName() string {
@@ -137,7 +209,11 @@ type Loss struct {
 	From, To time.Time
 	Count    uint64 // Zero: not known.
 	Stage    auditv1.LossStage
-	Reason   string // Of the packets: "spoof". Empty: any other, or not known.
+	Reason   string // Of the packets, such as "spoof". Empty: any, or not known.
+	// Of the rule whose packets they are:
+	Policy    Policy             // Without a name: of several, or not known.
+	Rule      string             // Empty: as Policy, or it has none.
+	Direction policyv1.Direction // Zero: of several, or not known.
 }
 
 // Line is what an output writes once: a record, or several merged.

@@ -49,13 +49,13 @@ func (s Syslog) Append(b []byte, l *Line) []byte {
 	if l.Sequence != 0 {
 		b = appendParam(b, "sequence", strconv.FormatUint(l.Sequence, 10))
 	}
-	if l.IsLoss {
+	if l.Kind == KindLoss {
 		b = l.appendLoss(b)
 	} else {
 		b = l.appendParams(b)
 	}
 	b = append(b, "] "...)
-	if l.IsLoss {
+	if l.Kind == KindLoss {
 		b = append(b, "lost "...)
 		b = strconv.AppendUint(b, l.Loss.Count, 10)
 		b = append(b, " at "...)
@@ -93,7 +93,7 @@ func (s Syslog) appendHeader(b []byte, l *Line) []byte {
 	p := &l.Packet
 	severity, id, when := s.Allow, "PACKET", p.First
 	switch {
-	case l.IsLoss:
+	case l.Kind == KindLoss:
 		severity, id, when = s.Drop, "LOSS", l.Loss.To
 	case p.Action == policyv1.Action_ACTION_DROP || p.Action == policyv1.Action_ACTION_REJECT:
 		severity = s.Drop

@@ -69,6 +69,9 @@ func command() *cobra.Command {
 				forward.CA, forward.PolicyServers, forward.Logger = cfg.ForwardTLS.CA, enroll.PolicyServers, cfg.Logger.Named("identity")
 				cfg.ForwardEnroll, cfg.ForwardTLS = &forward, identity.Files{}
 			}
+			if cfg.Node == "" { // That of a node leaves it to the central one: a cluster has many.
+				cfg.PolicyServers = enroll.PolicyServers
+			}
 			s, err := audit.New(cfg)
 			if err != nil {
 				return err
@@ -85,7 +88,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.StringVar(&enroll.TokenFile, "token-file", "", "file of a service-account token, by which the policy service gives a certificate; in place of --cert and --key")
-	f.StringSliceVar(&enroll.PolicyServers, "policy-server", nil, "host:port of the policy service, for --token-file and --forward-token-file; may be repeated")
+	f.StringSliceVar(&enroll.PolicyServers, "policy-server", nil, "host:port of the policy service, by which records get names and the trail of changes is kept (not with --node), and for --token-file and --forward-token-file; may be repeated")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen, and forward, in plain text beyond loopback")
 	f.DurationVar(&cfg.RetentionAge, "retention-age", 30*24*time.Hour, "how long records are kept; 0 for ever")
 	f.StringVar(&retention, "retention-size", "10Gi", "how much disk the event log may take; 0 for any")

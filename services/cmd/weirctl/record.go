@@ -64,7 +64,7 @@ func newRecordPrinter(w io.Writer, f format) func(*auditv1.Record) error {
 
 func printRecord(w io.Writer, l *record.Line) error {
 	cursor := fmt.Sprint(l.Cursor)
-	if l.IsLoss {
+	if l.Kind == record.KindLoss {
 		_, err := fmt.Fprintf(w, recordColumns, cursor, stampText(l.Loss.To), l.Node, "-", "lost", "-", "-", "-", fmt.Sprint(l.Loss.Count), "at "+lower(l.Loss.Stage.String(), "LOSS_STAGE_"))
 		return err
 	}
