@@ -27,7 +27,7 @@ func (s *Service) addSinks() error {
 		zone = time.Local
 	}
 	named := c.NPLogIsolation == IsolationNamed
-	env := &sink.Env{Log: s.log, Formats: sink.NewFormats(record.NPLog{Zone: zone, Named: named}), Rotation: c.Rotation, Logger: c.Logger.Named("sink")}
+	env := &sink.Env{Log: s.log, Formats: sink.NewFormats(record.NPLog{Zone: zone, Named: named}), Rotation: c.Rotation, DeadDir: filepath.Join(c.Dir, "dead-letters"), Logger: c.Logger.Named("sink")}
 	if err := s.addFlagSinks(env); err != nil {
 		return err
 	}

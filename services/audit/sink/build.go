@@ -17,6 +17,7 @@ type Env struct {
 	Log      *eventlog.Log
 	Formats  Formats
 	Rotation Rotation // Of files that say nothing else.
+	DeadDir  string   // Folder of dead letters, for sinks that name no file.
 	Logger   hclog.Logger
 }
 
@@ -38,10 +39,21 @@ func errorOf(s *Spec, err error) error { return fmt.Errorf("sink %s: %w", s.Name
 
 // Paths are the files that the sink writes, for nobody else to write.
 func (s *Spec) Paths() []string {
-	if f, ok := s.settings.(*fileSettings); ok {
-		return []string{f.Path}
+	var path string
+	switch f := s.settings.(type) {
+	case *fileSettings:
+		path = f.Path
+	case *otlpSettings:
+		path = f.DeadLetters.Path
+	case *httpSettings:
+		path = f.DeadLetters.Path
+	case *natsSettings:
+		path = f.DeadLetters.Path
 	}
-	return nil
+	if path == "" {
+		return nil
+	}
+	return []string{path}
 }
 
 // format is the one that is asked for, or else another.

@@ -49,8 +49,14 @@ func newSettings(kind string) (settings, error) {
 		return &fileSettings{}, nil
 	case TypeSyslog:
 		return &syslogSettings{}, nil
+	case TypeOTLP:
+		return &otlpSettings{}, nil
+	case TypeHTTP:
+		return &httpSettings{}, nil
+	case TypeNATS:
+		return &natsSettings{}, nil
 	}
-	return nil, fmt.Errorf("type %q: write file or syslog", kind)
+	return nil, fmt.Errorf("type %q: write file, syslog, otlp, http or nats", kind)
 }
 
 // FilterSpec picks records, as a record.Filter does.
@@ -65,6 +71,7 @@ type FilterSpec struct {
 	Ports      []uint16 `json:"ports,omitempty"`
 	Staged     bool     `json:"staged,omitempty"`
 	Losses     bool     `json:"losses,omitempty"`
+	Changes    bool     `json:"changes,omitempty"`
 }
 
 // ReadSpecs reads a configuration file.
@@ -162,7 +169,7 @@ func (f *FilterSpec) filter() (*record.Filter, error) {
 	if f == nil {
 		return nil, nil
 	}
-	out := &record.Filter{Nodes: f.Nodes, Namespaces: f.Namespaces, Pods: f.Pods, Policies: f.Policies, Staged: f.Staged, Losses: f.Losses}
+	out := &record.Filter{Nodes: f.Nodes, Namespaces: f.Namespaces, Pods: f.Pods, Policies: f.Policies, Staged: f.Staged, Losses: f.Losses, Changes: f.Changes}
 	for _, pod := range f.Pods {
 		if strings.Count(pod, "/") != 1 {
 			return nil, fmt.Errorf("filter.pods: %q: write NAMESPACE/NAME", pod)
