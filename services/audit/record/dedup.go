@@ -14,8 +14,23 @@ const (
 	DefaultMaxWindows = 32768
 )
 
-// maxOverflows is how many rules may have an overflow record open.
-const maxOverflows = 1024
+// Overflow records that may be open beside the windows: so many that name the Pod
+// and the rule; beyond, so many that name neither.
+const (
+	maxOverflows = 1024
+	maxRests     = 64
+)
+
+// Fold is how much of a record is left out, so that others are one with it.
+type Fold uint8
+
+// The folds.
+const (
+	FoldNone   Fold = iota
+	FoldFlow        // Who talked to whom: the rule and the Pod that it is applied to are left.
+	FoldRule        // These, too: the node, direction and action are left.
+	foldsCount = iota
+)
 
 // clockSlack is how far a node's time may go back without being taken for a
 // clock that was set.
@@ -46,27 +61,45 @@ type DedupConfig struct {
 // events carry forward. So the same records always make the same lines. Only
 // when a node falls silent the caller's clock ends its windows (Tick).
 //
-// Beyond MaxWindows a record that would open another window is folded into one
-// record of its rule, marked as overflow, so that a scan cannot exhaust memory
-// and no packet goes uncounted.
+// The table of windows is shared by dynamic thresholds: what belongs together, the
+// packets that one rule meets at one Pod, may open a window while it has fewer than
+// are free. So one scan takes half of the table at most, two a third each, and
+// there is always room for what is new. A record that may not open a window is
+// folded into a record of its rule and Pod, marked as overflow; where these are too
+// many, into one of its node, direction and action. So a scan cannot exhaust memory,
+// what goes on beside it keeps its lines, and no packet goes uncounted.
 type Dedup struct {
 	cfg     DedupConfig
 	secret  [8]uint64 // Of hash.
-	heads   []int32   // Of the chains, by hash.
+	places  places
 	windows []window
 	free    int32 // Head of the chain of unused windows.
-	open    int
+	open    [foldsCount]int
 	order   list // All, in the order of their opening: the first has the lowest cursor.
 	nodes   map[string]*nodeTime
 	node    *nodeTime // Of the record before.
+	shares  map[shareKey]*share
+	share   *share // Looked for last.
 	merged  uint64
 	scratch Line
+}
+
+// share is what belongs together, and how many windows it has open.
+type share struct {
+	key  shareKey
+	open int
+}
+
+type shareKey struct {
+	node, appliedTo, table, rule string
+	policy                       Policy // The first.
+	isolation                    bool
 }
 
 // nodeTime is one node's clock, and its windows in the order of their opening.
 type nodeTime struct {
 	name  string
-	now   time.Time
+	now   int64 // Unix nanoseconds.
 	order list
 }
 
@@ -77,11 +110,12 @@ const none = -1
 type window struct {
 	line         Line
 	hash         uint64
-	end          time.Time
-	opened       time.Time // By the caller's clock.
+	end          int64 // Unix nanoseconds,
+	opened       int64 // and by the caller's clock.
 	node         *nodeTime
-	chain        int32
-	next, prev   int32 // In Dedup.order.
+	share        *share // Nil: folded.
+	fold         Fold
+	next, prev   int32 // In Dedup.order; of an unused one, next is the next unused.
 	nnext, nprev int32 // In node.order.
 }
 
@@ -93,14 +127,8 @@ func NewDedup(cfg DedupConfig) *Dedup {
 	if cfg.MaxWindows == 0 {
 		cfg.MaxWindows = DefaultMaxWindows
 	}
-	size := 64
-	for size < cfg.MaxWindows+maxOverflows {
-		size *= 2
-	}
-	d := &Dedup{cfg: cfg, heads: make([]int32, size), free: none, order: list{none, none}, nodes: make(map[string]*nodeTime)}
-	for i := range d.heads {
-		d.heads[i] = none
-	}
+	d := &Dedup{cfg: cfg, places: newPlaces(cfg.MaxWindows + maxOverflows + maxRests), free: none, order: list{none, none}, nodes: make(map[string]*nodeTime),
+		shares: make(map[shareKey]*share)}
 	seed := maphash.MakeSeed()
 	for i := range d.secret {
 		d.secret[i] = maphash.Comparable(seed, i) | 1
@@ -109,7 +137,7 @@ func NewDedup(cfg DedupConfig) *Dedup {
 }
 
 // Open is how many windows are open.
-func (d *Dedup) Open() int { return d.open }
+func (d *Dedup) Open() int { return d.open[FoldNone] + d.open[FoldFlow] + d.open[FoldRule] }
 
 // Merged is how many packets are in lines that were written for another.
 func (d *Dedup) Merged() uint64 { return d.merged }
@@ -136,35 +164,66 @@ func (d *Dedup) Add(r *Record, now time.Time) {
 		return
 	}
 	h := d.hash(&r.Packet)
-	if d.merge(h, r, n, false) {
+	if d.merge(h, r, n, FoldNone) {
 		return
 	}
-	if d.open < d.cfg.MaxWindows {
-		d.begin(h, r, n, now, false)
+	if sh := d.shareOf(r); sh.open < d.cfg.MaxWindows-d.open[FoldNone] {
+		d.begin(h, r, n, now, FoldNone)
 		return
 	}
-	folded := fold(r)
-	h = d.hash(&folded.Packet)
-	switch {
-	case d.merge(h, &folded, n, true):
-	case d.open < d.cfg.MaxWindows+maxOverflows:
-		d.begin(h, &folded, n, now, true)
-	default:
-		d.emitAlone(&folded, true)
+	for f, most := range [...]int{FoldFlow: maxOverflows, FoldRule: maxRests} {
+		if most == 0 {
+			continue
+		}
+		folded := Fold(f).fold(r)
+		h := d.hash(&folded.Packet)
+		if d.merge(h, &folded, n, Fold(f)) {
+			return
+		}
+		if d.open[f] < most {
+			d.begin(h, &folded, n, now, Fold(f))
+			return
+		}
 	}
+	folded := FoldRule.fold(r) // Of hundreds of nodes at once.
+	d.emitAlone(&folded, true)
 }
 
-// fold leaves of a record what tells its rule.
-func fold(r *Record) Record {
-	f := *r
-	p := &r.Packet
-	f.Packet = Packet{First: p.First, Last: p.Last, Count: p.Count, Direction: p.Direction, Action: p.Action, Table: p.Table, Policies: p.Policies,
-		Isolation: p.Isolation, Rule: p.Rule, LogLabel: p.LogLabel, Priority: p.Priority, Redirected: p.Redirected, Reason: "overflow",
-		Staged: p.Staged}
-	if !p.printed() { // Which np.log must still know.
-		f.Packet.Reason = p.Reason
+// fold leaves out what a fold does.
+func (f Fold) fold(r *Record) Record {
+	if f == FoldNone {
+		return *r
 	}
-	return f
+	folded := *r
+	p := &r.Packet
+	folded.Context = nil
+	folded.Packet = Packet{First: p.First, Last: p.Last, Count: p.Count, Direction: p.Direction, Action: p.Action, Redirected: p.Redirected, Reason: "overflow"}
+	if !p.printed() { // Which np.log must still know.
+		folded.Packet.Reason = p.Reason
+	}
+	if f == FoldFlow {
+		q := &folded.Packet
+		q.Table, q.Policies, q.Isolation, q.Rule, q.LogLabel, q.Priority, q.AppliedTo, q.Staged = p.Table, p.Policies, p.Isolation, p.Rule, p.LogLabel, p.Priority, p.AppliedTo, p.Staged
+	}
+	return folded
+}
+
+// shareOf is what a record belongs to.
+func (d *Dedup) shareOf(r *Record) *share {
+	p := &r.Packet
+	k := shareKey{node: r.Node, appliedTo: p.AppliedTo, table: p.Table, rule: p.Rule, isolation: p.Isolation}
+	if len(p.Policies) > 0 {
+		k.policy = p.Policies[0]
+	}
+	if d.share != nil && d.share.key == k {
+		return d.share
+	}
+	s := d.shares[k]
+	if s == nil {
+		s = &share{key: k} // In the map while it has windows.
+	}
+	d.share = s
+	return s
 }
 
 func (d *Dedup) emitAlone(r *Record, overflow bool) {
@@ -188,9 +247,9 @@ func (d *Dedup) nodeOf(name string) *nodeTime {
 // advance carries the node's time forward and ends the windows that it passes.
 func (d *Dedup) advance(r *Record) *nodeTime {
 	n := d.nodeOf(r.Node)
-	if t := r.Packet.First; t.After(n.now) || n.now.Sub(t) > clockSlack {
+	if t := r.Packet.First.UnixNano(); t > n.now || n.now-t > int64(clockSlack) {
 		n.now = t
-		for n.order.head != none && !d.windows[n.order.head].end.After(t) {
+		for n.order.head != none && d.windows[n.order.head].end <= t {
 			d.finish(n.order.head)
 		}
 	}
@@ -198,43 +257,50 @@ func (d *Dedup) advance(r *Record) *nodeTime {
 }
 
 // merge adds a record to the open window of its like. One that has passed ends.
-func (d *Dedup) merge(h uint64, r *Record, n *nodeTime, overflow bool) bool {
-	for i := d.heads[h&uint64(len(d.heads)-1)]; i != none; i = d.windows[i].chain {
+func (d *Dedup) merge(h uint64, r *Record, n *nodeTime, f Fold) bool {
+	i, ok := d.places.find(h, func(i int32) bool {
 		w := &d.windows[i]
-		if w.hash != h || w.node != n || w.line.Overflow != overflow || !d.cfg.Key.same(&w.line.Packet, &r.Packet) {
-			continue
-		}
-		if !r.Packet.First.Before(w.end) {
-			d.finish(i)
-			return false
-		}
-		p := &w.line.Packet
-		w.line.Packets += r.Packet.Count
-		p.Count = w.line.Packets
-		if r.Packet.Last.After(p.Last) {
-			p.Last = r.Packet.Last
-		}
-		if r.Packet.First.Before(p.First) {
-			p.First = r.Packet.First
-		}
-		return true
+		return w.hash == h && w.node == n && w.fold == f && d.cfg.Key.same(&w.line.Packet, &r.Packet)
+	})
+	if !ok {
+		return false
 	}
-	return false
+	w := &d.windows[i]
+	if r.Packet.First.UnixNano() >= w.end {
+		d.finish(i)
+		return false
+	}
+	p := &w.line.Packet
+	w.line.Packets += r.Packet.Count
+	p.Count = w.line.Packets
+	if r.Packet.Last.After(p.Last) {
+		p.Last = r.Packet.Last
+	}
+	if r.Packet.First.Before(p.First) {
+		p.First = r.Packet.First
+	}
+	return true
 }
 
-func (d *Dedup) begin(h uint64, r *Record, n *nodeTime, now time.Time, overflow bool) {
+func (d *Dedup) begin(h uint64, r *Record, n *nodeTime, now time.Time, f Fold) {
 	i := d.free
 	if i == none {
 		d.windows = append(d.windows, window{})
 		i = int32(len(d.windows) - 1)
 	} else {
-		d.free = d.windows[i].chain
+		d.free = d.windows[i].next
 	}
 	w := &d.windows[i]
-	head := &d.heads[h&uint64(len(d.heads)-1)]
-	*w = window{line: Line{Record: *r, Packets: r.Packet.Count, Overflow: overflow}, hash: h, end: r.Packet.First.Add(d.cfg.Window), opened: now, node: n,
-		chain: *head, next: none, prev: d.order.tail, nnext: none, nprev: n.order.tail}
-	*head = i
+	w.line.Record, w.line.Packets, w.line.Window, w.line.Overflow = *r, r.Packet.Count, 0, f != FoldNone
+	w.hash, w.end, w.opened, w.node, w.fold, w.share = h, r.Packet.First.Add(d.cfg.Window).UnixNano(), now.UnixNano(), n, f, nil
+	if f == FoldNone {
+		w.share = d.shareOf(r)
+		if w.share.open++; w.share.open == 1 {
+			d.shares[w.share.key] = w.share
+		}
+	}
+	w.next, w.prev, w.nnext, w.nprev = none, d.order.tail, none, n.order.tail
+	d.places.add(h, i)
 	if d.order.tail == none {
 		d.order.head = i
 	} else {
@@ -247,17 +313,13 @@ func (d *Dedup) begin(h uint64, r *Record, n *nodeTime, now time.Time, overflow 
 		d.windows[n.order.tail].nnext = i
 	}
 	n.order.tail = i
-	d.open++
+	d.open[f]++
 }
 
 // finish ends a window: its line goes out.
 func (d *Dedup) finish(i int32) {
 	w := &d.windows[i]
-	head := &d.heads[w.hash&uint64(len(d.heads)-1)]
-	for *head != i {
-		head = &d.windows[*head].chain
-	}
-	*head = w.chain
+	d.places.remove(w.hash, i, func(i int32) uint64 { return d.windows[i].hash })
 	if w.prev == none {
 		d.order.head = w.next
 	} else {
@@ -279,12 +341,18 @@ func (d *Dedup) finish(i int32) {
 	} else {
 		d.windows[w.nnext].nprev = w.nprev
 	}
-	d.open--
+	d.open[w.fold]--
+	if s := w.share; s != nil {
+		if s.open--; s.open == 0 {
+			delete(d.shares, s.key)
+		}
+	}
 	p := &w.line.Packet
 	w.line.Window = max(d.cfg.Window, p.Last.Sub(p.First))
 	d.merged += w.line.Packets - 1
 	d.cfg.Emit(&w.line)
-	*w = window{chain: d.free}
+	w.line.Event = Event{} // What it points to is let go.
+	w.next = d.free
 	d.free = i
 }
 
@@ -292,10 +360,10 @@ func (d *Dedup) finish(i int32) {
 // clock: no more of their packets are to be expected. It is called only when
 // there are no more records to Add for now.
 func (d *Dedup) Tick(now time.Time) {
-	for d.order.head != none && now.Sub(d.windows[d.order.head].opened) >= d.cfg.Window {
+	for d.order.head != none && now.UnixNano()-d.windows[d.order.head].opened >= int64(d.cfg.Window) {
 		d.finish(d.order.head)
 	}
-	if d.open == 0 {
+	if d.Open() == 0 {
 		// Nodes come and go; their clocks are not kept for ever.
 		clear(d.nodes)
 		d.node = nil

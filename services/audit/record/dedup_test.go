@@ -3,6 +3,7 @@ package record
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -200,26 +201,110 @@ func TestTickEndsWindowsOfSilentNodes(t *testing.T) {
 	s.want(t, "1 x1 in 1s", "2 x1 in 1s")
 }
 
-// TestOverflow: beyond the table's size packets are counted by rule, and none
-// goes missing.
+// TestOverflow: of what belongs together, as many windows are opened as are free;
+// beyond, packets are counted by rule and Pod, and none goes missing.
 func TestOverflow(t *testing.T) {
 	s := newScenario(DedupConfig{MaxWindows: 4})
 	for i := range 20 {
 		s.packet(i, port(uint32(i)))
 	}
 	s.packet(30, port(1000), func(r *Record) { r.Packet.Rule = "other" })
-	s.packet(31, port(2)) // Has a window.
+	s.packet(31, port(1)) // Has a window.
+	s.packet(32, port(1000), func(r *Record) { r.Packet.AppliedTo = "default/other" })
 	s.Flush()
-	s.want(t, "1 x1 in 1s", "2 x1 in 1s", "3 x2 in 1s", "4 x1 in 1s", "5 x16 in 1s overflow", "21 x1 in 1s overflow")
-	if len(s.windows) > 4+2 {
-		t.Errorf("%d windows were made", len(s.windows))
-	}
+	s.want(t, "1 x1 in 1s", "2 x2 in 1s", "3 x18 in 1s overflow", "21 x1 in 1s", "23 x1 in 1s")
 	l := lineOf(isolation(), 16, time.Second)
-	l.Record = fold(&l.Record)
+	l.Record = FoldFlow.fold(&l.Record)
 	l.Overflow = true
 	l.Packet.First = time.Unix(0, 0)
-	if got := string(NPLog{}.Append(nil, l)); got != "1970/01/01 00:00:01.000000 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> <nil> <nil> <nil> <nil> <nil> <nil> 0 <nil> [16 packets in 1s]\n" {
+	if got := string(NPLog{}.Append(nil, l)); got != "1970/01/01 00:00:01.000000 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> default/nettool <nil> <nil> <nil> <nil> <nil> 0 <nil> [16 packets in 1s]\n" {
 		t.Error(got)
+	}
+}
+
+// TestScan: 1,000,000 distinct flows to one Pod in ten seconds leave a bounded number
+// of lines, which state their true count, and another Pod's first denial in the
+// middle of it has its own line within two seconds.
+func TestScan(t *testing.T) {
+	const flows = 1_000_000
+	var lines int
+	var packets uint64
+	var seen time.Time
+	now := time.Unix(1_700_000_000, 0)
+	begin := now
+	d := NewDedup(DedupConfig{Key: KeyPrinted, Emit: func(l *Line) {
+		lines++
+		packets += l.Packets
+		if l.Packet.AppliedTo == "shop/victim" {
+			seen = now
+			if l.Overflow || l.Packets != 1 || l.Packet.SourcePort.Value != 7 {
+				t.Errorf("the other Pod's line is %+v", l)
+			}
+		}
+	}})
+	p := isolation()
+	for i := range flows {
+		now = begin.Add(time.Duration(i) * 10 * time.Microsecond)
+		p.First, p.Last = now, now
+		p.SourcePort, p.DestPort = num(uint32(i&0xffff)), num(uint32(i>>16))
+		d.Add(&Record{Cursor: uint64(i + 1), Node: "n1", Event: Event{Packet: p}}, now)
+		if i == flows/2 {
+			other := p
+			other.AppliedTo, other.SourcePort = "shop/victim", num(7)
+			d.Add(&Record{Cursor: uint64(i + 1), Node: "n1", Event: Event{Packet: other}}, now)
+		}
+	}
+	d.Flush()
+	if most := 11 * (DefaultMaxWindows/2 + 1); lines > most || packets != flows+1 {
+		t.Errorf("%d lines of %d packets", lines, packets)
+	}
+	if delay := seen.Sub(begin.Add(5 * time.Second)); delay <= 0 || delay > 2*time.Second {
+		t.Errorf("the other Pod's denial is seen after %s", delay)
+	}
+}
+
+// TestManyScans: however many rules and nodes overflow, windows and lines are bounded
+// while their windows last, and every packet is in one.
+func TestManyScans(t *testing.T) {
+	var lines int
+	var packets uint64
+	d := NewDedup(DedupConfig{MaxWindows: 1000, Emit: func(l *Line) { lines++; packets += l.Packets }})
+	p := isolation()
+	p.First = time.Unix(1_700_000_000, 0)
+	p.Last = p.First
+	const most = 1000 + maxOverflows + maxRests
+	for i := range 200_000 {
+		p.SourcePort, p.Rule = num(uint32(i&0xffff)), fmt.Sprint(i%7000)
+		d.Add(&Record{Cursor: uint64(i + 1), Node: fmt.Sprint("n", i%5), Event: Event{Packet: p}}, time.Time{})
+		if d.Open() > most || lines > 0 {
+			t.Fatalf("%d windows, %d lines", d.Open(), lines)
+		}
+	}
+	d.Flush()
+	if lines > most || packets != 200_000 || len(d.shares) != 0 {
+		t.Errorf("%d lines of %d packets, %d shares", lines, packets, len(d.shares))
+	}
+}
+
+// TestPlaces: a table of windows against a map, with few hashes, so that they collide.
+func TestPlaces(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	table, model, hashes := newPlaces(20), make(map[int32]bool), make([]uint64, 20)
+	for range 100_000 {
+		w := int32(r.IntN(20))
+		if model[w] {
+			table.remove(hashes[w], w, func(w int32) uint64 { return hashes[w] })
+			delete(model, w)
+		} else {
+			hashes[w] = uint64(r.IntN(3))<<60 | uint64(r.IntN(2))
+			table.add(hashes[w], w)
+			model[w] = true
+		}
+		for w := range int32(20) {
+			if _, ok := table.find(hashes[w], func(i int32) bool { return i == w }); ok != model[w] {
+				t.Fatalf("window %d is found: %v", w, ok)
+			}
+		}
 	}
 }
 

@@ -169,9 +169,13 @@ func (p *Packet) forStaged() bool { return p.Reason == reasonStaged }
 // reasonObserved is the reason of packets that are a sample of what goes on.
 const reasonObserved = "observed"
 
+// Observed says whether the record is a sample of what goes on, which no policy
+// asked for.
+func (p *Packet) Observed() bool { return p.Reason == reasonObserved }
+
 // printed says whether a packet is for np.log: a policy asked for its record.
 func (p *Packet) printed() bool {
-	return p.Reason != reasonStaged && p.Reason != reasonSpoof && p.Reason != reasonObserved
+	return p.Reason != reasonStaged && p.Reason != reasonSpoof && !p.Observed()
 }
 
 // ProtocolName is the name of what the packet's frame carries.

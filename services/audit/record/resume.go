@@ -8,14 +8,14 @@ type Saved struct {
 	Cursor      uint64 // Of that record.
 	Packets     uint64
 	First, Last time.Time
-	Overflow    bool
+	Fold        Fold
 }
 
 // Save appends the open windows, in the order of their opening.
 func (d *Dedup) Save(to []Saved) []Saved {
 	for i := d.order.head; i != none; i = d.windows[i].next {
 		l := &d.windows[i].line
-		to = append(to, Saved{Cursor: l.Cursor, Packets: l.Packets, First: l.Packet.First, Last: l.Packet.Last, Overflow: l.Overflow})
+		to = append(to, Saved{Cursor: l.Cursor, Packets: l.Packets, First: l.Packet.First, Last: l.Packet.Last, Fold: d.windows[i].fold})
 	}
 	return to
 }
@@ -24,14 +24,9 @@ func (d *Dedup) Save(to []Saved) []Saved {
 // it. Windows come in the order in which they were saved, before any Add.
 func (d *Dedup) Resume(r *Record, s Saved, now time.Time) {
 	n := d.nodeOf(r.Node)
-	if r.Packet.First.After(n.now) {
-		n.now = r.Packet.First
-	}
-	opener := *r
-	if s.Overflow {
-		opener = fold(r)
-	}
-	d.begin(d.hash(&opener.Packet), &opener, n, now, s.Overflow)
+	n.now = max(n.now, r.Packet.First.UnixNano())
+	opener := s.Fold.fold(r)
+	d.begin(d.hash(&opener.Packet), &opener, n, now, s.Fold)
 	l := &d.windows[d.order.tail].line
 	l.Packets, l.Packet.Count, l.Packet.First, l.Packet.Last = s.Packets, s.Packets, s.First, s.Last
 }

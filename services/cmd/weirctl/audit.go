@@ -20,7 +20,7 @@ import (
 
 func newAudit(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit record"}
-	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams))
+	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams), newAuditReport(streams), newAuditExplain(streams))
 	return cmd
 }
 
@@ -133,59 +133,4 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print fun
 			return err
 		}
 	}
-}
-
-func newAuditStats(streams Streams) *cobra.Command {
-	var server dial
-	cmd := &cobra.Command{Use: "stats", Short: "Say what was received, kept, merged and lost", Args: cobra.NoArgs}
-	server.flags(cmd, identity.DefaultAuditAddress)
-	output := formatFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, ctx, done, err := server.connect(cmd.Context())
-		if err != nil {
-			return err
-		}
-		defer done()
-		s, err := auditv1.NewAuditServiceClient(conn).Stats(ctx, &auditv1.StatsRequest{})
-		if err != nil {
-			return server.failed("audit stats", err)
-		}
-		if *output == asJSON {
-			return printProto(streams, s)
-		}
-		return showStats(streams, s)
-	}
-	return cmd
-}
-
-func showStats(streams Streams, s *auditv1.StatsResponse) error {
-	fmt.Fprintf(streams.Out, "received %d, kept %d, repeated %d; cursors %d to %d\n", s.GetReceived(), s.GetKept(), s.GetDuplicates(), s.GetOldestCursor(), s.GetNewestCursor())
-	section := func(header []string, rows [][]string) error {
-		if len(rows) == 0 {
-			return nil
-		}
-		fmt.Fprintln(streams.Out)
-		return printTable(streams.Out, header, rows)
-	}
-	var nodes, lost, sinks [][]string
-	for _, n := range s.GetNodes() {
-		last := ""
-		if n.GetLast() != nil {
-			last = n.GetLast().AsTime().Format(time.RFC3339)
-		}
-		nodes = append(nodes, []string{n.GetNode(), fmt.Sprint(n.GetKept()), last})
-	}
-	for _, l := range s.GetLost() {
-		lost = append(lost, []string{l.GetNode(), lower(l.GetStage().String(), "LOSS_STAGE_"), fmt.Sprint(l.GetCount())})
-	}
-	for _, k := range s.GetSinks() {
-		sinks = append(sinks, []string{k.GetName(), fmt.Sprint(k.GetCursor()), fmt.Sprint(k.GetLag()), fmt.Sprint(k.GetLines()), fmt.Sprint(k.GetDeduplicated()), k.GetLastError()})
-	}
-	if err := section([]string{"NODE", "KEPT", "LAST"}, nodes); err != nil {
-		return err
-	}
-	if err := section([]string{"NODE", "LOST-AT", "COUNT"}, lost); err != nil {
-		return err
-	}
-	return section([]string{"SINK", "CURSOR", "LAG", "LINES", "MERGED", "LAST-ERROR"}, sinks)
 }

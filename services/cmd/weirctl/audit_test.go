@@ -57,15 +57,19 @@ func TestAuditOfRealCollector(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for {
-		r, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.GetAckedSequence() == 3 {
-			break
+	await := func(stream auditv1.CollectorService_ReportClient, sequence uint64) {
+		t.Helper()
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.GetAckedSequence() == sequence {
+				return
+			}
 		}
 	}
+	await(stream, 3)
 
 	for _, test := range []struct {
 		args []string
@@ -99,6 +103,50 @@ func TestAuditOfRealCollector(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(out), &rec); err != nil || rec.Cursor != 2 || rec.Sequence != 2 || rec.Packet.Count != 4 || len(rec.Packet.Policies) != 1 {
 		t.Errorf("%v %+v\n%s", err, rec, out)
+	}
+	// A change of the policy, before and after the packets.
+	changes, err := auditv1.NewCollectorServiceClient(conn).Report(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(hours int64, generation int64, manifest string) *auditv1.Event {
+		return &auditv1.Event{Kind: &auditv1.Event_Change{Change: &auditv1.ChangeEvent{Time: &timestamppb.Timestamp{Seconds: at.Seconds + hours*3600}, Kind: auditv1.ChangeKind_CHANGE_KIND_UPDATED,
+			Fields: []string{"spec.ingress"}, Object: &policyv1.ObjectVersion{ApiVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "shop", Name: "web", Uid: "u1", Generation: generation,
+				Manager: "kubectl-edit", User: "eve", Manifest: []byte(manifest)}}}}
+	}
+	for _, r := range []*auditv1.ReportRequest{
+		{Message: &auditv1.ReportRequest_Hello{Hello: &auditv1.ReportHello{Node: "policyd.weir.dev", Boot: "b1"}}},
+		{Message: &auditv1.ReportRequest_Batch{Batch: &auditv1.EventBatch{FirstSequence: 1, Events: []*auditv1.Event{
+			change(-1, 7, `{"spec":{"ingress":[],"podSelector":{}}}`), change(1, 8, `{"spec":{"podSelector":{}}}`)}}}},
+	} {
+		if err := changes.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(changes, 2)
+	for _, test := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"explain", "2"}, []string{"203.0.113.7:443", "applied to   shop/web", "K8sNetworkPolicy:shop/web\n  generation 7, updated 2026-05-06T06:08:09Z by eve with kubectl-edit\n",
+			"  updated since, 2026-05-06T08:08:09Z by eve with kubectl-edit: spec.ingress\n    spec:\n      ingress: []\n      podSelector: {}\n"}},
+		{[]string{"explain", "3", "-o", "json"}, []string{`"policies": []`, `"cursor": "3"`}},
+		{[]string{"report"}, []string{"5 packets in 2 records, 2026-05-06T07:08:09Z to 2026-05-06T07:08:09Z", "SOURCE", "203.0.113.7   shop/web      -         TCP/443   ingress     drop      -        4"}},
+		{[]string{"report", "--action", "allow", "-o", "dot"}, []string{"digraph flows {", `"shop/db" -> "10.0.0.1" [label="ICMP allow, 1", color=darkgreen, style=solid];`}},
+		{[]string{"report", "--since", "1h", "-o", "json"}, []string{`"flows": []`, `"counters"`}},
+		{[]string{"stats"}, []string{"K8sNetworkPolicy:shop/web   -      ingress     -        4         0", "policyd.weir.dev"}},
+	} {
+		out, errs, code := run(t, append(append([]string{"audit"}, test.args...), "--server", s.Addr())...)
+		for _, part := range test.want {
+			if code != 0 || !strings.Contains(out, part) {
+				t.Errorf("%v: status %d %s: %q is missing in\n%s", test.args, code, errs, part, out)
+			}
+		}
+	}
+	for _, wrong := range []string{"x", "0", "99"} {
+		if _, errs, code := run(t, "audit", "explain", wrong, "--server", s.Addr()); code != 1 || errs == "" {
+			t.Errorf("explain %s: status %d, %s", wrong, code, errs)
+		}
 	}
 	if _, errs, code := run(t, "audit", "tail", "--prefix", "x", "--server", s.Addr()); code != 1 || !strings.Contains(errs, "filter: prefix") {
 		t.Errorf("status %d, %s", code, errs)
