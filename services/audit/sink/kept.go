@@ -29,11 +29,8 @@ func (k *kept) encode() []byte {
 	for i := range k.windows {
 		w := &k.windows[i]
 		b = binary.AppendUvarint(b, w.Cursor-cursor)
-		packets := w.Packets << 1
-		if w.Overflow {
-			packets |= 1
-		}
-		b = binary.AppendUvarint(b, packets)
+		b = binary.AppendUvarint(b, w.Packets)
+		b = append(b, byte(w.Fold))
 		b = binary.AppendVarint(b, w.First.UnixNano()-at)
 		b = binary.AppendVarint(b, int64(w.Last.Sub(w.First)))
 		cursor, at = w.Cursor, w.First.UnixNano()
@@ -57,14 +54,15 @@ func decodeKept(cursor uint64, b []byte) (kept, error) {
 	n := d.unsigned()
 	at := int64(0)
 	for range n {
-		cursor += d.unsigned()
-		packets := d.unsigned()
+		w := record.Saved{Cursor: cursor + d.unsigned(), Packets: d.unsigned(), Fold: record.Fold(d.byte())}
 		at += d.signed()
-		first := time.Unix(0, at).UTC()
-		k.windows = append(k.windows, record.Saved{Cursor: cursor, Packets: packets >> 1, First: first, Last: first.Add(time.Duration(d.signed())), Overflow: packets&1 == 1})
-		if d.bad {
+		w.First = time.Unix(0, at).UTC()
+		w.Last = w.First.Add(time.Duration(d.signed()))
+		if d.bad || w.Fold > record.FoldRule {
 			return k, errKept
 		}
+		cursor = w.Cursor
+		k.windows = append(k.windows, w)
 	}
 	if d.bad {
 		return k, errKept
@@ -97,6 +95,16 @@ func (d *varints) signed() int64 {
 	}
 	d.rest = d.rest[n:]
 	return v
+}
+
+func (d *varints) byte() byte {
+	if len(d.rest) == 0 {
+		d.bad = true
+		return 0
+	}
+	b := d.rest[0]
+	d.rest = d.rest[1:]
+	return b
 }
 
 func (d *varints) text() string {

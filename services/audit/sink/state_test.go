@@ -17,7 +17,7 @@ import (
 func TestKept(t *testing.T) {
 	k := kept{cursor: 7, read: 90, output: []byte("out"), windows: []record.Saved{
 		{Cursor: 8, Packets: 3, First: begin.UTC(), Last: begin.Add(time.Millisecond).UTC()},
-		{Cursor: 70, Packets: 1 << 40, First: begin.Add(-time.Hour).UTC(), Last: begin.Add(-time.Hour).UTC(), Overflow: true}}}
+		{Cursor: 70, Packets: 1 << 40, First: begin.Add(-time.Hour).UTC(), Last: begin.Add(-time.Hour).UTC(), Fold: record.FoldRule}}}
 	b := k.encode()
 	if got, err := decodeKept(7, b); err != nil || !reflect.DeepEqual(got, k) {
 		t.Errorf("%+v %v", got, err)
