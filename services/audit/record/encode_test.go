@@ -1,8 +1,10 @@
 package record
 
 import (
-	"bytes"
-	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +25,7 @@ func sample(t testing.TB) *Line {
 }
 
 func TestJSON(t *testing.T) {
-	want := `{"cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","packet":{` +
+	want := `{"schema":"weir.audit/v1","cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","packet":{` +
 		`"first":"2023-07-04T12:33:25.221413Z","last":"2023-07-04T12:33:25.521413Z","count":3,"direction":"ingress","action":"drop","reason":"isolation",` +
 		`"table":"IngressDefaultRule","policies":["K8sNetworkPolicy:default/a-deny-all","K8sNetworkPolicy:default/web"],"isolation":true,` +
 		`"appliedTo":"default/nettool","peer":"default/client","sourceIP":"10.10.1.13","sourcePort":57050,"destinationIP":"10.10.1.7","destinationPort":80,` +
@@ -33,7 +35,7 @@ func TestJSON(t *testing.T) {
 	}
 	l := sample(t)
 	l.Kind, l.Loss = KindLoss, Loss{From: l.Packet.First, To: l.Packet.Last, Count: 9, Stage: auditv1.LossStage_LOSS_STAGE_METER}
-	want = `{"cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","loss":{"from":"2023-07-04T12:33:25.221413Z","to":"2023-07-04T12:33:25.521413Z","count":9,"stage":"meter"}}` + "\n"
+	want = `{"schema":"weir.audit/v1","cursor":7,"node":"n1","boot":"b1","sequence":3,"received":"2023-07-04T12:33:26.221413Z","loss":{"from":"2023-07-04T12:33:25.221413Z","to":"2023-07-04T12:33:25.521413Z","count":9,"stage":"meter"}}` + "\n"
 	if got := string(AppendJSON(nil, l)); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
@@ -95,48 +97,158 @@ func TestSyslog(t *testing.T) {
 	}
 }
 
-// FuzzEncoders: whatever the names are, a line is one line of as many words, JSON
-// is JSON with the same name in it, and syslog parses.
-func FuzzEncoders(f *testing.F) {
-	for _, s := range []string{"rule", "", "a b", "a\nb", "\r\n2023/07/04 faked", `"`, `\`, `]`, "\x00\x1b[31m", "\u2028", "\u0085", "é", "\xff\xfe", "\u202egnp", strings.Repeat("]", 5000), strings.Repeat("é", 3000)} {
-		f.Add(s)
+// named puts a name wherever a line has one that comes from outside.
+func named(l *Line, s string) {
+	must := s // Of what is never empty.
+	if s == "" {
+		must = "x"
 	}
-	f.Fuzz(func(t *testing.T, s string) {
-		l := sample(t)
-		p := &l.Packet
-		p.Isolation = false
-		p.Table, p.Rule, p.LogLabel, p.AppliedTo, p.Peer, p.Reason = s, s, s, s, s, s
-		p.Policies = []Policy{{k8s, s, s}, {k8s, s, s}}
-		p.Staged = &Staged{Action: drop, Policy: Policy{k8s, s, s}, Rule: s, Policies: p.Policies}
-		line := NPLog{Named: true}.Append(nil, l)
-		if bytes.Count(line, []byte("\n")) != 1 || len(bytes.Fields(line)) != 16+4 || bytes.Count(line, []byte(" ")) != 15+4 {
-			t.Errorf("np.log: %q", line)
+	l.Node, l.Boot = s, s
+	switch l.Kind {
+	case KindLoss:
+		l.Loss.Reason, l.Loss.Rule, l.Loss.Policy = s, s, Policy{k8s, s, must}
+	case KindChange:
+		c := l.Change
+		c.Fields = []string{s, s}
+		o := c.Object
+		o.ApiVersion, o.Kind, o.Namespace, o.Name, o.Uid, o.Manager, o.User = s, must, s, must, s, s, s
+		o.Manifest = appendQuoted([]byte(`{ "spec" :`), s)
+		o.Manifest = append(o.Manifest, '}')
+		if len(s)%2 == 1 {
+			o.Manifest = []byte(s)
 		}
-		for _, r := range string(line[:len(line)-1]) {
-			if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u202e' {
-				t.Fatalf("np.log: %q in %q", r, line)
+	case KindTest:
+		l.Test.Sink, l.Test.ID = must, must
+	default:
+		p := &l.Packet
+		p.Table, p.Rule, p.LogLabel, p.AppliedTo, p.Peer, p.Service = s, s, s, s, s, s
+		if p.printed() {
+			p.Reason = s
+		}
+		p.Policies = []Policy{{k8s, s, must}, {k8s, s, must}}
+		p.Staged = &Staged{Action: drop, Policy: Policy{k8s, s, must}, Rule: s, Policies: p.Policies}
+		l.Context = &Context{Service: s, Policies: []Version{{s, 1}, {s, -1}}}
+		if s != "" {
+			l.Context.Source, l.Context.Destination = End{s, s, s, s}, End{Node: s}
+		}
+	}
+}
+
+// readers are those of the formats: each says whether it takes a line.
+func readers(t testing.TB) map[string]func(line []byte, l *Line) error {
+	schema, ocsf, ecs, fluent := published(t), readOCSF(t, OCSFVersion), readECS(t), fluentBit(t)
+	return map[string]func(line []byte, l *Line) error{
+		"np.log":  func(line []byte, l *Line) error { return readsBack(fluent, line, l) },
+		"json":    func(line []byte, _ *Line) error { return schema(line) },
+		"rfc5424": func(line []byte, _ *Line) error { _, err := rfc5424.NewParser().Parse(line); return err },
+		"cef":     func(line []byte, _ *Line) error { _, err := checkCEF(line); return err },
+		"ocsf":    func(line []byte, _ *Line) error { return ocsf.check(line) },
+		"ecs":     func(line []byte, _ *Line) error { return ecs.check(line) },
+	}
+}
+
+// checkLine: a line with these names is one line in every format that states
+// it, and its readers take it.
+func checkLine(t *testing.T, readers map[string]func([]byte, *Line) error, l *Line) {
+	for format, encode := range Formats {
+		line := encode(nil, l)
+		if format == "np.log" && (l.Kind != KindPacket || !l.Packet.printed()) {
+			if len(line) != 0 {
+				t.Errorf("np.log has a line of it: %q", line)
+			}
+			continue
+		}
+		if err := oneLine(format, line); err != nil {
+			t.Errorf("%s: %v: %q", format, err, line)
+		}
+		if err := readers[format](line, l); err != nil {
+			t.Errorf("%s: %v: %q", format, err, line)
+		}
+	}
+}
+
+var hostileNames = []string{"rule", "", "a b", "a\nb", "\r\n2023/07/04 faked", `"`, `\`, `]`, "=|", " src=1.2.3.4", "\x00\x1b[31m", "\u2028", "\u0085", "é", "\xff\xfe", "\u202egnp", `{"a": 1}`,
+	"node:n", "service:a/b", "a/b", "spoof", "staged", strings.Repeat("]", 5000), strings.Repeat("é", 3000)}
+
+func TestHostileNames(t *testing.T) {
+	readers := readers(t)
+	for name, l := range samples(t) {
+		t.Run(name, func(t *testing.T) {
+			for _, s := range hostileNames {
+				named(l, s)
+				checkLine(t, readers, l)
+			}
+		})
+	}
+}
+
+// FuzzEncoders looks for names, and lines to put them into, that any format is
+// written wrong of.
+func FuzzEncoders(f *testing.F) {
+	kinds := slices.Sorted(maps.Keys(samples(f)))
+	for i, s := range hostileNames {
+		f.Add(i, s)
+	}
+	readers := readers(f)
+	f.Fuzz(func(t *testing.T, kind int, s string) {
+		l := samples(t)[kinds[uint(kind)%uint(len(kinds))]]
+		named(l, s)
+		checkLine(t, readers, l)
+	})
+}
+
+// oneLine says whether a line ends, and ends only there, for any reader.
+func oneLine(format string, line []byte) error {
+	text, ended := strings.CutSuffix(string(line), "\n")
+	if ended == (format == "rfc5424") {
+		return errors.New("the newline at its end")
+	}
+	if format == "rfc5424" && len(line) > maxMessage {
+		return errors.New("too long")
+	}
+	if !utf8.ValidString(text) || text == "" {
+		return errors.New("not UTF-8")
+	}
+	for _, r := range text {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r == '\u202e' && format == "np.log" {
+			return fmt.Errorf("%q", r)
+		}
+	}
+	return nil
+}
+
+// TestNothingIsLeftOut: every format but np.log states all that there is.
+func TestNothingIsLeftOut(t *testing.T) {
+	for name, l := range samples(t) {
+		for format, encode := range Formats {
+			if len(encode([]byte("x"), l)) == 1 && format != "np.log" {
+				t.Errorf("%s has nothing of %s", format, name)
 			}
 		}
-		text := AppendJSON(nil, l)
-		var got struct {
-			Packet struct{ Rule, LogLabel string }
+	}
+}
+
+// TestEncodersAppend: what is there stays.
+func TestEncodersAppend(t *testing.T) {
+	for name, l := range samples(t) {
+		for format, encode := range Formats {
+			if got, want := string(encode([]byte("before\n"), l)), "before\n"+string(encode(nil, l)); got != want {
+				t.Errorf("%s: %s: %q", format, name, got)
+			}
 		}
-		if err := json.Unmarshal(text, &got); err != nil || bytes.Count(text, []byte("\n")) != 1 {
-			t.Fatalf("%v: %q", err, text)
-		}
-		if want := strings.ToValidUTF8(s, "\ufffd"); utf8.ValidString(s) && got.Packet.Rule != want {
-			t.Errorf("JSON: %q, want %q", got.Packet.Rule, want)
-		}
-		msg := DefaultSyslog().Append(nil, l)
-		if bytes.ContainsAny(msg, "\n\r\x00") || len(msg) > maxMessage || !utf8.Valid(msg) {
-			t.Errorf("syslog: %q", msg)
-		}
-		if _, err := rfc5424.NewParser().Parse(msg); err != nil {
-			t.Errorf("syslog: %v: %q", err, msg)
-		}
-		p.Reason = reasonStaged
-		if msg := DefaultSyslog().Append(nil, l); bytes.ContainsAny(msg, "\n\r\x00") || len(msg) > maxMessage || !utf8.Valid(msg) {
-			t.Errorf("syslog: %q", msg)
-		}
-	})
+	}
+}
+
+// BenchmarkEncode is of the line of a dropped packet with its context.
+func BenchmarkEncode(b *testing.B) {
+	l := samples(b)["context"]
+	for format, encode := range Formats {
+		b.Run(format, func(b *testing.B) {
+			b.ReportAllocs()
+			buf := encode(nil, l)
+			for b.Loop() {
+				buf = encode(buf[:0], l)
+			}
+		})
+	}
 }

@@ -1,174 +1,198 @@
 package record
 
-import (
-	"strconv"
-	"unicode/utf8"
-)
+import _ "embed" // Of the schema.
+
+// SchemaVersion is what the lines of AppendJSON say that they keep to. Within
+// it fields are only added, and none changes its type or meaning: a reader
+// passes over those that it does not know. Values of "stage", "kind", "reason"
+// and "protocol" may be added too.
+const SchemaVersion = "weir.audit/v1"
+
+// JSONSchema is the JSON Schema (2020-12) of the lines of AppendJSON, as this
+// version writes them.
+//
+//go:embed schema/weir.audit.v1.json
+var JSONSchema string
 
 // AppendJSON appends a line as one JSON object, newline included. Field names
 // are stable; fields that do not apply are left out; times are RFC 3339 in UTC.
+// JSONSchema tells of each.
 //
-//	cursor node boot sequence received
+//	schema cursor node boot sequence received, and one of
 //	packet: first last count direction action reason table policies isolation rule logLabel openflowPriority
 //	        appliedTo peer sourceIP sourcePort destinationIP destinationPort protocol icmpType icmpCode length
-//	        tcpFlags redirected overflow staged{action policy rule policies}
+//	        tcpFlags redirected overflow service staged{action policy rule policies}
 //	        of reason "spoof" too: sourceMAC claimedMAC targetIP; protocol may be ARP, or the number of an Ethernet
 //	        type (0x88cc)
-//	loss:   from to count stage reason
+//	        where it was known: source and destination {namespace pod node workload}, policyVersions[{uid generation}]
+//	        in the order of policies
+//	loss:   from to count stage reason policy rule direction
+//	change: time kind object{apiVersion kind namespace name uid generation manager user manifest} fields podsBefore podsAfter
+//	test:   time sink id
 //
 // Of merged records, cursor, sequence and received are the first one's; count,
-// first and last are of all.
+// first and last are of all. A manifest is written in full, as the object that it
+// is: it is what a change is evidence of, and at most 128 KiB.
 func AppendJSON(b []byte, l *Line) []byte {
-	b = append(b, `{"cursor":`...)
-	b = strconv.AppendUint(b, l.Cursor, 10)
-	b = appendField(b, "node", l.Node)
-	b = appendOptional(b, "boot", l.Boot)
+	j := jsonText{append(b, '{')}
+	j.text("schema", SchemaVersion)
+	j.unsigned("cursor", l.Cursor)
+	j.text("node", l.Node)
+	j.optional("boot", l.Boot)
 	if l.Sequence != 0 {
-		b = append(b, `,"sequence":`...)
-		b = strconv.AppendUint(b, l.Sequence, 10)
+		j.unsigned("sequence", l.Sequence)
 	}
 	if !l.Received.IsZero() {
-		b = append(b, `,"received":"`...)
-		b = appendStamp(b, l.Received)
-		b = append(b, '"')
+		j.time("received", l.Received)
 	}
-	if l.Kind == KindLoss {
-		b = append(b, `,"loss":{"from":"`...)
-		b = appendStamp(b, l.Loss.From)
-		b = append(b, `","to":"`...)
-		b = appendStamp(b, l.Loss.To)
-		b = append(b, `","count":`...)
-		b = strconv.AppendUint(b, l.Loss.Count, 10)
-		b = append(b, `,"stage":`...)
-		b = appendQuoted(b, enumWord(l.Loss.Stage.String(), "LOSS_STAGE_"))
-		b = appendOptional(b, "reason", l.Loss.Reason)
-		return append(b, "}}\n"...)
+	switch l.Kind {
+	case KindLoss:
+		at := j.open("loss")
+		j.time("from", l.Loss.From)
+		j.time("to", l.Loss.To)
+		j.lossFields(&l.Loss)
+		j.end(at)
+	case KindChange:
+		j.change(l.Change)
+	case KindTest:
+		at := j.open("test")
+		j.time("time", l.Test.Time)
+		j.text("sink", l.Test.Sink)
+		j.text("id", l.Test.ID)
+		j.end(at)
+	default:
+		j.packet(l)
 	}
-	b = append(b, `,"packet":`...)
-	b = l.appendPacket(b)
-	return append(b, "}\n"...)
+	return append(j.b, '}', '\n')
 }
 
-func (l *Line) appendPacket(b []byte) []byte {
+func (j *jsonText) packet(l *Line) {
 	p := &l.Packet
-	b = append(b, `{"first":"`...)
-	b = appendStamp(b, p.First)
-	b = append(b, `","last":"`...)
-	b = appendStamp(b, p.Last)
-	b = append(b, `","count":`...)
-	b = strconv.AppendUint(b, l.Packets, 10)
-	b = appendField(b, "direction", enumWord(p.Direction.String(), "DIRECTION_"))
-	b = appendField(b, "action", enumWord(p.Action.String(), "ACTION_"))
-	b = appendOptional(b, "reason", p.Reason)
-	b = appendOptional(b, "table", p.Table)
-	b = appendPolicies(b, p.Policies)
-	b = append(b, `,"isolation":`...)
-	b = strconv.AppendBool(b, p.Isolation)
-	b = appendOptional(b, "rule", p.Rule)
-	b = appendOptional(b, "logLabel", p.LogLabel)
-	b = appendOptionalNumber(b, "openflowPriority", p.Priority)
-	b = appendOptional(b, "appliedTo", p.AppliedTo)
-	b = appendOptional(b, "peer", p.Peer)
+	at := j.open("packet")
+	j.time("first", p.First)
+	j.time("last", p.Last)
+	j.unsigned("count", l.Packets)
+	j.text("direction", directionWords.of(p.Direction))
+	j.text("action", actionWords.of(p.Action))
+	j.optional("reason", p.Reason)
+	j.optional("table", p.Table)
+	j.policies("policies", p.Policies)
+	j.truth("isolation", p.Isolation)
+	j.optional("rule", p.Rule)
+	j.optional("logLabel", p.LogLabel)
+	j.number("openflowPriority", p.Priority)
+	j.optional("appliedTo", p.AppliedTo)
+	j.optional("peer", p.Peer)
 	if !l.Overflow {
-		b = appendOptional(b, "sourceIP", addressText(p.Source))
-		b = appendOptionalNumber(b, "sourcePort", p.SourcePort)
-		b = appendOptional(b, "destinationIP", addressText(p.Destination))
-		b = appendOptionalNumber(b, "destinationPort", p.DestPort)
-		b = appendField(b, "protocol", p.ProtocolName())
-		b = appendOptionalNumber(b, "icmpType", p.ICMPType)
-		b = appendOptionalNumber(b, "icmpCode", p.ICMPCode)
-		b = append(b, `,"length":`...)
-		b = strconv.AppendUint(b, uint64(p.Length), 10)
-		b = appendOptionalNumber(b, "tcpFlags", Number{p.TCPFlags, p.TCPFlags != 0})
+		j.address("sourceIP", p.Source)
+		j.number("sourcePort", p.SourcePort)
+		j.address("destinationIP", p.Destination)
+		j.number("destinationPort", p.DestPort)
+		j.text("protocol", p.ProtocolName())
+		j.number("icmpType", p.ICMPType)
+		j.number("icmpCode", p.ICMPCode)
+		j.unsigned("length", uint64(p.Length))
+		j.number("tcpFlags", Number{p.TCPFlags, p.TCPFlags != 0})
 	}
 	if f := p.Forged; f != nil {
-		b = appendOptional(b, "sourceMAC", hardwareText(f.SourceMAC))
-		b = appendOptional(b, "claimedMAC", hardwareText(f.ClaimedMAC))
-		b = appendOptional(b, "targetIP", addressText(f.Target))
+		j.optional("sourceMAC", hardwareText(f.SourceMAC))
+		j.optional("claimedMAC", hardwareText(f.ClaimedMAC))
+		j.address("targetIP", f.Target)
 	}
 	if p.Redirected {
-		b = append(b, `,"redirected":true`...)
+		j.truth("redirected", true)
 	}
 	if l.Overflow {
-		b = append(b, `,"overflow":true`...)
+		j.truth("overflow", true)
 	}
-	if s := p.Staged; s != nil {
-		b = append(b, `,"staged":{"action":`...)
-		b = appendQuoted(b, enumWord(s.Action.String(), "ACTION_"))
-		if s.Policy.Name != "" {
-			b = appendField(b, "policy", s.Policy.String())
+	j.optional("service", l.service())
+	j.context(l)
+	if p.Staged != nil {
+		j.staged(p.Staged)
+	}
+	j.end(at)
+}
+
+func (j *jsonText) staged(s *Staged) {
+	at := j.open("staged")
+	j.text("action", actionWords.of(s.Action))
+	if s.Policy.Name != "" {
+		j.text("policy", s.Policy.String())
+	}
+	j.optional("rule", s.Rule)
+	j.policies("policies", s.Policies)
+	j.end(at)
+}
+
+// context writes what the collector knew of a packet.
+func (j *jsonText) context(l *Line) {
+	c := l.known()
+	if c == nil {
+		return
+	}
+	j.whose("source", &c.Source)
+	j.whose("destination", &c.Destination)
+	if len(c.Policies) == 0 {
+		return
+	}
+	j.key("policyVersions")
+	j.b = append(j.b, '[')
+	for _, v := range c.Policies {
+		j.comma()
+		j.b = append(j.b, '{')
+		j.optional("uid", v.UID)
+		if v.Generation != 0 {
+			j.signed("generation", v.Generation)
 		}
-		b = appendOptional(b, "rule", s.Rule)
-		b = appendPolicies(b, s.Policies)
-		b = append(b, '}')
+		j.b = append(j.b, '}')
 	}
-	return append(b, '}')
+	j.b = append(j.b, ']')
 }
 
-func appendPolicies(b []byte, refs []Policy) []byte {
-	b = append(b, `,"policies":[`...)
-	for i, ref := range refs {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendQuoted(b, ref.String())
-	}
-	return append(b, ']')
+func (j *jsonText) whose(name string, e *End) {
+	at := j.open(name)
+	j.optional("namespace", e.Namespace)
+	j.optional("pod", e.Pod)
+	j.optional("node", e.Node)
+	j.optional("workload", e.Workload)
+	j.end(at)
 }
 
-func appendField(b []byte, name, value string) []byte {
-	b = append(b, `,"`...)
-	b = append(b, name...)
-	b = append(b, `":`...)
-	return appendQuoted(b, value)
+func (j *jsonText) lossFields(s *Loss) {
+	j.unsigned("count", s.Count)
+	j.text("stage", stageWords.of(s.Stage))
+	j.optional("reason", s.Reason)
+	if s.Policy.Name != "" {
+		j.text("policy", s.Policy.String())
+	}
+	j.optional("rule", s.Rule)
+	if s.Direction != 0 {
+		j.text("direction", directionWords.of(s.Direction))
+	}
 }
 
-func appendOptional(b []byte, name, value string) []byte {
-	if value == "" {
-		return b
+func (j *jsonText) change(c *Change) {
+	at := j.open("change")
+	j.time("time", c.Time)
+	j.text("kind", changeWords.of(c.Kind))
+	o := c.Object
+	object := j.open("object")
+	j.optional("apiVersion", o.GetApiVersion())
+	j.text("kind", o.GetKind())
+	j.optional("namespace", o.GetNamespace())
+	j.text("name", o.GetName())
+	j.optional("uid", o.GetUid())
+	if o.GetGeneration() != 0 {
+		j.signed("generation", o.GetGeneration())
 	}
-	return appendField(b, name, value)
-}
-
-func appendOptionalNumber(b []byte, name string, n Number) []byte {
-	if !n.Set {
-		return b
+	j.optional("manager", o.GetManager())
+	j.optional("user", o.GetUser())
+	j.manifest("manifest", o.GetManifest())
+	j.end(object)
+	if len(c.Fields) > 0 {
+		j.list("fields", c.Fields...)
 	}
-	b = append(b, `,"`...)
-	b = append(b, name...)
-	b = append(b, `":`...)
-	return strconv.AppendUint(b, uint64(n.Value), 10)
-}
-
-// appendQuoted appends a JSON string. What is not UTF-8 is replaced.
-func appendQuoted(b []byte, s string) []byte {
-	b = append(b, '"')
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c < utf8.RuneSelf {
-			switch {
-			case c == '"' || c == '\\':
-				b = append(b, '\\', c)
-			case c < ' ' || c == 0x7f:
-				b = append(b, `\u00`...)
-				b = append(b, hex[c>>4], hex[c&15])
-			default:
-				b = append(b, c)
-			}
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			b = append(b, "\ufffd"...)
-		case r == '\u2028' || r == '\u2029' || r == '\u0085': // Some readers take them for ends of lines.
-			b = append(b, `\u`...)
-			b = append(b, hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
-		default:
-			b = append(b, s[i:i+n]...)
-		}
-		i += n
-	}
-	return append(b, '"')
+	j.unsigned("podsBefore", uint64(c.PodsBefore))
+	j.unsigned("podsAfter", uint64(c.PodsAfter))
+	j.end(at)
 }

@@ -50,11 +50,11 @@ func (n NPLog) Append(b []byte, l *Line) []byte {
 	if l.Overflow {
 		b = append(b, "<nil> <nil> <nil> <nil> <nil>"...)
 	} else {
-		b = p.Source.AppendTo(b)
+		b = appendAddress(b, p.Source)
 		b = append(b, ' ')
 		b = appendNumber(b, p.SourcePort)
 		b = append(b, ' ')
-		b = p.Destination.AppendTo(b)
+		b = appendAddress(b, p.Destination)
 		b = append(b, ' ')
 		b = appendNumber(b, p.DestPort)
 		b = append(b, ' ')
@@ -90,7 +90,7 @@ func (n NPLog) appendPolicy(b []byte, p *Packet) []byte {
 				sep = ':'
 			}
 			b = append(b, sep)
-			b = appendWord(b, ref.path())
+			b = appendWord(b, ref.Path())
 		}
 		return b
 	}

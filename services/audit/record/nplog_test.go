@@ -1,7 +1,11 @@
 package record
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,16 +47,98 @@ func lineOf(p Packet, packets uint64, window time.Duration) *Line {
 	return &Line{Record: Record{Cursor: 7, Node: "n1", Boot: "b1", Sequence: 3, Event: Event{Packet: p}}, Packets: packets, Window: window}
 }
 
+// fluentBit is the expression of the parser that deploy has for Fluent Bit.
+func fluentBit(t testing.TB) *regexp.Regexp {
+	t.Helper()
+	text, err := os.ReadFile("../../../deploy/monitoring/fluent-bit/parsers.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^    Regex +(.*)$`).FindAllStringSubmatch(string(text), -1)
+	if len(found) != 1 {
+		t.Fatalf("%d expressions in parsers.conf", len(found))
+	}
+	return regexp.MustCompile(found[0][1])
+}
+
+// readsBack says whether a reader gets from a line of np.log what it was made
+// of. It takes words apart at spaces, and so knows nothing of how they were put
+// together.
+func readsBack(fluent *regexp.Regexp, line []byte, l *Line) error {
+	text := strings.TrimSuffix(string(line), "\n")
+	words, tail, merged := strings.Cut(text, " [")
+	w := strings.Split(words, " ")
+	if len(w) != 16 {
+		return fmt.Errorf("%d words", len(w))
+	}
+	m := fluent.FindStringSubmatch(text)
+	if m == nil {
+		return fmt.Errorf("Fluent Bit does not match")
+	}
+	group := func(name string) string { return m[fluent.SubexpIndex(name)] }
+	for i, name := range []string{"table", "policy", "rule", "direction", "action", "priority", "applied_to", "source_ip", "source_port", "destination_ip", "destination_port", "protocol", "length", "log_label"} {
+		if group(name) != w[i+2] {
+			return fmt.Errorf("Fluent Bit reads %q as %s", group(name), name)
+		}
+	}
+	when, err := time.Parse("2006/01/02 15:04:05.000000", w[0]+" "+w[1])
+	if err != nil || !when.Equal(l.Printed().Truncate(time.Microsecond)) {
+		return fmt.Errorf("time %s %s: %v", w[0], w[1], err)
+	}
+	p := &l.Packet
+	for i, want := range map[int]string{2: p.Table, 4: p.Rule, 8: p.AppliedTo, 15: p.LogLabel} {
+		if got, err := unescaped(w[i]); err != nil || got != want && want != "<nil>" {
+			return fmt.Errorf("word %d is %q (%v), want %q", i, got, err, want)
+		}
+	}
+	if l.Overflow {
+		if strings.Join(w[9:14], " ") != "<nil> <nil> <nil> <nil> <nil>" {
+			return fmt.Errorf("an overflow with ends")
+		}
+	} else if w[9] != "<nil>" && w[9] != p.Source.String() || p.Source.IsValid() != (w[9] != "<nil>") || w[11] != p.Destination.String() {
+		return fmt.Errorf("addresses")
+	}
+	if merged != (l.Packets > 1) || merged != (group("packets") != "") {
+		return fmt.Errorf("merged: %t", merged)
+	}
+	if merged {
+		n, d, ok := strings.Cut(strings.TrimSuffix(tail, "]"), " packets in ")
+		if _, err := time.ParseDuration(d); !ok || err != nil || n != strconv.FormatUint(l.Packets, 10) || n != group("packets") || d != group("window") {
+			return fmt.Errorf("tail %q", tail)
+		}
+	}
+	return nil
+}
+
+func unescaped(word string) (string, error) {
+	if word == "<nil>" {
+		return "", nil
+	}
+	return strconv.Unquote(`"` + strings.ReplaceAll(word, `"`, `\"`) + `"`)
+}
+
 // TestNPLogExamples has the example lines of Antrea's documentation, word for
-// word.
+// word, and lines of the forms that it describes without an example.
 func TestNPLogExamples(t *testing.T) {
 	icmp := Packet{First: at(t, "2023/07/03 23:24:36.4231685"), Direction: out, Action: reject, Table: "AntreaPolicyEgressRule",
 		Policies: []Policy{{annp, "default", "reject-icmp-policy"}}, Rule: "RejectICMPRequest", Priority: num(14500), AppliedTo: "default/nettool",
 		Source: netip.MustParseAddr("10.10.1.7"), Destination: netip.MustParseAddr("10.10.2.3"), Protocol: 1, Length: 84, LogLabel: "icmp-log-label"}
 	first := icmp
 	first.First = at(t, "2023/07/03 23:24:35.422233")
+	fluent := fluentBit(t)
 	k8sDrop := isolation()
 	k8sDrop.First, k8sDrop.Protocol, k8sDrop.SourcePort, k8sDrop.DestPort, k8sDrop.Length = at(t, "2023/07/04 12:33:25.221413"), 1, Number{}, Number{}, 84
+	denyAll := isolation()
+	denyAll.First, denyAll.AppliedTo, denyAll.Policies = k8sDrop.First, "default/nginx", []Policy{{k8s, "default", "access-nginx"}}
+	layer7 := isolation()
+	layer7.First, layer7.Isolation, layer7.Action, layer7.Redirected, layer7.Table = k8sDrop.First, false, allow, true, "AntreaPolicyIngressRule"
+	layer7.Policies, layer7.Rule, layer7.Priority = []Policy{{annp, "default", "ingress-allow-http-request-to-api-v2"}}, "allow-http", num(14000)
+	node := layer7
+	node.Redirected, node.AppliedTo, node.Policies, node.LogLabel = false, "node:n1", []Policy{{acnp, "", "nodes"}}, "web"
+	node.Source, node.Destination = netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	service := node
+	service.Action, service.Table, service.AppliedTo, service.Rule, service.LogLabel, service.DestPort = drop, "NodePort", "service:default/web", "drop-outside", "", num(30080)
+	service.Source, service.Destination = netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("192.0.2.1")
 	for name, tt := range map[string]struct {
 		line *Line
 		want string
@@ -72,10 +158,24 @@ func TestNPLogExamples(t *testing.T) {
 			"2023/07/04 12:31:02.801442 IngressRule K8sNetworkPolicy:default/allow-tcp-80 <nil> Ingress Allow 190 default/nettool 10.10.1.13 57050 10.10.1.7 80 TCP 60 <nil>"},
 		"Kubernetes default drop": {lineOf(k8sDrop, 1, time.Second),
 			"2023/07/04 12:33:26.221413 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> default/nettool 10.10.1.13 <nil> 10.10.1.7 <nil> ICMP 84 <nil>"},
+		"Kubernetes default drop, merged": {lineOf(k8sDrop, 4, 1500*time.Millisecond),
+			"2023/07/04 12:33:26.721413 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> default/nettool 10.10.1.13 <nil> 10.10.1.7 <nil> ICMP 84 <nil> [4 packets in 1.5s]"},
+		"deny-all": {lineOf(denyAll, 1, time.Second),
+			"2023/07/04 12:33:26.221413 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> default/nginx 10.10.1.13 57050 10.10.1.7 80 TCP 60 <nil>"},
+		"layer 7": {lineOf(layer7, 1, time.Second),
+			"2023/07/04 12:33:26.221413 AntreaPolicyIngressRule AntreaNetworkPolicy:default/ingress-allow-http-request-to-api-v2 allow-http Ingress Redirect 14000 default/nettool 10.10.1.13 57050 10.10.1.7 80 TCP 60 <nil>"},
+		"node": {lineOf(node, 1, 0),
+			"2023/07/04 12:33:25.221413 AntreaPolicyIngressRule AntreaClusterNetworkPolicy:nodes allow-http Ingress Allow 14000 node:n1 fd00::1 57050 fd00::2 80 TCP 60 web"},
+		"NodePort Service": {lineOf(service, 1, time.Second),
+			"2023/07/04 12:33:26.221413 NodePort AntreaClusterNetworkPolicy:nodes drop-outside Ingress Drop 14000 service:default/web 203.0.113.7 57050 192.0.2.1 30080 TCP 60 <nil>"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := string(NPLog{}.Append(nil, tt.line)); got != tt.want+"\n" {
+			got := NPLog{}.Append(nil, tt.line)
+			if string(got) != tt.want+"\n" {
 				t.Errorf("got  %swant %s", got, tt.want)
+			}
+			if err := readsBack(fluent, got, tt.line); err != nil {
+				t.Errorf("%v: %s", err, got)
 			}
 		})
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
@@ -243,8 +242,8 @@ var policyPrefixes = map[policyv1.PolicyKind]string{
 	policyv1.PolicyKind_POLICY_KIND_CLUSTER_NETWORK_POLICY:        "ClusterNetworkPolicy",
 }
 
-// path is "NAMESPACE/NAME", or "NAME".
-func (p Policy) path() string {
+// Path is "NAMESPACE/NAME", or "NAME".
+func (p Policy) Path() string {
 	if p.Namespace == "" {
 		return p.Name
 	}
@@ -253,7 +252,7 @@ func (p Policy) path() string {
 
 // String is "KIND:NAMESPACE/NAME", as np.log refers to policies.
 func (p Policy) String() string {
-	return policyPrefixes[p.Kind] + ":" + p.path()
+	return policyPrefixes[p.Kind] + ":" + p.Path()
 }
 
 // ProtocolName is the name of an IP protocol, or its number.
@@ -308,7 +307,3 @@ func (p *Packet) directionName() string {
 func (p *Packet) merges() bool {
 	return p.Redirected || p.Action != policyv1.Action_ACTION_ALLOW
 }
-
-// enumWord is an enum's name as JSON and syslog show it: lower case, without
-// its prefix.
-func enumWord(name, prefix string) string { return strings.ToLower(strings.TrimPrefix(name, prefix)) }

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"net/netip"
 	"strconv"
 	"time"
 	"unicode"
@@ -52,6 +53,13 @@ func appendNumber(b []byte, n Number) []byte {
 		return append(b, "<nil>"...)
 	}
 	return strconv.AppendUint(b, uint64(n.Value), 10)
+}
+
+func appendAddress(b []byte, a netip.Addr) []byte {
+	if !a.IsValid() {
+		return append(b, "<nil>"...)
+	}
+	return a.AppendTo(b)
 }
 
 func appendStamp(b []byte, t time.Time) []byte { return t.UTC().AppendFormat(b, time.RFC3339Nano) }

@@ -43,6 +43,9 @@ func NewFormats(np record.NPLog) Formats {
 		{FormatNPLog, printed, text, np.Append, nil},
 		{FormatJSON, record.KeyAll, ndjson, record.AppendJSON, nil},
 		{FormatSyslog, record.KeyAll, text, syslog.Append, nil},
+		{"cef", record.KeyAll, text, record.AppendCEF, nil},
+		{"ocsf", record.KeyAll, ndjson, record.AppendOCSF, nil},
+		{"ecs", record.KeyAll, ndjson, record.AppendECS, nil},
 	} {
 		if f.Syslog = syslog.Append; f.Name != FormatSyslog {
 			line := f.Append

@@ -115,7 +115,7 @@ func TestNATS(t *testing.T) {
 func TestNATSTooLong(t *testing.T) {
 	w := newWorld(t)
 	s := natsServer(t, t.TempDir(), -1)
-	st := stream(t, s, 420)
+	st := stream(t, s, 500)
 	w.packet("n1", allow, 1, 0)
 	w.packet(strings.Repeat("n", 200), allow, 1, 0)
 	w.packet("n1", allow, 1, 0)

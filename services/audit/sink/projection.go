@@ -3,6 +3,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/weirnet/weir/services/audit/record"
@@ -19,6 +20,7 @@ type projection struct {
 	dirty   bool  // Lines were written since the last sync.
 	merged  uint64
 	skipped uint64
+	testing []string // Tests since the last commit.
 }
 
 func (s *Sink) project(ctx context.Context) (err error) {
@@ -167,7 +169,7 @@ func (p *projection) read() (more bool, err error) {
 		if ok, err := p.next(p.reader, &r); err != nil || !ok {
 			return false, err
 		}
-		if !p.cfg.Filter.Matches(r.Node, &r.Event) {
+		if !p.wants(&r) {
 			continue
 		}
 		if p.dedup.Add(&r, now); p.failed != nil {
@@ -175,6 +177,20 @@ func (p *projection) read() (more bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// wants says whether the sink writes a record. A test is for one sink, whatever
+// its filter is.
+func (p *projection) wants(r *record.Record) bool {
+	if r.Kind != record.KindTest {
+		return p.cfg.Filter.Matches(r.Node, &r.Event)
+	}
+	if r.Test.Sink != p.cfg.Name {
+		return false
+	}
+	p.testing = append(p.testing, r.Test.ID)
+	p.hop(r.Test.ID, Hop{Name: "read", Detail: fmt.Sprintf("cursor %d", r.Cursor)})
+	return true
 }
 
 // next reads the next record that can be read. It is false when there is none.
@@ -203,6 +219,9 @@ func (p *projection) emit(ctx context.Context, l *record.Line) {
 		p.failed = err
 		return
 	}
+	if l.Kind == record.KindTest {
+		p.written(l.Test.ID, n)
+	}
 	p.dirty = true
 	p.mu.Lock()
 	p.stats.Lines += uint64(n)
@@ -226,6 +245,9 @@ func (p *projection) commit(ctx context.Context) error {
 		}
 		p.dirty = false
 	}
+	for _, id := range p.testing {
+		p.hop(id, Hop{Name: "written", Detail: p.peer()})
+	}
 	if changed {
 		if stateful != nil {
 			k.output = stateful.State()
@@ -247,5 +269,9 @@ func (p *projection) commit(ctx context.Context) error {
 	p.stats.Merged += p.dedup.Merged() - p.merged
 	p.merged = p.dedup.Merged()
 	p.stats.LastError = ""
+	for _, id := range p.testing {
+		p.hopLocked(id, Hop{Name: "acknowledged", Detail: fmt.Sprintf("cursor %d is stored", p.kept.cursor), Last: true})
+	}
+	p.testing = nil
 	return nil
 }

@@ -116,8 +116,9 @@ type Sink struct {
 	kept   kept          // What is stored. Of the goroutine of Run.
 	reopen chan struct{} // One slot: the files were moved away.
 
-	mu    sync.Mutex // Guards stats.
+	mu    sync.Mutex // Guards what follows.
 	stats Stats
+	tests map[string]chan Hop // That somebody follows, by id.
 }
 
 // New returns a sink.
@@ -132,7 +133,7 @@ func New(cfg Config) (*Sink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sink: %w", err)
 	}
-	s := &Sink{cfg: cfg, reopen: make(chan struct{}, 1), stats: Stats{Name: cfg.Name, Type: cfg.Type, Format: cfg.Format, Cursor: cursor}}
+	s := &Sink{cfg: cfg, reopen: make(chan struct{}, 1), tests: make(map[string]chan Hop), stats: Stats{Name: cfg.Name, Type: cfg.Type, Format: cfg.Format, Cursor: cursor}}
 	if s.kept, err = decodeKept(cursor, stored); err != nil {
 		return nil, fmt.Errorf("sink %s: %w", cfg.Name, err)
 	}
@@ -185,6 +186,9 @@ func (s *Sink) trouble(err error) {
 	s.mu.Lock()
 	first := s.stats.LastError == ""
 	s.stats.LastError = err.Error()
+	for id := range s.tests {
+		s.hopLocked(id, Hop{Name: "failed", Error: err.Error()})
+	}
 	s.mu.Unlock()
 	if first {
 		s.cfg.Logger.Warn("sink fails; it goes on from its cursor", "sink", s.cfg.Name, "cursor", s.kept.cursor, "err", err)

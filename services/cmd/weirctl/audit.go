@@ -15,12 +15,13 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 )
 
 func newAudit(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit record"}
-	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams), newAuditReport(streams), newAuditExplain(streams))
+	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams), newAuditReport(streams), newAuditExplain(streams), newAuditSchema(streams), newAuditTestSink(streams))
 	return cmd
 }
 
@@ -32,10 +33,12 @@ func newAuditTail(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Print records, and follow what comes",
-		Long: "Print the records of the log, oldest first. Each has a cursor; --after continues behind one. With\n" +
-			"-o json every record is one line.",
+		Long: "Print the records of the log, oldest first. Each has a cursor; --after continues behind one. But in\n" +
+			"a table every record is one line, as the collector's own outputs write it without merging; np.log\n" +
+			"has lines of packets alone. weirctl audit schema tells of those of -o json.",
 		Example: "  weirctl audit tail --follow --from-end --pod shop/db --action drop\n" +
-			"  weirctl audit tail --since 10m --prefix 10.0.0.0/8 --port 443 -o json",
+			"  weirctl audit tail --since 10m --prefix 10.0.0.0/8 --port 443 -o json\n" +
+			"  weirctl audit tail --changes --policy shop/web",
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
@@ -51,12 +54,14 @@ func newAuditTail(streams Streams) *cobra.Command {
 	flags.Uint32Var(&filter.Port, "port", 0, "with this destination port")
 	flags.BoolVar(&filter.Staged, "staged", false, "only packets that fare otherwise with the staged policies")
 	flags.BoolVar(&filter.Losses, "losses", true, "losses too")
+	flags.BoolVar(&filter.Changes, "changes", false, "changes of policies, tiers and groups too")
 	flags.StringVar(&action, "action", "", "allow, drop, reject or pass")
 	flags.StringVar(&direction, "direction", "", "ingress or egress")
 	flags.StringVar(&since, "since", "", "not before: a time such as 2006-01-02T15:04:05Z, or how long ago, such as 10m")
 	flags.StringVar(&until, "until", "", "before: as --since")
 	server.flags(cmd, identity.DefaultAuditAddress)
-	output := formatFlag(cmd)
+	output := recordFormat(table)
+	flags.VarP(&output, "output", "o", "how to show records")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if req.FromEnd && req.After != 0 {
 			return errors.New("--from-end contradicts --after: give one or the other")
@@ -76,7 +81,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 			return err
 		}
 		req.Filter = &filter
-		return tail(cmd.Context(), &server, &req, newRecordPrinter(streams.Out, *output))
+		return tail(cmd.Context(), &server, &req, newRecordPrinter(streams.Out, output))
 	}
 	return cmd
 }
@@ -129,8 +134,25 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, print fun
 		case err != nil:
 			return server.failed("audit tail", err)
 		}
+		if resp.GetRecord() == nil { // How far the log was read.
+			continue
+		}
 		if err := print(resp.GetRecord()); err != nil {
 			return err
 		}
+	}
+}
+
+func newAuditSchema(streams Streams) *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of the record's JSON lines",
+		Long: "Print the JSON Schema (2020-12) of the lines of audit tail -o json and of weir-auditd --json-file.\n" +
+			"Each line names its version in the member schema. Within a version members are only added.",
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := io.WriteString(streams.Out, record.JSONSchema)
+			return err
+		},
 	}
 }

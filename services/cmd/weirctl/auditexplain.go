@@ -164,7 +164,7 @@ func (e *explained) text(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := newRecordPrinter(w, table)(e.record); err != nil {
+	if err := newRecordPrinter(w, recordFormat(table))(e.record); err != nil {
 		return err
 	}
 	if line.Kind != record.KindPacket {

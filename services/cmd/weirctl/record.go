@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,9 +16,33 @@ import (
 	"github.com/weirnet/weir/services/audit/record"
 )
 
+// recordFormat is the flag -o of records: a table, or what the collector's own
+// outputs write.
+type recordFormat string
+
+// recordFormats are its choices, in the order of their telling.
+func recordFormats() []string {
+	return append([]string{string(table)}, slices.Sorted(maps.Keys(record.Formats))...)
+}
+
+func (f *recordFormat) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (f *recordFormat) Type() string { return strings.Join(recordFormats(), "|") }
+
+// Set implements pflag.Value.
+func (f *recordFormat) Set(s string) error {
+	if !slices.Contains(recordFormats(), s) {
+		return fmt.Errorf("write one of %s", strings.Join(recordFormats(), ", "))
+	}
+	*f = recordFormat(s)
+	return nil
+}
+
 // lineOf makes a record into what the collector's own outputs are made of, so
 // that a record looks the same wherever it is read.
 func lineOf(d *record.Decoder, r *auditv1.Record) (*record.Line, error) {
+	source, destination := withheld(r.GetEvent().GetPacket())
 	data, err := proto.Marshal(r.GetEvent())
 	if err != nil {
 		return nil, fmt.Errorf("record %d: %w", r.GetCursor(), err)
@@ -25,11 +51,31 @@ func lineOf(d *record.Decoder, r *auditv1.Record) (*record.Line, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record %d: %w", r.GetCursor(), err)
 	}
+	if source {
+		event.Packet.Source = netip.Addr{}
+	}
+	if destination {
+		event.Packet.Destination = netip.Addr{}
+	}
 	l := &record.Line{Record: record.Record{Cursor: r.GetCursor(), Node: r.GetNode(), Boot: r.GetBoot(), Sequence: r.GetSequence(), Event: event}, Packets: event.Packet.Count}
 	if r.GetReceived() != nil {
 		l.Received = r.GetReceived().AsTime()
 	}
 	return l, nil
+}
+
+// withheld says which address the reader's role hides. Something of the same
+// length takes its place: decoders take no packet without both.
+func withheld(p *auditv1.PacketEvent) (source, destination bool) {
+	switch from, to := len(p.GetSourceIp()), len(p.GetDestinationIp()); {
+	case from == 0 && to != 0:
+		p.SourceIp = make([]byte, to)
+		return true, false
+	case to == 0 && from != 0:
+		p.DestinationIp = make([]byte, from)
+		return false, true
+	}
+	return false, false
 }
 
 func stampText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
@@ -38,18 +84,22 @@ func stampText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 // that the columns cannot wait for the widest.
 const recordColumns = "%-10s %-27s %-12s %-7s %-6s %-6s %-28s %-28s %-7s %s\n"
 
-// newRecordPrinter prints records as they come: aligned lines under a header, or a JSON
-// object a line.
-func newRecordPrinter(w io.Writer, f format) func(*auditv1.Record) error {
+// newRecordPrinter prints records as they come: aligned lines under a header, or a
+// line of another format each.
+func newRecordPrinter(w io.Writer, f recordFormat) func(*auditv1.Record) error {
 	decoder := record.NewDecoder()
+	var buf []byte
 	header := false
 	return func(r *auditv1.Record) error {
 		l, err := lineOf(decoder, r)
 		if err != nil {
 			return err
 		}
-		if f == asJSON {
-			_, err := w.Write(record.AppendJSON(nil, l))
+		if encode := record.Formats[string(f)]; encode != nil {
+			if buf = encode(buf[:0], l); len(buf) > 0 && buf[len(buf)-1] != '\n' {
+				buf = append(buf, '\n')
+			}
+			_, err := w.Write(buf)
 			return err
 		}
 		if !header {
@@ -62,12 +112,73 @@ func newRecordPrinter(w io.Writer, f format) func(*auditv1.Record) error {
 	}
 }
 
+// printRecord prints a row. Of what is no packet, the columns of packets are
+// empty, and the last says what it is.
 func printRecord(w io.Writer, l *record.Line) error {
-	cursor := fmt.Sprint(l.Cursor)
-	if l.Kind == record.KindLoss {
-		_, err := fmt.Fprintf(w, recordColumns, cursor, stampText(l.Loss.To), l.Node, "-", "lost", "-", "-", "-", fmt.Sprint(l.Loss.Count), "at "+lower(l.Loss.Stage.String(), "LOSS_STAGE_"))
+	when, node := stampText(l.Time()), l.Node
+	if node == "" {
+		node = "-"
+	}
+	row := func(direction, action, packets, what string) error {
+		_, err := fmt.Fprintf(w, recordColumns, fmt.Sprint(l.Cursor), when, node, direction, action, "-", "-", "-", packets, what)
 		return err
 	}
+	switch l.Kind {
+	case record.KindLoss:
+		direction, count := "-", "unknown"
+		if l.Loss.Direction != 0 {
+			direction = lower(l.Loss.Direction.String(), "DIRECTION_")
+		}
+		if l.Loss.Count != 0 {
+			count = fmt.Sprint(l.Loss.Count)
+		}
+		return row(direction, "lost", count, lossText(&l.Loss))
+	case record.KindChange:
+		return row("-", lower(l.Change.Kind.String(), "CHANGE_KIND_"), "-", changeText(l.Change))
+	case record.KindTest:
+		return row("-", "test", "-", fmt.Sprintf("%s for sink %s", l.Test.ID, l.Test.Sink))
+	}
+	return printPacket(w, l)
+}
+
+// lossText says where, and of which rule if that is known.
+func lossText(s *record.Loss) string {
+	text := "at " + lower(s.Stage.String(), "LOSS_STAGE_")
+	if s.Reason != "" {
+		text += ", " + s.Reason
+	}
+	if s.Policy.Name != "" {
+		text += ", of " + s.Policy.String()
+	}
+	if s.Rule != "" {
+		text += " " + s.Rule
+	}
+	return text
+}
+
+// changeText says of what, by whom, and what it made of the Pods.
+func changeText(c *record.Change) string {
+	o := c.Object
+	text := o.GetKind() + " " + record.Policy{Namespace: o.GetNamespace(), Name: o.GetName()}.Path()
+	if o.GetGeneration() != 0 {
+		text += fmt.Sprintf(", generation %d", o.GetGeneration())
+	}
+	if c.PodsBefore != 0 || c.PodsAfter != 0 {
+		text += fmt.Sprintf(", Pods %d to %d", c.PodsBefore, c.PodsAfter)
+	}
+	if len(c.Fields) > 0 {
+		text += ", changed " + strings.Join(c.Fields, " ")
+	}
+	switch {
+	case o.GetUser() != "":
+		text += ", by " + o.GetUser()
+	case o.GetManager() != "":
+		text += ", by " + o.GetManager()
+	}
+	return text
+}
+
+func printPacket(w io.Writer, l *record.Line) error {
 	p := &l.Packet
 	policies := policyNames(p.Policies)
 	if s := p.Staged; s != nil {
@@ -79,7 +190,7 @@ func printRecord(w io.Writer, l *record.Line) error {
 	if f := p.Forged; f != nil {
 		policies = "(forged by " + p.AppliedTo + ", from MAC " + net.HardwareAddr(f.SourceMAC[:]).String() + ")"
 	}
-	_, err := fmt.Fprintf(w, recordColumns, cursor, stampText(p.Last), l.Node, lower(p.Direction.String(), "DIRECTION_"), lower(p.Action.String(), "ACTION_"),
+	_, err := fmt.Fprintf(w, recordColumns, fmt.Sprint(l.Cursor), stampText(p.Last), l.Node, lower(p.Direction.String(), "DIRECTION_"), lower(p.Action.String(), "ACTION_"),
 		p.ProtocolName(), socket(p.Source, p.SourcePort), socket(p.Destination, p.DestPort), fmt.Sprint(p.Count), policies)
 	return err
 }

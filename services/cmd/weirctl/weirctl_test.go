@@ -21,6 +21,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy"
 )
@@ -413,6 +414,14 @@ func (s *auditLog) Tail(r *auditv1.TailRequest, stream auditv1.AuditService_Tail
 			SourceIp: []byte{203, 0, 113, 7}, DestinationIp: []byte{10, 0, 0, 1}, Protocol: 6, SourcePort: &sport, DestinationPort: &port, Length: 60,
 			Staged: &auditv1.StagedOutcome{Action: policyv1.Action_ACTION_ALLOW, Policy: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ADMIN_NETWORK_POLICY, Name: "tried"}, Rule: "r"}}}}},
 		{Cursor: 5, Node: "n1", Event: &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: at, To: at, Count: 12, Stage: auditv1.LossStage_LOSS_STAGE_METER}}}},
+		{Cursor: 6, Node: "n1", Event: &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: &auditv1.LossEvent{From: at, To: at, Stage: auditv1.LossStage_LOSS_STAGE_RULE_METER, Policy: shopWeb, Rule: "r",
+			Direction: policyv1.Direction_DIRECTION_EGRESS}}}},
+		nil, // How far the log was read.
+		{Cursor: 7, Event: &auditv1.Event{Kind: &auditv1.Event_Change{Change: &auditv1.ChangeEvent{Time: at, Kind: auditv1.ChangeKind_CHANGE_KIND_UPDATED, PodsBefore: 2, PodsAfter: 3, Fields: []string{"spec.ingress"},
+			Object: &policyv1.ObjectVersion{Kind: "NetworkPolicy", Namespace: "shop", Name: "web", Generation: 4, Manager: "kubectl", User: "eve", Manifest: []byte(`{"kind": "NetworkPolicy"}`)}}}}},
+		{Cursor: 8, Event: &auditv1.Event{Kind: &auditv1.Event_Test{Test: &auditv1.TestEvent{Time: at, Sink: "siem", Id: "4711"}}}},
+		{Cursor: 9, Node: "n1", Event: &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: &auditv1.PacketEvent{First: at, Direction: policyv1.Direction_DIRECTION_INGRESS, // Whose source is hidden.
+			Action: policyv1.Action_ACTION_ALLOW, Table: "IngressRule", AppliedTo: "shop/web", DestinationIp: []byte{10, 0, 0, 9}, Protocol: 17, Length: 60}}}},
 	} {
 		if err := stream.Send(&auditv1.TailResponse{Record: rec}); err != nil {
 			return err
@@ -516,9 +525,18 @@ func TestOnlineCommands(t *testing.T) {
 		{[]string{"audit", "stats"}, []string{"received 10, kept 9, repeated 1; cursors 1 to 9", "n1     ovs       3", "np.log"}},
 		{[]string{"audit", "stats", "-o", "json"}, []string{`"received": "10"`, `"LOSS_STAGE_OVS"`}},
 		{[]string{"audit", "tail"}, []string{"CURSOR", "203.0.113.7:50000", "10.0.0.1:443", "K8sNetworkPolicy:shop/web (staged: allow for AdminNetworkPolicy:tried r)", "lost   -      -", "at meter"}},
-		{[]string{"audit", "tail", "-o", "json"}, []string{`{"cursor":4,"node":"n1","sequence":2,"packet":{"first":"2024-05-06T07:08:09Z","last":"2024-05-06T07:08:09Z","count":1,"direction":"ingress","action":"drop"`,
+		{[]string{"audit", "tail", "-o", "json"}, []string{`{"schema":"weir.audit/v1","cursor":4,"node":"n1","sequence":2,"packet":{"first":"2024-05-06T07:08:09Z","last":"2024-05-06T07:08:09Z","count":1,"direction":"ingress","action":"drop"`,
 			`"policies":["K8sNetworkPolicy:shop/web"],"isolation":true`, `"sourceIP":"203.0.113.7","sourcePort":50000,"destinationIP":"10.0.0.1","destinationPort":443,"protocol":"TCP"`,
-			`{"cursor":5,"node":"n1","loss":{"from":"2024-05-06T07:08:09Z","to":"2024-05-06T07:08:09Z","count":12,"stage":"meter"}}`}},
+			`"cursor":5,"node":"n1","loss":{"from":"2024-05-06T07:08:09Z","to":"2024-05-06T07:08:09Z","count":12,"stage":"meter"}}`, `"change":{"time"`, `"test":{"time"`}},
+		{[]string{"audit", "tail", "--changes"}, []string{"n1           egress  lost   -      -                            -                            unknown at rule_meter, of K8sNetworkPolicy:shop/web r\n",
+			"-            -       updated -      -                            -                            -       NetworkPolicy shop/web, generation 4, Pods 2 to 3, changed spec.ingress, by eve\n",
+			"test   -      -                            -                            -       4711 for sink siem\n", "allow  UDP    -                            10.0.0.9 "}},
+		{[]string{"audit", "tail", "-o", "np.log"}, []string{"2024/05/06 07:08:09.000000 IngressDefaultRule K8sNetworkPolicy <nil> Ingress Drop <nil> shop/web 203.0.113.7 50000 10.0.0.1 443 TCP 60 <nil>\n" +
+			"2024/05/06 07:08:09.000000 IngressRule <nil> <nil> Ingress Allow <nil> shop/web <nil> <nil> 10.0.0.9 <nil> UDP 60 <nil>\n"}},
+		{[]string{"audit", "tail", "-o", "rfc5424"}, []string{"<132>1 2024-05-06T07:08:09.000000Z n1 weir - PACKET [weir@32473 cursor=\"4\"", "\n<134>1 2024-05-06T07:08:09.000000Z - weir - CHANGE ", "\n<134>1 2024-05-06T07:08:09.000000Z - weir - TEST "}},
+		{[]string{"audit", "tail", "-o", "cef"}, []string{"CEF:0|Weir|weir-auditd|1|packet-drop|", "\nCEF:0|Weir|weir-auditd|1|loss|", "\nCEF:0|Weir|weir-auditd|1|change|", "\nCEF:0|Weir|weir-auditd|1|test|"}},
+		{[]string{"audit", "tail", "-o", "ocsf"}, []string{`"class_uid":4001`, `"class_uid":1008`, `"class_uid":3004`, `"data":{"kind":"NetworkPolicy"}`}},
+		{[]string{"audit", "tail", "-o", "ecs"}, []string{`"action":"packet-dropped"`, `"action":"records-lost"`, `"action":"object-updated"`, `"action":"sink-test"`}},
 	} {
 		out, errs, code := run(t, append(test.args, "--server", addr)...)
 		for _, part := range test.want {
@@ -556,9 +574,15 @@ K8sNetworkPolicy:shop/web: counts of 1.5s may be missing, over 2 nodes
 	if want := (&policyv1.ExplainRequest{From: "x/y", To: "10.0.0.1", Protocol: policyv1.Protocol_PROTOCOL_SCTP, Port: 5, SourcePort: 6}); !proto.Equal(inspect.asked, want) {
 		t.Errorf("asked %v, want %v", inspect.asked, want)
 	}
-	run(t, "audit", "tail", "--server", addr, "--after", "3", "-f", "-n", "9", "--action", "drop", "--direction", "egress", "--pod", "shop/web", "--port", "7", "--prefix", "10.0.0.0/8", "--since", "2024-01-01T00:00:00Z", "--losses=false", "--staged")
+	run(t, "audit", "tail", "--server", addr, "--after", "3", "-f", "-n", "9", "--action", "drop", "--direction", "egress", "--pod", "shop/web", "--port", "7", "--prefix", "10.0.0.0/8", "--since", "2024-01-01T00:00:00Z", "--losses=false", "--staged", "--changes")
 	want := &auditv1.TailRequest{After: 3, Follow: true, Limit: 9, Filter: &auditv1.RecordFilter{Action: policyv1.Action_ACTION_DROP, Direction: policyv1.Direction_DIRECTION_EGRESS,
-		Staged: true, Pod: "shop/web", Port: 7, Prefix: "10.0.0.0/8", Since: timestamppb.New(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))}}
+		Staged: true, Changes: true, Pod: "shop/web", Port: 7, Prefix: "10.0.0.0/8", Since: timestamppb.New(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))}}
+	if out, errs, code := run(t, "audit", "schema"); code != 0 || out != record.JSONSchema || !json.Valid([]byte(out)) {
+		t.Errorf("audit schema: status %d %s\n%s", code, errs, out)
+	}
+	if _, errs, code := run(t, "audit", "tail", "-o", "xml"); code != 1 || !strings.Contains(errs, "write one of table, cef, ecs, json, np.log, ocsf, rfc5424") {
+		t.Errorf("status %d, %q", code, errs)
+	}
 	if !proto.Equal(audit.asked, want) {
 		t.Errorf("asked %v, want %v", audit.asked, want)
 	}
