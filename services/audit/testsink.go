@@ -44,7 +44,7 @@ func (s *Service) TestSink(req *auditv1.TestSinkRequest, call grpc.ServerStreami
 	if err != nil {
 		return status.Errorf(codes.Internal, "encode the test: %v", err)
 	}
-	batch := eventlog.Batch{Node: testsNode, Boot: id, First: 1, Events: []eventlog.Event{{Data: data}}, Received: begun}
+	batch := eventlog.Batch{Node: testsNode, Boot: rand.Text(), First: 1, Events: []eventlog.Event{{Data: data}}, Received: begun}
 	if _, err := s.log.Append(call.Context(), batch); err != nil {
 		return send(sink.Hop{Name: "stored", Error: err.Error()})
 	}

@@ -199,6 +199,9 @@ func (s *Sink) refused(lines int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stats.DeadLetters += uint64(lines)
+	for id := range s.tests {
+		s.hopLocked(id, Hop{Name: "refused", Error: fmt.Sprintf("the receiver refuses %d lines for good; they are among the dead letters", lines)})
+	}
 }
 
 // store keeps durably how far the sink is.

@@ -1,7 +1,9 @@
 package sink
 
 import (
+	"bytes"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -83,6 +85,26 @@ func TestSpecsRefused(t *testing.T) {
 		}()
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}
+
+// TestDeployedSpecs: the sample for deployments is one that is taken.
+func TestDeployedSpecs(t *testing.T) {
+	text, err := os.ReadFile("../../../deploy/components/sinks/sinks.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"siem-ca.crt", "tls.crt", "tls.key", "otel-ca.crt"} { // Which only the deployment has.
+		text = bytes.ReplaceAll(text, []byte(": /etc/weir/secrets/"+path), []byte(`: ""`))
+	}
+	specs, err := ParseSpecs(text)
+	if err != nil || len(specs) != 5 {
+		t.Fatal(len(specs), err)
+	}
+	for _, s := range specs {
+		if _, _, err := s.settings.output(s, &Env{Formats: formats, DeadDir: t.TempDir(), Logger: hclog.NewNullLogger()}); err != nil {
+			t.Errorf("%s: %v", s.Name, err)
 		}
 	}
 }

@@ -4,7 +4,7 @@ import "fmt"
 
 // Hop is what became of a test event at one place on its way through a sink.
 type Hop struct {
-	Name   string // "read", "encoded", "connected", "written", "acknowledged", or "failed".
+	Name   string // "read", "encoded", "connected", "written", "acknowledged"; "failed" or "refused".
 	Detail string
 	Error  string // Empty: it went well.
 	Last   bool   // Nothing comes behind it.

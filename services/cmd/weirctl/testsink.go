@@ -51,8 +51,8 @@ func newAuditTestSink(streams Streams) *cobra.Command {
 // errTestFailed ends a test of which some hop failed.
 var errTestFailed = errors.New("the test did not pass every hop")
 
-// testSink prints the hops, and the id at the end. It fails if the last try of any
-// hop did.
+// testSink prints the hops, and the id at the end. It fails unless the receiver has
+// the event; tries that failed before do not count.
 func testSink(parent context.Context, server *dial, name string, hop func(*auditv1.TestSinkResponse) error, end func(id string) error) error {
 	conn, ctx, done, err := server.connect(parent)
 	if err != nil {
@@ -63,7 +63,7 @@ func testSink(parent context.Context, server *dial, name string, hop func(*audit
 	if err != nil {
 		return server.failed("audit test-sink", err)
 	}
-	acknowledged, empty, id := false, false, ""
+	acknowledged, lost, id := false, false, ""
 	for {
 		h, err := stream.Recv()
 		if err == io.EOF {
@@ -74,12 +74,12 @@ func testSink(parent context.Context, server *dial, name string, hop func(*audit
 		}
 		id = h.GetId()
 		acknowledged = acknowledged || h.GetHop() == "acknowledged"
-		empty = empty || h.GetHop() == "encoded" && h.GetError() != ""
+		lost = lost || h.GetHop() == "refused" || h.GetHop() == "encoded" && h.GetError() != ""
 		if err := hop(h); err != nil {
 			return err
 		}
 	}
-	if !acknowledged || empty {
+	if !acknowledged || lost {
 		return errTestFailed
 	}
 	return end(id)
