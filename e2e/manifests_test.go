@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -239,6 +240,55 @@ func TestAlertRules(t *testing.T) {
 	}
 	if !seen["WeirNodeStuck"] {
 		t.Error("no rule for a node that is stuck")
+	}
+}
+
+// TestDashboard: what the dashboard shows is exported, and its panels lie beside
+// each other.
+func TestDashboard(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "deploy", "monitoring", "weir.dashboard.json"))
+	must(t, err)
+	var dashboard struct {
+		Title, UID string
+		Panels     []struct {
+			ID      int
+			Type    string
+			Title   string
+			GridPos struct{ H, W, X, Y int }
+			Targets []struct{ Expr, RefID string }
+		}
+	}
+	must(t, json.Unmarshal(text, &dashboard))
+	metrics := metricNames(t)
+	ids, places := make(map[int]bool), make(map[[2]int]string)
+	for _, p := range dashboard.Panels {
+		if p.Title == "" || ids[p.ID] || p.Type != "row" && len(p.Targets) == 0 {
+			t.Errorf("panel %d %q has no title, no targets, or an id that another has", p.ID, p.Title)
+		}
+		ids[p.ID] = true
+		for x := range p.GridPos.W {
+			for y := range p.GridPos.H {
+				at := [2]int{p.GridPos.X + x, p.GridPos.Y + y}
+				if other := places[at]; other != "" || at[0] >= 24 {
+					t.Fatalf("panel %q lies on %q, or beyond the edge", p.Title, other)
+				}
+				places[at] = p.Title
+			}
+		}
+		for _, target := range p.Targets {
+			used := regexp.MustCompile(`weir_[a-z_]+`).FindAllString(target.Expr, -1)
+			if len(used) == 0 {
+				t.Errorf("%s: no metric in %s", p.Title, target.Expr)
+			}
+			for _, m := range used {
+				if !metrics[strings.TrimSuffix(m, "_bucket")] {
+					t.Errorf("%s: nothing exports %s", p.Title, m)
+				}
+			}
+		}
+	}
+	if dashboard.UID == "" || len(ids) < 12 {
+		t.Errorf("%d panels of dashboard %q", len(ids), dashboard.UID)
 	}
 }
 

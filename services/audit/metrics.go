@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 )
 
 // metrics are what the service counts itself; the rest is read from log and
@@ -35,6 +36,9 @@ var (
 	descMerged     = prometheus.NewDesc("weir_audit_sink_merged_packets_total", "Packets merged into a line written for another, by sink.", []string{"sink"}, nil)
 	descSkipped    = prometheus.NewDesc("weir_audit_sink_skipped_records_total", "Records that retention removed before they were written, by sink.", []string{"sink"}, nil)
 	descDead       = prometheus.NewDesc("weir_audit_sink_dead_letters_total", "Lines that the receiver refused for good, by sink.", []string{"sink"}, nil)
+	descFollowed   = prometheus.NewDesc("weir_audit_policy_service_followed", "One if the policy service is followed, by which records get names.", nil, nil)
+	descKnown      = prometheus.NewDesc("weir_audit_known_endpoints", "Pods, Nodes and Services whose addresses are known.", nil, nil)
+	descFree       = prometheus.NewDesc("weir_audit_log_disk_free_bytes", "Room on the event log's disk.", nil, nil)
 	descFailing    = prometheus.NewDesc("weir_audit_sink_failing", "One if a sink has failed since its last success.", []string{"sink"}, nil)
 )
 
@@ -63,6 +67,14 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 	gauge(descWritable, oneIf(s.log.Health() == nil))
 	gauge(descNewest, float64(st.Newest))
 	gauge(descOldest, float64(st.Oldest))
+	if s.watcher != nil {
+		gauge(descFollowed, oneIf(s.watcher.connected.Load()))
+		gauge(descKnown, float64(s.facts.Known()))
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(s.cfg.Dir, &disk); err == nil {
+		gauge(descFree, float64(disk.Bavail)*float64(disk.Bsize))
+	}
 	_, newest := s.log.Range()
 	for _, k := range s.sinks {
 		ks := k.Stats()

@@ -220,17 +220,32 @@ func (s *Service) Run(ctx context.Context) (err error) {
 	return nil
 }
 
+// condition is whether events can be brought and stored, and what else is wrong.
+func (s *Service) condition() rpc.Condition {
+	var c rpc.Condition
+	if e, ok := s.own.(*identity.Enrolled); ok && !e.Issued() {
+		c.Refusal = "the policy service has not given a certificate yet"
+	}
+	if err := s.log.Health(); err != nil {
+		c.Refusal = err.Error()
+	}
+	for _, k := range s.sinks {
+		if st := k.Stats(); st.LastError != "" {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("sink %s: %s", st.Name, st.LastError))
+		}
+	}
+	if s.watcher != nil && !s.watcher.connected.Load() {
+		c.Warnings = append(c.Warnings, "the policy service is not followed: records come without the names of what is new")
+	}
+	return c
+}
+
 // watchHealth says by the health service whether events can be brought and stored.
 func (s *Service) watchHealth(ctx context.Context) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
-	serving := false
-	byToken, _ := s.own.(*identity.Enrolled)
 	for {
-		if now := s.log.Health() == nil && (byToken == nil || byToken.Issued()); now != serving {
-			serving = now
-			s.rpc.SetServing(now)
-		}
+		s.rpc.SetCondition(s.condition())
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

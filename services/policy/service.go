@@ -244,7 +244,7 @@ func (s *Service) becomeReady(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	s.rpc.SetServing(true)
+	s.rpc.SetCondition(rpc.Condition{})
 	return nil
 }
 

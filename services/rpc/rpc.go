@@ -19,6 +19,8 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -79,6 +81,8 @@ type Server struct {
 	Health   *health.Server // All services are NOT_SERVING until set otherwise.
 	listener net.Listener
 	http     net.Listener
+
+	condition atomic.Pointer[Condition]
 }
 
 // New binds the addresses and starts nothing.
@@ -110,6 +114,7 @@ func New(cfg Config) (*Server, error) {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
 	s := &Server{cfg: cfg, GRPC: grpc.NewServer(append(opts, cfg.Options...)...), Health: health.NewServer()}
+	s.condition.Store(&Condition{Refusal: "starting"})
 	healthv1.RegisterHealthServer(s.GRPC, s.Health)
 	reflection.Register(s.GRPC)
 	channelz.RegisterChannelzServiceToServer(s.GRPC)
@@ -191,11 +196,18 @@ func hclogLevel(l logging.Level) hclog.Level {
 // Addr is where the gRPC side listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// SetServing says by the health service, and by /readyz, whether the server's
-// services can be used.
-func (s *Server) SetServing(serving bool) {
+// Condition is how a server is.
+type Condition struct {
+	Refusal  string   // Why its services cannot be used, in a line. Empty: they can.
+	Warnings []string // What is wrong beside that, a line each.
+}
+
+// SetCondition says by the health service whether the server's services can be used,
+// and by /readyz why not, and what else is wrong.
+func (s *Server) SetCondition(c Condition) {
+	s.condition.Store(&c)
 	st := healthv1.HealthCheckResponse_NOT_SERVING
-	if serving {
+	if c.Refusal == "" {
 		st = healthv1.HealthCheckResponse_SERVING
 	}
 	s.Health.SetServingStatus("", st)
@@ -243,10 +255,14 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
 		resp, err := s.Health.Check(r.Context(), &healthv1.HealthCheckRequest{})
 		if err != nil || resp.Status != healthv1.HealthCheckResponse_SERVING {
-			http.Error(w, "not ready", http.StatusServiceUnavailable)
-			return
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintln(w, strings.TrimSuffix("not ready: "+s.condition.Load().Refusal, ": "))
+		} else {
+			fmt.Fprintln(w, "ok")
 		}
-		fmt.Fprintln(w, "ok")
+		for _, warning := range s.condition.Load().Warnings {
+			fmt.Fprintln(w, "warning: "+warning)
+		}
 	})
 	return mux
 }

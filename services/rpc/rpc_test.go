@@ -152,10 +152,13 @@ func (f *fixture) get(path string) (int, string) {
 func TestHealthSaysWhetherItServes(t *testing.T) {
 	f := newFixture(t)
 	const service = "weir.audit.v1.CollectorService"
-	for _, serving := range []bool{true, false, true} {
-		f.server.SetServing(serving)
+	for _, c := range []struct {
+		Condition
+		text string
+	}{{Condition{}, "ok\n"}, {Condition{Refusal: "disk full"}, "not ready: disk full\n"}, {Condition{Warnings: []string{"a lags", "b fails"}}, "ok\nwarning: a lags\nwarning: b fails\n"}} {
+		f.server.SetCondition(c.Condition)
 		want, code := healthv1.HealthCheckResponse_NOT_SERVING, http.StatusServiceUnavailable
-		if serving {
+		if c.Refusal == "" {
 			want, code = healthv1.HealthCheckResponse_SERVING, http.StatusOK
 		}
 		for _, name := range []string{"", service} {
@@ -164,8 +167,8 @@ func TestHealthSaysWhetherItServes(t *testing.T) {
 				t.Errorf("health of %q is %v, %v, want %v", name, resp.GetStatus(), err, want)
 			}
 		}
-		if got, _ := f.get("/readyz"); got != code {
-			t.Errorf("/readyz answers %d, want %d", got, code)
+		if got, text := f.get("/readyz"); got != code || text != c.text {
+			t.Errorf("/readyz answers %d %q, want %d %q", got, text, code, c.text)
 		}
 		if got, _ := f.get("/healthz"); got != http.StatusOK {
 			t.Errorf("/healthz answers %d", got)
@@ -176,7 +179,7 @@ func TestHealthSaysWhetherItServes(t *testing.T) {
 func TestNotReadyBeforeItIsSaid(t *testing.T) {
 	f := newFixture(t)
 	if got, _ := f.get("/readyz"); got != http.StatusServiceUnavailable {
-		t.Errorf("/readyz answers %d before SetServing", got)
+		t.Errorf("/readyz answers %d before SetCondition", got)
 	}
 }
 
