@@ -170,7 +170,7 @@ func TestCEFMapping(t *testing.T) {
 			"flexString2": "0b1e-2@3,@0", "flexString2Label": "PolicyVersions"},
 		"forged":                {"signature": "packet-forged", "severity": "8", "smac": "02:00:00:00:00:ab", "msg": "forged TCP from default/nettool"},
 		"staged":                {"severity": "2", "cs4": "allow", "cs4Label": "StagedAction", "WeirAuditStagedPolicy": "AntreaNetworkPolicy:default/open"},
-		"overflow":              {"WeirAuditOverflow": "true", "src": "", "dhost": "", "cn2": ""},
+		"overflow":              {"WeirAuditOverflow": "true", "src": "", "dhost": "nettool", "shost": "", "cn2": ""},
 		"loss meter":            {"signature": "loss", "severity": "7", "cnt": "9", "cs4": "meter", "cs4Label": "Stage", "cat": "loss"},
 		"loss of a rule":        {"cs1": "AntreaNetworkPolicy:default/p", "cs2": "r", "deviceDirection": "0", "reason": "isolation", "cnt": "", "msg": "lost an unknown count at rule_meter of AntreaNetworkPolicy:default/p rule r ingress"},
 		"loss of the collector": {"cnt": "2147483647", "WeirAuditCount": "9223372036854775808"},

@@ -195,24 +195,24 @@ func (j *jsonText) ocsfAction(p *Packet) {
 // packets it is called various, and of frames without one unknown.
 func (j *jsonText) ocsfEnds(l *Line) {
 	p := &l.Packet
-	source, destination := l.ends()
-	at := j.open("src_endpoint")
-	if !l.Overflow {
-		j.ocsfEnd(&source, p.Source, p.SourcePort)
+	from, to, source, destination := p.Source, p.Destination, p.SourcePort, p.DestPort
+	if l.Overflow {
+		from, to, source, destination = netip.Addr{}, netip.Addr{}, Number{}, Number{}
 	}
+	whose, target := l.ends()
+	at := j.open("src_endpoint")
+	j.ocsfEnd(&whose, from, source)
 	if f := p.Forged; f != nil {
 		j.optional("mac", hardwareText(f.SourceMAC))
 	}
-	if name := source.String(); name == "" && (l.Overflow || !p.Source.IsValid()) {
+	if whose.String() == "" && !from.IsValid() {
 		j.text("name", nobody(l.Overflow))
 	}
 	j.end(at)
 	at = j.open("dst_endpoint")
-	if !l.Overflow {
-		j.ocsfEnd(&destination, p.Destination, p.DestPort)
-	}
+	j.ocsfEnd(&target, to, destination)
 	j.optional("svc_name", l.service())
-	if name := destination.String(); name == "" && (l.Overflow || !p.Destination.IsValid()) {
+	if target.String() == "" && !to.IsValid() {
 		j.text("name", nobody(l.Overflow))
 	}
 	j.end(at)

@@ -219,7 +219,7 @@ func TestOCSFCheckRefuses(t *testing.T) {
 		"nameless other":      {"loss ovs", `"activity_name":"Loss",`, ``},
 		"no direction":        {"isolation", `"direction_id":1,`, ``},
 		"version":             {"isolation", `"version":"1.4.0"`, `"version":"1.2.0"`},
-		"nobody":              {"overflow", `"dst_endpoint":{"name":"various"}`, `"dst_endpoint":{}`},
+		"nobody":              {"overflow of anything", `"dst_endpoint":{"name":"various"}`, `"dst_endpoint":{}`},
 	} {
 		line := string(AppendOCSF(nil, all[tt.of]))
 		wrong := strings.Replace(line, tt.old, tt.new, 1)

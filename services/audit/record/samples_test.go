@@ -43,13 +43,14 @@ func samples(t testing.TB) map[string]*Line {
 		"nobody": packet(func(p *Packet) {
 			p.Policies, p.Table, p.AppliedTo, p.Peer, p.Reason, p.Direction, p.Action, p.Isolation = nil, "", "", "", "unattributed", 0, 0, false
 		}),
-		"overflow": with(func(l *Line) { l.Record, l.Overflow = FoldFlow.fold(&l.Record), true }),
-		"observed": packet(func(p *Packet) { p.Action, p.Isolation, p.Reason, p.Policies = allow, false, reasonObserved, nil }),
-		"staged":   packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, stagedOpen() }),
-		"would":    packet(func(p *Packet) { p.Staged = stagedOpen() }),
-		"gone":     packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, &Staged{Action: drop} }),
-		"withheld": packet(func(p *Packet) { p.Source, p.Peer = netip.Addr{}, "" }),
-		"context":  with(func(l *Line) { l.Context = sampleContext() }),
+		"overflow":             with(func(l *Line) { l.Record, l.Overflow = FoldFlow.fold(&l.Record), true }),
+		"overflow of anything": with(func(l *Line) { l.Record, l.Overflow = FoldRule.fold(&l.Record), true }),
+		"observed":             packet(func(p *Packet) { p.Action, p.Isolation, p.Reason, p.Policies = allow, false, reasonObserved, nil }),
+		"staged":               packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, stagedOpen() }),
+		"would":                packet(func(p *Packet) { p.Staged = stagedOpen() }),
+		"gone":                 packet(func(p *Packet) { p.Reason, p.Staged = reasonStaged, &Staged{Action: drop} }),
+		"withheld":             packet(func(p *Packet) { p.Source, p.Peer = netip.Addr{}, "" }),
+		"context":              with(func(l *Line) { l.Context = sampleContext() }),
 		"forged": packet(func(p *Packet) {
 			p.Reason, p.Direction, p.Isolation, p.Policies = reasonSpoof, out, false, nil
 			p.Forged = &Forged{SourceMAC: [6]byte{2, 0, 0, 0, 0, 0xab}}
