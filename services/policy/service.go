@@ -37,10 +37,13 @@ type Config struct {
 	Kubernetes bool   // An API server, by Kubeconfig or, where that is empty, the service account of the Pod.
 	Source     Source
 
-	TakeOver   bool           // Of an API server that has Antrea's kinds.
-	Kubeconfig string         // File.
-	Listen     string         // host:port of gRPC.
-	TLS        identity.Files // All empty: plain text, or Cluster.
+	TakeOver bool // Of an API server that has Antrea's kinds.
+	// ChangeTrail keeps what policies, tiers and groups say, and who wrote it, for
+	// those who watch changes.
+	ChangeTrail bool
+	Kubeconfig  string         // File.
+	Listen      string         // host:port of gRPC.
+	TLS         identity.Files // All empty: plain text, or Cluster.
 	// Cluster has the service keep a certificate authority in the cluster, and
 	// Grants say who gets a certificate of it by a token. Nil: TLS counts.
 	Cluster  *identity.ClusterConfig
@@ -70,10 +73,13 @@ type Service struct {
 	read    chan struct{}     // Closed when synced becomes true.
 	cluster *identity.Cluster // Nil: certificates are not the cluster's.
 
-	mu        sync.RWMutex // Guards engine and evaluator; the writer is Run's.
+	mu        sync.RWMutex // Guards what follows; the writer is Run's.
 	engine    *engine.Engine
 	evaluator *evaluate.State
-	rules     *validate.Index // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
+	versions  map[api.Ref]*api.Version
+	since     map[api.Ref]int64 // When Pods, Nodes and Services were read that changed after begun.
+	begun     int64             // When all had been read, in Unix nanoseconds. Zero: not yet, or no trail is kept.
+	rules     *validate.Index   // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
 
 	registry *prometheus.Registry
 	objects  prometheus.Counter
@@ -107,6 +113,8 @@ func New(cfg Config) (*Service, error) {
 		store:     storage.New(newEpoch()),
 		engine:    engine.New(),
 		evaluator: evaluate.New(),
+		versions:  make(map[api.Ref]*api.Version),
+		since:     make(map[api.Ref]int64),
 		rules:     validate.NewIndex(),
 		read:      make(chan struct{}),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
@@ -183,13 +191,13 @@ func newSource(cfg *Config, registry prometheus.Registerer) (Source, error) {
 	case cfg.Source != nil:
 		return cfg.Source, nil
 	case cfg.Kubernetes:
-		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, TakeOver: cfg.TakeOver, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
+		read, err := kubernetes.New(kubernetes.Config{Kubeconfig: cfg.Kubeconfig, TakeOver: cfg.TakeOver, Versions: cfg.ChangeTrail, Registry: registry, Logger: cfg.Logger.Named("kubernetes")})
 		if err != nil {
 			return nil, err
 		}
 		return cluster{read}, nil
 	}
-	read, err := manifests.New(manifests.Config{Dir: cfg.Manifests, Logger: cfg.Logger.Named("manifests")})
+	read, err := manifests.New(manifests.Config{Dir: cfg.Manifests, Versions: cfg.ChangeTrail, Logger: cfg.Logger.Named("manifests")})
 	if err != nil {
 		return nil, err
 	}
@@ -266,18 +274,25 @@ func (s *Service) take(b Batch) {
 			return // Nothing is new but how far was read.
 		}
 	}
+	read := time.Now()
 	s.mu.Lock()
+	changes := s.beforeLocked(b.Events)
 	for _, ev := range b.Events {
+		s.keepLocked(ev, read)
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
 		s.weigh(ev)
 	}
 	var revision uint64
 	if s.synced.Load() {
-		changes, moves := s.engine.FlushMoves()
-		revision = s.face.Commit(changes, b.Position, moves)
+		out, moves := s.engine.FlushMoves()
+		revision = s.face.Commit(out, b.Position, moves)
 	} else { // Nobody is served yet who could be waited for.
 		revision = s.store.Commit(s.engine.Flush(), b.Position)
+	}
+	s.tellLocked(changes, read)
+	if b.Synced && s.cfg.ChangeTrail && s.begun == 0 {
+		s.begun = read.UnixNano()
 	}
 	s.mu.Unlock()
 	s.objects.Add(float64(len(b.Events)))

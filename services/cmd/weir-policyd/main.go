@@ -69,6 +69,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Manifests, "manifests", "", "folder of manifests, read again whenever it changes")
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig of the API server to read; in a Pod without --manifests, that of the cluster by the Pod's service account")
 	f.BoolVar(&cfg.TakeOver, "take-over", false, "start although Antrea's kinds are installed: its agents must not run any more")
+	f.BoolVar(&cfg.ChangeTrail, "change-trail", true, "tell those who watch changes what policies, tiers and groups say and who wrote it; keeping that costs about 400 bytes each")
 	f.StringVar(&cfg.Listen, "listen", identity.DefaultPolicyAddress, "address of gRPC")
 	f.StringVar(&cfg.Metrics, "metrics-listen", "127.0.0.1:9750", "address of /metrics, /healthz and /readyz; none if empty")
 	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")

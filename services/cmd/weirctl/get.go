@@ -21,7 +21,7 @@ import (
 
 func newGet(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "get", Short: "List what is in force"}
-	cmd.AddCommand(newGetPolicies(streams), newGetGroups(streams), newGetNodes(streams), newGetFQDN(streams))
+	cmd.AddCommand(newGetPolicies(streams), newGetGroups(streams), newGetNodes(streams), newGetChanges(streams), newGetFQDN(streams))
 	return cmd
 }
 

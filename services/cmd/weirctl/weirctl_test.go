@@ -399,6 +399,28 @@ func (s *inspection) Explain(_ context.Context, r *policyv1.ExplainRequest) (*po
 		Ingress: &policyv1.DirectionExplanation{Action: policyv1.Action_ACTION_REJECT, Policy: shopWeb, Rule: "r", Reason: "because", IsolatedBy: []*policyv1.PolicyRef{shopWeb}}}, nil
 }
 
+func (s *inspection) WatchChanges(r *policyv1.WatchChangesRequest, stream policyv1.InspectionService_WatchChangesServer) error {
+	s.asked = r
+	change := func(second int64, name string, more *policyv1.ObjectChange) *policyv1.ObjectChange {
+		more.TimeUnixNano = second * 1e9
+		more.Object = &policyv1.ObjectChange_Version{Version: &policyv1.ObjectVersion{ApiVersion: "crd.antrea.io/v1beta1", Kind: "NetworkPolicy", Namespace: "shop", Name: name,
+			Generation: 2, Manager: "kubectl", Manifest: []byte(`{"a":"<"}`)}}
+		return more
+	}
+	endpoint := &policyv1.ObjectChange{Object: &policyv1.ObjectChange_Endpoint{Endpoint: &policyv1.EndpointFact{Name: "n1"}}}
+	for _, m := range []*policyv1.WatchChangesResponse{
+		{Changes: []*policyv1.ObjectChange{endpoint, change(2, "b", &policyv1.ObjectChange{PodsBefore: 3, PodsAfter: 3})}},
+		{Changes: []*policyv1.ObjectChange{change(1, "a", &policyv1.ObjectChange{})}, Complete: true},
+		{Changes: []*policyv1.ObjectChange{change(3, "b", &policyv1.ObjectChange{PodsBefore: 3, PodsAfter: 4})}},
+		{Changes: []*policyv1.ObjectChange{change(4, "b", &policyv1.ObjectChange{PodsBefore: 4, Removed: true})}},
+	} {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+	return status.Error(codes.Unavailable, "this replica stops")
+}
+
 type auditLog struct {
 	auditv1.UnimplementedAuditServiceServer
 	asked *auditv1.TailRequest
@@ -546,7 +568,21 @@ func TestOnlineCommands(t *testing.T) {
 		}
 	}
 
-	out, errs, code := run(t, "get", "policies", "--server", addr, "--stats")
+	if out, errs, code := run(t, "get", "changes", "--server", addr); code != 0 || out != `TIME                           KIND                         NAME                                         GENERATION MANAGER                  USER                     PODS
+1970-01-01T00:00:01.000000000Z AntreaNetworkPolicy          shop/a                                       2          kubectl                  -                        0
+1970-01-01T00:00:02.000000000Z AntreaNetworkPolicy          shop/b                                       2          kubectl                  -                        3
+` {
+		t.Errorf("status %d %s:\n%s", code, errs, out)
+	}
+	out, errs, code := run(t, "get", "changes", "-w", "--server", addr)
+	if code != 1 || !strings.Contains(errs, "this replica stops") {
+		t.Errorf("status %d %s", code, errs)
+	}
+	holds(t, out, "kubectl                  -                        3 to 4\n", "kubectl                  -                        4, removed\n")
+	out, _, _ = run(t, "get", "changes", "-o", "json", "--server", addr)
+	holds(t, out, `{"time":"1970-01-01T00:00:01.000000000Z","apiVersion":"crd.antrea.io/v1beta1","kind":"NetworkPolicy","namespace":"shop","name":"a","generation":2,"manager":"kubectl","podsBefore":0,"podsAfter":0,"manifest":{"a":"<"}}`+"\n")
+
+	out, errs, code = run(t, "get", "policies", "--server", addr, "--stats")
 	if want := `KIND                         NAMESPACE   NAME    DIRECTION   RULE        SESSIONS   PACKETS   BYTES
 K8sNetworkPolicy             shop        web     ingress     0           12         3456      7890123
 K8sNetworkPolicy             shop        web     ingress     isolation   7          7         420

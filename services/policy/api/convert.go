@@ -28,6 +28,9 @@ const (
 	AnnotationTransport = "weir.dev/transport-addresses"
 	// AnnotationAntreaTransport is read where AnnotationTransport is absent.
 	AnnotationAntreaTransport = "node.antrea.io/transport-addresses"
+	// AnnotationChangedBy names the user who changed an object last. Whatever admits
+	// objects writes it; without that, anybody who may change the object may.
+	AnnotationChangedBy = "weir.dev/changed-by"
 	// annotationMirror is on the API server's picture of a static Pod, and bears the
 	// UID that the Pod has on its node.
 	annotationMirror = "kubernetes.io/config.mirror"
@@ -147,6 +150,7 @@ func FromPod(o *corev1.Pod) *Pod {
 		HostNetwork:    o.Spec.HostNetwork,
 		Finished:       o.Status.Phase == corev1.PodSucceeded || o.Status.Phase == corev1.PodFailed,
 	}
+	p.Workload = workload(o)
 	if p.ServiceAccount == "" {
 		p.ServiceAccount = "default"
 	}
@@ -169,6 +173,22 @@ func FromPod(o *corev1.Pod) *Pod {
 		}
 	}
 	return p
+}
+
+// workload is "KIND/NAME" of what controls a Pod. A ReplicaSet that a Deployment
+// made is named after it and the hash of its template. Which CronJob made a Job
+// its name does not surely say, so a Job stays one.
+func workload(o *corev1.Pod) string {
+	owner := metav1.GetControllerOfNoCopy(o)
+	if owner == nil {
+		return ""
+	}
+	if hash := o.Labels["pod-template-hash"]; owner.Kind == "ReplicaSet" && hash != "" {
+		if deployment, is := strings.CutSuffix(owner.Name, "-"+hash); is && deployment != "" {
+			return intern("Deployment/" + deployment)
+		}
+	}
+	return intern(owner.Kind + "/" + owner.Name)
 }
 
 func podIPs(o *corev1.Pod) []string {
@@ -213,6 +233,7 @@ func FromService(o *corev1.Service) *Service {
 			s.ClusterIPs = append(s.ClusterIPs, ip.Unmap())
 		}
 	}
+	s.ExternalIPs = externalIPs(o)
 	for _, p := range o.Spec.Ports {
 		s.Ports = append(s.Ports, ServicePort{
 			Name:       intern(p.Name),
@@ -231,6 +252,20 @@ func clusterIPs(o *corev1.Service) []string {
 		return []string{o.Spec.ClusterIP}
 	}
 	return o.Spec.ClusterIPs
+}
+
+// externalIPs are the addresses by which a Service is reached from outside.
+func externalIPs(o *corev1.Service) (out []netip.Addr) {
+	texts := slices.Clone(o.Spec.ExternalIPs)
+	for _, i := range o.Status.LoadBalancer.Ingress {
+		texts = append(texts, i.IP)
+	}
+	for _, text := range texts {
+		if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(out, ip.Unmap()) {
+			out = append(out, ip.Unmap())
+		}
+	}
+	return out
 }
 
 // affinitySeconds is for how long clients keep their endpoints: three hours,

@@ -25,8 +25,9 @@ type Manifest struct {
 // Decoded is one object of a text.
 type Decoded struct {
 	Object   Object
-	Document int // From one.
-	Line     int // Where its document begins, from one.
+	Raw      []byte // The object as it was written, in JSON.
+	Document int    // From one.
+	Line     int    // Where its document begins, from one.
 }
 
 // Decode reads a text of YAML documents (JSON is YAML too), checks it as
@@ -47,14 +48,15 @@ func Decode(text []byte) (Manifest, error) {
 			d.decode(raw, typeMeta{})
 		}
 		for _, o := range d.objects {
-			ref := o.Ref()
+			ref := o.Object.Ref()
 			if first, dup := seen[ref]; dup {
 				d.violations = append(d.violations, Violation{Object: ref,
 					Message: fmt.Sprintf("defined already by document %d; remove one of the two", first)})
 				continue
 			}
 			seen[ref] = doc.index
-			m.Objects = append(m.Objects, Decoded{Object: o, Document: doc.index, Line: doc.line})
+			o.Document, o.Line = doc.index, doc.line
+			m.Objects = append(m.Objects, o)
 		}
 		violations = append(violations, locate(d.violations, doc)...)
 		m.Warnings = append(m.Warnings, locate(d.warnings, doc)...)
@@ -73,7 +75,7 @@ func DecodeObject(raw []byte) (Object, error) {
 	if len(d.objects) != 1 {
 		return nil, fmt.Errorf("%s is not read", peek(raw).subject())
 	}
-	return d.objects[0], nil
+	return d.objects[0].Object, nil
 }
 
 func locate(list []Violation, doc document) []Violation {
@@ -86,7 +88,7 @@ func locate(list []Violation, doc document) []Violation {
 // decoder reads the objects of one document.
 type decoder struct {
 	doc        document
-	objects    []Object
+	objects    []Decoded
 	violations []Violation
 	warnings   []Violation
 }
@@ -203,7 +205,7 @@ func decodeAs[T any, O Object](d *decoder, raw []byte, t typeMeta, convert func(
 		d.complain(t, "", "%v", err)
 		return
 	}
-	d.objects = append(d.objects, o)
+	d.objects = append(d.objects, Decoded{Object: o, Raw: raw})
 }
 
 // inDefaultNamespace puts namespaced objects that name no Namespace into "default".

@@ -75,10 +75,13 @@ type Object interface {
 	Ref() Ref
 }
 
-// Event is a change of one object. A nil Object means that it is gone.
+// Event is a change of one object. A nil Object means that it is not in force.
 type Event struct {
 	Ref    Ref
 	Object Object
+	// Version is the object as its source has it, in force or not; nil where it
+	// has none, or where versions of the kind are not kept.
+	Version *Version
 }
 
 // Label is one label of an object.
@@ -208,6 +211,9 @@ type Pod struct {
 	HostNetwork    bool
 	Finished       bool            // Phase Succeeded or Failed: its addresses are no longer its own.
 	Ports          []ContainerPort // Named ones only, in order.
+	// Workload is "KIND/NAME" of its controller, a Deployment's ReplicaSet being
+	// the Deployment. Empty: none.
+	Workload string
 }
 
 // Ref implements Object.
@@ -277,9 +283,11 @@ type Service struct {
 	Name       string
 	Type       string // "ClusterIP" where the spec names none.
 	ClusterIPs []netip.Addr
-	Headless   bool
-	Selector   Labels
-	Ports      []ServicePort
+	// ExternalIPs are spec.externalIPs, and those of its load balancer.
+	ExternalIPs []netip.Addr
+	Headless    bool
+	Selector    Labels
+	Ports       []ServicePort
 	// AffinitySeconds is for how long after its last connection a client keeps
 	// its endpoint. Zero: sessionAffinity None.
 	AffinitySeconds uint32

@@ -1,7 +1,11 @@
 package api
 
 import (
+	networkingv1 "k8s.io/api/networking/v1"
+
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/policy/api/adminv1alpha2"
+	"github.com/weirnet/weir/services/policy/api/antreav1beta1"
 )
 
 var wireKinds = map[Kind]policyv1.PolicyKind{
@@ -49,3 +53,20 @@ func RefOf(w *policyv1.PolicyRef) (Ref, bool) {
 	}
 	return Ref{}, false
 }
+
+// written says how manifests write a kind.
+var written = map[Kind]struct{ apiVersion, kind string }{
+	KindNetworkPolicy:              {networkingv1.SchemeGroupVersion.String(), "NetworkPolicy"},
+	KindAdminNetworkPolicy:         {"policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"},
+	KindBaselineAdminNetworkPolicy: {"policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"},
+	KindClusterNetworkPolicy:       {adminv1alpha2.APIVersion, "ClusterNetworkPolicy"},
+	KindTier:                       {antreav1beta1.APIVersion, "Tier"},
+	KindAntreaClusterNetworkPolicy: {antreav1beta1.APIVersion, "ClusterNetworkPolicy"},
+	KindAntreaNetworkPolicy:        {antreav1beta1.APIVersion, "NetworkPolicy"},
+	KindClusterGroup:               {antreav1beta1.APIVersion, "ClusterGroup"},
+	KindGroup:                      {antreav1beta1.APIVersion, "Group"},
+}
+
+// Written is how manifests write a kind of which versions are kept: policies,
+// tiers and groups. Both are empty for others.
+func Written(k Kind) (apiVersion, kind string) { return written[k].apiVersion, written[k].kind }

@@ -138,18 +138,12 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 		info.Items = append(info.Items, ItemPlace{p.set.id, of.key()})
 		groups = append(groups, p.set.groups...)
 	}
-	seen := make(map[*class]struct{})
+	info.Endpoints = members(groups)
 	applies, nodes := "Pod", 0
 	for _, g := range groups {
 		info.AppliedTo = append(info.AppliedTo, g.id)
 		if g.hosts != nil {
 			applies, nodes = "Node", nodes+len(g.hosts)
-		}
-		for _, c := range g.classes.items {
-			if _, twice := seen[c]; !twice {
-				seen[c] = struct{}{}
-				info.Endpoints += c.pods.len()
-			}
 		}
 	}
 	slices.SortFunc(info.AppliedTo, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
@@ -161,6 +155,44 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 		info.Warnings = append(info.Warnings, "applies to no "+applies+" now")
 	}
 	return info
+}
+
+// members counts the Pods that are in some of the groups.
+func members(groups []*group) (n int) {
+	seen := make(map[*class]struct{})
+	for _, g := range groups {
+		for _, c := range g.classes.items {
+			if _, twice := seen[c]; !twice {
+				seen[c] = struct{}{}
+				n += c.pods.len()
+			}
+		}
+	}
+	return n
+}
+
+// Endpoints is how many Pods a policy applies to, as of the last Flush; zero
+// where there is no such policy.
+func (e *Engine) Endpoints(ref api.Ref) int {
+	if ref.Kind != api.KindNetworkPolicy {
+		o := e.ordered[ref]
+		if o == nil || o.obj == nil {
+			return 0
+		}
+		var groups []*group
+		for _, p := range o.items {
+			if p.set != nil {
+				groups = append(groups, p.set.groups...)
+			}
+		}
+		return members(groups)
+	}
+	if ns := e.lookupNamespace(ref.Namespace); ns != nil {
+		if p := e.findPolicy(ns, ref.Name); p != nil && p.set != nil {
+			return members(p.set.groups)
+		}
+	}
+	return 0
 }
 
 func comparePolicyRefs(a, b *policyv1.PolicyRef) int {

@@ -191,3 +191,31 @@ Group x/own 2 Pods, 0 blocks, 0 policies []`
 		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), want)
 	}
 }
+
+// What a policy applies to is counted alone as it is among all.
+func TestEndpointsOfOnePolicy(t *testing.T) {
+	e := New()
+	for i, ns := range []string{"x", "x", "y"} {
+		e.Apply(upsert(&api.Pod{Namespace: ns, Name: fmt.Sprint("p", i), Node: "n", IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}}))
+	}
+	for _, o := range ordering() {
+		e.Apply(upsert(o))
+	}
+	e.Flush()
+	counts := map[int]bool{}
+	for _, p := range e.Policies() {
+		counts[p.Endpoints] = true
+		if got := e.Endpoints(p.Ref); got != p.Endpoints {
+			t.Errorf("%s applies to %d, want %d", p.Ref, got, p.Endpoints)
+		}
+	}
+	if !counts[0] || !counts[2] || !counts[3] {
+		t.Errorf("the policies apply to %v Pods: this shows nothing", counts)
+	}
+	for _, ref := range []api.Ref{{Kind: api.KindNetworkPolicy, Namespace: "x", Name: "none"}, {Kind: api.KindNetworkPolicy, Namespace: "none", Name: "a"},
+		{Kind: api.KindAdminNetworkPolicy, Name: "none"}, {Kind: api.KindTier, Name: "emergency"}} {
+		if got := e.Endpoints(ref); got != 0 {
+			t.Errorf("%s applies to %d", ref, got)
+		}
+	}
+}

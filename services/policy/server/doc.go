@@ -4,6 +4,7 @@
 //	Subscribe:  hello ─► InSync, a repair, or a snapshot ─► cuts, as the store has them
 //	            acks, nacks, stats ─► what ListNodes and ListPolicies say
 //	List…:      asked at any replica, answered for all (elsewhere.go)
+//	Watch…:     every object and then what changes, to those who name records by it (watch.go)
 //	Await:      another replica's new Pods ─► those that our nodes know (barrier.go)
 //
 // Run drives the streams: it hands on what changed, in waves where it concerns

@@ -30,6 +30,12 @@ type Model interface {
 	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
 	// Ends are who a connection is between; errors are as those of Explain.
 	Ends(*policyv1.ExplainRequest) (from, to End, err error)
+	// Names are those of all objects of which there may be something to tell, as
+	// of a moment in which begin is called: of each change, Tell is called either
+	// before it, or after it.
+	Names(begin func()) []api.Ref
+	// Objects are what objects are now, in the order of their names.
+	Objects(names []api.Ref) []Object
 }
 
 // Config of a Server. All fields but Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
@@ -76,6 +82,7 @@ type Server struct {
 	tallies  *tallies
 	pace     pace
 	probes   probes
+	watchers watchers
 	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -103,6 +110,7 @@ func New(cfg Config) (*Server, error) {
 		tallies:  newTallies(),
 		pace:     pace{passed: make(chan struct{}, 1)},
 		probes:   probes{slots: make(chan struct{}, maxProbes)},
+		watchers: watchers{open: make(map[*watcher]struct{})},
 		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
@@ -120,7 +128,7 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Replicas) > 0 {
 		s.barriers.replicas = newReplicas(cfg.Replicas, cfg.ReplicaCredentials, cfg.Store.Epoch(), cfg.Logger)
 	}
-	collectors := []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.ackedSec, nodeMetrics{s}, s.barriers.settled, s.barriers.expired}
+	collectors := []prometheus.Collector{s.streams, s.repairs, s.rollbacks, s.applySec, s.ackedSec, nodeMetrics{s}, s.watchers.gauge(), s.barriers.settled, s.barriers.expired}
 	if cfg.RuleMetrics {
 		collectors = append(collectors, ruleMetrics{s})
 	}

@@ -55,6 +55,9 @@ func (noModel) Ends(*policyv1.ExplainRequest) (from, to End, err error) {
 	return from, to, errors.New("from: no such Pod")
 }
 
+func (noModel) Names(begin func()) []api.Ref { begin(); return nil }
+func (noModel) Objects([]api.Ref) []Object   { return nil }
+
 func newFixture(t *testing.T) *fixture {
 	pipe := bufconn.Listen(1 << 20)
 	return newReplica(t, "epoch", pipe, nil, "passthrough:pipe",

@@ -216,7 +216,7 @@ func (x *WatchChangesResponse) GetComplete() bool {
 // ObjectChange is one object as it is, or that it is no more.
 type ObjectChange struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
-	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // When the service read it.
+	TimeUnixNano int64                  `protobuf:"varint,1,opt,name=time_unix_nano,json=timeUnixNano,proto3" json:"time_unix_nano,omitempty"` // When the service read it. Of addresses that there were at first, where no trail is kept: when they were sent.
 	Removed      bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`                                 // Then only the object's name counts, and of versions, what it was last.
 	// Types that are valid to be assigned to Object:
 	//
@@ -224,7 +224,7 @@ type ObjectChange struct {
 	//	*ObjectChange_Service
 	//	*ObjectChange_Version
 	Object isObjectChange_Object `protobuf_oneof:"object"`
-	// Of versions of policies:
+	// Of versions of policies. Of what there was at first, both are what it applies to:
 	PodsBefore    uint32 `protobuf:"varint,6,opt,name=pods_before,json=podsBefore,proto3" json:"pods_before,omitempty"` // That the policy applied to before the change.
 	PodsAfter     uint32 `protobuf:"varint,7,opt,name=pods_after,json=podsAfter,proto3" json:"pods_after,omitempty"`    // That it applies to with it.
 	unknownFields protoimpl.UnknownFields

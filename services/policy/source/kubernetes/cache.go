@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/weirnet/weir/services/policy/api"
 )
 
 // entry is an object as it is kept: converted, or with what is wrong with it.
@@ -16,7 +18,8 @@ type entry[T any] struct {
 	namespace, name string
 	version         uint64 // resourceVersion.
 	value           T
-	err             error // It cannot be read; value is zero.
+	err             error        // It cannot be read; value is zero.
+	content         *api.Version // Nil: none is kept.
 }
 
 // GetObjectMeta implements metav1.ObjectMetaAccessor, by which the reflector
@@ -31,6 +34,9 @@ type key struct{ namespace, name string }
 // which calls it from one goroutine.
 type mirror[T any] struct {
 	convert func(runtime.Object) (T, error)
+	// record makes the version of an object, which is the former one where its
+	// content is. Nil: none are kept.
+	record func(o runtime.Object, former *api.Version) *api.Version
 	// changed is told of what differs: nil where the object is gone. At is the
 	// resourceVersion of the change, zero where a list without the object is all
 	// that tells of it.
@@ -78,6 +84,13 @@ func (m *mirror[T]) entryOf(o any) (*entry[T], error) {
 	if !is {
 		return nil, fmt.Errorf("%T is no object of the API server", o)
 	}
+	if m.record != nil {
+		var former *api.Version
+		if old := m.entries[key{e.namespace, e.name}]; old != nil {
+			former = old.content
+		}
+		e.content = m.record(typed, former) // First: converting takes something off the object.
+	}
 	e.value, e.err = m.convert(typed)
 	return e, nil
 }
@@ -97,8 +110,11 @@ func (m *mirror[T]) put(e *entry[T]) {
 	k := key{e.namespace, e.name}
 	old := m.entries[k]
 	if old != nil && same(old, e) {
-		old.version = e.version
-		return
+		if old.content == e.content {
+			old.version = e.version
+			return
+		}
+		e.value = old.value // What others hold stays one.
 	}
 	m.entries[k] = e
 	m.changed(k, e, e.version)

@@ -22,6 +22,10 @@
 // differs since the last time, each object once; while nobody calls it, changes
 // gather in a set of names.
 //
+// With Config.Versions a batch says of policies, tiers and groups also what
+// they are as they were written, in force or not, and who wrote them: made as the
+// object is read, and compared with what it was.
+//
 // An API server that is away, a watch that ends and a list that is taken anew
 // change nothing but what differs. Errors are logged once for as long as they
 // last, and counted.

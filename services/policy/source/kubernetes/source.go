@@ -12,6 +12,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -25,6 +27,9 @@ type Config struct {
 	// TakeOver goes on where Antrea's CustomResourceDefinitions are installed;
 	// otherwise Run ends with an error.
 	TakeOver bool
+	// Versions has batches say what policies, tiers and groups are as they were
+	// written, and who wrote them.
+	Versions bool
 	Registry prometheus.Registerer
 	Logger   hclog.Logger
 }
@@ -41,6 +46,7 @@ type Batch struct {
 type Source struct {
 	clients  *clients
 	takeOver bool
+	keep     bool // Versions.
 	logger   hclog.Logger
 	kinds    []*kind
 	crds     *definitions
@@ -50,6 +56,7 @@ type Source struct {
 
 	mu       sync.Mutex // Guards what follows.
 	objects  map[api.Ref]api.Object
+	versions map[api.Ref]*api.Version
 	problems map[api.Ref]string // Objects that cannot be read, with the reason.
 	refused  map[api.Ref]string // Objects that cannot stand beside others.
 	related  map[api.Ref]api.Object
@@ -77,8 +84,8 @@ func New(cfg Config) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{
-		clients: c, takeOver: cfg.TakeOver, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
-		objects: make(map[api.Ref]api.Object), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
+		clients: c, takeOver: cfg.TakeOver, keep: cfg.Versions, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
+		objects: make(map[api.Ref]api.Object), versions: make(map[api.Ref]*api.Version), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
 		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[string]map[key]nodeAddress),
 		unread: make(map[*kind]struct{}),
 	}
@@ -116,9 +123,26 @@ func (s *Source) Run(ctx context.Context) error {
 
 // mirrorOf makes the mirror of a kind, which tells this source.
 func (s *Source) mirrorOf(k *kind) *mirror[api.Object] {
-	return newMirror(k.convert,
+	m := newMirror(k.convert,
 		func(name key, now *entry[api.Object], at uint64) { s.changed(k, name, now, at) },
 		func(version uint64, whole bool) { s.wasRead(k, version, whole) })
+	if written, _ := api.Written(k.kind); s.keep && written != "" {
+		m.record = s.record
+	}
+	return m
+}
+
+// record makes the version of an object.
+func (s *Source) record(o runtime.Object, former *api.Version) *api.Version {
+	accessor, err := meta.Accessor(o)
+	if err != nil {
+		return nil // Nor has it a name.
+	}
+	v, err := api.RecordVersion(accessor, former, time.Now())
+	if err != nil {
+		s.logger.Error("what an object says cannot be kept", "namespace", accessor.GetNamespace(), "name", accessor.GetName(), "err", err)
+	}
+	return v
 }
 
 // changed takes an object over.
@@ -129,6 +153,10 @@ func (s *Source) changed(k *kind, name key, now *entry[api.Object], at uint64) {
 	s.position = max(s.position, at)
 	s.dirty[ref] = struct{}{}
 	delete(s.problems, ref)
+	delete(s.versions, ref)
+	if now != nil && now.content != nil {
+		s.versions[ref] = now.content
+	}
 	switch {
 	case now == nil:
 		delete(s.objects, ref)
@@ -206,7 +234,7 @@ func (s *Source) take(progress bool) (Batch, bool) {
 	b := Batch{Position: s.position, Read: s.read, Problems: len(s.problems) + len(s.refused)}
 	b.Events = make([]api.Event, 0, len(s.dirty))
 	for ref := range s.dirty {
-		b.Events = append(b.Events, api.Event{Ref: ref, Object: s.effectiveLocked(ref)})
+		b.Events = append(b.Events, api.Event{Ref: ref, Object: s.effectiveLocked(ref), Version: s.versions[ref]})
 	}
 	if len(s.dirty) > 1024 {
 		s.dirty = make(map[api.Ref]struct{})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -313,5 +314,53 @@ func TestKindsOfAntreaAreKnown(t *testing.T) {
 	}
 	if names := d.foreign(); len(names) != 1 {
 		t.Errorf("foreign: %v", names)
+	}
+}
+
+// Versions come with the batches, of objects that are not in force too; a change
+// of nothing that we read is told where versions are kept, and then of the same object.
+func TestVersionsComeWithTheBatches(t *testing.T) {
+	s := newTestSource(t)
+	s.keep = true
+	s.readAll(1)
+	policies, tiers := s.mirrorOf(s.kindOf(api.KindNetworkPolicy)), s.mirrorOf(s.kindOf(api.KindTier))
+	policy := func(version, manager, note string) *networkingv1.NetworkPolicy {
+		at := metav1.Unix(7, 0)
+		return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "x", Name: "p", ResourceVersion: version, Generation: 1,
+			Annotations: map[string]string{"note": note}, ManagedFields: []metav1.ManagedFieldsEntry{{Manager: manager, Time: &at}}}}
+	}
+	take := func(want string, err error) api.Event {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := s.take(false)
+		if said(b) != want {
+			t.Fatalf("got %q, want %q", said(b), want)
+		}
+		if len(b.Events) == 0 {
+			return api.Event{}
+		}
+		return b.Events[0]
+	}
+	first := take("+NetworkPolicy x/p", policies.Add(policy("2", "kubectl", "a")))
+	if first.Version == nil || first.Version.Manager != "kubectl" {
+		t.Fatalf("got %+v", first.Version)
+	}
+	take("", policies.Update(policy("3", "kubectl", "a")))
+	second := take("+NetworkPolicy x/p", policies.Update(policy("4", "edit", "b")))
+	if second.Version == nil || second.Version.Manager != "edit" || second.Object != first.Object {
+		t.Errorf("got %+v of %p, want it of %p", second.Version, second.Object, first.Object)
+	}
+	if gone := take("-NetworkPolicy x/p", policies.Delete(policy("5", "edit", "b"))); gone.Version != nil {
+		t.Errorf("got %+v", gone.Version)
+	}
+	bad := take("-Tier t", tiers.Add(&unstructured.Unstructured{Object: map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": "Tier",
+		"metadata": map[string]any{"name": "t", "resourceVersion": "6"}, "spec": map[string]any{"order": int64(1)}}}))
+	if bad.Version == nil {
+		t.Fatal("no version of an object that cannot be read")
+	}
+	if text, err := bad.Version.Manifest(); err != nil || string(text) != `{"apiVersion":"crd.antrea.io/v1beta1","kind":"Tier","metadata":{"name":"t"},"spec":{"order":1}}` {
+		t.Errorf("got %s, %v", text, err)
 	}
 }

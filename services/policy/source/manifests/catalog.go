@@ -14,6 +14,7 @@ import (
 // content is what a file holds: its last good objects, and what is wrong with it now.
 type content struct {
 	objects  []api.Decoded
+	versions map[api.Ref]*api.Version
 	warnings []Problem
 	problems []Problem // Not empty: the objects are those of an earlier reading.
 }
@@ -21,19 +22,25 @@ type content struct {
 // catalog is the pure part of the source: the content of every file, and what
 // follows from it. It does no I/O.
 type catalog struct {
-	files map[string]*content
+	// record makes the version of an object as it is written, which is the former
+	// one where its content is. Nil: none are kept.
+	record func(ref api.Ref, raw []byte, former *api.Version) *api.Version
+	files  map[string]*content
 	// defined is what the files define, each object by the first path that does,
 	// and places is where.
 	defined map[api.Ref]api.Object
 	places  map[api.Ref]Problem
+	// versions are of what is defined.
+	versions map[api.Ref]*api.Version
 	// refused is what cannot stand beside other objects that are defined.
 	refused []api.Violation
 	// warned is what is said of objects beside each other; it is stale where
 	// something else than Pods and their like has changed since.
 	warned []api.Violation
 	stale  bool
-	// inForce is what the last diff handed out.
+	// inForce and told are the objects and versions that the last diff handed out.
 	inForce map[api.Ref]api.Object
+	told    map[api.Ref]*api.Version
 }
 
 func newCatalog() *catalog {
@@ -47,7 +54,16 @@ func (c *catalog) set(path string, text []byte) {
 		c.fail(path, err)
 		return
 	}
-	c.files[path] = &content{objects: m.Objects, warnings: locate(path, m.Warnings)}
+	f := &content{objects: m.Objects, versions: map[api.Ref]*api.Version{}, warnings: locate(path, m.Warnings)}
+	for i := range f.objects {
+		o := &f.objects[i]
+		ref := o.Object.Ref()
+		if written, _ := api.Written(ref.Kind); c.record != nil && written != "" {
+			f.versions[ref] = c.record(ref, o.Raw, c.versions[ref])
+		}
+		o.Raw = nil // It is the whole text, and has been read.
+	}
+	c.files[path] = f
 }
 
 // fail says that a file cannot be read or decoded. What it last held stays.
@@ -68,6 +84,7 @@ func (c *catalog) keep(wanted func(path string) bool) {
 func (c *catalog) merge() (objects map[api.Ref]api.Object, problems, warnings []Problem) {
 	objects = map[api.Ref]api.Object{}
 	c.places = map[api.Ref]Problem{}
+	c.versions = map[api.Ref]*api.Version{}
 	for _, path := range slices.Sorted(maps.Keys(c.files)) {
 		f := c.files[path]
 		problems = append(problems, f.problems...)
@@ -82,6 +99,9 @@ func (c *catalog) merge() (objects map[api.Ref]api.Object, problems, warnings []
 			}
 			c.places[ref] = here
 			objects[ref] = d.Object
+			if v := f.versions[ref]; v != nil {
+				c.versions[ref] = v
+			}
 		}
 	}
 	return objects, problems, warnings
@@ -131,19 +151,30 @@ func (c *catalog) diff() (events []api.Event, problems, warnings []Problem) {
 		problems = append(problems, c.locate(v))
 	}
 	sortProblems(problems)
-	for ref, o := range objects {
-		if c.inForce[ref] != o {
-			events = append(events, api.Event{Ref: ref, Object: o})
-		}
-	}
-	for ref := range c.inForce {
-		if objects[ref] == nil {
-			events = append(events, api.Event{Ref: ref})
-		}
+	for ref := range differ(c.inForce, objects, differ(c.told, c.versions, nil)) {
+		events = append(events, api.Event{Ref: ref, Object: objects[ref], Version: c.versions[ref]})
 	}
 	slices.SortFunc(events, func(a, b api.Event) int { return compareRefs(a.Ref, b.Ref) })
-	c.inForce = objects
+	c.inForce, c.told = objects, c.versions
 	return events, problems, warnings
+}
+
+// differ adds to a set the names of what is not as it was.
+func differ[T comparable](was, is map[api.Ref]T, set map[api.Ref]struct{}) map[api.Ref]struct{} {
+	if set == nil {
+		set = map[api.Ref]struct{}{}
+	}
+	for ref, v := range is {
+		if was[ref] != v {
+			set[ref] = struct{}{}
+		}
+	}
+	for ref := range was {
+		if _, there := is[ref]; !there {
+			set[ref] = struct{}{}
+		}
+	}
+	return set
 }
 
 // locate says where the object of a violation is.

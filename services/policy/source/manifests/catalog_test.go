@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -143,4 +145,45 @@ func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
 	step(map[string]string{"c.yaml": dropIn("q", "one", "")}, "-Namespace b, +AntreaClusterNetworkPolicy q", "",
 		`c.yaml:2: AntreaClusterNetworkPolicy q: spec.ingress[0]: the rule "r" decides nothing: all that it matches is decided before, by rule "r" (spec.ingress[0]) of AntreaClusterNetworkPolicy p`)
 	step(map[string]string{"b.yaml": namespace("a", "1")}, "-Tier two, -AntreaClusterNetworkPolicy p", "", "")
+}
+
+// Versions are told of what is defined, in force or not, and of a change that
+// says nothing to us; not of what did not change.
+func TestVersionsAreToldOfWhatIsDefined(t *testing.T) {
+	c := newCatalog()
+	c.record = (&Source{log: hclog.NewNullLogger()}).record
+	one := tier("one", 1)
+	step := func(want string, files map[string]string) {
+		t.Helper()
+		for path, text := range files {
+			c.set(path, []byte(text))
+		}
+		events, _, _ := c.diff()
+		var told []string
+		for _, e := range events {
+			text := e.Ref.String()
+			if e.Object != nil {
+				text += " in force"
+			}
+			if e.Version != nil {
+				manifest, err := e.Version.Manifest()
+				if err != nil {
+					t.Fatal(err)
+				}
+				text += " " + string(manifest)
+			}
+			told = append(told, text)
+		}
+		if got := strings.Join(told, "\n"); got != want {
+			t.Errorf("got\n%s, want\n%s", got, want)
+		}
+	}
+	const manifest = `{"apiVersion":"crd.antrea.io/v1beta1","kind":"Tier","metadata":{%s"name":"%s"},"spec":{"priority":1}}`
+	first, second := fmt.Sprintf(manifest, "", "one"), fmt.Sprintf(manifest, "", "two")
+	step("Namespace a in force\nTier one in force "+first, map[string]string{"a.yaml": one, "n.yaml": namespace("a", "1")})
+	step("Tier two "+second, map[string]string{"b.yaml": tier("two", 1)})
+	step("", map[string]string{"a.yaml": one + "# a comment\n"})
+	step("Tier one in force "+fmt.Sprintf(manifest, `"labels":{"a":"b"},`, "one"), map[string]string{"a.yaml": strings.Replace(one, "name: one", "name: one, labels: {a: b}", 1)})
+	step("", map[string]string{"b.yaml": "apiVersion: crd.antrea.io/v1beta1\nkind: TierList\nitems: [{metadata: {name: two}, spec: {priority: 1}}]\n"})
+	step("Tier one\nTier two in force "+second, map[string]string{"a.yaml": "# none"})
 }

@@ -22,6 +22,9 @@
 // beside others alone is not in force, and is a problem. Warnings are logged after
 // the batch was handed on, and cost a twentieth of the time at most.
 //
+// With Config.Versions a batch says of policies, tiers and groups also what
+// they are as they are written, in force or not.
+//
 // If the folder itself cannot be listed, everything stays in force. The owner
 // of New calls Run once; Batches and Problems may be used from other goroutines.
 //

@@ -12,6 +12,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/hashicorp/go-hclog"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/json"
 
 	"github.com/weirnet/weir/services/policy/api"
 )
@@ -22,6 +24,9 @@ type Config struct {
 	Logger hclog.Logger // Nil: nothing is logged.
 	// Debounce is how long the folder must be quiet before it is read. Zero: 50 ms.
 	Debounce time.Duration
+	// Versions has batches say what policies, tiers and groups are as they are
+	// written.
+	Versions bool
 	// Rescan is how often the folder is read without notice of a change, since
 	// some file systems give none. Zero: 10 s.
 	Rescan time.Duration
@@ -90,14 +95,36 @@ func New(cfg Config) (*Source, error) {
 	if cfg.Rescan <= 0 {
 		cfg.Rescan = 10 * time.Second
 	}
-	return &Source{
+	s := &Source{
 		cfg:     cfg,
 		log:     cfg.Logger,
 		batches: make(chan Batch),
 		catalog: newCatalog(),
 		stamps:  map[string]stamp{},
 		watched: map[string]bool{},
-	}, nil
+	}
+	if cfg.Versions {
+		s.catalog.record = s.record
+	}
+	return s, nil
+}
+
+// record makes the version of an object. An entry of a list may not say what
+// kind it is.
+func (s *Source) record(ref api.Ref, raw []byte, former *api.Version) *api.Version {
+	var o unstructured.Unstructured
+	err := json.Unmarshal(raw, &o.Object)
+	var v *api.Version
+	if err == nil {
+		apiVersion, kind := api.Written(ref.Kind)
+		o.SetAPIVersion(apiVersion)
+		o.SetKind(kind)
+		v, err = api.RecordVersion(&o, former, time.Now())
+	}
+	if err != nil {
+		s.log.Error("what an object says cannot be kept", "object", ref, "err", err)
+	}
+	return v
 }
 
 // Batches is where the batches come. While nobody receives, changes gather in
