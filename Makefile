@@ -67,7 +67,7 @@ lint: $(TOOLS)/buf-$(BUF_VERSION) $(TOOLS)/staticcheck-$(STATICCHECK_VERSION) ##
 	staticcheck ./...
 
 # What the dataplane tests and the demo need on Debian or Ubuntu.
-PACKAGES := openvswitch-switch iproute2 nftables iptables ethtool util-linux rsyslog
+PACKAGES := openvswitch-switch iproute2 nftables iptables ethtool util-linux rsyslog rsyslog-gnutls
 
 .PHONY: install-deps
 install-deps: ## Install Open vSwitch and the other packages that tests and demo need, where missing.

@@ -42,6 +42,7 @@ var (
 	descKnown       = prometheus.NewDesc("weir_audit_known_endpoints", "Pods, Nodes and Services whose addresses are known.", nil, nil)
 	descFree        = prometheus.NewDesc("weir_audit_log_disk_free_bytes", "Room on the event log's disk.", nil, nil)
 	descFailing     = prometheus.NewDesc("weir_audit_sink_failing", "One if a sink has failed since its last success.", []string{"sink"}, nil)
+	descDead        = prometheus.NewDesc("weir_audit_sink_dead_letters_total", "Lines that the receiver refused for good, by sink.", []string{"sink"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -88,6 +89,7 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 		counter(descLines, ks.Lines, ks.Name)
 		counter(descMerged, ks.Merged, ks.Name)
 		counter(descSkipped, ks.Skipped, ks.Name)
+		counter(descDead, ks.DeadLetters, ks.Name)
 	}
 }
 

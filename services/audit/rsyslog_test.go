@@ -15,19 +15,11 @@ import (
 // TestRsyslog: a real rsyslogd takes the records over UDP and TCP; what it
 // writes, raw, parses, and is what was reported.
 func TestRsyslog(t *testing.T) {
-	daemon, err := exec.LookPath("rsyslogd")
-	if err != nil {
-		if daemon = "/usr/sbin/rsyslogd"; !executable(daemon) {
-			if os.Getenv("WEIR_REQUIRE_DATAPLANE") == "1" {
-				t.Fatal("rsyslogd is not installed")
-			}
-			t.Skip("rsyslogd is not installed")
-		}
-	}
+	daemon := rsyslogd(t)
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			port := freePort(t, network)
-			written := startRsyslog(t, daemon, network, port)
+			written := startRsyslog(t, daemon, network, port, "")
 			c := start(t, func(c *Config) { c.Syslog = []string{fmt.Sprintf("%s://127.0.0.1:%d", network, port)} })
 			s := c.report("n1", "b1")
 			s.batch(1, allow(2), drop(7), drop(7), lossEvent(5))
@@ -65,6 +57,21 @@ func TestRsyslog(t *testing.T) {
 	}
 }
 
+// rsyslogd finds it.
+func rsyslogd(t *testing.T) string {
+	t.Helper()
+	daemon, err := exec.LookPath("rsyslogd")
+	if err != nil {
+		if daemon = "/usr/sbin/rsyslogd"; !executable(daemon) {
+			if os.Getenv("WEIR_REQUIRE_DATAPLANE") == "1" {
+				t.Fatal("rsyslogd is not installed")
+			}
+			t.Skip("rsyslogd is not installed")
+		}
+	}
+	return daemon
+}
+
 func executable(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode()&0o111 != 0
@@ -89,17 +96,19 @@ func freePort(t *testing.T, network string) int {
 }
 
 // startRsyslog runs an rsyslogd of our own, and returns the file that it writes
-// what it receives to.
-func startRsyslog(t *testing.T, daemon, network string, port int) string {
+// what it receives to. TLS is what configures the input's driver.
+func startRsyslog(t *testing.T, daemon, network string, port int, tls string) string {
 	t.Helper()
 	dir := t.TempDir()
 	written := filepath.Join(dir, "received")
+	global, module, _ := strings.Cut(tls, "\n")
 	conf := fmt.Sprintf(`global(workDirectory=%q)
-module(load="im%[2]s")
+%[5]s
+module(load="im%[2]s" %[6]s)
 template(name="raw" type="string" string="%%rawmsg%%\n")
 input(type="im%[2]s" address="127.0.0.1" port="%[3]d" ruleset="weir")
 ruleset(name="weir") { action(type="omfile" file=%[4]q template="raw") }
-`, dir, network, port, written)
+`, dir, network, port, written, global, module)
 	path := filepath.Join(dir, "rsyslog.conf")
 	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)

@@ -56,7 +56,8 @@ type Config struct {
 	NPLogIsolation string         // Empty: IsolationKind.
 	LogZone        *time.Location // Of np.log. Nil: local.
 	JSONFile       string         // Empty: none.
-	Syslog         []string       // udp://HOST:PORT or tcp://HOST:PORT.
+	Syslog         []string       // udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT.
+	Sinks          string         // File of further sinks, see sink.ParseSpecs. Empty: none.
 	// Forward are host:port of another collector, or of several on one log, to any
 	// of which the record is sent on; with Node, that node's alone, and then others
 	// may not report. It is dialled as ForwardTLS or ForwardEnroll say, which are
@@ -104,13 +105,6 @@ type Service struct {
 	decoders sync.Pool     // Of record.Decoder, for requests.
 	stopping chan struct{} // Closed when streams are to end.
 	now      func() time.Time
-}
-
-// projection is what reads the log at its own pace and keeps a cursor.
-type projection interface {
-	// Run projects until the context ends.
-	Run(ctx context.Context) error
-	Stats() sink.Stats
 }
 
 // New checks the configuration, opens the log, binds the addresses, and starts
@@ -186,57 +180,6 @@ func (s *Service) open() error {
 	}
 	auditv1.RegisterCollectorServiceServer(s.rpc.GRPC, s)
 	auditv1.RegisterAuditServiceServer(s.rpc.GRPC, s)
-	return nil
-}
-
-// addSinks makes the projections. A sink's name names its cursor: it must not
-// depend on what may change without making another output of it.
-func (s *Service) addSinks() error {
-	c := &s.cfg
-	zone := c.LogZone
-	if zone == nil {
-		zone = time.Local
-	}
-	logger := c.Logger.Named("sink")
-	enc := record.NPLog{Zone: zone, Named: c.NPLogIsolation == IsolationNamed}
-	printed := record.KeyPrinted
-	if enc.Named {
-		printed = record.KeyNamed
-	}
-	add := func(name string, key record.Key, out sink.Output) error {
-		k, err := sink.New(sink.Config{Name: name, Log: s.log, Output: out, Key: key, Logger: logger})
-		if err != nil {
-			return err
-		}
-		s.sinks = append(s.sinks, k)
-		return nil
-	}
-	if c.NPLogDir != "" {
-		if err := add("np-log-dir "+c.NPLogDir, printed, sink.NPLogs(c.NPLogDir, enc, c.Rotation, logger)); err != nil {
-			return err
-		}
-	}
-	if c.NPLog != "" {
-		if err := add("np-log "+c.NPLog, printed, sink.NPLogOf(c.Node, c.NPLog, enc, c.Rotation, logger)); err != nil {
-			return err
-		}
-	}
-	if c.JSONFile != "" {
-		if err := add("json "+c.JSONFile, record.KeyAll, sink.JSONFile(c.JSONFile, c.Rotation, logger)); err != nil {
-			return err
-		}
-	}
-	format := record.DefaultSyslog()
-	format.NPLog = enc
-	for _, target := range c.Syslog {
-		out, err := sink.NewSyslog(target, format)
-		if err != nil {
-			return err
-		}
-		if err := add(out.Name(), record.KeyAll, out); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

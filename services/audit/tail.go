@@ -91,7 +91,8 @@ func (s *Service) Stats(ctx context.Context, _ *auditv1.StatsRequest) (*auditv1.
 	}
 	for _, k := range s.sinks {
 		ks := k.Stats()
-		o := &auditv1.SinkStats{Name: ks.Name, Cursor: ks.Cursor, Lines: ks.Lines, Deduplicated: ks.Merged, LastError: ks.LastError}
+		o := &auditv1.SinkStats{Name: ks.Name, Cursor: ks.Cursor, Lines: ks.Lines, Deduplicated: ks.Merged, LastError: ks.LastError,
+			Skipped: ks.Skipped, DeadLetters: ks.DeadLetters, Type: ks.Type, Format: ks.Format}
 		if lag, oldest, err := s.waiting(ks.Cursor); err != nil {
 			return nil, status.Error(codes.Unavailable, fmt.Sprintf("sink %s: %v", ks.Name, err))
 		} else if lag > 0 {

@@ -43,18 +43,7 @@ const maxMessage = 8 << 10
 // Append appends one message.
 func (s Syslog) Append(b []byte, l *Line) []byte {
 	start := len(b)
-	id, severity := s.header(l)
-	b = append(b, '<')
-	b = strconv.AppendInt(b, int64(s.Facility*8+severity), 10)
-	b = append(b, ">1 "...)
-	b = l.Time().UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
-	for _, f := range [...]struct {
-		name string
-		most int
-	}{{l.Node, 255}, {s.AppName, 48}, {l.Boot, 128}, {id, 32}} {
-		b = append(b, ' ')
-		b = appendName(b, f.name, f.most)
-	}
+	b = s.appendHeader(b, l)
 	b = append(b, " ["+StructuredDataID...)
 	data := params{b, start + maxMessage - len("] ")}
 	data.unsigned("cursor", l.Cursor)
@@ -74,6 +63,38 @@ func (s Syslog) Append(b []byte, l *Line) []byte {
 	}
 	b = append(data.b, "] "...)
 	return cut(s.appendMessage(b, l), start)
+}
+
+// AppendWith appends a message without structured data, whose text is the line
+// of another format.
+func (s Syslog) AppendWith(b []byte, l *Line, line Append) []byte {
+	start := len(b)
+	b = append(s.appendHeader(b, l), " - "...)
+	before := len(b)
+	if b = line(b, l); len(b) == before {
+		return b[:start] // The format leaves it out.
+	}
+	if b[len(b)-1] == '\n' {
+		b = b[:len(b)-1]
+	}
+	return b
+}
+
+// appendHeader appends what comes before the structured data.
+func (s Syslog) appendHeader(b []byte, l *Line) []byte {
+	id, severity := s.header(l)
+	b = append(b, '<')
+	b = strconv.AppendInt(b, int64(s.Facility*8+severity), 10)
+	b = append(b, ">1 "...)
+	b = l.Time().UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
+	for _, f := range [...]struct {
+		name string
+		most int
+	}{{l.Node, 255}, {s.AppName, 48}, {l.Boot, 128}, {id, 32}} {
+		b = append(b, ' ')
+		b = appendName(b, f.name, f.most)
+	}
+	return b
 }
 
 // header is what a message's header says of a line.

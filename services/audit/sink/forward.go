@@ -66,7 +66,7 @@ func NewForward(cfg ForwardConfig) (*Forward, error) {
 	if err != nil {
 		return nil, fmt.Errorf("forward: %w", err)
 	}
-	return &Forward{cfg: cfg, stats: Stats{Name: cfg.Name, Cursor: cursor}}, nil
+	return &Forward{cfg: cfg, stats: Stats{Name: cfg.Name, Type: TypeForward, Cursor: cursor}}, nil
 }
 
 // Stats says how far the forwarder is. Lines are the events that were

@@ -32,13 +32,13 @@ func TestRotation(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	text := "123456789\n"
-	out := &Files{Path: func(string) string { return filepath.Join(dir, "np.log") }, Encode: func(b []byte, _ *record.Line) []byte { return append(b, text...) },
+	out := &Files{Path: func(string) string { return filepath.Join(dir, "np.log") }, Format: Format{Append: func(b []byte, _ *record.Line) []byte { return append(b, text...) }},
 		Rotation: Rotation{MaxBytes: 20, Keep: 2, Gzip: true}, Logger: hclog.NewNullLogger(), Now: func() time.Time { return now }}
-	if err := out.Open(t.Context()); err != nil {
+	if err := out.Open(t.Context(), Link{Keep: func([]byte) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	for range 7 { // Two lines a file: three files are set aside.
-		if _, err := out.Write(&record.Line{}); err != nil {
+		if _, err := out.Write(t.Context(), &record.Line{}); err != nil {
 			t.Fatal(err)
 		}
 		now = now.Add(time.Second)
@@ -46,6 +46,11 @@ func TestRotation(t *testing.T) {
 	if err := out.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if got := listing(t, dir); len(got) != 4 {
+		t.Errorf("before the cursor is stored, what was set aside is tidied: %v", got)
+	}
+	out.State()
+	out.Stored()
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -84,8 +89,15 @@ func TestRotationByAge(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []bool{false, false, true} {
-		if rotated, err := f.write([]byte("x\n")); rotated != want || err != nil {
-			t.Errorf("line %d: %v %v", i, rotated, err)
+		if f.full(2) != want {
+			t.Errorf("line %d: full is not %v", i, want)
+		} else if want {
+			if err := f.rotate(func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.write([]byte("x\n")); err != nil {
+			t.Fatal(err)
 		}
 		now = now.Add(45 * time.Minute)
 	}
@@ -93,7 +105,7 @@ func TestRotationByAge(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.close()
-	if err := sweep(path, r, now); err != nil {
+	if err := sweep(path, r, now, func(string) bool { return false }); err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"a-2026-01-02T00-00-00.000.json", "a-2026-01-02T04-34-05.000.json", "a-x.json", "a.json"}
@@ -114,7 +126,7 @@ func TestHalfLines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.write([]byte("new\n")); err != nil {
+		if err := f.write([]byte("new\n")); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.sync(); err != nil {
@@ -136,7 +148,7 @@ func TestMovedAway(t *testing.T) {
 	}
 	defer func() { f.close() }()
 	for _, line := range []string{"a\n", "b\n"} {
-		if _, err := f.write([]byte(line)); err != nil {
+		if err := f.write([]byte(line)); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Rename(path, path+".1"); err != nil {

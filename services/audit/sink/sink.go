@@ -1,17 +1,20 @@
-// Package sink projects the event log to files and syslog, and forwards it to
-// another collector.
+// Package sink projects the event log to files and to receivers of other kinds,
+// and forwards it to another collector.
 //
-//	eventlog ─► Reader ─► record.Decoder ─► record.Dedup ─► Output (NPLogs, JSONFile, Syslog)
-//	   └──────── Cursors ◄── commit: below the oldest open window, once that is safe
+//	eventlog ─► Reader ─► Filter ─► record.Dedup ─► Output (Files, Syslog, OTLP, HTTP, NATS)
+//	   └──────── Cursors ◄── commit: the cursor, the open windows and the output's own state, once all before is safe
 //
 //	eventlog ─► Reader ─► batches ══Report══► another collector ─► acks ─► Cursors (Forward)
 //
 // Each sink is one goroutine with a reader, a de-duplication and a cursor of
 // its own, and so at its own pace: one that is stuck holds nothing back but
-// itself. What it writes is at least what the log holds: the cursor is stored
-// only when all lines below it are safe (on the disk, or taken by the peer), so
-// that after a crash lines may come again, and none is lost. On any error the
-// sink waits, opens its output again and goes on from the stored cursor.
+// itself, and what waits for it is in the log alone. What it writes is at least
+// what the log holds: the cursor is stored only when all lines below it are safe
+// (on the disk, or acknowledged by the peer), so that after a crash lines may
+// come again, and none is lost. Files do better: with the cursor goes how long
+// each file was, and what a crash left behind that is cut off before it is
+// written again, so that each line is there once. On any error the sink waits,
+// opens its output again and goes on from what is stored.
 //
 // Records that retention removes before a sink has read them are counted
 // (Stats.Skipped) and logged.
@@ -34,11 +37,12 @@ import (
 
 // Output is where a sink writes. One goroutine calls it.
 type Output interface {
-	// Open makes ready; after an error of any method it is called again.
-	Open(ctx context.Context) error
+	// Open makes ready; after an error of any method it is called again. The link
+	// is good until Close.
+	Open(ctx context.Context, link Link) error
 	// Write takes a line, and says how many lines or messages came of it. It may
 	// keep it until Flush.
-	Write(l *record.Line) (int, error)
+	Write(ctx context.Context, l *record.Line) (int, error)
 	// Flush lets others see what was written.
 	Flush(ctx context.Context) error
 	// Sync returns when all that was written survives a crash of ours, or is the
@@ -46,6 +50,28 @@ type Output interface {
 	Sync(ctx context.Context) error
 	// Close gives up what Open took. What was not flushed is lost.
 	Close() error
+}
+
+// Stateful is an Output that has something stored with the cursor.
+type Stateful interface {
+	// State is what is to be stored, after Sync.
+	State() []byte
+	// Stored says that it was.
+	Stored()
+}
+
+// Reopener is an Output that can be told that its files were moved away.
+type Reopener interface{ Reopen() error }
+
+// Peered is an Output that knows whom it is connected with.
+type Peered interface{ Peer() string }
+
+// Link is what a sink lends its output.
+type Link struct {
+	State   []byte                   // What was stored last with the cursor. Empty: nothing.
+	Keep    func(state []byte) error // Stores another state with the cursor as it is stored.
+	Trouble func(err error)          // The peer is away, or does not take it; the output tries on.
+	Refused func(lines int)          // The peer took everything but so many lines, and never will.
 }
 
 // Intervals of a sink.
@@ -60,30 +86,39 @@ const (
 // Config of a Sink.
 type Config struct {
 	Name       string // Names the cursor. The same output has the same name in every life.
+	Type       string // Of the output, for Stats.
+	Format     string // Of its lines, for Stats.
 	Log        *eventlog.Log
 	Output     Output
-	Key        record.Key // Which packets are one line.
-	MaxWindows int        // Zero: record.DefaultMaxWindows.
+	Key        record.Key     // Which packets are one line.
+	Filter     *record.Filter // Nil: everything.
+	MaxWindows int            // Zero: record.DefaultMaxWindows.
 	Logger     hclog.Logger
 	Now        func() time.Time // Nil: time.Now.
 }
 
 // Stats say how far a sink is.
 type Stats struct {
-	Name      string
-	Cursor    uint64 // Everything up to it is written.
-	Lines     uint64 // Since start; repeated ones too.
-	Merged    uint64 // Packets in a line that was written for another.
-	Skipped   uint64 // Records that retention removed before they were read.
-	LastError string // Empty: none since the last success.
+	Name        string
+	Type        string
+	Format      string
+	Cursor      uint64 // Everything up to it is written.
+	Lines       uint64 // Since start; repeated ones too.
+	Merged      uint64 // Packets in a line that was written for another.
+	Skipped     uint64 // Records that retention removed before they were read.
+	DeadLetters uint64 // Lines that the peer refused for good.
+	LastError   string // Empty: none since the last success.
 }
 
 // Sink is one projection. New, Run.
 type Sink struct {
-	cfg Config
+	cfg    Config
+	kept   kept          // What is stored. Of the goroutine of Run.
+	reopen chan struct{} // One slot: the files were moved away.
 
-	mu    sync.Mutex // Guards stats.
+	mu    sync.Mutex // Guards what follows.
 	stats Stats
+	tests map[string]chan Hop // That somebody follows, by id.
 }
 
 // New returns a sink.
@@ -94,11 +129,15 @@ func New(cfg Config) (*Sink, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	cursor, err := cfg.Log.Cursors().Load(cfg.Name)
+	cursor, stored, err := cfg.Log.Cursors().LoadState(cfg.Name)
 	if err != nil {
 		return nil, fmt.Errorf("sink: %w", err)
 	}
-	return &Sink{cfg: cfg, stats: Stats{Name: cfg.Name, Cursor: cursor}}, nil
+	s := &Sink{cfg: cfg, reopen: make(chan struct{}, 1), tests: make(map[string]chan Hop), stats: Stats{Name: cfg.Name, Type: cfg.Type, Format: cfg.Format, Cursor: cursor}}
+	if s.kept, err = decodeKept(cursor, stored); err != nil {
+		return nil, fmt.Errorf("sink %s: %w", cfg.Name, err)
+	}
+	return s, nil
 }
 
 // Stats says how far the sink is.
@@ -108,12 +147,20 @@ func (s *Sink) Stats() Stats {
 	return s.stats
 }
 
+// Reopen has the sink open its files anew, as after logrotate.
+func (s *Sink) Reopen() {
+	select {
+	case s.reopen <- struct{}{}:
+	default:
+	}
+}
+
 // Run writes until the context ends. Then it ends the open windows, so that a
 // clean restart repeats nothing.
 func (s *Sink) Run(ctx context.Context) error {
 	pause := minBackoff
 	for {
-		before := s.Stats().Cursor
+		before := s.kept.read
 		err := s.project(ctx)
 		if ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) {
@@ -121,16 +168,10 @@ func (s *Sink) Run(ctx context.Context) error {
 			}
 			return ctx.Err()
 		}
-		after := s.Stats()
-		if after.Cursor > before {
+		if s.kept.read > before {
 			pause = minBackoff
 		}
-		if after.LastError == "" {
-			s.cfg.Logger.Warn("sink fails; it goes on from its cursor", "sink", s.cfg.Name, "cursor", after.Cursor, "err", err)
-		}
-		s.mu.Lock()
-		s.stats.LastError = err.Error()
-		s.mu.Unlock()
+		s.trouble(err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -140,154 +181,34 @@ func (s *Sink) Run(ctx context.Context) error {
 	}
 }
 
-// projection is one run from the stored cursor to the first error.
-type projection struct {
-	*Sink
-	reader  *eventlog.Reader
-	decoder *record.Decoder
-	dedup   *record.Dedup
-	failed  error // Of the output.
-	dirty   bool  // Lines were written since the last sync.
-	merged  uint64
-	skipped uint64
-}
-
-func (s *Sink) project(ctx context.Context) (err error) {
-	out := s.cfg.Output
-	if err := out.Open(ctx); err != nil {
-		return errors.Join(err, out.Close())
+// trouble notes an error, and logs the first of several.
+func (s *Sink) trouble(err error) {
+	s.mu.Lock()
+	first := s.stats.LastError == ""
+	s.stats.LastError = err.Error()
+	for id := range s.tests {
+		s.hopLocked(id, Hop{Name: "failed", Error: err.Error()})
 	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	p := &projection{Sink: s, reader: s.cfg.Log.NewReader(s.Stats().Cursor), decoder: record.NewDecoder()}
-	p.dedup = record.NewDedup(record.DedupConfig{Key: s.cfg.Key, MaxWindows: s.cfg.MaxWindows, Emit: p.emit})
-	wake, stop := s.cfg.Log.Follow()
-	defer stop()
-	tick := time.NewTicker(tickInterval)
-	defer tick.Stop()
-	committed := s.cfg.Now()
-	for {
-		more, err := p.read()
-		if err != nil {
-			return err
-		}
-		now := s.cfg.Now()
-		if !more {
-			p.dedup.Tick(now)
-		}
-		if p.failed != nil {
-			return p.failed
-		}
-		if now.Sub(committed) >= commitInterval {
-			if err := p.commit(ctx); err != nil {
-				return err
-			}
-			committed = now
-		}
-		if more {
-			if ctx.Err() != nil {
-				return p.end()
-			}
-			continue
-		}
-		if p.dirty {
-			if err := out.Flush(ctx); err != nil {
-				return err
-			}
-		}
-		var ticks <-chan time.Time
-		if p.dedup.Open() > 0 || p.reader.After() != s.Stats().Cursor || s.Stats().LastError != "" {
-			ticks = tick.C
-		}
-		select {
-		case <-wake:
-		case <-ticks:
-		case <-ctx.Done():
-			return p.end()
-		}
+	s.mu.Unlock()
+	if first {
+		s.cfg.Logger.Warn("sink fails; it goes on from its cursor", "sink", s.cfg.Name, "cursor", s.kept.cursor, "err", err)
 	}
 }
 
-// read takes a run of records. It is false when there are no more for now.
-func (p *projection) read() (more bool, err error) {
-	now := p.cfg.Now()
-	var r record.Record
-	for range batchRecords {
-		e, ok, err := p.reader.Next()
-		if err != nil || !ok {
-			return false, err
-		}
-		if err := p.decoder.DecodeInto(e.Data, &r.Event); err != nil {
-			// It was checked before it was stored: another version's.
-			p.cfg.Logger.Error("a stored event cannot be read; it is left out", "sink", p.cfg.Name, "cursor", e.Cursor, "err", err)
-			continue
-		}
-		r.Cursor, r.Node, r.Boot, r.Sequence, r.Received = e.Cursor, e.Node, e.Boot, e.Sequence, e.Received
-		if p.dedup.Add(&r, now); p.failed != nil {
-			return false, p.failed
-		}
+func (s *Sink) refused(lines int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.DeadLetters += uint64(lines)
+	for id := range s.tests {
+		s.hopLocked(id, Hop{Name: "refused", Error: fmt.Sprintf("the receiver refuses %d lines for good; they are among the dead letters", lines)})
 	}
-	return true, nil
 }
 
-func (p *projection) emit(l *record.Line) {
-	if p.failed != nil {
-		return
+// store keeps durably how far the sink is.
+func (s *Sink) store(k kept) error {
+	if err := s.cfg.Log.Cursors().StoreState(s.cfg.Name, k.cursor, k.encode()); err != nil {
+		return err
 	}
-	n, err := p.cfg.Output.Write(l)
-	if err != nil {
-		p.failed = err
-		return
-	}
-	p.dirty = true
-	p.mu.Lock()
-	p.stats.Lines += uint64(n)
-	p.mu.Unlock()
-}
-
-// commit makes safe what was written, and stores the cursor below which that is
-// all.
-func (p *projection) commit(ctx context.Context) error {
-	cursor := p.reader.After()
-	if oldest, ok := p.dedup.Oldest(); ok {
-		cursor = oldest - 1
-	}
-	if p.dirty {
-		if err := p.cfg.Output.Flush(ctx); err != nil {
-			return err
-		}
-		if err := p.cfg.Output.Sync(ctx); err != nil {
-			return err
-		}
-		p.dirty = false
-	}
-	stored := p.Stats().Cursor
-	if cursor > stored {
-		if err := p.cfg.Log.Cursors().Store(p.cfg.Name, cursor); err != nil {
-			return err
-		}
-	}
-	if n := p.reader.Skipped() - p.skipped; n > 0 {
-		p.cfg.Logger.Warn("retention removed records before the sink had read them", "sink", p.cfg.Name, "count", n)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.stats.Cursor = max(cursor, stored)
-	p.stats.Merged += p.dedup.Merged() - p.merged
-	p.merged = p.dedup.Merged()
-	p.stats.Skipped += p.reader.Skipped() - p.skipped
-	p.skipped = p.reader.Skipped()
-	p.stats.LastError = ""
+	s.kept = k
 	return nil
-}
-
-// endTimeout is how long the last lines may take.
-const endTimeout = 2 * time.Second
-
-func (p *projection) end() error {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
-	defer cancel()
-	if p.dedup.Flush(); p.failed != nil {
-		return p.failed
-	}
-	return p.commit(ctx)
 }

@@ -27,6 +27,8 @@ import (
 
 var begin = time.Unix(1_700_000_000, 0)
 
+var formats = NewFormats(record.NPLog{})
+
 // world is a running log.
 type world struct {
 	*testing.T
@@ -72,7 +74,17 @@ func (w *world) packet(node string, action policyv1.Action, port uint32, ms int)
 // run runs a sink until stopped.
 func (w *world) run(out Output, now func() time.Time) (s *Sink, stop func()) {
 	w.Helper()
-	s, err := New(Config{Name: "test", Log: w.log, Output: out, Key: record.KeyPrinted, Logger: hclog.NewNullLogger(), Now: now})
+	return w.start(Config{Output: out, Now: now})
+}
+
+// start runs a sink as configured.
+func (w *world) start(cfg Config) (s *Sink, stop func()) {
+	w.Helper()
+	if cfg.Name == "" {
+		cfg.Name = "test"
+	}
+	cfg.Log, cfg.Key, cfg.Logger = w.log, record.KeyPrinted, hclog.NewNullLogger()
+	s, err := New(cfg)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -104,8 +116,8 @@ type memory struct {
 	fail     error // Of everything.
 }
 
-func (m *memory) Open(context.Context) error { return m.do(func() { m.buffered = nil }) }
-func (m *memory) Write(l *record.Line) (int, error) {
+func (m *memory) Open(context.Context, Link) error { return m.do(func() { m.buffered = nil }) }
+func (m *memory) Write(_ context.Context, l *record.Line) (int, error) {
 	return 1, m.do(func() {
 		m.buffered = append(m.buffered, fmt.Sprintf("%d x%d", l.Cursor, l.Packets))
 	})
@@ -212,7 +224,7 @@ func TestErrorsAreRetried(t *testing.T) {
 func TestNodeFiles(t *testing.T) {
 	w := newWorld(t)
 	dir := t.TempDir()
-	_, stop := w.run(NPLogs(dir, record.NPLog{}, Rotation{}, hclog.NewNullLogger()), nil)
+	_, stop := w.run(NPLogs(dir, formats[FormatNPLog], Rotation{}, hclog.NewNullLogger()), nil)
 	w.packet("n1", allow, 1, 0)
 	w.packet("n2", allow, 2, 0)
 	w.packet("n1", allow, 3, 0)
@@ -225,7 +237,7 @@ func TestNodeFiles(t *testing.T) {
 
 	path := filepath.Join(dir, "only.log")
 	w2 := newWorld(t)
-	_, _ = w2.run(NPLogOf("n2", path, record.NPLog{}, Rotation{}, hclog.NewNullLogger()), nil)
+	_, _ = w2.start(Config{Output: OneFile(path, formats[FormatNPLog], Rotation{}, hclog.NewNullLogger()), Filter: &record.Filter{Nodes: []string{"n2"}}})
 	w2.packet("n1", allow, 1, 0)
 	w2.packet("n2", allow, 2, 0)
 	eventually(t, "the line of n2", func() bool { b, _ := os.ReadFile(path); return bytes.Count(b, []byte("\n")) == 1 })
@@ -240,7 +252,7 @@ func TestSyslogTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
-	out, err := NewSyslog("tcp://"+addr, record.DefaultSyslog())
+	out, err := NewSyslog("tcp://"+addr, nil, formats[FormatSyslog])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,8 +303,8 @@ func TestSyslogTCP(t *testing.T) {
 }
 
 func TestSyslogTargets(t *testing.T) {
-	for target, want := range map[string]string{"udp://h:1": "syslog udp://h:1", "tcp://[::1]": "syslog tcp://[::1]:514", "http://h": "", "udp://": "", "tcp://h:0": "", "tcp://h:99999": "", "h:514": "", "udp://h/x": ""} {
-		s, err := NewSyslog(target, record.Syslog{})
+	for target, want := range map[string]string{"udp://h:1": "syslog udp://h:1", "tcp://[::1]": "syslog tcp://[::1]:514", "http://h": "", "tls://h": "syslog tls://h:6514", "udp://": "", "tcp://h:0": "", "tcp://h:99999": "", "h:514": "", "udp://h/x": ""} {
+		s, err := NewSyslog(target, nil, formats[FormatSyslog])
 		if (err == nil) != (want != "") || err == nil && s.Name() != want {
 			t.Errorf("%s: %v", target, err)
 		}

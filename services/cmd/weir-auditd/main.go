@@ -85,6 +85,7 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			go reopenOnHangup(cmd.Context(), s)
 			return s.Run(cmd.Context())
 		},
 	}
@@ -115,7 +116,8 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.NPLogIsolation, "np-log-isolation", audit.IsolationKind, "how np.log refers to the policies of an isolation drop: kind or named")
 	f.StringVar(&zone, "log-timezone", "Local", "time zone of np.log, such as UTC or Europe/Berlin")
 	f.StringVar(&cfg.JSONFile, "json-file", "", "file of JSON lines; none if empty")
-	f.StringArrayVar(&cfg.Syslog, "syslog", nil, "udp://HOST:PORT or tcp://HOST:PORT, RFC 5424; may be repeated")
+	f.StringArrayVar(&cfg.Syslog, "syslog", nil, "udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT, RFC 5424; may be repeated")
+	f.StringVar(&cfg.Sinks, "sinks", "", "file of further sinks, YAML; none if empty")
 	f.StringSliceVar(&cfg.Forward, "forward", nil, "host:port of another collector to send the record on to; may be repeated, for several addresses of it")
 	f.StringVar(&cfg.ForwardTLS.CA, "forward-ca", "", "file of the certificate authority to forward with, PEM; these four are for forwarding alone, which otherwise uses --ca, --cert and --key, or --token-file")
 	f.StringVar(&cfg.ForwardTLS.Cert, "forward-cert", "", "file of the certificate to forward with, such as the node's, PEM")
@@ -129,6 +131,21 @@ func command() *cobra.Command {
 	f.IntVar(&cfg.MaxSubscribers, "max-subscribers", audit.DefaultMaxSubscribers, "how many callers may read the record at once; of one identity, half of them")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
 	return cmd
+}
+
+// reopenOnHangup opens files anew at each SIGHUP, until the context ends.
+func reopenOnHangup(ctx context.Context, s *audit.Service) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			s.Reopen()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func location(name string) (*time.Location, error) {

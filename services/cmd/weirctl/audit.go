@@ -21,7 +21,7 @@ import (
 
 func newAudit(streams Streams) *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read the audit record"}
-	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams), newAuditReport(streams), newAuditExplain(streams), newAuditSchema(streams))
+	cmd.AddCommand(newAuditTail(streams), newAuditStats(streams), newAuditReport(streams), newAuditExplain(streams), newAuditSchema(streams), newAuditTestSink(streams))
 	return cmd
 }
 
