@@ -29,7 +29,6 @@ func (h *history) set(at int64, value string) (more int) {
 		return 0
 	}
 	if n > 0 && at <= h.spans[n-1].from { // The clock of who tells went back: the order counts.
-		at = h.spans[n-1].from
 		h.spans[n-1].value = value
 		if n > 1 && h.spans[n-2].value == value {
 			h.spans = h.spans[:n-1]
