@@ -94,6 +94,7 @@ func reportSome(ctx context.Context, addr, node string, n int, sent *atomic.Int6
 // packet once: the lines of allowed packets are what they would be without any
 // kill, and drops add up.
 func TestFilesAreExact(t *testing.T) {
+	t.Parallel()
 	const perNode, rounds = 12_000, 6
 	nodes := []string{"n1", "n2", "n3"}
 	a := buildAuditd(t)

@@ -285,6 +285,7 @@ func TestWhoMayForward(t *testing.T) {
 // again, while a shim's reporter sends. At the end the centre holds each event
 // once, and both have its line.
 func TestForwardKill(t *testing.T) {
+	t.Parallel()
 	centre := buildAuditd(t)
 	local := newAuditd(t, centre.binary, "--forward", centre.addr)
 	centre.start()

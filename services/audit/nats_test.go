@@ -18,6 +18,7 @@ import (
 // reports to the one goes on with the other when it is killed, and back; every
 // event is there once, whichever is asked.
 func TestSharedLog(t *testing.T) {
+	t.Parallel()
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), SyncAlways: true, NoLog: true, NoSigs: true})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -45,7 +46,8 @@ func buildAuditd(t *testing.T) *auditd {
 func newAuditd(t *testing.T, binary string, args ...string) *auditd {
 	t.Helper()
 	a := &auditd{T: t, binary: binary, dir: t.TempDir(), args: args}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// Of an address that no client takes a port of while the process is away.
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(200), rand.IntN(256), 1+rand.IntN(250)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +80,7 @@ func (a *auditd) kill() {
 // What was acknowledged is in the log, once; at the end everything is, and
 // the files have a line for each packet that was allowed.
 func TestKill(t *testing.T) {
+	t.Parallel()
 	a := buildAuditd(t)
 	a.start()
 	log := packetlog.NewLog(1 << 20)
@@ -184,6 +187,7 @@ func distinctLines(t *testing.T, path string, id func(string) string) int {
 
 // TestFlags: what the command line refuses, and says.
 func TestFlags(t *testing.T) {
+	t.Parallel()
 	a := buildAuditd(t)
 	for _, tt := range []struct {
 		args []string

@@ -130,6 +130,7 @@ func TestRedaction(t *testing.T) {
 // that a reader is sent, and no filter that names something foreign, or not shown,
 // matches.
 func TestNothingForeignIsSent(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	seen := 0
 	for range 20_000 {

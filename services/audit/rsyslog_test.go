@@ -15,6 +15,7 @@ import (
 // TestRsyslog: a real rsyslogd takes the records over UDP and TCP; what it
 // writes, raw, parses, and is what was reported.
 func TestRsyslog(t *testing.T) {
+	t.Parallel()
 	daemon := rsyslogd(t)
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {

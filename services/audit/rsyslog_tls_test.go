@@ -108,6 +108,7 @@ func (c *collector) sinkNamed(name string) *auditv1.SinkStats {
 // authority, and is believed by its name. The certificate is renewed while the
 // collector runs: the one before it is not taken, and nothing is lost by that.
 func TestRsyslogTLS(t *testing.T) {
+	t.Parallel()
 	daemon := rsyslogd(t)
 	a, foreign := newAuthority(t), newAuthority(t)
 	a.sign("siem", nil)

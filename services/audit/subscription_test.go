@@ -104,6 +104,7 @@ func TestStuckSubscriber(t *testing.T) {
 // TestTellsCursor: who is sent little is told how far the log was read: after many
 // records that do not match, and behind the newest; and resumes there.
 func TestTellsCursor(t *testing.T) {
+	t.Parallel()
 	c := start(t, func(c *Config) { c.NPLogDir, c.JSONFile = "", "" })
 	s, sequence := c.report("n1", "b1"), uint64(0)
 	c.fill(s, &sequence, 80_000)

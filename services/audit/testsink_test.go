@@ -38,6 +38,7 @@ func (c *collector) hops(sink string) (names []string, responses []*auditv1.Test
 // TestTestSink: a test goes through the sink that it is for, and no other, and
 // says where it is stuck while it is.
 func TestTestSink(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var bodies strings.Builder
 	fail := 0

@@ -222,6 +222,7 @@ func (c *clusterLoad) grows(t *testing.T, by uint64) {
 // TestCluster kills members of a real cluster of three in the middle of writing.
 // Nothing that was acknowledged is lost, nothing is there twice.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	members, urls := natsCluster(t)
 	load := &clusterLoad{}
 	for _, name := range []string{"c1", "c2"} {

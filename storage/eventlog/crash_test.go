@@ -127,6 +127,7 @@ func crashChild(dir string) {
 // TestTornTail cuts the write-ahead log at every byte, as a crash may leave it. What
 // was synced by then is there, and appending goes on behind it.
 func TestTornTail(t *testing.T) {
+	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "log")
 	l, stop := start(t, Config{Dir: whole})
 	mustAppend(t, l, batch("n1", 1, "first"))

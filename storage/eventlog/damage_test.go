@@ -135,6 +135,7 @@ func statedLoss(l *Log) (n uint64) {
 // is open. What is lost is less than a table, stated once, and for ever; the
 // rest is served, and appending goes on.
 func TestFlippedBitInTable(t *testing.T) {
+	t.Parallel()
 	whole := filepath.Join(t.TempDir(), "log")
 	fillForDamage(t, whole)
 	rng := rand.New(rand.NewPCG(3, 4))

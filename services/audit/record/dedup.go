@@ -70,7 +70,8 @@ type DedupConfig struct {
 // what goes on beside it keeps its lines, and no packet goes uncounted.
 type Dedup struct {
 	cfg     DedupConfig
-	secret  [8]uint64 // Of hash.
+	secret  [8]uint64    // Of hash,
+	seed    maphash.Seed // and of hashFolded.
 	places  places
 	windows []window
 	free    int32 // Head of the chain of unused windows.
@@ -129,9 +130,9 @@ func NewDedup(cfg DedupConfig) *Dedup {
 	}
 	d := &Dedup{cfg: cfg, places: newPlaces(cfg.MaxWindows + maxOverflows + maxRests), free: none, order: list{none, none}, nodes: make(map[string]*nodeTime),
 		shares: make(map[shareKey]*share)}
-	seed := maphash.MakeSeed()
+	d.seed = maphash.MakeSeed()
 	for i := range d.secret {
-		d.secret[i] = maphash.Comparable(seed, i) | 1
+		d.secret[i] = maphash.Comparable(d.seed, i) | 1
 	}
 	return d
 }
@@ -176,7 +177,7 @@ func (d *Dedup) Add(r *Record, now time.Time) {
 			continue
 		}
 		folded := Fold(f).fold(r)
-		h := d.hash(&folded.Packet)
+		h := d.hashFolded(&folded)
 		if d.merge(h, &folded, n, Fold(f)) {
 			return
 		}
@@ -388,6 +389,20 @@ func (d *Dedup) hash(p *Packet) uint64 {
 	rest := uint64(p.Length)<<32 | uint64(p.Protocol)<<24 | uint64(p.Direction&0xff)<<16 | uint64(p.Action&0xff)<<8 | uint64(len(p.AppliedTo)&0xff)
 	h ^= fold128(ports^d.secret[4], rest^d.secret[5])
 	return fold128(h^d.secret[6], d.secret[7])
+}
+
+// hashFolded is over what folded records differ in, which is none of what hash
+// looks at first.
+func (d *Dedup) hashFolded(r *Record) uint64 {
+	p := &r.Packet
+	h := d.hash(p)
+	for i, s := range [...]string{r.Node, p.AppliedTo, p.Rule, p.Table} {
+		h = fold128(h^maphash.String(d.seed, s), d.secret[i])
+	}
+	if len(p.Policies) > 0 {
+		h = fold128(h^maphash.Comparable(d.seed, p.Policies[0]), d.secret[7])
+	}
+	return h
 }
 
 // fold128 multiplies, and folds the product.

@@ -226,6 +226,7 @@ func TestOverflow(t *testing.T) {
 // of lines, which state their true count, and another Pod's first denial in the
 // middle of it has its own line within two seconds.
 func TestScan(t *testing.T) {
+	t.Parallel()
 	const flows = 1_000_000
 	var lines int
 	var packets uint64

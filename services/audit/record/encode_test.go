@@ -171,6 +171,7 @@ var hostileNames = []string{"rule", "", "a b", "a\nb", "\r\n2023/07/04 faked", `
 	"node:n", "service:a/b", "a/b", "spoof", "staged", strings.Repeat("]", 5000), strings.Repeat("é", 3000)}
 
 func TestHostileNames(t *testing.T) {
+	t.Parallel()
 	readers := readers(t)
 	for name, l := range samples(t) {
 		t.Run(name, func(t *testing.T) {

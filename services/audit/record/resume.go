@@ -26,7 +26,11 @@ func (d *Dedup) Resume(r *Record, s Saved, now time.Time) {
 	n := d.nodeOf(r.Node)
 	n.now = max(n.now, r.Packet.First.UnixNano())
 	opener := s.Fold.fold(r)
-	d.begin(d.hash(&opener.Packet), &opener, n, now, s.Fold)
+	h := d.hash(&opener.Packet)
+	if s.Fold != FoldNone {
+		h = d.hashFolded(&opener)
+	}
+	d.begin(h, &opener, n, now, s.Fold)
 	l := &d.windows[d.order.tail].line
 	l.Packets, l.Packet.Count, l.Packet.First, l.Packet.Last = s.Packets, s.Packets, s.First, s.Last
 }

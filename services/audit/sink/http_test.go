@@ -86,6 +86,7 @@ func (w *world) allows(n int) {
 }
 
 func TestHTTP(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := &receiver{seen: make(map[uint64]int)}
 	server := httptest.NewServer(r)
@@ -107,6 +108,7 @@ func TestHTTP(t *testing.T) {
 // TestHTTPTriesAgain: 429 and 503 are waited for, as long as they say, and what
 // was taken is not sent again.
 func TestHTTPTriesAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := &receiver{seen: make(map[uint64]int)}
 	var asked, retried time.Time
@@ -228,6 +230,7 @@ func TestDeadLettersAreBounded(t *testing.T) {
 // TestSlowSinkSlowsNoOther: a receiver that never answers holds back its own sink
 // alone.
 func TestSlowSinkSlowsNoOther(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	hang := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))

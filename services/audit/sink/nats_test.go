@@ -72,6 +72,7 @@ func (w *world) nats(t *testing.T, url, name string) (*Sink, func()) {
 // TestNATS: no stream at first, then a server that goes away in the middle; each
 // line is in the stream once, also when another sink sends the same again.
 func TestNATS(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	dir := t.TempDir()
 	s := natsServer(t, dir, -1)

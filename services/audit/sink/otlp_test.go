@@ -132,6 +132,7 @@ func TestOTLP(t *testing.T) {
 // TestOTLPFaults: a receiver that is not there at first, is killed in the middle,
 // is busy, takes a part, and refuses one record.
 func TestOTLPFaults(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
