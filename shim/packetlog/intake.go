@@ -39,6 +39,9 @@ const (
 	// intakeWaits is how long reports may wait for their turn while more come than
 	// the rate lets through: what they mean is known for a second and more.
 	intakeWaits = time.Second / 8
+	// intakeGathers is how long reports gather before anybody is woken: it costs more
+	// to be woken for a report than to make an event of it.
+	intakeGathers = 2 * time.Millisecond
 )
 
 // NewIntake returns an empty intake that gives out so many reports a second, and
@@ -48,7 +51,7 @@ func NewIntake[T any](rate, burst uint32) *Intake[T] {
 		came: make(map[uint32]uint64), lost: make(map[uint32]IntakeLoss)}
 }
 
-// Put takes a report. It waits for nothing.
+// Put takes a report. It waits for nothing, and wakes who takes them soon.
 func (i *Intake[T]) Put(now time.Time, class uint32, v T) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -59,7 +62,12 @@ func (i *Intake[T]) Put(now time.Time, class uint32, v T) {
 	}
 	// Last: what became of it stands in the other counters before it is counted.
 	i.came[class]++
-	i.signal()
+	switch i.queue.n {
+	case 1:
+		time.AfterFunc(intakeGathers, i.signal)
+	case intakeMost / 8:
+		i.signal()
+	}
 }
 
 // Spoil counts a report that cannot be read.

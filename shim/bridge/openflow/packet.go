@@ -24,13 +24,46 @@ type PacketIn struct {
 // Metadata are the fields that came with a packet-in: its port, registers and
 // connection.
 type Metadata struct {
-	match Match
+	oxm string // As it came. Each entry is whole.
 }
 
-// Field is the value of one field; fields that are zero are not sent.
+// Field is the value of one field; fields that are zero are not sent. Few are
+// looked at, of packet-ins that may be many: they are looked for as they came.
 func (m Metadata) Field(id FieldID) (Value, bool) {
-	f, ok := m.match.Field(id)
-	return f.Value, ok
+	high, low, number := byte(fields[id].class>>8), byte(fields[id].class), fields[id].number<<1
+	reg := int(id) - int(FieldReg0)
+	for rest := m.oxm; len(rest) >= 4; rest = rest[4+int(rest[3]):] {
+		switch {
+		case rest[0] == high && rest[1] == low && rest[2]&^1 == number:
+			e, _, err := cutOXM(rest)
+			if err != nil {
+				return Value{}, false
+			}
+			f, ok := e.field()
+			return f.Value.And(f.Mask), ok
+		case reg >= 0 && reg < 16:
+			if v, ok := widerRegister(rest, reg); ok {
+				return v, true
+			}
+		}
+	}
+	return Value{}, false
+}
+
+// widerRegister is register n, if the entry that s begins with is of two or four
+// registers, and that is one of them.
+func widerRegister(s string, n int) (Value, bool) {
+	class, number := uint16(s[0])<<8|uint16(s[1]), s[2]>>1
+	wide := fields[FieldXXReg(n/4)]
+	if !(class == classPacketReg && int(number) == n/2) && !(class == wide.class && number == wide.number) {
+		return Value{}, false
+	}
+	var b matchBuilder
+	if err := b.decodeOXM(s[:4+int(s[3])]); err != nil {
+		return Value{}, false
+	}
+	id := FieldReg(n)
+	return b.value[id], b.present.has(id)
 }
 
 // InPort is the port by which the packet came in.
@@ -85,7 +118,7 @@ func NewMetadata(list ...Field) Metadata {
 	for _, f := range list {
 		_ = b.add(f)
 	}
-	return Metadata{b.match()}
+	return Metadata{b.match().oxm}
 }
 
 // Properties of NXT_PACKET_IN2.
@@ -163,11 +196,13 @@ func (p *PacketIn) take(typ uint16, content string) error {
 		}
 		p.Reason = content[0]
 	case pinMetadata:
-		var b matchBuilder
-		if err := b.decodeOXM(content); err != nil {
-			return err
+		for rest := content; rest != ""; {
+			var err error
+			if _, rest, err = cutOXM(rest); err != nil {
+				return err
+			}
 		}
-		p.Metadata = Metadata{b.match()}
+		p.Metadata = Metadata{content}
 	case pinUserData:
 		p.UserData = []byte(content)
 	case pinContinuation:
