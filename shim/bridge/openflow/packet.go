@@ -24,53 +24,69 @@ type PacketIn struct {
 // Metadata are the fields that came with a packet-in: its port, registers and
 // connection.
 type Metadata struct {
-	oxm string // As it came. Each entry is whole.
+	oxm  string // As it came. Each entry is whole.
+	regs [16]uint32
+	has  uint16 // Which of regs came.
 }
 
 // Field is the value of one field; fields that are zero are not sent. Few are
 // looked at, of packet-ins that may be many: they are looked for as they came.
 func (m Metadata) Field(id FieldID) (Value, bool) {
+	if n := int(id) - int(FieldReg0); n >= 0 && n < len(m.regs) {
+		return Uint(uint64(m.regs[n])), m.has&(1<<n) != 0
+	}
 	high, low, number := byte(fields[id].class>>8), byte(fields[id].class), fields[id].number<<1
-	reg := int(id) - int(FieldReg0)
 	for rest := m.oxm; len(rest) >= 4; rest = rest[4+int(rest[3]):] {
-		switch {
-		case rest[0] == high && rest[1] == low && rest[2]&^1 == number:
-			e, _, err := cutOXM(rest)
-			if err != nil {
-				return Value{}, false
-			}
-			f, ok := e.field()
-			return f.Value.And(f.Mask), ok
-		case reg >= 0 && reg < 16:
-			if v, ok := widerRegister(rest, reg); ok {
-				return v, true
-			}
+		if rest[0] != high || rest[1] != low || rest[2]&^1 != number {
+			continue
 		}
+		e, _, err := cutOXM(rest)
+		if err != nil {
+			return Value{}, false
+		}
+		f, ok := e.field()
+		return f.Value.And(f.Mask), ok
 	}
 	return Value{}, false
 }
 
-// widerRegister is register n, if the entry that s begins with is of two or four
-// registers, and that is one of them.
-func widerRegister(s string, n int) (Value, bool) {
-	class, number := uint16(s[0])<<8|uint16(s[1]), s[2]>>1
-	wide := fields[FieldXXReg(n/4)]
-	if !(class == classPacketReg && int(number) == n/2) && !(class == wide.class && number == wide.number) {
-		return Value{}, false
+// read takes what came, and of it the registers, in whatever width they came.
+func (m *Metadata) read(oxm string) error {
+	m.oxm = oxm
+	first := fields[FieldXXReg(0)]
+	for rest := oxm; rest != ""; {
+		e, tail, err := cutOXM(rest)
+		if err != nil {
+			return err
+		}
+		rest = tail
+		switch n := int(e.number); {
+		case e.hasMask:
+		case e.class == fields[FieldReg0].class && n < len(m.regs) && len(e.body) == 4:
+			m.set(n, e.body)
+		case e.class == classPacketReg && n < 8 && len(e.body) == 8:
+			m.set(2*n, e.body)
+		case e.class == first.class && e.number >= first.number && n < int(first.number)+4 && len(e.body) == 16:
+			m.set(4*(n-int(first.number)), e.body)
+		}
 	}
-	var b matchBuilder
-	if err := b.decodeOXM(s[:4+int(s[3])]); err != nil {
-		return Value{}, false
+	return nil
+}
+
+// set sets registers from the nth on.
+func (m *Metadata) set(n int, values string) {
+	for ; values != ""; values = values[4:] {
+		m.regs[n] = be32(values)
+		m.has |= 1 << n
+		n++
 	}
-	id := FieldReg(n)
-	return b.value[id], b.present.has(id)
 }
 
 // InPort is the port by which the packet came in.
 func (m Metadata) InPort() uint32 { return uint32(m.number(FieldInPort)) }
 
 // Reg is register n.
-func (m Metadata) Reg(n int) uint32 { return uint32(m.number(FieldReg(n))) }
+func (m Metadata) Reg(n int) uint32 { return m.regs[n] }
 
 // CtState is the state of the packet's connection: a sum of Ct….
 func (m Metadata) CtState() uint32 { return uint32(m.number(FieldCTState)) }
@@ -118,7 +134,9 @@ func NewMetadata(list ...Field) Metadata {
 	for _, f := range list {
 		_ = b.add(f)
 	}
-	return Metadata{b.match().oxm}
+	var m Metadata
+	_ = m.read(b.match().oxm) // It is whole.
+	return m
 }
 
 // Properties of NXT_PACKET_IN2.
@@ -196,13 +214,7 @@ func (p *PacketIn) take(typ uint16, content string) error {
 		}
 		p.Reason = content[0]
 	case pinMetadata:
-		for rest := content; rest != ""; {
-			var err error
-			if _, rest, err = cutOXM(rest); err != nil {
-				return err
-			}
-		}
-		p.Metadata = Metadata{content}
+		return p.Metadata.read(content)
 	case pinUserData:
 		p.UserData = []byte(content)
 	case pinContinuation:
