@@ -103,6 +103,40 @@ func BenchmarkDurable(b *testing.B) {
 	}
 }
 
+// BenchmarkReportLeg is the gRPC leg of one node at 20,000 events a second for five
+// seconds, an event an operation: from when a batch of 100 is due until it is
+// acknowledged, durable.
+func BenchmarkReportLeg(b *testing.B) {
+	const rate, batch, batches = 20_000, 100, 5 * 20_000 / 100
+	s, err := New(Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx) }()
+	events := make([][]byte, batch)
+	for i := range events {
+		if events[i], err = proto.Marshal(drop(uint32(i))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ResetTimer()
+	latencies := load{addr: s.Addr(), node: "n1", boot: "paced", events: events, batches: batches, window: 64, interval: time.Second * batch / rate}.send(b)
+	b.StopTimer()
+	if st := s.log.Stats(); st.Kept != batches*batch {
+		b.Fatalf("%d events kept, %d sent", st.Kept, batches*batch)
+	}
+	slices.Sort(latencies)
+	b.ReportMetric(float64(batches*batch)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64(latencies[len(latencies)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(latencies[len(latencies)*99/100].Microseconds())/1000, "p99-ms")
+	cancel()
+	if err := <-ran; err != nil {
+		b.Fatal(err)
+	}
+}
+
 // load is what one node sends.
 type load struct {
 	addr, node, boot string

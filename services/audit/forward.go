@@ -60,6 +60,7 @@ func (s *Service) addForward() error {
 	if creds == nil {
 		creds = s.own
 	}
+	s.forwarder = creds
 	cfg := sink.ForwardConfig{Name: forwardSink, Log: s.log, Addresses: c.Forward, Node: c.Node, Logger: c.Logger.Named("sink")}
 	if creds != nil {
 		cfg.Credentials = creds.Client()

@@ -87,24 +87,25 @@ type Service struct {
 	auditv1.UnimplementedCollectorServiceServer
 	auditv1.UnimplementedAuditServiceServer
 
-	cfg      Config
-	logger   hclog.Logger
-	log      *eventlog.Log
-	sinks    []projection
-	rpc      *rpc.Server
-	own      identity.Credentials // Of the listener. Nil: plain text.
-	enrolled []*identity.Enrolled // Whose certificates are to be got and renewed.
-	metrics  metrics
-	sessions sessions
-	rule     accessRule
-	feed     *feed
-	seats    seats
-	overview *overview
-	watcher  *watcher      // Nil: nothing is followed.
-	facts    *facts.Facts  // The watcher's. Nil, as it is.
-	decoders sync.Pool     // Of record.Decoder, for requests.
-	stopping chan struct{} // Closed when streams are to end.
-	now      func() time.Time
+	cfg       Config
+	logger    hclog.Logger
+	log       *eventlog.Log
+	sinks     []projection
+	rpc       *rpc.Server
+	own       identity.Credentials // Of the listener. Nil: plain text.
+	forwarder identity.Credentials // By which is forwarded. Nil: nothing is, or plain text.
+	enrolled  []*identity.Enrolled // Whose certificates are to be got and renewed.
+	metrics   metrics
+	sessions  sessions
+	rule      accessRule
+	feed      *feed
+	seats     seats
+	overview  *overview
+	watcher   *watcher      // Nil: nothing is followed.
+	facts     *facts.Facts  // The watcher's. Nil, as it is.
+	decoders  sync.Pool     // Of record.Decoder, for requests.
+	stopping  chan struct{} // Closed when streams are to end.
+	now       func() time.Time
 }
 
 // New checks the configuration, opens the log, binds the addresses, and starts
@@ -144,7 +145,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("--max-subscribers %d: write how many callers may read at once", c.MaxSubscribers)
 	}
 	for _, address := range c.PolicyServers {
-		if err := identity.CheckListen(address, c.TLS.Set() || c.Enroll != nil, c.Insecure); err != nil {
+		withTLS := c.TLS.Set() || c.Enroll != nil || c.ForwardTLS.Set() || c.ForwardEnroll != nil
+		if err := identity.CheckListen(address, withTLS, c.Insecure); err != nil {
 			return fmt.Errorf("--policy-server: %w", err)
 		}
 	}
@@ -189,9 +191,10 @@ func (s *Service) addWatcher() {
 		return
 	}
 	s.facts = facts.New(facts.Config{})
-	s.watcher = &watcher{addresses: s.cfg.PolicyServers, facts: s.facts, overview: s.overview, log: s.log, logger: s.logger.Named("watcher"), now: s.now, retell: cmp.Or(s.cfg.retell, retellInterval)}
-	if s.own != nil {
-		s.watcher.creds = s.own.Client()
+	s.watcher = &watcher{addresses: s.cfg.PolicyServers, facts: s.facts, overview: s.overview, log: s.log, logger: s.logger.Named("watcher"),
+		now: s.now, shared: s.cfg.NATS != nil, retell: cmp.Or(s.cfg.retell, retellInterval)}
+	if creds := cmp.Or(s.own, s.forwarder); creds != nil {
+		s.watcher.creds = creds.Client()
 	}
 }
 

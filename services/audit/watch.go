@@ -34,6 +34,7 @@ const (
 	watchMinBackoff = 200 * time.Millisecond
 	watchMaxBackoff = 10 * time.Second
 	retellInterval  = time.Hour
+	othersWait      = 500 * time.Millisecond
 )
 
 // watcher follows the policy service: what it tells of addresses and versions goes
@@ -47,6 +48,7 @@ type watcher struct {
 	log       *eventlog.Log
 	logger    hclog.Logger
 	now       func() time.Time
+	shared    bool          // Other collectors may write to the log.
 	retell    time.Duration // At least so long between two snapshots for what retention took.
 
 	connected atomic.Bool // All that there is has been told, and changes are.
@@ -133,13 +135,23 @@ func (w *watcher) watch(ctx context.Context, address string) error {
 
 // take takes a run of changes; of a snapshot, told notes whose they are.
 func (w *watcher) take(ctx context.Context, changes []*policyv1.ObjectChange, told map[trail.Key]bool) error {
-	var events []*auditv1.ChangeEvent
+	var versions []*policyv1.ObjectChange
 	for _, c := range changes {
-		w.facts.Apply(c)
-		v := c.GetVersion()
-		if v == nil {
-			continue
+		if w.facts.Apply(c); c.GetVersion() != nil {
+			versions = append(versions, c)
 		}
+	}
+	if len(versions) == 0 {
+		return nil
+	}
+	if w.shared {
+		if err := w.letOthers(ctx); err != nil {
+			return err
+		}
+	}
+	var events []*auditv1.ChangeEvent
+	for _, c := range versions {
+		v := c.GetVersion()
 		k := trail.KeyOf(v)
 		if told != nil && !c.GetRemoved() {
 			told[k] = true
@@ -161,6 +173,17 @@ func (w *watcher) take(ctx context.Context, changes []*policyv1.ObjectChange, to
 		}
 	}
 	return w.append(ctx, events)
+}
+
+// letOthers waits for a while of random length, for collectors on the same log that
+// are told the same: whoever is first stores it, and the others find it there.
+func (w *watcher) letOthers(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(mrand.N(othersWait)):
+	}
+	return w.overview.await(ctx)
 }
 
 // complete ends a snapshot: what the log knows and was not told is gone.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -277,5 +278,26 @@ func TestOverviewIsBounded(t *testing.T) {
 	}
 	if len(o.rules) > maxRules+1 || total != maxRules+1000 || len(o.ruleEvents()) != maxRulesTold {
 		t.Errorf("%d rules, %d packets", len(o.rules), total)
+	}
+}
+
+// TestFollowAsForwarder: a collector that shows certificates for forwarding alone follows
+// the policy service with these, and beyond loopback with none does not.
+func TestFollowAsForwarder(t *testing.T) {
+	files := pkiFiles(t)
+	cfg := Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, PolicyServers: []string{"192.0.2.1:9740"}, Logger: hclog.NewNullLogger()}
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--policy-server") {
+		t.Errorf("without certificates: %v", err)
+	}
+	cfg.Forward, cfg.ForwardTLS = []string{"192.0.2.1:9741"}, files("auditd")
+	s, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.watcher.creds == nil || s.watcher.creds.Info().SecurityProtocol != "tls" {
+		t.Error("the policy service is followed in plain text")
+	}
+	if err := s.log.Close(); err != nil {
+		t.Error(err)
 	}
 }
