@@ -45,12 +45,8 @@ func (encodedCodec) Marshal(v any) ([]byte, error) {
 }
 func (encodedCodec) Unmarshal(b []byte, v any) error { return proto.Unmarshal(b, v.(proto.Message)) }
 
-// BenchmarkDurable sends events from eight nodes over TCP to a collector
-// without sinks; an operation is one event, durable and acknowledged. The p99 is
-// of another second, at 200,000 events a second: of the time from sending a batch
-// of 512 until it is acknowledged.
-func BenchmarkDurable(b *testing.B) {
-	const nodes, batch, window = 8, 512, 8
+// startBench runs a collector without sinks, and makes so many events.
+func startBench(b *testing.B, n int) (s *Service, events [][]byte, stop func()) {
 	s, err := New(Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
 	if err != nil {
 		b.Fatal(err)
@@ -58,12 +54,28 @@ func BenchmarkDurable(b *testing.B) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()
-	events := make([][]byte, batch)
-	for i := range events {
-		if events[i], err = proto.Marshal(drop(uint32(i))); err != nil {
+	for i := range n {
+		e, err := proto.Marshal(drop(uint32(i)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		events = append(events, e)
+	}
+	return s, events, func() {
+		cancel()
+		if err := <-ran; err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkDurable sends events from eight nodes over TCP to a collector
+// without sinks; an operation is one event, durable and acknowledged. The p99 is
+// of another second, at 200,000 events a second: of the time from sending a batch
+// of 512 until it is acknowledged.
+func BenchmarkDurable(b *testing.B) {
+	const nodes, batch, window = 8, 512, 8
+	s, events, stop := startBench(b, batch)
 	each := max(1, b.N/nodes/batch)
 	// run sends so many batches of every node, one an interval, and returns how
 	// long they took.
@@ -97,10 +109,7 @@ func BenchmarkDurable(b *testing.B) {
 	b.ReportMetric(float64(total)/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64(latencies[len(latencies)*99/100].Microseconds())/1000, "p99-ms")
 	b.ReportMetric(float64(cpu.Microseconds())/float64(total), "cpu-us/event")
-	cancel()
-	if err := <-ran; err != nil {
-		b.Fatal(err)
-	}
+	stop()
 }
 
 // BenchmarkReportLeg is the gRPC leg of one node at 20,000 events a second for five
@@ -108,19 +117,7 @@ func BenchmarkDurable(b *testing.B) {
 // acknowledged, durable.
 func BenchmarkReportLeg(b *testing.B) {
 	const rate, batch, batches = 20_000, 100, 5 * 20_000 / 100
-	s, err := New(Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- s.Run(ctx) }()
-	events := make([][]byte, batch)
-	for i := range events {
-		if events[i], err = proto.Marshal(drop(uint32(i))); err != nil {
-			b.Fatal(err)
-		}
-	}
+	s, events, stop := startBench(b, batch)
 	b.ResetTimer()
 	latencies := load{addr: s.Addr(), node: "n1", boot: "paced", events: events, batches: batches, window: 64, interval: time.Second * batch / rate}.send(b)
 	b.StopTimer()
@@ -131,10 +128,7 @@ func BenchmarkReportLeg(b *testing.B) {
 	b.ReportMetric(float64(batches*batch)/b.Elapsed().Seconds(), "events/s")
 	b.ReportMetric(float64(latencies[len(latencies)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(latencies[len(latencies)*99/100].Microseconds())/1000, "p99-ms")
-	cancel()
-	if err := <-ran; err != nil {
-		b.Fatal(err)
-	}
+	stop()
 }
 
 // load is what one node sends.

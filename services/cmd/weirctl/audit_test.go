@@ -20,9 +20,11 @@ import (
 	"github.com/weirnet/weir/services/identity"
 )
 
-// TestAuditOfRealCollector: tail and stats of the collector itself.
-func TestAuditOfRealCollector(t *testing.T) {
-	s, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, JSONFile: t.TempDir() + "/audit.json", Logger: hclog.NewNullLogger()})
+// startCollector runs a collector until the test ends.
+func startCollector(t *testing.T, cfg audit.Config) *audit.Service {
+	t.Helper()
+	cfg.Dir, cfg.Listen, cfg.MinFree, cfg.Logger = t.TempDir(), "127.0.0.1:0", 1, hclog.NewNullLogger()
+	s, err := audit.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,6 +37,13 @@ func TestAuditOfRealCollector(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return s
+}
+
+// TestAuditOfRealCollector: tail and stats of the collector itself.
+func TestAuditOfRealCollector(t *testing.T) {
+	ctx := t.Context()
+	s := startCollector(t, audit.Config{JSONFile: t.TempDir() + "/audit.json"})
 	conn, err := grpc.NewClient(s.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -171,20 +180,8 @@ func TestAuditTailOfReader(t *testing.T) {
 	if _, errs, code := run(t, "pki", "reader", "--dir", pki, "--name", "x", "--namespace", "*"); code != 1 || !strings.Contains(errs, `Namespace "*"`) {
 		t.Errorf("status %d, %s", code, errs)
 	}
-	s, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, Logger: hclog.NewNullLogger(),
-		TLS: identity.Files{CA: file("ca.crt"), Cert: file("auditd.crt"), Key: file("auditd.key")}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ran := make(chan error, 1)
-	go func() { ran <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-	})
+	ctx := t.Context()
+	s := startCollector(t, audit.Config{TLS: identity.Files{CA: file("ca.crt"), Cert: file("auditd.crt"), Key: file("auditd.key")}})
 	config, err := identity.ClientTLS(identity.Files{CA: file("ca.crt"), Cert: file("node-n1.crt"), Key: file("node-n1.key")})
 	if err != nil {
 		t.Fatal(err)

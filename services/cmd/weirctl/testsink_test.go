@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/hashicorp/go-hclog"
 
 	"github.com/weirnet/weir/services/audit"
 )
@@ -17,19 +14,7 @@ import (
 // the file.
 func TestAuditTestSink(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.json")
-	s, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, JSONFile: path, Logger: hclog.NewNullLogger()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ran := make(chan error, 1)
-	go func() { ran <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-	})
+	s := startCollector(t, audit.Config{JSONFile: path})
 	out, errs, code := run(t, "audit", "test-sink", "json "+path, "--server", s.Addr())
 	_, rest, _ := strings.Cut(out, "look for ")
 	id, _, _ := strings.Cut(rest, " ")
