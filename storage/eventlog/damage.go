@@ -112,7 +112,7 @@ func (l *local) stateLostEnd(db *database, p *positions, oldest uint64) (uint64,
 	first, now := p.newest+1, time.Now()
 	h, body := damage(read-p.newest, now, now)
 	b := db.NewBatch()
-	defer b.Close()
+	defer db.release(b)
 	if err := b.Set(key(first, kindBlock), body(h.append(nil)), nil); err != nil {
 		return 0, err
 	}

@@ -107,6 +107,14 @@ func (d *database) commit(b *pebble.Batch) error {
 	return nil
 }
 
+// release lets go of a batch, unless the database failed: that may be writing it
+// still, and never ends.
+func (d *database) release(b *pebble.Batch) {
+	if d.failed() == nil {
+		_ = b.Close() // It only gives back memory.
+	}
+}
+
 // fence comes before every operation on the disk. Pebble tries failed work again
 // without end: of a database that was left, writing stops for good, and
 // reading is slow to fail.

@@ -288,7 +288,7 @@ func (l *local) store(group []*pending) (err error) {
 		return err
 	}
 	b := l.db.NewBatch()
-	defer b.Close()
+	defer l.db.release(b)
 	// What the group changes; the log's own positions follow when it is durable.
 	next := commitGroup{newest: l.positions.newest, high: make(map[[2]string]uint64)}
 	put := func(h header, body func([]byte) []byte) error {
@@ -367,7 +367,7 @@ func (l *local) stored(next *commitGroup) {
 // snapshot writes the positions behind the newest block.
 func (l *local) snapshot() error {
 	b := l.db.NewBatch()
-	defer b.Close()
+	defer l.db.release(b)
 	l.mu.RLock()
 	value := l.positions.append(nil)
 	l.mu.RUnlock()

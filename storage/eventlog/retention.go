@@ -55,7 +55,7 @@ func (l *local) removeBelow(keep uint64) error {
 		}
 	}
 	b := l.db.NewBatch()
-	defer b.Close()
+	defer l.db.release(b)
 	// A snapshot that stands at keep-1 is the newest if nothing is kept.
 	if err := b.DeleteRange(key(0, kindBlock), key(keep-1, kindSnapshot), nil); err != nil {
 		return err
