@@ -19,14 +19,16 @@ import (
 
 // Bounds of what subscribers hold.
 const (
-	pageRecords = 128 // Of one page: who waits for its peer holds a page.
-	pageBytes   = 64 << 10
-	ringRecords = 16384 // That are held, decoded, for all who follow.
-	ringBytes   = 8 << 20
-	slots       = 8        // Readers of what is older, at a time.
-	slotRecords = 8192     // That one reads before another has its turn.
-	chunkBytes  = 64 << 10 // Of a reader.
-	wakePause   = 10 * time.Millisecond
+	pageRecords  = 128 // Of one page: who waits for its peer holds a page.
+	pageBytes    = 64 << 10
+	batchRecords = 4096 // Of one page of who takes batches.
+	batchBytes   = 512 << 10
+	ringRecords  = 16384 // That are held, decoded, for all who follow.
+	ringBytes    = 8 << 20
+	slots        = 8        // Readers of what is older, at a time.
+	slotRecords  = 8192     // That one reads before another has its turn.
+	chunkBytes   = 64 << 10 // Of a reader.
+	wakePause    = 10 * time.Millisecond
 )
 
 // feed reads the log for all subscribers. Those near the log's end share a ring of
@@ -200,9 +202,18 @@ func (f *feed) add(p *page) {
 	f.pages = slices.Delete(f.pages, 0, drop)
 }
 
+// span is what of the log a page is to be of.
+type span struct {
+	after, last uint64
+	records     int // At most.
+	bytes       int // At most, but for one record.
+	undecoded   bool
+}
+
 // older reads what is behind the ring, in a slot: a page of those records that a
-// subscriber picks, encoded, out of at most slotRecords.
-func (f *feed) older(ctx context.Context, after, last uint64, pick func(*eventlog.Entry, *record.Event) (response, error)) (p *page, err error) {
+// subscriber picks, encoded, out of at most slotRecords. Undecoded, pick is given no
+// event.
+func (f *feed) older(ctx context.Context, s span, pick func(*eventlog.Entry, *record.Event) (response, error)) (p *page, err error) {
 	var d *record.Decoder
 	select {
 	case d = <-f.slots:
@@ -210,19 +221,21 @@ func (f *feed) older(ctx context.Context, after, last uint64, pick func(*eventlo
 		return nil, ctx.Err()
 	}
 	defer func() { f.slots <- d }()
-	p = &page{after: after, last: after}
-	r := f.log.NewReaderSize(after, chunkBytes)
+	p = &page{after: s.after, last: s.after}
+	r := f.log.NewReaderSize(s.after, max(chunkBytes, s.bytes))
 	var event record.Event
-	for n := 0; n < slotRecords && len(p.entries) < pageRecords && p.bytes < pageBytes && p.last < last; n++ {
+	for n := 0; n < slotRecords && len(p.entries) < s.records && p.bytes < s.bytes && p.last < s.last; n++ {
 		e, ok, err := r.Next()
 		if err != nil {
 			return nil, err
 		}
-		if !ok || e.Cursor > last {
+		if !ok || e.Cursor > s.last {
 			break
 		}
-		if err := d.DecodeInto(e.Data, &event); err != nil {
-			return nil, unreadable(e.Cursor, err)
+		if !s.undecoded {
+			if err := d.DecodeInto(e.Data, &event); err != nil {
+				return nil, unreadable(e.Cursor, err)
+			}
 		}
 		p.last = e.Cursor
 		wire, err := pick(&e, &event)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
@@ -28,6 +29,7 @@ type subscription struct {
 	call  grpc.ServerStream
 	now   func() time.Time
 	left  uint32 // Records that may still be sent. Zero: no limit.
+	batch int    // Records of a response. Zero: one, as such.
 
 	after  uint64    // Everything up to it was sent, or does not match.
 	last   uint64    // Where to end.
@@ -97,7 +99,7 @@ func (c *subscription) advance(ctx context.Context) (more bool, err error) {
 	p, err := c.feed.shared(c.after)
 	own := p == nil
 	if err == nil && own {
-		p, err = c.feed.older(ctx, c.after, c.last, func(e *eventlog.Entry, event *record.Event) (response, error) { return c.pick(e, event, nil) })
+		p, err = c.feed.older(ctx, c.span(), func(e *eventlog.Entry, event *record.Event) (response, error) { return c.pick(e, event, nil) })
 	}
 	if err != nil {
 		return false, err
@@ -108,6 +110,7 @@ func (c *subscription) advance(ctx context.Context) (more bool, err error) {
 		}
 	}
 	before := c.after
+	var together batch
 	for i := range p.entries {
 		e := &p.entries[i]
 		if e.Cursor <= c.after {
@@ -126,17 +129,64 @@ func (c *subscription) advance(ctx context.Context) (more bool, err error) {
 		if wire == nil {
 			continue
 		}
-		if err := c.call.SendMsg(wire); err != nil {
+		if c.left > 0 {
+			c.left--
+			c.ended = c.left == 0
+		}
+		if c.batch > 0 {
+			together.add(wire)
+		} else if err := c.call.SendMsg(wire); err != nil {
 			return false, err
 		}
 		c.told = e.Cursor
-		if c.left--; c.left == 0 {
-			c.ended = true
-			return false, nil
+		if c.ended || together.n > 0 && together.n == c.batch {
+			if err := together.send(c.call, e.Cursor); err != nil || c.ended {
+				return false, err
+			}
 		}
+	}
+	if err := together.send(c.call, c.told); err != nil {
+		return false, err
 	}
 	c.after = max(c.after, min(p.last, c.last))
 	return c.after > before, nil
+}
+
+// span is what to read next.
+func (c *subscription) span() span {
+	s := span{after: c.after, last: c.last, records: pageRecords, bytes: pageBytes}
+	if c.batch > 0 {
+		s.records, s.bytes = c.batch, batchBytes
+	}
+	s.undecoded = c.view.all && c.match == nil
+	return s
+}
+
+// batch is records that are sent together.
+type batch struct {
+	wire response
+	n    int
+}
+
+// add takes a response with a cursor and one record, of one for who sees everything.
+func (b *batch) add(one response) {
+	_, _, tag := protowire.ConsumeField(one) // The cursor; see encodeResponse.
+	b.wire = protowire.AppendTag(b.wire, responseRecords, protowire.BytesType)
+	b.wire = append(b.wire, one[tag+1:]...) // Of the record's tag, one byte.
+	b.n++
+}
+
+// responseRecords is the number of TailResponse's field, from audit.proto.
+const responseRecords = 5
+
+// send sends what there is, all up to a cursor.
+func (b *batch) send(call grpc.ServerStream, cursor uint64) error {
+	if b.n == 0 {
+		return nil
+	}
+	wire := protowire.AppendVarint(protowire.AppendTag(b.wire, 2, protowire.VarintType), cursor)
+	*b = batch{}
+	return call.SendMsg(response(wire))
 }
 
 // pick is the response of a record that matches and that the caller sees; nil of

@@ -39,6 +39,9 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 	defer leave()
 	oldest, newest := s.log.Range()
 	c := subscription{feed: s.feed, view: v, match: match, call: call, now: s.now, left: req.GetLimit(), after: req.GetAfter(), told: req.GetAfter(), last: math.MaxUint64}
+	if v.all && req.GetBatch() > 0 { // What is redacted is told of each record.
+		c.batch = int(min(req.GetBatch(), batchRecords))
+	}
 	// Without follow, the answer is what there is now: a log that grows faster
 	// than it is read must not keep the caller for ever.
 	if !req.GetFollow() {

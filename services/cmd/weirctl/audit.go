@@ -122,6 +122,7 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings 
 		return err
 	}
 	defer conn.Close()
+	req.Batch = 1000
 	stream, err := auditv1.NewAuditServiceClient(conn).Tail(ctx, req)
 	if err != nil {
 		return server.failed("audit tail", err)
@@ -139,11 +140,14 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings 
 		if n := resp.GetSkipped(); n > 0 {
 			fmt.Fprintf(warnings, "%d records behind cursor %d are not there any more\n", n, resp.GetCursor())
 		}
-		if resp.GetRecord() == nil { // How far the log was read.
-			continue
+		records := resp.GetRecords()
+		if r := resp.GetRecord(); r != nil { // Of a reader of some Namespaces.
+			records = append(records, r)
 		}
-		if err := print(resp.GetRecord()); err != nil {
-			return err
+		for _, r := range records { // None: how far the log was read.
+			if err := print(r); err != nil {
+				return err
+			}
 		}
 	}
 }

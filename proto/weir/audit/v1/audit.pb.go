@@ -1532,12 +1532,16 @@ func (x *RecordFilter) GetChanges() bool {
 }
 
 type TailRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`                    // Cursor; records after it are sent. Zero: from the log's beginning.
-	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`                  // Stay, and send what comes.
-	Filter        *RecordFilter          `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`                   // Absent: everything, losses too.
-	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`                    // End after this many records. Zero: no limit.
-	FromEnd       bool                   `protobuf:"varint,5,opt,name=from_end,json=fromEnd,proto3" json:"from_end,omitempty"` // Begin behind the newest record; after must be zero.
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	After   uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`                    // Cursor; records after it are sent. Zero: from the log's beginning.
+	Follow  bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`                  // Stay, and send what comes.
+	Filter  *RecordFilter          `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`                   // Absent: everything, losses too.
+	Limit   uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`                    // End after this many records. Zero: no limit.
+	FromEnd bool                   `protobuf:"varint,5,opt,name=from_end,json=fromEnd,proto3" json:"from_end,omitempty"` // Begin behind the newest record; after must be zero.
+	// So many records may come in one response, in records: for who reads much. Zero:
+	// one a response. At most 4,096 are sent together, and to readers of some
+	// Namespaces one.
+	Batch         uint32 `protobuf:"varint,6,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1607,17 +1611,26 @@ func (x *TailRequest) GetFromEnd() bool {
 	return false
 }
 
-// TailResponse is a record, or says how far the log was read without one.
+func (x *TailRequest) GetBatch() uint32 {
+	if x != nil {
+		return x.Batch
+	}
+	return 0
+}
+
+// TailResponse is a record, several where the request asks for batches, or says how
+// far the log was read without one.
 type TailResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
-	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // Absent: none, cursor alone counts.
+	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"` // Absent: none or several.
 	// Every record up to it was sent, or does not match: where to resume. Sent
 	// without a record after 65,536 that do not match, and behind the newest.
 	Cursor uint64 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Set where the reader's role hides who the record's other end is: its name,
 	// address and hardware address are left out.
-	Redacted      bool   `protobuf:"varint,3,opt,name=redacted,proto3" json:"redacted,omitempty"`
-	Skipped       uint64 `protobuf:"varint,4,opt,name=skipped,proto3" json:"skipped,omitempty"` // Records after the cursor sent before that retention took before they were read, of any kind. Zero: none.
+	Redacted      bool      `protobuf:"varint,3,opt,name=redacted,proto3" json:"redacted,omitempty"`
+	Skipped       uint64    `protobuf:"varint,4,opt,name=skipped,proto3" json:"skipped,omitempty"` // Records after the cursor sent before that retention took before they were read, of any kind. Zero: none.
+	Records       []*Record `protobuf:"bytes,5,rep,name=records,proto3" json:"records,omitempty"`  // Of a request with batch, in place of record.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1678,6 +1691,13 @@ func (x *TailResponse) GetSkipped() uint64 {
 		return x.Skipped
 	}
 	return 0
+}
+
+func (x *TailResponse) GetRecords() []*Record {
+	if x != nil {
+		return x.Records
+	}
+	return nil
 }
 
 type StatsRequest struct {
@@ -2801,18 +2821,20 @@ const file_weir_audit_v1_audit_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
 	"\x06losses\x18\v \x01(\bR\x06losses\x12\x16\n" +
 	"\x06staged\x18\f \x01(\bR\x06staged\x12\x18\n" +
-	"\achanges\x18\r \x01(\bR\achanges\"\xa1\x01\n" +
+	"\achanges\x18\r \x01(\bR\achanges\"\xb7\x01\n" +
 	"\vTailRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x123\n" +
 	"\x06filter\x18\x03 \x01(\v2\x1b.weir.audit.v1.RecordFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x19\n" +
-	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\"\x8b\x01\n" +
+	"\bfrom_end\x18\x05 \x01(\bR\afromEnd\x12\x14\n" +
+	"\x05batch\x18\x06 \x01(\rR\x05batch\"\xbc\x01\n" +
 	"\fTailResponse\x12-\n" +
 	"\x06record\x18\x01 \x01(\v2\x15.weir.audit.v1.RecordR\x06record\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x1a\n" +
 	"\bredacted\x18\x03 \x01(\bR\bredacted\x12\x18\n" +
-	"\askipped\x18\x04 \x01(\x04R\askipped\"\x0e\n" +
+	"\askipped\x18\x04 \x01(\x04R\askipped\x12/\n" +
+	"\arecords\x18\x05 \x03(\v2\x15.weir.audit.v1.RecordR\arecords\"\x0e\n" +
 	"\fStatsRequest\"\x87\x03\n" +
 	"\rStatsResponse\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x04R\breceived\x12\x12\n" +
@@ -3016,43 +3038,44 @@ var file_weir_audit_v1_audit_proto_depIdxs = []int32{
 	32, // 34: weir.audit.v1.RecordFilter.until:type_name -> google.protobuf.Timestamp
 	16, // 35: weir.audit.v1.TailRequest.filter:type_name -> weir.audit.v1.RecordFilter
 	15, // 36: weir.audit.v1.TailResponse.record:type_name -> weir.audit.v1.Record
-	21, // 37: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
-	24, // 38: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
-	23, // 39: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
-	22, // 40: weir.audit.v1.StatsResponse.rules:type_name -> weir.audit.v1.RuleEvents
-	1,  // 41: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
-	36, // 42: weir.audit.v1.RuleEvents.policy:type_name -> weir.policy.v1.PolicyRef
-	34, // 43: weir.audit.v1.RuleEvents.direction:type_name -> weir.policy.v1.Direction
-	32, // 44: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
-	37, // 45: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
-	16, // 46: weir.audit.v1.SummarizeRequest.filter:type_name -> weir.audit.v1.RecordFilter
-	27, // 47: weir.audit.v1.SummarizeResponse.flows:type_name -> weir.audit.v1.FlowSummary
-	32, // 48: weir.audit.v1.SummarizeResponse.from:type_name -> google.protobuf.Timestamp
-	32, // 49: weir.audit.v1.SummarizeResponse.to:type_name -> google.protobuf.Timestamp
-	35, // 50: weir.audit.v1.FlowSummary.action:type_name -> weir.policy.v1.Action
-	34, // 51: weir.audit.v1.FlowSummary.direction:type_name -> weir.policy.v1.Direction
-	35, // 52: weir.audit.v1.FlowSummary.staged:type_name -> weir.policy.v1.Action
-	36, // 53: weir.audit.v1.ObjectAtRequest.policy:type_name -> weir.policy.v1.PolicyRef
-	15, // 54: weir.audit.v1.ObjectAtResponse.change:type_name -> weir.audit.v1.Record
-	15, // 55: weir.audit.v1.ObjectAtResponse.next:type_name -> weir.audit.v1.Record
-	37, // 56: weir.audit.v1.TestSinkResponse.elapsed:type_name -> google.protobuf.Duration
-	2,  // 57: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
-	17, // 58: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
-	19, // 59: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
-	25, // 60: weir.audit.v1.AuditService.Summarize:input_type -> weir.audit.v1.SummarizeRequest
-	28, // 61: weir.audit.v1.AuditService.ObjectAt:input_type -> weir.audit.v1.ObjectAtRequest
-	30, // 62: weir.audit.v1.AuditService.TestSink:input_type -> weir.audit.v1.TestSinkRequest
-	5,  // 63: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
-	18, // 64: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
-	20, // 65: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
-	26, // 66: weir.audit.v1.AuditService.Summarize:output_type -> weir.audit.v1.SummarizeResponse
-	29, // 67: weir.audit.v1.AuditService.ObjectAt:output_type -> weir.audit.v1.ObjectAtResponse
-	31, // 68: weir.audit.v1.AuditService.TestSink:output_type -> weir.audit.v1.TestSinkResponse
-	63, // [63:69] is the sub-list for method output_type
-	57, // [57:63] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	15, // 37: weir.audit.v1.TailResponse.records:type_name -> weir.audit.v1.Record
+	21, // 38: weir.audit.v1.StatsResponse.lost:type_name -> weir.audit.v1.LossCount
+	24, // 39: weir.audit.v1.StatsResponse.sinks:type_name -> weir.audit.v1.SinkStats
+	23, // 40: weir.audit.v1.StatsResponse.nodes:type_name -> weir.audit.v1.NodeEvents
+	22, // 41: weir.audit.v1.StatsResponse.rules:type_name -> weir.audit.v1.RuleEvents
+	1,  // 42: weir.audit.v1.LossCount.stage:type_name -> weir.audit.v1.LossStage
+	36, // 43: weir.audit.v1.RuleEvents.policy:type_name -> weir.policy.v1.PolicyRef
+	34, // 44: weir.audit.v1.RuleEvents.direction:type_name -> weir.policy.v1.Direction
+	32, // 45: weir.audit.v1.NodeEvents.last:type_name -> google.protobuf.Timestamp
+	37, // 46: weir.audit.v1.SinkStats.oldest:type_name -> google.protobuf.Duration
+	16, // 47: weir.audit.v1.SummarizeRequest.filter:type_name -> weir.audit.v1.RecordFilter
+	27, // 48: weir.audit.v1.SummarizeResponse.flows:type_name -> weir.audit.v1.FlowSummary
+	32, // 49: weir.audit.v1.SummarizeResponse.from:type_name -> google.protobuf.Timestamp
+	32, // 50: weir.audit.v1.SummarizeResponse.to:type_name -> google.protobuf.Timestamp
+	35, // 51: weir.audit.v1.FlowSummary.action:type_name -> weir.policy.v1.Action
+	34, // 52: weir.audit.v1.FlowSummary.direction:type_name -> weir.policy.v1.Direction
+	35, // 53: weir.audit.v1.FlowSummary.staged:type_name -> weir.policy.v1.Action
+	36, // 54: weir.audit.v1.ObjectAtRequest.policy:type_name -> weir.policy.v1.PolicyRef
+	15, // 55: weir.audit.v1.ObjectAtResponse.change:type_name -> weir.audit.v1.Record
+	15, // 56: weir.audit.v1.ObjectAtResponse.next:type_name -> weir.audit.v1.Record
+	37, // 57: weir.audit.v1.TestSinkResponse.elapsed:type_name -> google.protobuf.Duration
+	2,  // 58: weir.audit.v1.CollectorService.Report:input_type -> weir.audit.v1.ReportRequest
+	17, // 59: weir.audit.v1.AuditService.Tail:input_type -> weir.audit.v1.TailRequest
+	19, // 60: weir.audit.v1.AuditService.Stats:input_type -> weir.audit.v1.StatsRequest
+	25, // 61: weir.audit.v1.AuditService.Summarize:input_type -> weir.audit.v1.SummarizeRequest
+	28, // 62: weir.audit.v1.AuditService.ObjectAt:input_type -> weir.audit.v1.ObjectAtRequest
+	30, // 63: weir.audit.v1.AuditService.TestSink:input_type -> weir.audit.v1.TestSinkRequest
+	5,  // 64: weir.audit.v1.CollectorService.Report:output_type -> weir.audit.v1.ReportResponse
+	18, // 65: weir.audit.v1.AuditService.Tail:output_type -> weir.audit.v1.TailResponse
+	20, // 66: weir.audit.v1.AuditService.Stats:output_type -> weir.audit.v1.StatsResponse
+	26, // 67: weir.audit.v1.AuditService.Summarize:output_type -> weir.audit.v1.SummarizeResponse
+	29, // 68: weir.audit.v1.AuditService.ObjectAt:output_type -> weir.audit.v1.ObjectAtResponse
+	31, // 69: weir.audit.v1.AuditService.TestSink:output_type -> weir.audit.v1.TestSinkResponse
+	64, // [64:70] is the sub-list for method output_type
+	58, // [58:64] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_weir_audit_v1_audit_proto_init() }
