@@ -611,7 +611,7 @@ K8sNetworkPolicy:shop/web: counts of 1.5s may be missing, over 2 nodes
 		t.Errorf("asked %v, want %v", inspect.asked, want)
 	}
 	run(t, "audit", "tail", "--server", addr, "--after", "3", "-f", "-n", "9", "--action", "drop", "--direction", "egress", "--pod", "shop/web", "--port", "7", "--prefix", "10.0.0.0/8", "--since", "2024-01-01T00:00:00Z", "--losses=false", "--staged", "--changes")
-	want := &auditv1.TailRequest{After: 3, Follow: true, Limit: 9, Filter: &auditv1.RecordFilter{Action: policyv1.Action_ACTION_DROP, Direction: policyv1.Direction_DIRECTION_EGRESS,
+	want := &auditv1.TailRequest{After: 3, Follow: true, Limit: 9, Batch: 1000, Filter: &auditv1.RecordFilter{Action: policyv1.Action_ACTION_DROP, Direction: policyv1.Direction_DIRECTION_EGRESS,
 		Staged: true, Changes: true, Pod: "shop/web", Port: 7, Prefix: "10.0.0.0/8", Since: timestamppb.New(time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC))}}
 	if out, errs, code := run(t, "audit", "schema"); code != 0 || out != record.JSONSchema || !json.Valid([]byte(out)) {
 		t.Errorf("audit schema: status %d %s\n%s", code, errs, out)

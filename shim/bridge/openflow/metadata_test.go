@@ -1,6 +1,7 @@
 package openflow
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 )
@@ -12,9 +13,21 @@ func TestMetadataIsWhatAMatchOfItSays(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		var oxm []byte
 		entry := func(class uint16, number uint8, width int) {
-			oxm = append(oxm, byte(class>>8), byte(class), number<<1, byte(width))
+			masked := r.IntN(2) == 0 && number != fields[FieldInPort].number
+			if !masked {
+				oxm = append(oxm, byte(class>>8), byte(class), number<<1, byte(width))
+			} else {
+				oxm = append(oxm, byte(class>>8), byte(class), number<<1|1, byte(2*width))
+			}
 			for range width {
 				oxm = append(oxm, byte(r.Uint32()))
+			}
+			for i := 0; masked && i < width; i += 4 { // Words of a mask that are whole, or missing, or neither.
+				word := []uint32{0, 1<<32 - 1, r.Uint32()}[r.IntN(3)]
+				if width == 4 && word == 0 {
+					word = 1
+				}
+				oxm = binary.BigEndian.AppendUint32(oxm, word)
 			}
 		}
 		id := func(id FieldID) { entry(fields[id].class, fields[id].number, int(fields[id].width)) }

@@ -45,7 +45,7 @@ func (m Metadata) Field(id FieldID) (Value, bool) {
 			return Value{}, false
 		}
 		f, ok := e.field()
-		return f.Value.And(f.Mask), ok
+		return f.Value.And(f.Mask), ok && !f.Mask.IsZero()
 	}
 	return Value{}, false
 }
@@ -60,24 +60,33 @@ func (m *Metadata) read(oxm string) error {
 			return err
 		}
 		rest = tail
+		values, masks := e.body, ""
+		if e.hasMask { // Such as a pair of registers, of which one is zero.
+			values, masks = e.body[:len(e.body)/2], e.body[len(e.body)/2:]
+		}
 		switch n := int(e.number); {
-		case e.hasMask:
-		case e.class == fields[FieldReg0].class && n < len(m.regs) && len(e.body) == 4:
-			m.set(n, e.body)
-		case e.class == classPacketReg && n < 8 && len(e.body) == 8:
-			m.set(2*n, e.body)
-		case e.class == first.class && e.number >= first.number && n < int(first.number)+4 && len(e.body) == 16:
-			m.set(4*(n-int(first.number)), e.body)
+		case e.class == fields[FieldReg0].class && n < len(m.regs) && len(values) == 4:
+			m.set(n, values, masks)
+		case e.class == classPacketReg && n < 8 && len(values) == 8:
+			m.set(2*n, values, masks)
+		case e.class == first.class && e.number >= first.number && n < int(first.number)+4 && len(values) == 16:
+			m.set(4*(n-int(first.number)), values, masks)
 		}
 	}
 	return nil
 }
 
-// set sets registers from the nth on.
-func (m *Metadata) set(n int, values string) {
+// set sets registers from the nth on; no masks: all of their bits.
+func (m *Metadata) set(n int, values, masks string) {
 	for ; values != ""; values = values[4:] {
-		m.regs[n] = be32(values)
-		m.has |= 1 << n
+		mask := ^uint32(0)
+		if masks != "" {
+			mask, masks = be32(masks), masks[4:]
+		}
+		if mask != 0 {
+			m.regs[n] |= be32(values) & mask
+			m.has |= 1 << n
+		}
 		n++
 	}
 }
