@@ -305,7 +305,7 @@ func TestRedactionKnowsEveryField(t *testing.T) {
 		fields  int
 	}{
 		{&auditv1.Record{}, 6}, {&auditv1.Event{}, 5}, {&auditv1.PacketEvent{}, 30}, {&auditv1.PacketContext{}, 4}, {&auditv1.PacketEnd{}, 4}, {&auditv1.PolicyVersion{}, 2},
-		{&auditv1.StagedOutcome{}, 4}, {&auditv1.LossEvent{}, 8}, {&auditv1.ChangeEvent{}, 6}, {&policyv1.PolicyRef{}, 3}, {&policyv1.ObjectVersion{}, 9}, {&auditv1.TailResponse{}, 4},
+		{&auditv1.StagedOutcome{}, 4}, {&auditv1.LossEvent{}, 8}, {&auditv1.ChangeEvent{}, 6}, {&policyv1.PolicyRef{}, 3}, {&policyv1.ObjectVersion{}, 9}, {&auditv1.TailResponse{}, 5},
 	} {
 		d := tt.message.ProtoReflect().Descriptor()
 		if n := d.Fields().Len(); n != tt.fields {
@@ -358,8 +358,8 @@ func TestReader(t *testing.T) {
 		&auditv1.Event{Kind: &auditv1.Event_Test{Test: &auditv1.TestEvent{Sink: "s", Id: "1", Time: timestamppb.New(day)}}})
 	s.acked(8)
 
-	got := func(name string, f *auditv1.RecordFilter) string {
-		call, err := as(name).Tail(t.Context(), &auditv1.TailRequest{Filter: f})
+	got := func(name string, f *auditv1.RecordFilter, batch uint32) string {
+		call, err := as(name).Tail(t.Context(), &auditv1.TailRequest{Filter: f, Batch: batch})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -379,6 +379,9 @@ func TestReader(t *testing.T) {
 			if r.GetRecord() == nil {
 				mark = "end"
 			}
+			if len(r.GetRecords()) > 0 {
+				mark = fmt.Sprint(" of ", len(r.GetRecords()))
+			}
 			out = append(out, fmt.Sprint(r.GetCursor(), mark))
 		}
 	}
@@ -397,11 +400,17 @@ func TestReader(t *testing.T) {
 		{"reader-shop", &auditv1.RecordFilter{Namespace: "bank"}, "8end"},
 		{"reader-both", &auditv1.RecordFilter{Namespace: "bank"}, "2 3 8end"},
 	} {
-		if out := got(tt.name, tt.filter); out != tt.want {
-			t.Errorf("%s %v: %s, want %s", tt.name, tt.filter, out, tt.want)
+		batched := tt.want // Readers get no batches: what is hidden is told of each record.
+		if tt.name == "operator" {
+			batched = "8 of 8"
+		}
+		for batch, want := range map[uint32]string{0: tt.want, 100: batched} {
+			if out := got(tt.name, tt.filter, batch); out != want {
+				t.Errorf("%s %v by %d: %s, want %s", tt.name, tt.filter, batch, out, want)
+			}
 		}
 	}
-	if out := got("node-n1", nil); !strings.Contains(out, "PermissionDenied") || !strings.Contains(out, "weir://role/reader, with weir://namespace/NAME") {
+	if out := got("node-n1", nil, 0); !strings.Contains(out, "PermissionDenied") || !strings.Contains(out, "weir://role/reader, with weir://namespace/NAME") {
 		t.Errorf("a node: %s", out)
 	}
 	_, err = as("reader-shop").Stats(t.Context(), &auditv1.StatsRequest{})
