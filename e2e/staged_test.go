@@ -148,7 +148,9 @@ func tailStaged(t *testing.T, c *harness.Cluster) (ports []uint32) {
 			return slices.Compact(ports)
 		}
 		must(t, err)
-		ports = append(ports, resp.GetRecord().GetEvent().GetPacket().GetSourcePort())
+		if p := resp.GetRecord().GetEvent().GetPacket(); p != nil {
+			ports = append(ports, p.GetSourcePort())
+		}
 	}
 }
 
