@@ -141,3 +141,28 @@ func BenchmarkReplay(b *testing.B) {
 	b.ReportMetric(float64(records*rounds)/b.Elapsed().Seconds(), "records/s")
 	stop()
 }
+
+// TestEncodeResponse: what is written by hand is what the generated code would.
+func TestEncodeResponse(t *testing.T) {
+	data, err := proto.Marshal(drop(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []eventlog.Entry{
+		{Cursor: 1, Node: "n1", Boot: "b", Sequence: 1 << 40, Received: day.Add(123), Data: data},
+		{Cursor: 1 << 60, Received: time.Unix(0, 0), Data: data},
+		{Cursor: 300, Node: "n1", Received: time.Unix(-5, 7), Data: data},
+	} {
+		var got auditv1.TailResponse
+		if err := proto.Unmarshal(encodeResponse(&e), &got); err != nil {
+			t.Fatal(err)
+		}
+		r, err := recordOf(&e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (&auditv1.TailResponse{Cursor: e.Cursor, Record: r}); !proto.Equal(&got, want) {
+			t.Errorf("%v, want %v", &got, want)
+		}
+	}
+}

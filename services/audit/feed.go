@@ -266,23 +266,31 @@ func (f *feed) since(t time.Time) (uint64, error) {
 // encodeResponse is the TailResponse of a record that nothing is hidden of. The
 // event comes as it lies in the log, and last.
 func encodeResponse(e *eventlog.Entry) response {
-	received, err := proto.Marshal(timestamppb.New(e.Received))
-	if err != nil {
-		panic(fmt.Sprintf("encode a time: %v", err)) // It has numbers alone.
+	var stamp [24]byte
+	received := stamp[:0] // A Timestamp.
+	if n := e.Received.Unix(); n != 0 {
+		received = protowire.AppendVarint(protowire.AppendTag(received, 1, protowire.VarintType), uint64(n))
 	}
-	inner := make([]byte, 0, 64+len(e.Node)+len(e.Boot))
-	inner = protowire.AppendVarint(protowire.AppendTag(inner, 1, protowire.VarintType), e.Cursor)
-	inner = protowire.AppendString(protowire.AppendTag(inner, 2, protowire.BytesType), e.Node)
-	inner = protowire.AppendString(protowire.AppendTag(inner, 3, protowire.BytesType), e.Boot)
+	if n := e.Received.Nanosecond(); n != 0 {
+		received = protowire.AppendVarint(protowire.AppendTag(received, 2, protowire.VarintType), uint64(n))
+	}
+	// All tags are of one byte.
+	size := 1 + protowire.SizeVarint(e.Cursor) + 1 + protowire.SizeBytes(len(e.Node)) + 1 + protowire.SizeBytes(len(e.Boot)) +
+		1 + protowire.SizeBytes(len(received)) + 1 + protowire.SizeBytes(len(e.Data))
 	if e.Sequence > 0 {
-		inner = protowire.AppendVarint(protowire.AppendTag(inner, 4, protowire.VarintType), e.Sequence)
+		size += 1 + protowire.SizeVarint(e.Sequence)
 	}
-	inner = protowire.AppendBytes(protowire.AppendTag(inner, 5, protowire.BytesType), received)
-	inner = protowire.AppendVarint(protowire.AppendTag(inner, 6, protowire.BytesType), uint64(len(e.Data)))
-	b := make([]byte, 0, 32+len(inner)+len(e.Data))
+	b := make([]byte, 0, 1+protowire.SizeVarint(e.Cursor)+1+protowire.SizeBytes(size))
 	b = protowire.AppendVarint(protowire.AppendTag(b, 2, protowire.VarintType), e.Cursor)
-	b = protowire.AppendVarint(protowire.AppendTag(b, 1, protowire.BytesType), uint64(len(inner)+len(e.Data)))
-	return append(append(b, inner...), e.Data...)
+	b = protowire.AppendVarint(protowire.AppendTag(b, 1, protowire.BytesType), uint64(size))
+	b = protowire.AppendVarint(protowire.AppendTag(b, 1, protowire.VarintType), e.Cursor)
+	b = protowire.AppendString(protowire.AppendTag(b, 2, protowire.BytesType), e.Node)
+	b = protowire.AppendString(protowire.AppendTag(b, 3, protowire.BytesType), e.Boot)
+	if e.Sequence > 0 {
+		b = protowire.AppendVarint(protowire.AppendTag(b, 4, protowire.VarintType), e.Sequence)
+	}
+	b = protowire.AppendBytes(protowire.AppendTag(b, 5, protowire.BytesType), received)
+	return protowire.AppendBytes(protowire.AppendTag(b, 6, protowire.BytesType), e.Data)
 }
 
 var errUnreadable = errors.New("it cannot be read")

@@ -171,6 +171,9 @@ type batch struct {
 // add takes a response with a cursor and one record, of one for who sees everything.
 func (b *batch) add(one response) {
 	_, _, tag := protowire.ConsumeField(one) // The cursor; see encodeResponse.
+	if b.wire == nil {
+		b.wire = make(response, 0, batchBytes/4)
+	}
 	b.wire = protowire.AppendTag(b.wire, responseRecords, protowire.BytesType)
 	b.wire = append(b.wire, one[tag+1:]...) // Of the record's tag, one byte.
 	b.n++
