@@ -44,8 +44,12 @@ type overview struct {
 	after   uint64       // All changes up to it are read.
 	index   *trail.Index
 	dropped bool // Retention took the last that the log told of an object that is there.
-	rules   map[ruleKey]*ruleCount
 	waiters []waiter
+
+	// counting guards rules. It is held for the counting alone: the log's writer waits
+	// for it.
+	counting sync.Mutex
+	rules    map[ruleKey]*ruleCount
 }
 
 type ruleKey struct {
@@ -116,9 +120,9 @@ func (o *overview) Run(ctx context.Context) error {
 
 // read takes a run of records.
 func (o *overview) read(reader *eventlog.Reader, decoder *record.Decoder) (more bool, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	defer func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
 		o.after = reader.After()
 		o.waiters = slices.DeleteFunc(o.waiters, func(w waiter) bool {
 			if w.cursor <= o.after {
@@ -137,7 +141,9 @@ func (o *overview) read(reader *eventlog.Reader, decoder *record.Decoder) (more 
 			continue // Of another version; the sinks tell.
 		}
 		if event.Kind == record.KindChange {
+			o.mu.Lock()
 			o.index.Add(e.Cursor, event.Change)
+			o.mu.Unlock()
 		}
 	}
 	return true, nil
@@ -179,8 +185,8 @@ func (t *tally) add(e *record.Event) {
 
 // count takes what came into the log.
 func (o *overview) count(t tally) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.counting.Lock()
+	defer o.counting.Unlock()
 	for i := range t {
 		c := o.ruleLocked(t[i].key)
 		c.packets += t[i].packets
@@ -229,16 +235,24 @@ func (o *overview) ruleLocked(k ruleKey) *ruleCount {
 // keep forgets what retention took, and keeps the index.
 func (o *overview) keep() error {
 	oldest, _ := o.log.Range()
+	content := o.trim(oldest)
+	if content == nil || o.path == "" {
+		return nil
+	}
+	return atomicfile.Write(o.path, indexFormat, content)
+}
+
+// trim forgets what retention took, and encodes the index if it has changed.
+func (o *overview) trim(oldest uint64) []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	live := len(o.index.Live(nil))
 	o.index.Trim(oldest)
 	o.dropped = o.dropped || len(o.index.Live(nil)) < live
-	if !o.index.Changed() || o.path == "" {
+	if !o.index.Changed() {
 		return nil
 	}
-	content := o.index.Append(binary.BigEndian.AppendUint64(nil, o.after))
-	return atomicfile.Write(o.path, indexFormat, content)
+	return o.index.Append(binary.BigEndian.AppendUint64(nil, o.after))
 }
 
 // await returns when all that the log holds now is read.
@@ -298,8 +312,8 @@ func (o *overview) at(k trail.Key, at time.Time, v record.Version) (e trail.Entr
 
 // ruleEvents are the rules with most packets, lost ones too.
 func (o *overview) ruleEvents() []*auditv1.RuleEvents {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
+	o.counting.Lock()
+	defer o.counting.Unlock()
 	out := make([]*auditv1.RuleEvents, 0, len(o.rules))
 	for k, c := range o.rules {
 		r := &auditv1.RuleEvents{Rule: k.rule, Direction: k.direction, Reason: k.reason, Packets: c.packets, Lost: c.lost}
