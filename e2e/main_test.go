@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/weirnet/weir/e2e/harness"
@@ -34,6 +35,15 @@ func TestMain(m *testing.M) {
 		return m.Run()
 	}()
 	os.Exit(code)
+}
+
+var buildFaultpoints = sync.OnceValue(func() error { return harness.BuildFaultpoints(context.Background(), bin) })
+
+// requireFaultpoints builds the binaries that die at fault points, once.
+func requireFaultpoints(t testing.TB) {
+	t.Helper()
+	requireDataplane(t)
+	must(t, buildFaultpoints())
 }
 
 // requireDataplane skips a test where there can be no cluster.

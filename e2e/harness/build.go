@@ -2,10 +2,12 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,12 +29,31 @@ func Build(ctx context.Context) (bin string, err error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin+string(filepath.Separator), "./services/cmd/...", "./shim/cmd/...", hostLocal, static)
-	cmd.Dir = strings.TrimSpace(string(out))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		os.RemoveAll(bin)
-		return "", fmt.Errorf("build the binaries: %w\n%s", err, text)
+	module := strings.TrimSpace(string(out))
+	if err := build(ctx, module, bin, nil, "./services/cmd/...", "./shim/cmd/...", hostLocal, static); err != nil {
+		return "", errors.Join(err, os.RemoveAll(bin))
 	}
 	return bin, nil
+}
+
+// faultpoints is the folder, within that of the binaries, of those that die at
+// fault points.
+const faultpoints = "faultpoints"
+
+// BuildFaultpoints builds the daemons once more, into a folder beside those of
+// Build, so that they die where Process.Faultpoint says (storage/faultpoint).
+func BuildFaultpoints(ctx context.Context, bin string) error {
+	return build(ctx, "", filepath.Join(bin, faultpoints), []string{"-tags", "faultpoints"},
+		"github.com/weirnet/weir/services/cmd/weir-policyd", "github.com/weirnet/weir/services/cmd/weir-auditd", "github.com/weirnet/weir/shim/cmd/weir-shim")
+}
+
+// build builds packages into a folder, from within the module.
+func build(ctx context.Context, module, into string, flags []string, packages ...string) error {
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-o", into + string(filepath.Separator)}, flags, packages)...)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the binaries: %w\n%s", err, text)
+	}
+	return nil
 }

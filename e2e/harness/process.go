@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -14,6 +15,9 @@ import (
 type Process struct {
 	Name string
 	Log  string // Path of what it writes to standard error and output.
+	// Faultpoint is where the next life of the process dies, NAME or NAME:n; see
+	// storage/faultpoint and BuildFaultpoints. Empty: nowhere.
+	Faultpoint string
 	ns   *NetNS // Nil: on the host.
 	dir  string // Its working folder. Empty: this process's.
 	bin  string
@@ -29,7 +33,14 @@ func (p *Process) Start() error {
 		return err
 	}
 	defer f.Close()
-	p.cmd = p.ns.Command(context.Background(), p.bin, p.args...)
+	bin := p.bin
+	if p.Faultpoint != "" {
+		bin = filepath.Join(filepath.Dir(p.bin), faultpoints, filepath.Base(p.bin))
+	}
+	p.cmd = p.ns.Command(context.Background(), bin, p.args...)
+	if p.Faultpoint != "" {
+		p.cmd.Env = append(p.cmd.Environ(), "WEIR_FAULTPOINT="+p.Faultpoint)
+	}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = p.dir, f, f
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
@@ -55,6 +66,21 @@ func (p *Process) signal(sig syscall.Signal) {
 	}
 	p.cmd.Process.Signal(sig)
 	<-p.done
+}
+
+// Died waits until the process has ended by itself, as at its fault point. From
+// then on Start starts one without.
+func (p *Process) Died(ctx context.Context) error {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return fmt.Errorf("%s lives on, its fault point is %q: %w", p.Name, p.Faultpoint, ctx.Err())
+	}
+	if state := p.cmd.ProcessState; p.Faultpoint != "" && state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		return fmt.Errorf("%s ended before its fault point %q: %s\n%s", p.Name, p.Faultpoint, state, p.Tail())
+	}
+	p.Faultpoint = ""
+	return nil
 }
 
 // Running is false once the process has ended, or before it was started.
