@@ -18,12 +18,12 @@ type Process struct {
 	// Faultpoint is where the next life of the process dies, NAME or NAME:n; see
 	// storage/faultpoint and BuildFaultpoints. Empty: nowhere.
 	Faultpoint string
-	ns   *NetNS // Nil: on the host.
-	dir  string // Its working folder. Empty: this process's.
-	bin  string
-	args []string
-	cmd  *exec.Cmd
-	done chan struct{}
+	ns         *NetNS // Nil: on the host.
+	dir        string // Its working folder. Empty: this process's.
+	bin        string
+	args       []string
+	cmd        *exec.Cmd
+	done       chan struct{}
 }
 
 // Start starts the process; its output is appended to Log.
