@@ -197,7 +197,7 @@ func TestDifferencesAreNoticed(t *testing.T) {
 // Whatever the present services and shim say is read by the version before without
 // a field that it does not know, but for those that are judged.
 func TestPresentStreamsAreUnderstood(t *testing.T) {
-	policyd, collector, _ := live(t)
+	policyd, collector, _, _ := live(t)
 	files := then(t)
 	kinds := map[string][2]protoreflect.FullName{ // From the client, from the service.
 		"Subscribe": {"weir.policy.v1.SubscribeRequest", "weir.policy.v1.SubscribeResponse"},

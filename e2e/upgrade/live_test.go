@@ -79,7 +79,7 @@ func (s *services) write(t *testing.T, objects string) {
 	must(t, os.Rename(path+".new", path))
 }
 
-// node waits until the node is in sync with a state that has so many policies.
+// inSync waits until the node is in sync with a state that has so many policies.
 func (s *services) inSync(t *testing.T, policies int) {
 	t.Helper()
 	eventually(t, func() error {
@@ -164,10 +164,14 @@ func (n *node) start(t *testing.T, policyd string) (s *shim.Shim, stop func()) {
 func opened(t *testing.T, s *shim.Shim) {
 	t.Helper()
 	eventually(t, func() error {
-		for _, p := range s.Stats().GetPorts() {
+		ports := s.Stats().GetPorts()
+		for _, p := range ports {
 			if !p.GetOpen() {
 				return fmt.Errorf("%s is closed: %s", p.GetInterface(), p.GetReason())
 			}
+		}
+		if len(ports) != len(localPods) {
+			return fmt.Errorf("%d ports are told of", len(ports))
 		}
 		return nil
 	})
@@ -206,8 +210,8 @@ const (
 var sessions = []string{sessionStart, sessionInSync, sessionInventory, sessionNack}
 
 // live runs all sessions with the present services and shim, and returns what was
-// said, and where packets go in the end.
-func live(t *testing.T) (policyd, collector *recorder, verdicts []string) {
+// said, where packets go in the end, and the folder that the shim leaves.
+func live(t *testing.T) (policyd, collector *recorder, verdicts []string, state string) {
 	t.Helper()
 	s := newServices(t, objects(0))
 	policyd, policydAddress := newRecorder(t, s.policyd)
@@ -253,12 +257,13 @@ func live(t *testing.T) (policyd, collector *recorder, verdicts []string) {
 	stop()
 
 	policyd.begin(sessionNack, spoilOnce())
-	sh, _ = n.start(t, policydAddress)
+	sh, stop = n.start(t, policydAddress)
 	s.inSync(t, policiesOf(2))
 	s.write(t, objects(3))
 	s.inSync(t, policiesOf(3))
 	opened(t, sh)
-	return policyd, collector, n.verdicts()
+	stop()
+	return policyd, collector, n.verdicts(), n.cfg.StateDir
 }
 
 // read fails until the service has read the objects of a step.

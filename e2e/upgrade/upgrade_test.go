@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"testing"
 	"time"
@@ -30,11 +31,84 @@ func TestRecord(t *testing.T) {
 	dir := filepath.Join("testdata", recorded)
 	must(t, os.RemoveAll(dir))
 	must(t, os.MkdirAll(dir, 0o755))
-	policyd, collector, verdicts := live(t)
+	policyd, collector, verdicts, state := live(t)
 	policyd.save(t, dir)
 	collector.save(t, dir)
 	saveDescriptors(t, dir)
 	must(t, os.WriteFile(filepath.Join(dir, "verdicts"), []byte(joined(verdicts)), 0o644))
+	must(t, os.CopyFS(filepath.Join(dir, "state"), os.DirFS(state)))
+}
+
+// recordedVerdicts is where packets went.
+func recordedVerdicts(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", recorded, "verdicts"))
+	must(t, err)
+	return string(b)
+}
+
+// inherit is a node whose shim of the version before left its files.
+func inherit(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t, "")
+	n.cfg.StateDir = filepath.Join(n.cfg.StateDir, "state")
+	must(t, os.CopyFS(n.cfg.StateDir, os.DirFS(filepath.Join("testdata", recorded, "state"))))
+	return n
+}
+
+const nobody = "127.0.0.1:1" // No service is there.
+
+// What the shim of the version before left on disk is in force when the present one
+// begins without a policy service, and what rules matched goes on from there.
+func TestRecordedFilesAreTakenUp(t *testing.T) {
+	n := inherit(t)
+	s, _ := n.start(t, nobody)
+	opened(t, s)
+	if got, want := joined(n.verdicts()), recordedVerdicts(t); got != want {
+		t.Errorf("packets go otherwise:\n%s\nand went:\n%s", got, want)
+	}
+	packets := uint64(0)
+	stats, _ := s.Counters(0)
+	for _, m := range stats {
+		for _, r := range m.GetRules() {
+			packets += r.GetPackets()
+		}
+	}
+	if packets < 20 {
+		t.Errorf("rules have matched %d packets, of 20", packets)
+	}
+}
+
+// Files of a version that is not known are refused: the shim begins without them,
+// and keeps ports closed.
+func TestFilesOfAnotherVersionAreRefused(t *testing.T) {
+	n := inherit(t)
+	for _, name := range []string{"checkpoint", "counters"} {
+		path := filepath.Join(n.cfg.StateDir, name)
+		b, err := os.ReadFile(path)
+		must(t, err)
+		b[11]++ // The last byte of the version, behind the magic.
+		must(t, os.WriteFile(path, b, 0o600))
+	}
+	s, _ := n.start(t, nobody)
+	eventually(t, func() error {
+		ports := s.Stats().GetPorts()
+		for _, p := range ports {
+			if p.GetOpen() || p.GetReason() == "" {
+				return fmt.Errorf("port %v is not closed", p)
+			}
+		}
+		if len(ports) != len(localPods) {
+			return fmt.Errorf("%d ports are told of", len(ports))
+		}
+		return nil
+	})
+	if got := joined(n.verdicts()); got == recordedVerdicts(t) || regexp.MustCompile(`\[\d`).MatchString(got) {
+		t.Errorf("packets pass:\n%s", got)
+	}
+	if stats, _ := s.Counters(0); slices.ContainsFunc(stats, func(m *policyv1.NodeStats) bool { return len(m.GetRules()) > 0 }) {
+		t.Errorf("accounts of another version are told: %v", stats)
+	}
 }
 
 func joined(lines []string) string {
@@ -133,10 +207,8 @@ func TestRecordedServiceIsFollowed(t *testing.T) {
 		}
 		stop()
 	}
-	then, err := os.ReadFile(filepath.Join("testdata", recorded, "verdicts"))
-	must(t, err)
-	if got := joined(n.verdicts()); got != string(then) {
-		t.Errorf("packets go otherwise:\n%s\nand went:\n%s", got, then)
+	if got, want := joined(n.verdicts()), recordedVerdicts(t); got != want {
+		t.Errorf("packets go otherwise:\n%s\nand went:\n%s", got, want)
 	}
 }
 
