@@ -110,6 +110,10 @@ bench: install-deps kube ## Run the benchmarks.
 	$(GO) test -run xxx -bench APIServerToFlows -benchtime 500x -timeout 30m ./e2e
 	$(GO) test -run xxx -bench Rules -benchtime 10x -timeout 30m ./e2e
 
+.PHONY: upgrade-recordings
+upgrade-recordings: ## Record the streams and files of this version, for the next one's tests.
+	$(GO) test -count=1 ./e2e/upgrade -run 'Record$$' -update
+
 SOAK_FOR ?= 30m
 .PHONY: soak
 soak: install-deps ## Run the long forms: churn, differential test, fuzzing. SOAK_FOR=30m each.

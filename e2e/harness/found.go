@@ -21,7 +21,7 @@ func (n *Node) findBridge(ctx context.Context) error {
 
 // gateway makes the bridge's own port that of the Pods' gateway.
 func (n *Node) gateway(ctx context.Context) error {
-	return n.NS.IP(ctx, "link set "+Bridge+" up", "addr add "+Gateway+"/32 dev "+Bridge, "addr add "+gateLL+"/64 dev "+Bridge+" nodad")
+	return n.NS.IP(ctx, "link set "+Bridge+" up", "addr replace "+Gateway+"/32 dev "+Bridge, "addr replace "+gateLL+"/64 dev "+Bridge+" nodad")
 }
 
 // Uninstall is weir-shim's uninstallation, with the flags of the node's shim and

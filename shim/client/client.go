@@ -11,7 +11,9 @@
 // only that. When a stream ends, for whatever reason, the state stays, and the
 // client connects again after a pause with jitter, to each address in turn,
 // and resumes from the digest that it holds. A message that cannot be read
-// ends the stream.
+// ends the stream, and so does a service that owes an answer for too long. A
+// state that is older than the one held is taken over only once no other address
+// has a later one.
 //
 // Read client_test.go first.
 package client
@@ -31,6 +33,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -75,6 +78,9 @@ type Config struct {
 	Replica *storage.Replica
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 10 s.
 	MinBackoff, MaxBackoff time.Duration
+	// AnswerTimeout is how long the service may owe its first answer, or a repair,
+	// before the stream is given up. Zero: 30 s.
+	AnswerTimeout time.Duration
 	// StatsInterval is how often stats are sent, counters among them. Zero: 10 s.
 	StatsInterval time.Duration
 	// StatsChanged signals that they are worth sending now. They are, but not more
@@ -91,7 +97,10 @@ type Client struct {
 	wrong   bool // The digest did not come out: a repair is to come.
 	// owed is what was touched since the Handler last said that all is in force;
 	// nil where nothing is owed. It belongs to the run's goroutine.
-	owed       storage.Touched
+	owed storage.Touched
+	// turns are the streams in a row that were left because the state that they
+	// brought was behind, and the attempts between them. It belongs to the run's goroutine.
+	turns      int
 	connected  atomic.Bool
 	synced     atomic.Bool
 	mismatches atomic.Uint64
@@ -107,6 +116,7 @@ const (
 	connWindowBytes  = 4 << 20
 	keepaliveTime    = 10 * time.Second
 	keepaliveTimeout = 5 * time.Second
+	connectTimeout   = 5 * time.Second // With the handshake; then the next address has its turn.
 	maxSpread        = 30 * time.Second
 	spreadHeader     = "weir-reconnect-spread-ms"
 )
@@ -124,6 +134,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.MaxBackoff == 0 {
 		cfg.MaxBackoff = 10 * time.Second
+	}
+	if cfg.AnswerTimeout == 0 {
+		cfg.AnswerTimeout = 30 * time.Second
 	}
 	if cfg.StatsInterval == 0 {
 		cfg.StatsInterval = 10 * time.Second
@@ -181,13 +194,15 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 	for i := rand.IntN(len(c.cfg.Addresses)); ctx.Err() == nil; i++ {
 		address := c.cfg.Addresses[i%len(c.cfg.Addresses)]
 		log := c.cfg.Logger.With("server", address)
-		began, spread, err := c.follow(ctx, address, h, log)
+		served, spread, err := c.follow(ctx, address, h, log)
 		c.connected.Store(false)
 		if ctx.Err() != nil {
 			break
 		}
-		if began {
+		if served {
 			pause, said = c.cfg.MinBackoff, ""
+		} else if c.turns > 0 {
+			c.turns++
 		}
 		if err.Error() != said { // Once, and not with every attempt.
 			said = err.Error()
@@ -206,9 +221,9 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 	return ctx.Err()
 }
 
-// follow is one stream's life; began says whether the service answered, and
-// spread over how long its nodes should come back.
-func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (began bool, spread time.Duration, err error) {
+// follow is one stream's life; served says whether the service brought this
+// node's state to the present, and spread over how long its nodes should come back.
+func (c *Client) follow(ctx context.Context, address string, h Handler, log hclog.Logger) (served bool, spread time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	creds := c.cfg.Credentials
@@ -220,6 +235,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 	}
 	if c.cfg.Dial != nil {
@@ -235,7 +251,8 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		return false, 0, fmt.Errorf("subscribe at %s: %w", address, err)
 	}
 	out := &sender{stream: stream, queue: make(chan *policyv1.SubscribeRequest, 16), stats: h.Stats, counters: h.Counters, every: c.cfg.StatsInterval, changed: c.cfg.StatsChanged}
-	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: c.hello()}}
+	hello := c.hello()
+	out.queue <- &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Hello{Hello: hello}}
 	go out.run(ctx)
 	if stats := h.Stats(); slices.ContainsFunc(stats.GetPorts(), func(p *policyv1.PortState) bool { return len(p.GetIps()) > 0 && !p.GetOpen() }) {
 		// Whoever answers may know of these addresses from nobody else yet, and a Pod
@@ -263,15 +280,27 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 	}()
 	retry := time.NewTicker(retryInterval)
 	defer retry.Stop()
-	var refused uint64 // Revision that is not in force yet; zero for none.
+	overdue := time.NewTimer(c.cfg.AnswerTimeout)
+	defer overdue.Stop()
+	began, owing := false, true // Whether the service has answered, and whether it owes an answer.
+	var refused uint64          // Revision that is not in force yet; zero for none.
 	for {
+		if now := !began || c.wrong; now != owing {
+			owing = now
+			overdue.Stop()
+			if owing {
+				overdue.Reset(c.cfg.AnswerTimeout)
+			}
+		}
 		var resp *policyv1.SubscribeResponse
 		select {
 		case resp = <-frames:
 		case err := <-ended:
-			return began, spread, fmt.Errorf("receive from %s: %w", address, err)
+			return served, spread, fmt.Errorf("receive from %s: %w", address, err)
+		case <-overdue.C:
+			return served, spread, fmt.Errorf("%s: no answer within %s", address, c.cfg.AnswerTimeout)
 		case <-retry.C:
-			if refused == 0 {
+			if refused == 0 || c.wrong {
 				continue
 			}
 			if answer := c.apply(ctx, refused, h, hclog.NewNullLogger()); answer.GetAck() != nil {
@@ -281,7 +310,8 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 			}
 			continue
 		}
-		if !began {
+		first := !began
+		if first {
 			began = true
 			c.connected.Store(true)
 			spread = spreadOf(stream)
@@ -289,6 +319,10 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		}
 		switch m := resp.GetMessage().(type) {
 		case *policyv1.SubscribeResponse_InSync:
+			if err := checkInSync(m.InSync, first && len(hello.GetDigest()) > 0); err != nil {
+				return served, spread, fmt.Errorf("%s: %w", address, err)
+			}
+			served, c.turns = true, 0
 			c.mu.Lock()
 			c.replica.InSync(m.InSync)
 			c.wrong = false
@@ -301,7 +335,7 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		case *policyv1.SubscribeResponse_InventoryRequest:
 			held, err := c.replica.Inventory(m.InventoryRequest)
 			if err != nil {
-				return began, spread, fmt.Errorf("%s: %w", address, err)
+				return served, spread, fmt.Errorf("%s: %w", address, err)
 			}
 			if len(m.InventoryRequest.GetScopes()) == 0 {
 				c.repairs.Add(1)
@@ -311,9 +345,10 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 		case *policyv1.SubscribeResponse_Cut:
 			answer, err := c.frame(ctx, m.Cut, h, log)
 			if err != nil {
-				return began, spread, err
+				return served, spread, fmt.Errorf("%s: %w", address, err)
 			}
 			if answer != nil {
+				served = served || !c.wrong
 				refused = answer.GetNack().GetRevision()
 				out.send(ctx, answer)
 			}
@@ -324,9 +359,21 @@ func (c *Client) follow(ctx context.Context, address string, h Handler, log hclo
 				out.send(ctx, &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Probe{Probe: r}})
 			})
 		default:
-			return began, spread, errors.New("a message that is no cut, in-sync, inventory request, release or probe")
+			return served, spread, errors.New("a message that is no cut, in-sync, inventory request, release or probe")
 		}
 	}
+}
+
+// checkInSync says what is wrong with an InSync; due says that the service was
+// asked whether a state is the present one, and has answered nothing yet.
+func checkInSync(m *policyv1.InSync, due bool) error {
+	switch {
+	case !due:
+		return errors.New("in_sync that answers no digest of a hello")
+	case m.GetEpoch() == "" || m.GetRevision() == 0:
+		return fmt.Errorf("in_sync with epoch %q and revision %d", m.GetEpoch(), m.GetRevision())
+	}
+	return nil
 }
 
 // retryInterval is how often a cut that could not be put in force is tried again.
@@ -354,18 +401,36 @@ func spreadOf(stream grpc.ClientStream) time.Duration {
 	return 0
 }
 
-// compare says so where the service has gone back behind what was held.
-func (c *Client) compare(former *policyv1.Position, log hclog.Logger) {
-	now := storage.Position(c.replica.Position().GetSources())
-	if !now.Reaches(former.GetSources()) {
-		c.rollbacks.Add(1)
-		log.Warn("the service stands behind what this node held; its state is taken over all the same", "position", now, "held", former.GetSources())
+// errBehind ends a stream that would take this node back, while others may not.
+var errBehind = errors.New("the service stands behind what this node holds; asking again elsewhere")
+
+// mayGoBack says whether a cut may be taken over that brings a stream's first
+// state. One that is behind what is held may once the other addresses have had
+// their turn; at a single address, which may be several replicas', once it is so again.
+func (c *Client) mayGoBack(f *policyv1.Cut, log hclog.Logger) bool {
+	now, held := storage.Position(f.GetPosition().GetSources()), c.replica.Position().GetSources()
+	if now.Reaches(held) {
+		c.turns = 0
+		return true
 	}
+	if c.turns == 0 {
+		c.turns = 1 // Run counts on.
+		return false
+	}
+	if c.turns < max(2, len(c.cfg.Addresses)) {
+		return false
+	}
+	c.turns = 0
+	c.rollbacks.Add(1)
+	log.Warn("the service stands behind what this node held; its state is taken over all the same", "position", now, "held", held)
+	return true
 }
 
 // frame takes one frame, and where it was a cut's last, returns the answer.
 func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclog.Logger) (*policyv1.SubscribeRequest, error) {
-	former := c.replica.Position()
+	if f.GetEpoch() != "" && !f.GetMore() && !c.mayGoBack(f, log) {
+		return nil, errBehind
+	}
 	c.mu.Lock()
 	touched, done, err := c.replica.Apply(f)
 	held := c.replica.Digest()
@@ -383,9 +448,6 @@ func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclo
 	}
 	if !done {
 		return nil, nil
-	}
-	if f.GetEpoch() != "" {
-		c.compare(former, log)
 	}
 	if wrong {
 		c.mismatches.Add(1)

@@ -33,7 +33,7 @@
 // closed: a packet of a port that is not open, from an address that is not the
 // port's, or to a Pod that has no open port, is dropped; a rule that cannot be
 // compiled is a Problem, and an isolation stands without its allow rules. A state
-// with which a deny would be past the limit of its table is refused as a whole.
+// with a deny that cannot be read, or would be past the limit of its table, is refused as a whole.
 //
 // Read compiler_test.go first, then interpreter_test.go and staged_test.go.
 package pipeline

@@ -48,7 +48,8 @@ func (c *Compiler) touchedPolicies(state *storage.Replica, touched storage.Touch
 	return out
 }
 
-// fits refuses policies with which a rule that denies or passes would be past
+// fits refuses policies with a rule that denies or passes and cannot be read whole,
+// and such with which one would be past
 // its table's limit: what comes after it must not decide in its place. An Allow
 // that is left out leaves the packet to later rules and Kubernetes isolation,
 // and is a problem alone; so is what is left out of the staged world.
@@ -67,6 +68,14 @@ func (c *Compiler) fits(policies []touchedPolicy) error {
 		count(come, t.next)
 	}
 	var refused []Problem
+	for _, t := range policies {
+		if t.next == nil {
+			continue
+		}
+		for _, err := range t.next.unread {
+			refused = append(refused, Problem{Scope: t.scope, Key: t.key, Err: err})
+		}
+	}
 	for table, at := range come {
 		past := c.ladders[table].fits(at, gone[table])
 		if len(past) > 0 {

@@ -21,6 +21,7 @@ type policy struct {
 	applied  []storage.ScopeID
 	rules    []*rule
 	problems []error
+	unread   []error      // Of these, those of rules without which others must not decide.
 	hash     xxh3.Uint128 // Of its world and identity.
 	since    uint64       // The first revision in which it is in force.
 	until    uint64       // The first in which it is not any more.
@@ -132,6 +133,9 @@ func newPolicy(w *policyv1.Policy) *policy {
 	var err error
 	if p.applied, err = scopeIDs(w.GetAppliedTo()); err != nil {
 		p.problems = append(p.problems, err)
+		if p.world() == enforced { // Whom it isolates, or denies something.
+			p.unread = append(p.unread, err)
+		}
 	}
 	type place struct {
 		direction policyv1.Direction
@@ -146,13 +150,29 @@ func newPolicy(w *policyv1.Policy) *policy {
 			seen[at] = true
 		}
 		if err != nil {
-			p.problems = append(p.problems, fmt.Errorf("%s rule %d: %w", directionName(rw.GetDirection()), rw.GetIndex(), err))
+			err = fmt.Errorf("%s rule %d: %w", directionName(rw.GetDirection()), rw.GetIndex(), err)
+			p.problems = append(p.problems, err)
+			if p.world() == enforced && mustStand(p.wire, rw) {
+				p.unread = append(p.unread, err)
+			}
 		}
 		if r != nil {
 			p.rules = append(p.rules, r)
 		}
 	}
 	return p
+}
+
+// mustStand says whether what comes after an enforced rule must not decide in its
+// place. After a baseline nothing comes to which it could pass on.
+func mustStand(p *policyv1.Policy, w *policyv1.Rule) bool {
+	switch w.GetAction() {
+	case policyv1.Action_ACTION_ALLOW:
+		return false
+	case policyv1.Action_ACTION_PASS:
+		return !precedenceOf(p, w).baseline()
+	}
+	return true
 }
 
 func directionName(d policyv1.Direction) string {

@@ -3,7 +3,9 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -228,9 +230,9 @@ func TestLimitOfBaseline(t *testing.T) {
 // What cannot be matched is left out of a rule, and the rest of it stands.
 func TestRuleStandsWithoutWhatCannotBeMatched(t *testing.T) {
 	w, c := newTierWorld(t), New(config, Assignment{})
-	p := tier("mixed", 1, drop)
+	p := tier("mixed", 1, allow)
 	p.Rules[0].Services = &policyv1.Services{Services: []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_IGMP, GroupAddress: []byte{1}}, {Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 80}}}
-	twice := tier("twice", 2, drop)
+	twice := tier("twice", 2, allow)
 	twice.Rules = append(twice.Rules, twice.Rules[0])
 	w.add(p, twice)
 	if ch := w.bring(c); len(ch.Upsert) == 0 {
@@ -244,6 +246,48 @@ func TestRuleStandsWithoutWhatCannotBeMatched(t *testing.T) {
 	}
 	if problems := c.Problems(); len(problems) != 2 || rules != 2 {
 		t.Errorf("%d rules, problems %v", rules, problems)
+	}
+}
+
+// A deny of which something cannot be read refuses the state: without it, or
+// narrower, it would let through what it is there to stop. Where it is staged, it
+// is a problem alone.
+func TestAnUnreadableDenyRefusesTheState(t *testing.T) {
+	for name, spoil := range map[string]func(p *policyv1.Policy){
+		"action":    func(p *policyv1.Policy) { p.Rules[0].Action = 99 },
+		"direction": func(p *policyv1.Policy) { p.Rules[0].Direction = 99 },
+		"priority":  func(p *policyv1.Policy) { p.Priority = math.NaN() },
+		"group":     func(p *policyv1.Policy) { p.Rules[0].Peers.Groups = append(p.Rules[0].Peers.Groups, []byte{1}) },
+		"target":    func(p *policyv1.Policy) { p.AppliedTo = append(p.AppliedTo, []byte{1}) },
+		"block": func(p *policyv1.Policy) {
+			p.Rules[0].Peers.Blocks = []*policyv1.IPBlock{{Cidr: &policyv1.Prefix{Address: []byte{10, 0, 0, 0}, Length: 33}}}
+		},
+		"service": func(p *policyv1.Policy) {
+			p.Rules[0].Services = &policyv1.Services{Services: []*policyv1.Service{{Protocol: policyv1.Protocol_PROTOCOL_TCP, Port: 70000}}}
+		},
+		"number": func(p *policyv1.Policy) { p.Rules = append(p.Rules, p.Rules[0]) },
+	} {
+		for _, action := range []policyv1.Action{drop, policyv1.Action_ACTION_REJECT, pass} {
+			w, c := newTierWorld(t), New(config, Assignment{})
+			w.add(tier("deny", 1, action))
+			w.bring(c)
+			before := inForce(c)
+			bad := tier("deny", 1, action)
+			spoil(bad)
+			w.add(bad)
+			var refused *Refused
+			if ch, err := c.Update(w.replica, w.touched(), w.localPorts()); !errors.As(err, &refused) || len(ch.Upsert)+len(ch.Delete) > 0 || len(refused.Problems) != 1 {
+				t.Errorf("%s of %v: %v, %d flows changed", name, action, err, len(ch.Upsert)+len(ch.Delete))
+			}
+			if got := inForce(c); !reflect.DeepEqual(got, before) {
+				t.Errorf("%s of %v: what is in force is otherwise", name, action)
+			}
+			bad.Staged = true
+			w.touched()
+			if _, err := New(config, Assignment{}).Update(w.replica, Whole(w.replica), w.localPorts()); err != nil {
+				t.Errorf("%s of %v, staged: %v", name, action, err)
+			}
+		}
 	}
 }
 
