@@ -75,10 +75,29 @@ type attachment struct {
 	link        veth.Config
 }
 
+// ips are the Pod's addresses.
+func (a *attachment) ips() (list []netip.Addr) {
+	for _, addr := range a.link.Addresses {
+		list = append(list, addr.IP)
+	}
+	return list
+}
+
+// portAddresses are those that a port's external_ids name; none where ADD did not
+// write them.
+func portAddresses(p bridge.Port) (list []netip.Addr) {
+	for text := range strings.SplitSeq(p.ExternalIDs[idAddresses], ",") {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			list = append(list, ip)
+		}
+	}
+	return list
+}
+
 func (a *attachment) externalIDs() map[string]string {
 	var ips []string
-	for _, addr := range a.link.Addresses {
-		ips = append(ips, addr.IP.String())
+	for _, ip := range a.ips() {
+		ips = append(ips, ip.String())
 	}
 	ids := map[string]string{idNamespace: a.pod.namespace, idName: a.pod.name, idMAC: a.link.MAC.String(), idAddresses: strings.Join(ips, ","),
 		idContainer: a.containerID, idDevice: a.link.Pod, idNetNS: a.link.NetNS, idNetwork: a.network}

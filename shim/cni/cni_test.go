@@ -92,6 +92,12 @@ func TestPortIsKnownByItsIDs(t *testing.T) {
 		t.Errorf("external_ids (-want +got):\n%s", d)
 	}
 	good := bridge.Port{Name: "weirx", Number: 3, ExternalIDs: ids}
+	if got := portAddresses(good); !slices.Equal(got, a.ips()) {
+		t.Errorf("addresses of the port: %v, want %v", got, a.ips())
+	}
+	if got := portAddresses(bridge.Port{Name: "weirx"}); len(got) != 0 {
+		t.Errorf("addresses of another's port: %v", got)
+	}
 	for _, tc := range []struct {
 		ports []bridge.Port
 		words string

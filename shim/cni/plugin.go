@@ -83,6 +83,12 @@ func add(args *skel.CmdArgs) (err error) {
 		return err
 	}
 	undo.add(func(context.Context) error { return veth.Remove(a.link.Host) })
+	// Before the port is there: what the host kept for the addresses while nobody
+	// had them, and was judged then, must not reach the Pod.
+	if err := veth.SetNeighbours(cfg.Bridge, a.link.MAC, a.ips()); err != nil {
+		return err
+	}
+	undo.add(func(context.Context) error { return veth.RemoveNeighbours(cfg.Bridge, a.ips()) })
 	undo.add(func(ctx context.Context) error { return sw.RemovePort(ctx, a.link.Host) })
 	if err := sw.AddPort(ctx, a.link.Host, a.externalIDs()); err != nil {
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
@@ -218,7 +224,7 @@ func (c *Config) removePorts(ctx context.Context, which func(bridge.Port) bool) 
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, veth.Remove(p.Name))
+		errs = append(errs, veth.Remove(p.Name), veth.RemoveNeighbours(c.Bridge, portAddresses(p)))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return types.NewError(types.ErrTryAgainLater, err.Error(), "")

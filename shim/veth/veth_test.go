@@ -100,3 +100,51 @@ func TestLinkIsMadeCheckedAndRemoved(t *testing.T) {
 	try("half a make", "10.0.1.5", func() error { _, err := Make(cfg); return err })
 	try("after half a make", "link weirx of the host", check)
 }
+
+// The host's kernel knows Pods' MACs for as long as it is to. Where a device has
+// no IPv6, there is nothing to know of it.
+func TestNeighboursAreToldAndForgotten(t *testing.T) {
+	_, onHost := namespaces(t)
+	mac, _ := net.ParseMAC("0a:58:0a:00:01:05")
+	addrs := []netip.Addr{netip.MustParseAddr("10.0.1.5"), netip.MustParseAddr("fd00::5")}
+	ip := func(args ...string) (out string) {
+		t.Helper()
+		err := onHost(func() error { out = run(t, "ip", args...); return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	ip("link", "add", "bridge", "up", "type", "bridge")
+	ip("link", "add", "four", "up", "type", "bridge")
+	err := onHost(func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/four/disable_ipv6", []byte("1"), 0o644) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name, device string
+		fn           func(device string) error
+		want         int // Of the addresses, with the MAC and for good.
+		words        string
+	}{
+		{"told", "bridge", func(d string) error { return SetNeighbours(d, mac, addrs) }, 2, ""},
+		{"told again", "bridge", func(d string) error { return SetNeighbours(d, mac, addrs) }, 2, ""},
+		{"one forgotten", "bridge", func(d string) error { return RemoveNeighbours(d, addrs[:1]) }, 1, ""},
+		{"all forgotten", "bridge", func(d string) error { return RemoveNeighbours(d, addrs) }, 0, ""},
+		{"no IPv6", "four", func(d string) error { return SetNeighbours(d, mac, addrs) }, 1, ""},
+		{"no IPv6, forgotten", "four", func(d string) error { return RemoveNeighbours(d, addrs) }, 0, ""},
+		{"no device", "none", func(d string) error { return SetNeighbours(d, mac, addrs) }, 0, "none"},
+		{"no device, forgotten", "none", func(d string) error { return RemoveNeighbours(d, addrs) }, 0, ""},
+	} {
+		err := onHost(func() error { return step.fn(step.device) })
+		if (err == nil) != (step.words == "") || err != nil && !strings.Contains(err.Error(), step.words) {
+			t.Errorf("%s: %v, want %q", step.name, err, step.words)
+		}
+		if step.device == "none" {
+			continue
+		}
+		if got := ip("neigh", "show", "dev", step.device); strings.Count(got, mac.String()+" PERMANENT") != step.want {
+			t.Errorf("%s: %q, want %d addresses", step.name, got, step.want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -45,6 +46,7 @@ type barriers struct {
 	arrivals map[string]map[string]*arrival // Unsettled, by node and endpoint key.
 	vacated  map[netip.Addr]*departure      // Addresses that their owner gave up.
 	waits    map[string]map[*wait]struct{}  // By node, what waits for it.
+	leaving  []*wait                        // For nodes that a scope was taken from: until then they may enforce what it said last.
 	changed  chan struct{}                  // Closed when an arrival is there or settled; nil while nobody watches.
 }
 
@@ -65,6 +67,9 @@ func (w *wait) over(but string) bool {
 	_, own := w.nodes[but]
 	return len(w.nodes) == 0 || own && len(w.nodes) == 1
 }
+
+// ended says that nobody is waited for.
+func (w *wait) ended() bool { return len(w.nodes) == 0 }
 
 // departure is an address that was given up.
 type departure struct {
@@ -96,7 +101,7 @@ func newBarriers(store *storage.Store, sessions *sessions) *barriers {
 // before any stream can tell of it.
 func (s *Server) Commit(changes []storage.Change, position storage.Position, moves engine.Moves) (revision uint64) {
 	now := time.Now()
-	if len(moves.Arrivals)+len(moves.Departures) == 0 {
+	if len(moves.Arrivals)+len(moves.Departures) == 0 && !slices.ContainsFunc(changes, takesScope) {
 		revision = s.cfg.Store.Commit(changes, position)
 	} else {
 		revision = s.barriers.commit(changes, position, moves, now)
@@ -104,6 +109,9 @@ func (s *Server) Commit(changes []storage.Change, position storage.Position, mov
 	s.commits.add(revision, now)
 	return revision
 }
+
+// takesScope says whether nodes lose a scope by a change.
+func takesScope(c storage.Change) bool { return c.Op == storage.OpLeave || c.Op == storage.OpDrop }
 
 func (b *barriers) commit(changes []storage.Change, position storage.Position, moves engine.Moves, now time.Time) (revision uint64) {
 	b.waiting.Add(1) // An ack of this commit must not overtake it.
@@ -114,14 +122,16 @@ func (b *barriers) commit(changes []storage.Change, position storage.Position, m
 	for _, d := range moves.Departures {
 		for _, id := range d.Scopes {
 			if left[id] == nil {
-				left[id] = b.begin(id, now)
+				left[id] = b.begin(now, id)
 			}
 		}
 	}
+	leaving := b.leave(changes, now)
 	revision = b.store.Commit(changes, position)
 	for _, w := range left {
 		w.revision = revision
 	}
+	leaving.revision = revision
 	for _, d := range moves.Departures {
 		b.depart(d, left, now)
 	}
@@ -134,7 +144,7 @@ func (b *barriers) commit(changes []storage.Change, position storage.Position, m
 	for _, moved := range moves.Arrivals {
 		for _, id := range moved.Awaited {
 			if awaited[id] == nil {
-				awaited[id] = b.begin(id, now)
+				awaited[id] = b.begin(now, id)
 				awaited[id].revision = revision
 			}
 		}
@@ -149,10 +159,27 @@ func (b *barriers) commit(changes []storage.Change, position storage.Position, m
 	return revision
 }
 
-// begin waits for the nodes that follow a scope.
-func (b *barriers) begin(id storage.ScopeID, now time.Time) *wait {
+// leave waits for the nodes that changes take scopes from. Whoever goes from a
+// group after that is not told to them.
+func (b *barriers) leave(changes []storage.Change, now time.Time) *wait {
+	of := make(map[storage.ScopeID]struct{})
+	for _, c := range changes {
+		switch c.Op {
+		case storage.OpLeave:
+			of[storage.NewScopeID(storage.ScopeNode, c.Node)] = struct{}{}
+		case storage.OpDrop:
+			of[c.Scope] = struct{}{}
+		}
+	}
+	w := b.begin(now, slices.Collect(maps.Keys(of))...)
+	b.leaving = append(slices.DeleteFunc(b.leaving, (*wait).ended), w)
+	return w
+}
+
+// begin waits for the nodes that follow scopes.
+func (b *barriers) begin(now time.Time, ids ...storage.ScopeID) *wait {
 	w := &wait{born: now, nodes: make(map[string]struct{}), arrivals: make(map[*arrival]struct{})}
-	for _, node := range b.store.Followed([]storage.ScopeID{id}) {
+	for _, node := range b.store.Followed(ids) {
 		w.nodes[node] = struct{}{}
 		if b.waits[node] == nil {
 			b.waits[node] = make(map[*wait]struct{})
@@ -167,12 +194,15 @@ func (b *barriers) begin(id storage.ScopeID, now time.Time) *wait {
 func (b *barriers) depart(d engine.Departure, left map[storage.ScopeID]*wait, now time.Time) {
 	var waits []*wait
 	add := func(w *wait) {
-		if len(w.nodes) > 0 && !slices.Contains(waits, w) {
+		if !w.ended() && !slices.Contains(waits, w) {
 			waits = append(waits, w)
 		}
 	}
 	for _, id := range d.Scopes {
 		add(left[id])
+	}
+	for _, w := range b.leaving {
+		add(w)
 	}
 	for _, a := range d.Addresses {
 		if former := b.vacated[a]; former != nil {
@@ -344,8 +374,9 @@ func (b *barriers) expire(now time.Time) {
 			}
 		}
 	}
+	b.leaving = slices.DeleteFunc(b.leaving, (*wait).ended)
 	for address, d := range b.vacated {
-		d.waits = slices.DeleteFunc(slices.Clone(d.waits), func(w *wait) bool { return len(w.nodes) == 0 })
+		d.waits = slices.DeleteFunc(slices.Clone(d.waits), (*wait).ended)
 		if old(d.born) || len(d.waits) == 0 && b.replicas == nil {
 			delete(b.vacated, address)
 		}

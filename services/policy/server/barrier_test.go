@@ -58,6 +58,13 @@ func (f *fixture) depart() {
 	}, nil, engine.Moves{Departures: []engine.Departure{{Addresses: []netip.Addr{pod.address}, Scopes: []storage.ScopeID{groupID}}}})
 }
 
+// departUntold takes the former owner of the Pod's address out of the group once
+// node-2 has no part in that any more.
+func (f *fixture) departUntold() {
+	f.server.Commit([]storage.Change{{Op: storage.OpLeave, Scope: groupID, Kind: storage.ScopeAddressGroup, Node: "node-2"}}, nil, engine.Moves{})
+	f.depart()
+}
+
 // settle takes cuts and acknowledges them until the node has what the store has.
 func (c *client) settle(f *fixture, node string) *policyv1.Cut {
 	c.t.Helper()
@@ -101,6 +108,7 @@ func TestANewPodWaitsForTheNodesThatAwaitIt(t *testing.T) {
 		{"a node awaits it, and cannot realise something else", func(f *fixture) { f.arrive(groupID) }, true, func(f *fixture, peer *client) {
 			nack(peer, peer.cut(), &policyv1.ItemError{Scope: groupID[:], Key: "other", Error: "unknown"})
 		}},
+		{"its address had another owner when a node left the group", func(f *fixture) { f.departUntold(); f.arrive() }, true, func(f *fixture, peer *client) { peer.settle(f, "node-2") }},
 		{"its address has just had another owner", func(f *fixture) { f.depart(); f.arrive() }, true, func(f *fixture, peer *client) { peer.settle(f, "node-2") }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
