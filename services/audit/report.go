@@ -16,6 +16,7 @@ import (
 	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/storage/eventlog"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // sessions are the streams that are served: one per node and boot.
@@ -102,9 +103,11 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 			}
 			if acked := se.acked.Load(); acked > sent {
 				sent = acked
+				faultpoint.Reach("auditd.report.stored")
 				if err := call.Send(&auditv1.ReportResponse{AckedSequence: sent}); err != nil {
 					return err
 				}
+				faultpoint.Reach("auditd.report.acknowledged")
 			}
 		case err := <-ended:
 			if err != nil {
@@ -196,6 +199,7 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			s.logger.Warn("a malformed request ends a stream", "node", se.node, "err", err)
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
+		faultpoint.Reach("auditd.report.received")
 		se.pending.Add(1)
 		begun := s.now()
 		b := eventlog.Batch{Node: se.node, Boot: se.boot, First: r.first, Events: r.events, Received: begun}

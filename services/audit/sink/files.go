@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/weirnet/weir/services/audit/record"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Files writes lines to files, one or one a node.
@@ -134,6 +135,7 @@ func (s *Files) announce(f *file) error {
 		return err
 	}
 	f.known = true
+	faultpoint.Reach("auditd.sink.announced")
 	return nil
 }
 
