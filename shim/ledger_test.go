@@ -130,7 +130,12 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 		total["web"] += uint64(web)
 		total["client"] += uint64(client)
 	}
-	read := func() { at = at.Add(time.Second); s.loop.hear(); s.log.Flush(at.Add(1e6 * time.Hour)); s.loop.countLosses(ctx, at) }
+	read := func() {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+	}
 	// converge waits until the sums are what came, or the time is up.
 	converge := func(what string, wantUnknown int) {
 		t.Helper()

@@ -251,6 +251,8 @@ func TestLosses(t *testing.T) {
 			[]losses{{}, {meter: 4, queue: 1}, {meter: 5}}},
 		{"reports under way are no loss", []Reading{{}, {Metered: 5}, {Metered: 9, Received: 5}, {Metered: 9, Received: 9}, {Metered: 9, Received: 9}},
 			[]losses{{}, {}, {}, {}, {}}},
+		{"reports that are always under way are no loss", []Reading{{}, {Metered: 10, Received: 9}, {Metered: 20, Received: 19}, {Metered: 30, Received: 29}, {Metered: 40, Received: 39}, {Metered: 40, Received: 40}},
+			[]losses{{}, {}, {}, {}, {}, {}}},
 		{"a deficit that lasts is one, once", []Reading{{}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}},
 			[]losses{{}, {}, {}, {ovs: 2}, {}, {}}},
 		{"counters that go back", []Reading{{Metered: 10, Limited: 5, Received: 5}, {Metered: 3, Limited: 1, Received: 7}, {Metered: 4, Limited: 2, Received: 7}},

@@ -26,10 +26,12 @@ type Reading struct {
 type Losses struct {
 	last     Reading
 	begun    bool
-	heir     time.Time // Since when reports may be missing that a former shim had. Zero: none are.
+	looked   bool      // The last reading was one.
+	heir     time.Time // Since when reports may be missing that a former shim had.
+	heirFor  int       // Readings for which what is missing is taken for these.
 	stated   uint64    // As lost on the way, so far, net of the base.
 	base     int64     // Deficit at the first reading.
-	deficits []uint64  // Of the latest readings.
+	deficits []uint64  // As the latest readings were followed.
 
 	limited, missed uint64  // Stated in all: over the rate, and lost on the way.
 	origin          Account // Of what was at the first reading, less what had been stated.
@@ -44,7 +46,7 @@ func (l *Losses) Begin(at time.Time, received uint64) {
 // had accounted for so much. What is missing was lost with that shim.
 func (l *Losses) Resume(at time.Time, a Account) {
 	l.begin(Reading{Time: at, Limited: uint64(max(0, a.OverRate)), Born: a.Born}, a.Base)
-	l.heir = at
+	l.heir, l.heirFor = at, settle*settle
 }
 
 func (l *Losses) begin(first Reading, base int64) {
@@ -60,7 +62,8 @@ func (l *Losses) Account() Account {
 }
 
 // settle is for how many readings a deficit must last to be a loss: until then
-// the reports may be under way.
+// the reports may be under way. A deficit is of what the meter had counted a reading
+// before: so while reports keep coming it is too small, and never too large.
 const settle = 3
 
 // Next takes a reading and returns the losses since the last.
@@ -68,7 +71,7 @@ func (l *Losses) Next(r Reading) []*auditv1.LossEvent {
 	deficit := int64(r.Metered) - int64(r.Limited) - int64(r.Received)
 	var out []*auditv1.LossEvent
 	another := l.begun && l.last.Born != 0 && !SameMeter(r.Born, l.last.Born)
-	back := !l.heir.IsZero() && int64(r.Metered) < l.origin.Base+l.origin.OverRate
+	back := l.heirFor == settle*settle && int64(r.Metered) < l.origin.Base+l.origin.OverRate
 	if another || back || !l.begun || r.Metered < l.last.Metered || r.Limited < l.last.Limited {
 		// The first look, or the switch began to count anew.
 		if l.begun {
@@ -76,6 +79,7 @@ func (l *Losses) Next(r Reading) []*auditv1.LossEvent {
 		}
 		if !another {
 			l.begin(r, deficit)
+			l.looked = true
 			return out
 		}
 		l.begin(Reading{Time: l.last.Time, Born: r.Born, Unread: l.last.Unread}, -int64(r.Before))
@@ -89,26 +93,24 @@ func (l *Losses) Next(r Reading) []*auditv1.LossEvent {
 	add(auditv1.LossStage_LOSS_STAGE_METER, l.last.Time, over)
 	l.limited += over
 	add(auditv1.LossStage_LOSS_STAGE_QUEUE, l.last.Time, r.Unread-l.last.Unread)
-	l.deficits = append(l.deficits, uint64(max(0, deficit-l.base)))
-	if len(l.deficits) > settle {
-		l.deficits = l.deficits[1:]
+	if l.looked {
+		before := int64(l.last.Metered) - int64(l.last.Limited) - int64(r.Received)
+		l.deficits = append(l.deficits, uint64(max(0, before-l.base)))
+		l.deficits = l.deficits[max(0, len(l.deficits)-settle+1):]
 	}
-	if len(l.deficits) == settle {
-		sure := l.deficits[0]
-		for _, d := range l.deficits {
-			sure = min(sure, d)
-		}
-		if sure > l.stated {
+	l.looked = true
+	if len(l.deficits) == settle-1 {
+		if sure := slices.Min(l.deficits); sure > l.stated {
 			stage, from := auditv1.LossStage_LOSS_STAGE_OVS, l.last.Time
-			if !l.heir.IsZero() {
+			if l.heirFor > 0 {
 				stage, from = auditv1.LossStage_LOSS_STAGE_QUEUE, l.heir
 			}
 			add(stage, from, sure-l.stated)
 			l.missed += sure - l.stated
 			l.stated = sure
 		}
-		l.heir = time.Time{}
 	}
+	l.heirFor = max(0, l.heirFor-1)
 	l.last = r
 	return out
 }
