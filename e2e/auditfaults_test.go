@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -332,6 +334,50 @@ func TestAuditPathOverDeaths(t *testing.T) {
 		must(t, err)
 		if sums[r.name] != kept[r.name] {
 			t.Errorf("%s: np.log has %d packets, the log %d", r.name, sums[r.name], kept[r.name])
+		}
+	}
+}
+
+var (
+	reachedPoint = regexp.MustCompile(`faultpoint\.Reach\("((?:auditd|shim\.log)\.[^"]+)"\)`)
+	listedPoint  = regexp.MustCompile("`((?:auditd|shim)\\.[a-z]+\\.[a-z]+)`")
+)
+
+// Every fault point of the audit path is in the design's list, and a test dies at it.
+func TestFaultPointsAreListed(t *testing.T) {
+	t.Parallel()
+	inCode := make(map[string]bool)
+	for _, root := range []string{"../services/audit", "../storage/eventlog", "../shim"} {
+		must(t, filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for _, m := range reachedPoint.FindAllStringSubmatch(string(text), -1) {
+				inCode[m[1]] = true
+			}
+			return err
+		}))
+	}
+	read := func(path string) string {
+		text, err := os.ReadFile(path)
+		must(t, err)
+		return string(text)
+	}
+	listed := make(map[string]bool)
+	_, section, _ := strings.Cut(read("../services/audit/DESIGN.md"), "### Fault points")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, m := range listedPoint.FindAllStringSubmatch(section, -1) {
+		listed[m[1]] = true
+	}
+	if len(inCode) < 20 || !maps.Equal(inCode, listed) {
+		t.Errorf("the code has %v, the list %v", slices.Sorted(maps.Keys(inCode)), slices.Sorted(maps.Keys(listed)))
+	}
+	upkeep := read("../services/audit/faults_test.go")
+	for point := range inCode {
+		dies := func(at string) bool { name, _, _ := strings.Cut(at, ":"); return name == point }
+		if !slices.ContainsFunc(auditdPoints, dies) && !slices.ContainsFunc(shimPoints, dies) && !strings.Contains(upkeep, `"`+point+`"`) {
+			t.Errorf("no test dies at %s", point)
 		}
 	}
 }
