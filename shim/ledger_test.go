@@ -188,7 +188,7 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 
 	die()
 	sw.Restart()
-	s, die = accounted(t, sw, w, dir, c)
+	s, _ = accounted(t, sw, w, dir, c)
 	must(t, s.loop.reconcile(ctx))
 	packets(6, 5)
 	converge("after the switch went as well", 1)

@@ -164,7 +164,8 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 	n := 0
 	for ; n < len(l.order); n++ {
 		e := l.pending[l.order[n]]
-		if !all && now.Sub(e.First.AsTime()) < Window {
+		// One of the future is from before the clock was set back: it waits for no hour.
+		if age := now.Sub(e.First.AsTime()); !all && age >= 0 && age < Window {
 			break
 		}
 		delete(l.pending, l.order[n])

@@ -191,6 +191,20 @@ func count(events []*auditv1.Event) (kept, lost uint64) {
 	return kept, lost
 }
 
+// A clock that is set back or forth holds nothing up.
+func TestClockThatIsSet(t *testing.T) {
+	l, now, took := NewLog(0), start, 0
+	for i, step := range []time.Duration{0, -time.Hour, time.Second, 2 * time.Hour, -time.Hour} {
+		now = now.Add(step)
+		l.Flush(now)
+		took += len(l.Take(10)) // All but what is of this moment.
+		if took != i {
+			t.Errorf("after a step of %s, %d of %d events are ready", step, took, i)
+		}
+		l.Add(now, Key{}, packet(uint16(i)), known)
+	}
+}
+
 // A full queue drops the oldest, and what is kept and what is stated to be lost
 // is what was added.
 func TestFullQueueStatesItsLossExactly(t *testing.T) {
