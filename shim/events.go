@@ -3,6 +3,9 @@ package shim
 import (
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
@@ -52,6 +55,8 @@ func (l *loop) spoofed(p openflow.PacketIn) {
 	pkt, err := packetlog.ParseForged(p.Packet)
 	if err != nil {
 		l.shim.metrics.unparsed.Inc()
+		now := timestamppb.Now()
+		l.loseOf(pipeline.SpoofMeter, false, &auditv1.LossEvent{From: now, To: now, Count: 1, Stage: auditv1.LossStage_LOSS_STAGE_QUEUE})
 		return
 	}
 	key := packetlog.Key{Table: p.Table, Cookie: p.Cookie, InPort: p.Metadata.InPort(), Class: pipeline.SpoofMeter}

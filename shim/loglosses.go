@@ -2,27 +2,45 @@ package shim
 
 import (
 	"context"
+	"path/filepath"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
-	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
-// logLosses is what the loop knows of what was reported to the log and did not
-// arrive. Each meter of the log has its own reckoning: so a loss is known by rule.
+// logLosses is what the loop knows of what was reported and did not arrive. Each
+// meter has its own reckoning: so a loss is known by rule.
 type logLosses struct {
 	of   map[uint32]*packetlog.Losses // By meter.
 	read time.Time                    // When meters were read last. Zero: never.
-	// came is what had come by a meter's number when it was dropped.
-	came map[uint32]uint64
+	// gone is what had come by a meter's number when it was no more.
+	gone map[uint32]uint64
+	// before is what had come by a meter's number when the switch was connected last.
+	before map[uint32]uint64
 	// retired are how often meters were read since no packet meets them any more.
 	retired map[uint32]int
+	// opened are accounts as the ledger has them.
+	opened map[uint32]packetlog.Account
+}
+
+func newLogLosses() logLosses {
+	return logLosses{of: make(map[uint32]*packetlog.Losses), gone: make(map[uint32]uint64), before: make(map[uint32]uint64),
+		retired: make(map[uint32]int), opened: make(map[uint32]packetlog.Account)}
+}
+
+// ledgerName is the ledger's file in the state folder.
+const ledgerName = "reported"
+
+func newLedger(dir string, logger hclog.Logger) *packetlog.Ledger {
+	return packetlog.NewLedger(filepath.Join(dir, ledgerName), clock()().Boot, logger)
 }
 
 // retiredFor is how many readings a meter stays that nothing has any more: what is
@@ -36,89 +54,168 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	if err != nil {
 		return // The bridge is away; reconcile says so.
 	}
-	stats := make(map[uint32]openflow.MeterStats, len(counters))
+	up := l.counts.now().Up
+	readings := make(map[uint32]packetlog.Reading, len(counters))
 	for _, m := range counters {
-		stats[m.ID] = m
+		r := packetlog.Reading{Time: now, Metered: m.Packets, Limited: m.Dropped, Before: l.logLosses.before[m.ID]}
+		if m.Age > 0 {
+			r.Born = up - m.Age
+		}
+		r.Received, r.Unread = l.received(m.ID)
+		readings[m.ID] = r
 	}
-	l.countLogLosses(stats, now)
-	reading := func(meter uint32, in bridge.PacketInStats) packetlog.Reading {
-		m := stats[meter]
-		return packetlog.Reading{Time: now, Metered: m.Packets, Limited: m.Dropped, Received: in.Received, Unread: in.Dropped + in.Bad}
-	}
-	for _, e := range l.spoofLosses.Next(reading(pipeline.SpoofMeter, l.sw.PacketInStats(pipeline.SpoofController))) {
-		e.Reason = "spoof"
-		l.shim.lose(e)
-	}
-	came, lost := l.shim.samples.Came(0), l.shim.samples.TakeLost()[0]
-	l.samplesLost += lost.OverRate + lost.Dropped
-	for _, e := range l.sampleLosses.Next(reading(pipeline.ObserveMeter, bridge.PacketInStats{Received: came, Dropped: l.samplesLost})) {
-		e.Reason = "observed"
-		l.shim.lose(e)
-	}
-	for _, e := range l.unanswered.Next(reading(pipeline.RejectMeter, l.sw.PacketInStats(pipeline.RejectController))) {
+	for _, e := range l.unanswered.Next(readings[pipeline.RejectMeter]) {
 		outcome := answerLost
 		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
 			outcome = answerOverRate
 		}
 		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
 	}
+	if l.shim.ledger != nil && (!l.shim.ledger.Settled() || l.compiler == nil && l.logLosses.read.IsZero()) {
+		return // What a former shim had brought to record is not known yet. Counters count on.
+	}
+	l.countLogLosses(readings, now)
+	faultpoint.Reach("shim.log.stated")
 	l.dropMeters(ctx)
 }
 
-// countLogLosses states what log flows reported and is not on record, by rule where
-// that is known. A meter that was not there before begins with nothing.
-func (l *loop) countLogLosses(stats map[uint32]openflow.MeterStats, now time.Time) {
-	g := &l.logLosses
-	if g.of == nil {
-		g.of, g.came, g.retired = make(map[uint32]*packetlog.Losses), make(map[uint32]uint64), make(map[uint32]int)
+// received is what arrived of a meter's reports, and what of that could not be read.
+func (l *loop) received(meter uint32) (received, unread uint64) {
+	switch meter {
+	case pipeline.SpoofMeter, pipeline.RejectMeter:
+		id := uint16(pipeline.SpoofController)
+		if meter == pipeline.RejectMeter {
+			id = pipeline.RejectController
+		}
+		in := l.sw.PacketInStats(id)
+		return in.Received, in.Dropped + in.Bad
+	case pipeline.ObserveMeter:
+		lost := l.shim.samples.TakeLost()[0]
+		l.samplesLost += lost.OverRate + lost.Dropped
+		return l.shim.samples.Came(0), l.samplesLost
 	}
-	unknown := false
-	for id, m := range stats {
-		if !pipeline.IsLogMeter(id) {
+	return l.shim.reports.Came(meter), 0
+}
+
+// switchConnected notes what had come of the switch that was there before, if
+// this is another: there are no meters in it yet.
+func (l *loop) switchConnected() {
+	for id := range l.logLosses.of {
+		l.logLosses.before[id], _ = l.received(id)
+	}
+}
+
+// countLogLosses states what was reported and is not on record, by rule where that is
+// known. A meter that was not there before begins with nothing.
+func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Time) {
+	g, ledger := &l.logLosses, l.shim.ledger
+	from := g.read
+	if from.IsZero() {
+		if from = now; ledger != nil && !ledger.Since().IsZero() {
+			from = ledger.Since()
+		}
+	}
+	unknown := make(map[string]bool) // By reason.
+	for id, r := range readings {
+		if !pipeline.IsLogMeter(id) && id != pipeline.SpoofMeter && id != pipeline.ObserveMeter {
 			continue
 		}
 		losses := g.of[id]
-		if losses == nil {
+		came, gone := g.gone[id]
+		switch {
+		case losses == nil && g.read.IsZero():
 			losses = new(packetlog.Losses)
-			if g.of[id] = losses; !g.read.IsZero() {
-				losses.Begin(g.read, g.came[id])
+			if l.takeUp(losses, id, r) {
+				unknown[reasonOf(id)] = true
 			}
+		case losses == nil:
+			losses = new(packetlog.Losses)
+			losses.Begin(g.read, 0)
+		case gone:
+			losses.Begin(g.read, came)
 		}
-		for _, e := range losses.Next(packetlog.Reading{Time: now, Metered: m.Packets, Limited: m.Dropped, Received: l.shim.reports.Came(id)}) {
-			switch e.GetStage() {
-			case auditv1.LossStage_LOSS_STAGE_UNKNOWN:
-				unknown = true
-				continue
-			case auditv1.LossStage_LOSS_STAGE_METER:
-				e.Stage = auditv1.LossStage_LOSS_STAGE_RULE_METER
+		g.of[id] = losses
+		delete(g.gone, id)
+		lost := losses.Next(r)
+		if a := losses.Account(); ledger != nil && (a.Base != g.opened[id].Base || a.OverRate != g.opened[id].OverRate || !packetlog.SameMeter(a.Born, g.opened[id].Born)) {
+			ledger.Begin(id, a)
+			g.opened[id] = a
+		}
+		for _, e := range lost {
+			if e.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
+				unknown[reasonOf(id)] = true
+			} else {
+				l.loseOf(id, e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER, e)
 			}
-			l.loseOf(id, e)
 		}
 	}
 	for id := range g.of {
-		if _, there := stats[id]; !there {
+		if _, there := readings[id]; !there {
+			if _, known := g.gone[id]; !known {
+				unknown[reasonOf(id)] = true // Its last counters are gone with it.
+			}
 			l.forgetMeter(id)
-			unknown = true // Its last counters are gone with it.
 		}
 	}
-	from := g.read
-	if g.read = now; from.IsZero() {
-		from = now
+	if g.read.IsZero() && ledger != nil {
+		for id, a := range ledger.Formers() {
+			if _, there := readings[id]; !there && !a.Discarded {
+				unknown[reasonOf(id)] = true
+			}
+		}
 	}
-	if unknown { // Of whichever rules: one statement does.
-		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN})
+	g.read = now
+	for reason := range unknown { // Of whichever rules: one statement does.
+		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
 	}
 	for id, lost := range l.shim.reports.TakeLost() {
 		for stage, n := range map[auditv1.LossStage]uint64{auditv1.LossStage_LOSS_STAGE_METER: lost.OverRate, auditv1.LossStage_LOSS_STAGE_QUEUE: lost.Dropped} {
 			if n > 0 {
-				l.loseOf(id, &auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Count: n, Stage: stage})
+				l.loseOf(id, false, &auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Count: n, Stage: stage})
 			}
 		}
 	}
 }
 
-// loseOf states a loss of what a meter of the log limits.
-func (l *loop) loseOf(meter uint32, e *auditv1.LossEvent) {
+// reasonOf is what losses of a meter say they are of.
+func reasonOf(meter uint32) string {
+	switch meter {
+	case pipeline.SpoofMeter:
+		return "spoof"
+	case pipeline.ObserveMeter:
+		return "observed"
+	}
+	return ""
+}
+
+// takeUp begins the reckoning of a meter that may be a former shim's. It is true where
+// nothing says how much of it that shim had brought to record.
+func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Reading) (unknown bool) {
+	ledger := l.shim.ledger
+	if ledger == nil || r.Born == 0 {
+		return false
+	}
+	former := ledger.Formers()
+	a, known := former[meter]
+	same := known && packetlog.SameMeter(a.Born, r.Born)
+	switch {
+	case same && a.Discarded:
+		return false // All was stated before: the first look is where it stands.
+	case same:
+		losses.Resume(ledger.Since(), a)
+		return false
+	case ledger.Since().IsZero() && r.Born < l.born: // There is no ledger, but there was a shim.
+		return r.Metered > 0
+	}
+	losses.Resume(r.Time, packetlog.Account{Born: r.Born}) // It was put since.
+	return known && !a.Discarded
+}
+
+// loseOf states a loss of a meter's reports, that the meter held back or others.
+func (l *loop) loseOf(meter uint32, held bool, e *auditv1.LossEvent) {
+	if e.Reason = reasonOf(meter); e.Reason == "" && held {
+		e.Stage = auditv1.LossStage_LOSS_STAGE_RULE_METER
+	}
 	if l.compiler != nil {
 		if s := l.compiler.MeterSubject(meter); s != nil {
 			e.Policy = &policyv1.PolicyRef{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name}
@@ -128,17 +225,22 @@ func (l *loop) loseOf(meter uint32, e *auditv1.LossEvent) {
 			}
 		}
 	}
-	l.shim.lose(e)
+	l.shim.metrics.lose(e)
+	l.shim.log.LoseOf(meter, held, e)
 }
 
-// lose counts and states a loss.
+// lose counts and states a loss of what no meter counts.
 func (s *Shim) lose(e *auditv1.LossEvent) {
+	s.metrics.lose(e)
+	s.log.Lose(e)
+}
+
+func (m *metrics) lose(e *auditv1.LossEvent) {
 	reason := e.GetReason()
 	if reason == "isolation" {
 		reason = "" // As it was ever: what policies log.
 	}
-	s.metrics.lost.WithLabelValues(e.GetStage().String(), reason).Add(float64(e.GetCount()))
-	s.log.Lose(e)
+	m.lost.WithLabelValues(e.GetStage().String(), reason).Add(float64(e.GetCount()))
 }
 
 // dropMeters takes out meters that nothing names any more, once what they counted
@@ -158,6 +260,9 @@ func (l *loop) dropMeters(ctx context.Context) {
 	if g.retired = seen; len(ids) == 0 {
 		return
 	}
+	if l.shim.ledger != nil {
+		l.shim.ledger.Discard(ids)
+	}
 	if err := l.sw.Apply(ctx, bridge.Change{DeleteMeters: ids}); err != nil {
 		l.stale = true
 		l.failed(err)
@@ -171,9 +276,9 @@ func (l *loop) dropMeters(ctx context.Context) {
 
 // forgetMeter is told that a meter is gone, and what it counted is stated, or cannot be.
 func (l *loop) forgetMeter(id uint32) {
-	if _, known := l.logLosses.of[id]; known {
-		delete(l.logLosses.of, id)
-		delete(l.logLosses.retired, id)
-		l.logLosses.came[id] = l.shim.reports.Came(id)
+	g := &l.logLosses
+	if _, known := g.of[id]; known {
+		g.gone[id], _ = l.received(id)
+		delete(g.retired, id)
 	}
 }

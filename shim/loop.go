@@ -98,37 +98,36 @@ type loop struct {
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
-	stale        bool
-	settled      bool              // It held that when it was last read back: what differs now, someone else changed.
-	readAt       time.Time         // When it was last read back,
-	readTook     time.Duration     // and for how long that kept the loop.
-	unsettled    bool              // Packets may still go by what was there before the last bundle.
-	revision     uint64            // That packets have met for a second and more: see forgetRevisions.
-	cache        *dns.Cache        // What the names that rules write stand for.
-	written      []string          // These names.
-	untold       bool              // What they stand for is not what was told.
-	leased       time.Time         // When the lease was renewed last: see names.go.
-	roomless     string            // Names without room, as they were logged.
-	services     map[string]string // Services that names stand for, as they were logged.
-	unsaved      bool
-	saved        time.Time
-	savedAs      uint64      // Revision.
-	holdTimer    *time.Timer // Fires when the first of held has waited long enough.
-	logLosses    logLosses
-	sampleLosses packetlog.Losses // Of what was observed.
-	samplesLost  uint64           // Of these, in our queue, in all.
-	unanswered   packetlog.Losses // Of rejected packets.
-	lastReport   string
+	stale       bool
+	settled     bool              // It held that when it was last read back: what differs now, someone else changed.
+	readAt      time.Time         // When it was last read back,
+	readTook    time.Duration     // and for how long that kept the loop.
+	unsettled   bool              // Packets may still go by what was there before the last bundle.
+	revision    uint64            // That packets have met for a second and more: see forgetRevisions.
+	cache       *dns.Cache        // What the names that rules write stand for.
+	written     []string          // These names.
+	untold      bool              // What they stand for is not what was told.
+	leased      time.Time         // When the lease was renewed last: see names.go.
+	roomless    string            // Names without room, as they were logged.
+	services    map[string]string // Services that names stand for, as they were logged.
+	unsaved     bool
+	saved       time.Time
+	savedAs     uint64      // Revision.
+	holdTimer   *time.Timer // Fires when the first of held has waited long enough.
+	logLosses   logLosses
+	born        time.Duration    // This life, by the machine's monotonic clock.
+	samplesLost uint64           // Samples, in our queue, in all.
+	unanswered  packetlog.Losses // Of rejected packets.
+	lastReport  string
 
-	counts      *counting
-	counted     bool                          // What this compiler's flows have counted is on the books, and what they count for.
-	reading     bool                          // A reading of counters is under way.
-	readings    chan readingDone              // One slot.
-	orphans     map[uint32][]openflow.FlowKey // Counting flows that the compiler does not know, by id.
-	uncounted   string                        // Why counters could not be read, as it was logged.
-	spoofLosses packetlog.Losses              // Of reports of what was forged.
-	spoofs      spoofCounts
-	casts       casts
+	counts    *counting
+	counted   bool                          // What this compiler's flows have counted is on the books, and what they count for.
+	reading   bool                          // A reading of counters is under way.
+	readings  chan readingDone              // One slot.
+	orphans   map[uint32][]openflow.FlowKey // Counting flows that the compiler does not know, by id.
+	uncounted string                        // Why counters could not be read, as it was logged.
+	spoofs    spoofCounts
+	casts     casts
 }
 
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
@@ -136,7 +135,8 @@ func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer.Stop()
 	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
 		unsettled: true, // A former shim may have ended right after a bundle.
-		counts:    s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
+		logLosses: newLogLosses(), born: s.counts.now().Up,
+		counts: s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -187,6 +187,7 @@ func (l *loop) run(ctx context.Context) error {
 		case <-s.portsChanged:
 			l.refreshPorts(ctx)
 		case <-s.reconnected:
+			l.switchConnected()
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()

@@ -32,6 +32,7 @@ type Shim struct {
 	bridge   Dataplane
 	client   *client.Client
 	reporter *packetlog.Reporter // Nil: no collector.
+	ledger   *packetlog.Ledger   // Nil: no collector.
 	log      *packetlog.Log
 	metrics  *metrics
 	loop     *loop
@@ -91,7 +92,8 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s.metrics.follow(s.client)
 	if len(cfg.Collectors) > 0 {
-		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, Credentials: creds, Node: cfg.Node, Log: s.log, Logger: cfg.Logger.Named("audit")})
+		s.ledger = newLedger(cfg.StateDir, cfg.Logger.Named("audit"))
+		s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: cfg.Collectors, Credentials: creds, Node: cfg.Node, Log: s.log, Ledger: s.ledger, Logger: cfg.Logger.Named("audit")})
 		if err != nil {
 			return nil, err
 		}
@@ -144,6 +146,9 @@ func (s *Shim) Run(ctx context.Context) error {
 		return err
 	}
 	defer held.Close()
+	if s.ledger != nil {
+		s.ledger.Open()
+	}
 	if err := s.setUp(ctx); err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ func removeFiles(cfg *Config) error {
 	if cfg.Socket != "" {
 		paths = append(paths, cfg.Socket)
 	}
-	for _, name := range []string{filepath.Base(cfg.checkpoint()), namesFile, countersName, journalName, hostCountsName, credentials.KeptFile, lockName} {
+	for _, name := range []string{filepath.Base(cfg.checkpoint()), namesFile, countersName, journalName, hostCountsName, ledgerName, credentials.KeptFile, lockName} {
 		paths = append(paths, filepath.Join(cfg.StateDir, name))
 	}
 	var errs []error

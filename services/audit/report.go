@@ -16,6 +16,7 @@ import (
 	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/storage/eventlog"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // sessions are the streams that are served: one per node and boot.
@@ -31,6 +32,8 @@ type session struct {
 	// where a listener without certificates has been allowed.
 	fromCollector bool
 	replaced      chan struct{} // Closed when a newer stream takes its place.
+	over          chan struct{} // Closed when nothing of it will be stored any more.
+	pending       sync.WaitGroup
 	acked         atomic.Uint64
 	wake          chan struct{} // One slot: acked or failed changed.
 	failed        atomic.Pointer[error]
@@ -43,20 +46,23 @@ func (s *session) signal() {
 	}
 }
 
-// begin puts a stream in the place of the one before it.
-func (s *sessions) begin(se *session) (replaced bool) {
+// begin puts a stream in the place of the one before it, of which something may
+// still be about to be stored.
+func (s *sessions) begin(se *session) (old *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := [2]string{se.node, se.boot}
-	old := s.byBoot[id]
-	if old != nil {
+	if old = s.byBoot[id]; old != nil {
 		close(old.replaced)
 	}
 	s.byBoot[id] = se
-	return old != nil
+	return old
 }
 
+// end lets go of a stream of which all is stored or has failed.
 func (s *sessions) end(se *session) {
+	se.pending.Wait()
+	close(se.over)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id := [2]string{se.node, se.boot}; s.byBoot[id] == se {
@@ -73,20 +79,22 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 	if !s.cfg.takes(hello.GetNode()) {
 		return status.Errorf(codes.PermissionDenied, "this collector takes the events of node %s alone", s.cfg.Node)
 	}
-	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), fromCollector: fromCollector, replaced: make(chan struct{}), wake: make(chan struct{}, 1)}
-	if s.sessions.begin(se) {
-		s.logger.Warn("a newer stream of the node replaces the older", "node", se.node)
+	se := &session{node: hello.GetNode(), boot: hello.GetBoot(), fromCollector: fromCollector, replaced: make(chan struct{}), over: make(chan struct{}), wake: make(chan struct{}, 1)}
+	if err := s.succeed(call.Context(), se); err != nil {
+		return err
 	}
-	defer s.sessions.end(se)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 
 	sent := s.log.High(se.node, se.boot)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- s.receive(call, se)
+		s.sessions.end(se)
+	}()
 	if err := call.Send(&auditv1.ReportResponse{AckedSequence: sent}); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.receive(call, se) }()
 	for {
 		select {
 		case <-se.wake:
@@ -95,9 +103,11 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 			}
 			if acked := se.acked.Load(); acked > sent {
 				sent = acked
+				faultpoint.Reach("auditd.report.stored")
 				if err := call.Send(&auditv1.ReportResponse{AckedSequence: sent}); err != nil {
 					return err
 				}
+				faultpoint.Reach("auditd.report.acknowledged")
 			}
 		case err := <-ended:
 			if err != nil {
@@ -105,12 +115,40 @@ func (s *Service) Report(call grpc.BidiStreamingServer[auditv1.ReportRequest, au
 			}
 			return lastAck(call, se, sent)
 		case <-se.replaced:
-			return status.Error(codes.Aborted, "a newer stream of this node and boot replaces this one")
+			s.logger.Warn("a newer stream of the node replaces the older", "node", se.node)
+			return errReplaced
 		case <-s.stopping:
-			return status.Error(codes.Unavailable, "the collector is stopping")
+			return errStopping
 		}
 	}
 }
+
+// succeed waits until nothing of an older stream of the node and boot will be stored
+// any more: so what the first response says is all that there is of it.
+func (s *Service) succeed(ctx context.Context, se *session) error {
+	old := s.sessions.begin(se)
+	if old == nil {
+		return nil
+	}
+	var err error
+	select {
+	case <-old.over:
+		return nil
+	case <-se.replaced:
+		err = errReplaced
+	case <-s.stopping:
+		err = errStopping
+	case <-ctx.Done():
+		err = status.FromContextError(ctx.Err()).Err()
+	}
+	go func() {
+		<-old.over
+		s.sessions.end(se)
+	}()
+	return err
+}
+
+var errReplaced = status.Error(codes.Aborted, "a newer stream of this node and boot replaces this one")
 
 // receiveHello reads the first request, and holds the node to its certificate.
 func receiveHello(call grpc.ServerStream) (hello *auditv1.ReportHello, fromCollector bool, err error) {
@@ -143,12 +181,11 @@ func receiveHello(call grpc.ServerStream) (hello *auditv1.ReportHello, fromColle
 // receive takes batches until the stream ends. At a clean end it waits until
 // all of them are stored or have failed.
 func (s *Service) receive(call grpc.ServerStream, se *session) error {
-	var pending sync.WaitGroup
 	for {
 		var f frame
 		if err := call.RecvMsg(&f); err != nil {
 			if err == io.EOF {
-				pending.Wait()
+				se.pending.Wait()
 				return nil
 			}
 			return err
@@ -162,11 +199,12 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			s.logger.Warn("a malformed request ends a stream", "node", se.node, "err", err)
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
-		pending.Add(1)
+		faultpoint.Reach("auditd.report.received")
+		se.pending.Add(1)
 		begun := s.now()
 		b := eventlog.Batch{Node: se.node, Boot: se.boot, First: r.first, Events: r.events, Received: begun}
 		err = s.log.Submit(call.Context(), b, func(res eventlog.Result, err error) {
-			defer pending.Done()
+			defer se.pending.Done()
 			s.stored(se, res, err)
 			switch {
 			case res.Stored == len(r.events):
@@ -177,7 +215,7 @@ func (s *Service) receive(call grpc.ServerStream, se *session) error {
 			s.metrics.durable.Observe(s.now().Sub(begun).Seconds())
 		})
 		if err != nil {
-			pending.Done()
+			se.pending.Done()
 			return appendStatus(err)
 		}
 	}

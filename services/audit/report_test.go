@@ -280,6 +280,54 @@ func TestNewerStreamReplacesOlder(t *testing.T) {
 	other.acked(1)
 }
 
+// What a stream is told first is all that is stored of those before it, also of one
+// that was cut off while it sent: whoever asks may state the rest as lost.
+func TestFirstAnswerIsFinal(t *testing.T) {
+	c := start(t, nil)
+	events := make([]*auditv1.Event, 500)
+	for i := range events {
+		events[i] = drop(1)
+	}
+	cut := 0
+	for round := range 8 {
+		boot := fmt.Sprint("b", round)
+		conn := c.dial(nil)
+		call, err := auditv1.NewCollectorServiceClient(conn).Report(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		older := &stream{t, call}
+		older.send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Hello{Hello: &auditv1.ReportHello{Node: "n1", Boot: boot}}})
+		older.acked(0)
+		const batches = 12
+		for i := range batches {
+			older.batch(uint64(i*len(events)+1), events...)
+		}
+		if round%2 == 0 {
+			conn.Close()
+		}
+		r, err := c.report("n1", boot).Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := r.GetAckedSequence()
+		if first < uint64(batches*len(events)) {
+			cut++
+		}
+		for range 3 { // Each looks again a moment later.
+			if r, err = c.report("n1", boot).Recv(); err != nil {
+				t.Fatal(err)
+			}
+			if r.GetAckedSequence() != first {
+				t.Fatalf("round %d: first %d, and later %d", round, first, r.GetAckedSequence())
+			}
+		}
+	}
+	if cut == 0 {
+		t.Error("no stream was cut off while it sent")
+	}
+}
+
 // TestMalformed: a stream that sends what it may not ends, nothing of the batch
 // is stored, and others go on.
 func TestMalformed(t *testing.T) {

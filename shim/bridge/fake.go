@@ -55,6 +55,7 @@ type fakeFlow struct {
 type fakeMeter struct {
 	openflow.Meter
 	stats openflow.MeterStats
+	born  time.Time
 	level float64   // Packets that may pass at once, as of last.
 	last  time.Time // When it was worked out. Zero: the meter has limited nothing yet.
 }
@@ -166,7 +167,7 @@ func (f *Fake) Apply(_ context.Context, c Change) error {
 		if have := f.meters[m.ID]; have != nil {
 			have.Meter, have.last = m, time.Time{}
 		} else {
-			f.meters[m.ID] = &fakeMeter{Meter: m, stats: openflow.MeterStats{ID: m.ID}}
+			f.meters[m.ID] = &fakeMeter{Meter: m, stats: openflow.MeterStats{ID: m.ID}, born: time.Now()}
 		}
 	}
 	var done undo
@@ -413,7 +414,9 @@ func (f *Fake) MeterCounters(context.Context) ([]openflow.MeterStats, error) {
 	}
 	var out []openflow.MeterStats
 	for _, m := range f.meters {
-		out = append(out, m.stats)
+		stats := m.stats
+		stats.Age = time.Since(m.born)
+		out = append(out, stats)
 	}
 	return out, nil
 }

@@ -9,7 +9,8 @@
 // is full the oldest of the rule that has most is dropped, and its packets are counted into a
 // loss event. Events get their sequence number when they are first sent;
 // from then on they are kept until the collector says that they are durable,
-// and sent again after a reconnect. The log is not in the packets' way: nothing
+// and sent again after a reconnect. What was sent is noted in the Ledger, so that the
+// next life can state what died with this one. The log is not in the packets' way: nothing
 // here can delay or drop a user's packet.
 //
 // Read log_test.go first.

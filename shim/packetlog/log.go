@@ -9,6 +9,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Meaning is what the pipeline says that a reported packet means.
@@ -136,11 +137,18 @@ func hardware(mac [6]byte) []byte {
 	return mac[:]
 }
 
-// Lose takes a loss that was found elsewhere.
-func (l *Log) Lose(e *auditv1.LossEvent) {
+// Lose takes a loss that was found elsewhere, of no class that is reckoned.
+func (l *Log) Lose(e *auditv1.LossEvent) { l.lose(e) }
+
+// LoseOf takes a loss of a class: reports that its meter held back, or others.
+func (l *Log) LoseOf(class uint32, overRate bool, e *auditv1.LossEvent) {
+	l.lose(e, share{class, overRate, e.GetCount()})
+}
+
+func (l *Log) lose(e *auditv1.LossEvent, of ...share) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.losses.add(e)
+	l.losses.add(e, of...)
 	l.signal()
 }
 
@@ -156,7 +164,8 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 	n := 0
 	for ; n < len(l.order); n++ {
 		e := l.pending[l.order[n]]
-		if !all && now.Sub(e.First.AsTime()) < Window {
+		// One of the future is from before the clock was set back: it waits for no hour.
+		if age := now.Sub(e.First.AsTime()); !all && age >= 0 && age < Window {
 			break
 		}
 		delete(l.pending, l.order[n])
@@ -166,6 +175,7 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 		return
 	}
 	l.order = slices.Delete(l.order, 0, n)
+	faultpoint.Reach("shim.log.queued")
 	l.boundLocked()
 	l.signal()
 }
@@ -174,7 +184,7 @@ func (l *Log) flushLocked(now time.Time, all bool) {
 // that has most.
 func (l *Log) boundLocked() {
 	for l.queue.n > l.capacity {
-		_, p, _ := l.queue.shed()
+		class, p, _ := l.queue.shed()
 		l.dropped += p.Count
 		e := &auditv1.LossEvent{From: p.First, To: timestamppb.New(lastOf(p)), Count: p.Count, Stage: auditv1.LossStage_LOSS_STAGE_QUEUE, Direction: p.Direction}
 		if e.Rule = p.Rule; p.Reason != "rule" && p.Reason != "staged" && p.Reason != "unattributed" {
@@ -185,7 +195,7 @@ func (l *Log) boundLocked() {
 		} else {
 			e.Rule = ""
 		}
-		l.losses.add(e)
+		l.losses.add(e, share{class, false, p.Count})
 	}
 }
 
@@ -206,17 +216,33 @@ func (l *Log) signal() {
 // Wake has a token when there may be something to Take.
 func (l *Log) Wake() <-chan struct{} { return l.wake }
 
+// logged is an event with what it says of the classes.
+type logged struct {
+	event  *auditv1.Event
+	shares []share
+}
+
 // Take removes up to n events: what was lost, and then the oldest packets.
-func (l *Log) Take(n int) []*auditv1.Event {
+func (l *Log) Take(n int) []*auditv1.Event { return events(l.take(n)) }
+
+func events(list []logged) []*auditv1.Event {
+	var out []*auditv1.Event
+	for i := range list {
+		out = append(out, list[i].event)
+	}
+	return out
+}
+
+func (l *Log) take(n int) []logged {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var out []*auditv1.Event
-	for _, e := range l.losses.take(n) {
-		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Loss{Loss: e}})
-	}
-	for range min(n-len(out), l.queue.n) {
-		_, p, _ := l.queue.pop()
-		out = append(out, &auditv1.Event{Kind: &auditv1.Event_Packet{Packet: p}})
+	out := l.losses.take(n)
+	packets := min(n-len(out), l.queue.n)
+	shares := make([]share, packets)
+	for i := range packets {
+		class, p, _ := l.queue.pop()
+		shares[i] = share{class, false, p.Count}
+		out = append(out, logged{&auditv1.Event{Kind: &auditv1.Event_Packet{Packet: p}}, shares[i : i+1 : i+1]})
 	}
 	if l.losses.n() > 0 || l.queue.n > 0 {
 		l.signal()

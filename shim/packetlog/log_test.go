@@ -191,6 +191,20 @@ func count(events []*auditv1.Event) (kept, lost uint64) {
 	return kept, lost
 }
 
+// A clock that is set back or forth holds nothing up.
+func TestClockThatIsSet(t *testing.T) {
+	l, now, took := NewLog(0), start, 0
+	for i, step := range []time.Duration{0, -time.Hour, time.Second, 2 * time.Hour, -time.Hour} {
+		now = now.Add(step)
+		l.Flush(now)
+		took += len(l.Take(10)) // All but what is of this moment.
+		if took != i {
+			t.Errorf("after a step of %s, %d of %d events are ready", step, took, i)
+		}
+		l.Add(now, Key{}, packet(uint16(i)), known)
+	}
+}
+
 // A full queue drops the oldest, and what is kept and what is stated to be lost
 // is what was added.
 func TestFullQueueStatesItsLossExactly(t *testing.T) {
@@ -251,6 +265,8 @@ func TestLosses(t *testing.T) {
 			[]losses{{}, {meter: 4, queue: 1}, {meter: 5}}},
 		{"reports under way are no loss", []Reading{{}, {Metered: 5}, {Metered: 9, Received: 5}, {Metered: 9, Received: 9}, {Metered: 9, Received: 9}},
 			[]losses{{}, {}, {}, {}, {}}},
+		{"reports that are always under way are no loss", []Reading{{}, {Metered: 10, Received: 9}, {Metered: 20, Received: 19}, {Metered: 30, Received: 29}, {Metered: 40, Received: 39}, {Metered: 40, Received: 40}},
+			[]losses{{}, {}, {}, {}, {}, {}}},
 		{"a deficit that lasts is one, once", []Reading{{}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}, {Metered: 5, Received: 3}},
 			[]losses{{}, {}, {}, {ovs: 2}, {}, {}}},
 		{"counters that go back", []Reading{{Metered: 10, Limited: 5, Received: 5}, {Metered: 3, Limited: 1, Received: 7}, {Metered: 4, Limited: 2, Received: 7}},

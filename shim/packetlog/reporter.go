@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	mrand "math/rand/v2"
 	"net"
 	"net/netip"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // ReporterConfig of a Reporter.
@@ -30,6 +32,8 @@ type ReporterConfig struct {
 	Credentials credentials.TransportCredentials
 	Node        string
 	Log         *Log
+	// Ledger is where the next life finds what was sent; it is open. Nil: nowhere.
+	Ledger *Ledger
 	// MinBackoff and MaxBackoff bound the pause before a reconnect. Zero: 100 ms and 5 s.
 	MinBackoff, MaxBackoff time.Duration
 	Logger                 hclog.Logger
@@ -75,6 +79,9 @@ func (r *Reporter) Connected() bool { return r.connected.Load() }
 
 // Run reports until the context ends.
 func (r *Reporter) Run(ctx context.Context) error {
+	if r.cfg.Ledger != nil && r.cfg.Ledger.nothingSent() {
+		r.cfg.Ledger.settle(0, r.boot)
+	}
 	pause, said := r.cfg.MinBackoff, ""
 	for i := 0; ctx.Err() == nil; i++ {
 		address := r.cfg.Addresses[i%len(r.cfg.Addresses)]
@@ -132,7 +139,11 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 		return fmt.Errorf("connect to %s: %w", address, err)
 	}
 	defer conn.Close()
-	stream, err := auditv1.NewCollectorServiceClient(conn).Report(ctx)
+	client := auditv1.NewCollectorServiceClient(conn)
+	if err := r.settle(ctx, client); err != nil {
+		return fmt.Errorf("ask %s what it has of a former life: %w", address, err)
+	}
+	stream, err := client.Report(ctx)
 	if err != nil {
 		return fmt.Errorf("report to %s: %w", address, err)
 	}
@@ -160,10 +171,7 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 	unsent := r.inflight // Of this stream: everything that is not durable goes first.
 	for {
 		if len(unsent) == 0 && len(r.inflight) < maxInflight {
-			fresh := r.cfg.Log.Take(batchEvents)
-			r.inflight = append(r.inflight, fresh...)
-			r.next += uint64(len(fresh))
-			unsent = fresh
+			unsent = r.fresh()
 		}
 		if len(unsent) > 0 {
 			n := min(len(unsent), batchEvents)
@@ -171,6 +179,7 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 			if err := stream.Send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Batch{Batch: batch}}); err != nil {
 				return r.drain(acks, ended, err)
 			}
+			faultpoint.Reach("shim.log.sent")
 			unsent = unsent[n:]
 			select { // Acks are taken on the way, so that neither side waits for the other.
 			case seq := <-acks:
@@ -195,6 +204,47 @@ func (r *Reporter) stream(ctx context.Context, address string) error {
 	}
 }
 
+// settle asks the collector what it has of a former life, as far as the ledger
+// does not know. From then on nothing more of that life is stored.
+func (r *Reporter) settle(ctx context.Context, client auditv1.CollectorServiceClient) error {
+	if r.cfg.Ledger == nil || r.cfg.Ledger.Settled() {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.Report(ctx)
+	if err != nil {
+		return err
+	}
+	hello := &auditv1.ReportHello{Node: r.cfg.Node, Boot: r.cfg.Ledger.formerBoot()}
+	if err := stream.Send(&auditv1.ReportRequest{Message: &auditv1.ReportRequest_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	r.cfg.Ledger.settle(resp.GetAckedSequence(), r.boot)
+	faultpoint.Reach("shim.log.settled")
+	return nil
+}
+
+// fresh gives the log's next events their numbers.
+func (r *Reporter) fresh() []*auditv1.Event {
+	taken := r.cfg.Log.take(batchEvents)
+	if len(taken) == 0 {
+		return nil
+	}
+	faultpoint.Reach("shim.log.taken")
+	if r.cfg.Ledger != nil {
+		r.cfg.Ledger.send(taken)
+	}
+	fresh := events(taken)
+	r.inflight = append(r.inflight, fresh...)
+	r.next += uint64(len(fresh))
+	return fresh
+}
+
 // ack forgets what is durable.
 func (r *Reporter) ack(seq uint64) {
 	r.connected.Store(true)
@@ -204,6 +254,10 @@ func (r *Reporter) ack(seq uint64) {
 	}
 	r.inflight = append([]*auditv1.Event(nil), r.inflight[seq-first+1:]...)
 	r.acked.Store(seq)
+	faultpoint.Reach("shim.log.acked")
+	if r.cfg.Ledger != nil {
+		r.cfg.Ledger.ack(seq)
+	}
 }
 
 // drain takes the last acks of a stream on which a Send failed, and returns its

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Cursors keeps how far each of those who project the log has got, so that they
@@ -106,6 +108,7 @@ func (c cursorFiles) store(name string, cursor uint64, state []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	faultpoint.Reach("auditd.cursor.written")
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
@@ -113,5 +116,6 @@ func (c cursorFiles) store(name string, cursor uint64, state []byte) error {
 	if err != nil {
 		return err
 	}
+	faultpoint.Reach("auditd.cursor.renamed")
 	return errors.Join(d.Sync(), d.Close())
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // keyBounds are the first and the last key of a table.
@@ -85,9 +86,11 @@ func (l *local) replace(db *database, b keyBounds, newest uint64) ([]hole, error
 		return nil, nil // Another was faster.
 	}
 	span := pebble.KeyRange{Start: b.first, End: append(bytes.Clone(s.last), 0)}
+	faultpoint.Reach("auditd.mend.salvaged")
 	if _, err := db.IngestAndExcise(context.Background(), s.paths(), nil, nil, span); err != nil {
 		return nil, fmt.Errorf("mend the table of keys %x to %x: %w", b.first, b.last, err)
 	}
+	faultpoint.Reach("auditd.mend.replaced")
 	lost := uint64(0)
 	for _, h := range s.holes {
 		lost += h.count

@@ -12,6 +12,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // local is a log in a Pebble database of our own.
@@ -316,10 +318,12 @@ func (l *local) store(group []*pending) (err error) {
 		next.duplicates += uint64(p.result.Repeated)
 	}
 	if len(next.headers) > 0 {
+		faultpoint.Reach("auditd.store.checked")
 		if err := l.db.commit(b); err != nil {
 			l.drop(err)
 			return err
 		}
+		faultpoint.Reach("auditd.store.synced")
 	}
 	l.pause = 0
 	l.stored(&next)
@@ -378,5 +382,6 @@ func (l *local) snapshot() error {
 		return err
 	}
 	l.blocks, l.bytes = 0, 0
+	faultpoint.Reach("auditd.store.snapshot")
 	return nil
 }

@@ -3,6 +3,8 @@ package eventlog
 import (
 	"errors"
 	"time"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // retain removes what is too old or too much, oldest first. It is the writer's.
@@ -63,6 +65,7 @@ func (l *local) removeBelow(keep uint64) error {
 	if err := l.db.commit(b); err != nil {
 		return err
 	}
+	faultpoint.Reach("auditd.trim.removed")
 	l.mu.Lock()
 	removed := keep - l.oldest
 	if l.oldest = keep; keep > l.positions.newest {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // file is a file that lines are appended to.
@@ -160,10 +162,16 @@ func (f *file) rotate(aside func(path string)) error {
 	}
 	name := f.asideName()
 	aside(name)
+	faultpoint.Reach("auditd.rotate.synced")
 	if err := os.Rename(f.path, name); err != nil {
 		return fmt.Errorf("set %s aside: %w", f.path, err)
 	}
-	return f.again()
+	faultpoint.Reach("auditd.rotate.renamed")
+	if err := f.again(); err != nil {
+		return err
+	}
+	faultpoint.Reach("auditd.rotate.reopened")
+	return nil
 }
 
 // asideName is one that no file has.

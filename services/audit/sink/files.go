@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/weirnet/weir/services/audit/record"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Files writes lines to files, one or one a node.
@@ -89,7 +90,12 @@ func (s *Files) Open(_ context.Context, link Link) error {
 			s.ends[e.path] = e
 		}
 	}
-	s.stored = sortedEndings(s.ends) // Nothing more is written to the others.
+	if former := len(s.stored); len(s.ends) < former { // Nothing more is written to the others.
+		s.stored = sortedEndings(s.ends)
+		if err := link.Keep(encodeEndings(s.stored)); err != nil {
+			return err
+		}
+	}
 	for path := range s.ends {
 		s.sweep(path) // What a crash left undone.
 	}
@@ -134,6 +140,7 @@ func (s *Files) announce(f *file) error {
 		return err
 	}
 	f.known = true
+	faultpoint.Reach("auditd.sink.announced")
 	return nil
 }
 

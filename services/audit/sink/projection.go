@@ -8,6 +8,7 @@ import (
 
 	"github.com/weirnet/weir/services/audit/record"
 	"github.com/weirnet/weir/storage/eventlog"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // projection is one run from what is stored to the first error.
@@ -214,6 +215,7 @@ func (p *projection) emit(ctx context.Context, l *record.Line) {
 	if p.failed != nil {
 		return
 	}
+	faultpoint.Reach("auditd.sink.line")
 	n, err := p.cfg.Output.Write(ctx, l)
 	if err != nil {
 		p.failed = err
@@ -240,9 +242,11 @@ func (p *projection) commit(ctx context.Context) error {
 		if err := p.cfg.Output.Flush(ctx); err != nil {
 			return err
 		}
+		faultpoint.Reach("auditd.sink.flushed")
 		if err := p.cfg.Output.Sync(ctx); err != nil {
 			return err
 		}
+		faultpoint.Reach("auditd.sink.synced")
 		p.dirty = false
 	}
 	for _, id := range p.testing {
@@ -255,6 +259,7 @@ func (p *projection) commit(ctx context.Context) error {
 		if err := p.store(k); err != nil {
 			return err
 		}
+		faultpoint.Reach("auditd.sink.stored")
 		if stateful != nil {
 			stateful.Stored()
 		}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Rotation says when a file is set aside, and which of these are kept. A file
@@ -95,9 +97,11 @@ func compress(path string) (err error) {
 	if err = errors.Join(err, z.Close(), out.Sync(), out.Close()); err != nil {
 		return fmt.Errorf("compress %s: %w", path, err)
 	}
+	faultpoint.Reach("auditd.rotate.compressed")
 	if err := os.Rename(path+".gz.new", path+".gz"); err != nil {
 		return err
 	}
+	faultpoint.Reach("auditd.rotate.replaced")
 	return os.Remove(path)
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Meter is a limit on packets: what exceeds it is dropped (by MeterBy) or not
@@ -136,8 +137,9 @@ func DecodeMeterConfig(body []byte) ([]Meter, error) {
 // MeterStats are the counters of one meter.
 type MeterStats struct {
 	ID      uint32
-	Packets uint64 // that the meter saw
-	Dropped uint64 // of these, beyond the limit
+	Packets uint64        // that the meter saw
+	Dropped uint64        // of these, beyond the limit
+	Age     time.Duration // since it was put
 }
 
 // DecodeMeterStats reads the counters of one part of the reply.
@@ -151,7 +153,7 @@ func DecodeMeterStats(body []byte) ([]MeterStats, error) {
 		if length < 40 || length > len(s) {
 			return nil, fmt.Errorf("meter stats: length %d of %d", length, len(s))
 		}
-		m := MeterStats{ID: be32(s), Packets: be64(s[16:])}
+		m := MeterStats{ID: be32(s), Packets: be64(s[16:]), Age: time.Duration(be32(s[32:]))*time.Second + time.Duration(be32(s[36:]))}
 		for bands := s[40:length]; len(bands) >= 16; bands = bands[16:] {
 			m.Dropped += be64(bands)
 		}

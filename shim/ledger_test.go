@@ -1,0 +1,195 @@
+package shim
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	"github.com/weirnet/weir/shim/packetlog"
+)
+
+// stubCollector stores events, up to a number of them, in order and once.
+type stubCollector struct {
+	auditv1.UnimplementedCollectorServiceServer
+	addr string
+
+	mu   sync.Mutex // Guards what follows.
+	high map[string]uint64
+	room int // For how many events more it answers.
+	kept []*auditv1.Event
+}
+
+func startStubCollector(t *testing.T) *stubCollector {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	c := &stubCollector{addr: listener.Addr().String(), high: make(map[string]uint64)}
+	g := grpc.NewServer()
+	auditv1.RegisterCollectorServiceServer(g, c)
+	go g.Serve(listener)
+	t.Cleanup(g.Stop)
+	return c
+}
+
+func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportRequest, auditv1.ReportResponse]) error {
+	hello, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	boot := hello.GetHello().GetBoot()
+	for ack := true; ; {
+		c.mu.Lock()
+		high := c.high[boot]
+		c.mu.Unlock()
+		if ack {
+			if err := stream.Send(&auditv1.ReportResponse{AckedSequence: high}); err != nil {
+				return err
+			}
+		}
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		ack = c.room > 0
+		for i, e := range r.GetBatch().GetEvents() {
+			if seq := r.GetBatch().GetFirstSequence() + uint64(i); seq == c.high[boot]+1 && c.room > 0 {
+				c.high[boot], c.room, c.kept = seq, c.room-1, append(c.kept, e)
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// serve lets the collector store so many events more.
+func (c *stubCollector) serve(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.room = n
+}
+
+// sums are of records and of losses, by policy, and how often one is not known.
+func (c *stubCollector) sums() (kept, lost map[string]uint64, unknown int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept, lost = make(map[string]uint64), make(map[string]uint64)
+	for _, e := range c.kept {
+		if p := e.GetPacket(); p != nil {
+			kept[p.GetPolicies()[0].GetName()] += p.GetCount()
+		} else if e.GetLoss().GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
+			if e.GetLoss().GetReason() == "" { // Not of what is forged.
+				unknown++
+			}
+		} else {
+			lost[e.GetLoss().GetPolicy().GetName()] += e.GetLoss().GetCount()
+		}
+	}
+	return kept, lost, unknown
+}
+
+// accounted is a shim with a collector, and how it dies.
+func accounted(t *testing.T, sw *tap, w *world, dir string, c *stubCollector) (s *Shim, die func()) {
+	s = newShim(t, sw, w, dir)
+	s.ledger = newLedger(dir, s.logger)
+	s.ledger.Open()
+	var err error
+	s.reporter, err = packetlog.NewReporter(packetlog.ReporterConfig{Addresses: []string{c.addr}, Node: "node-1", Log: s.log, Ledger: s.ledger,
+		MinBackoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, Logger: hclog.NewNullLogger()})
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.reporter.Run(ctx) }()
+	die = func() { cancel(); <-done }
+	t.Cleanup(die)
+	s.loop.refreshPorts(ctx)
+	return s, die
+}
+
+// Whatever a shim had queued, sent or not heard of when it died, and what came while
+// there was none: the next life states what is not on record, as its rule's and to
+// the packet. Where the switch went too, it states that it does not know.
+func TestWhatDiedWithAShimIsStated(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sw, w, objects := twoPods(t)
+	dir, c := t.TempDir(), startStubCollector(t)
+	at := time.Unix(1000, 0)
+	sw.LimitMeters(func() time.Time { return at })
+	s, die := accounted(t, sw, w, dir, c)
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("web", "web"), deny("client", "client"))...)).err)
+	s.loop.save(true)
+	total := make(map[string]uint64)
+	packets := func(web, client int) {
+		flood(sw, web, 1, 2)
+		flood(sw, client, 2, 1)
+		total["web"] += uint64(web)
+		total["client"] += uint64(client)
+	}
+	read := func() {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+	}
+	// converge waits until the sums are what came, or the time is up.
+	converge := func(what string, wantUnknown int) {
+		t.Helper()
+		c.serve(1 << 20)
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			read()
+			kept, lost, unknown := c.sums()
+			if kept["web"]+lost["web"] == total["web"] && kept["client"]+lost["client"] == total["client"] && lost[""] == 0 && unknown == wantUnknown {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: kept %v, lost %v, unknown %d; sent %v", what, kept, lost, unknown, total)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		for range 5 { // And nothing is stated beyond.
+			read()
+		}
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		if kept, lost, unknown := c.sums(); kept["web"]+lost["web"] != total["web"] || unknown != wantUnknown {
+			t.Fatalf("%s, later: kept %v, lost %v, unknown %d; sent %v", what, kept, lost, unknown, total)
+		}
+	}
+	for life := range 6 {
+		c.serve(1 << 20)
+		packets(700, 30) // Of one meter more than pass it.
+		converge("life "+string(rune('0'+life)), 0)
+		c.serve(5 * life) // Of what it gets, so much; it says nothing of the rest.
+		packets(40+life, 35)
+		read()
+		if life%2 == 0 { // The reporter has sent what it could.
+			deadline := time.Now().Add(10 * time.Second)
+			for s.log.Flush(at.Add(1e6 * time.Hour)); life > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				c.mu.Lock()
+				full := c.room == 0
+				c.mu.Unlock()
+				if full {
+					break
+				}
+			}
+		}
+		packets(3, 2) // These the loop has not even heard of.
+		die()
+		packets(11, 7) // And there is no shim.
+		s, die = accounted(t, sw, w, dir, c)
+		packets(5, 4)
+	}
+	converge("the last life", 0)
+
+	die()
+	sw.Restart()
+	s, _ = accounted(t, sw, w, dir, c)
+	must(t, s.loop.reconcile(ctx))
+	packets(6, 5)
+	converge("after the switch went as well", 1)
+}
