@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -17,6 +18,7 @@ import (
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Switch is the bridge as the loop uses it. Apply is atomic; Read returns what
@@ -84,6 +86,9 @@ type loop struct {
 	held     map[string]*hold             // Of Pods, by the keys of their endpoints.
 	vacated  map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
 	unserved map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
+	kept     owners                       // What is on disk of open, vacated and unserved.
+	state    *os.File                     // Of the digest of the state in force: see noteState. Nil: not opened yet.
+	unstored string                       // Why a file of the state folder could not be written, as it was logged.
 	haunted  map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
 	open     map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
 	hidden   map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
@@ -134,9 +139,11 @@ type loop struct {
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
+	l := &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
 		unsettled: true, // A former shim may have ended right after a bundle.
 		counts:    s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
+	l.restoreOwners()
+	return l
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -262,6 +269,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		return refusal(err)
 	}
 	l.refused = nil
+	l.noteState(state.Digest())
 	if !l.complete {
 		l.complete, l.stale = true, true // Orphans go, with what the cut brings, in one bundle.
 	}
@@ -291,7 +299,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	l.recount(ctx, change.Recounted)
 	before := l.open
 	l.lease(ctx, time.Now())
-	l.open = l.compiler.OpenAddresses()
+	if l.complete { // Else the compiler knows of no Pod, and what was open is.
+		l.open = l.compiler.OpenAddresses()
+	}
 	if before == nil {
 		before = l.open // The first look: what was open before is not known, and lives on.
 	}
@@ -309,6 +319,7 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	for _, s := range change.Unserved {
 		l.unserved[s] = struct{}{}
 	}
+	l.keepOwners()
 	guard := guardChanges(change)
 	if guard {
 		l.countSpoofs(ctx)
@@ -328,6 +339,7 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 		return err
 	}
 	l.forgetVacated(ctx)
+	faultpoint.Reach("shim.apply.forgotten")
 	return nil
 }
 
@@ -354,11 +366,16 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
 	l.learn(c.Upsert)
+	faultpoint.Reach("shim.apply.learned")
 	if err := l.sw.Apply(ctx, c); err != nil {
 		return err
 	}
 	l.unsettled = true
-	return l.settle(ctx)
+	if err := l.settle(ctx); err != nil {
+		return err
+	}
+	faultpoint.Reach("shim.apply.settled")
+	return nil
 }
 
 // settle waits until packets meet the last change, if they may not yet.

@@ -23,6 +23,7 @@ import (
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/atomicfile"
 )
 
 // Shim is the agent of one node.
@@ -66,6 +67,9 @@ func New(cfg Config) (*Shim, error) {
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	if err := atomicfile.Clean(cfg.StateDir); err != nil {
+		cfg.Logger.Warn("what a former shim left of files that it was writing cannot be removed", "err", err)
 	}
 	creds, token, err := cfg.credentials()
 	if err != nil {

@@ -9,9 +9,8 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
 
-// Connections are those that an address takes part in: as the original source,
-// as the original destination, or, where that is translated, as the reply's
-// source.
+// Connections are those that an address takes part in: as the original source or
+// destination, or, where these are translated, as the reply's.
 type Connections struct {
 	Addr    netip.Addr
 	Zone    uint16
@@ -19,7 +18,8 @@ type Connections struct {
 	Proto   uint8 // IP protocol; zero is any.
 	// Peer, where it is valid, makes it the one connection that Addr began with it,
 	// by Proto and from and to these ports. Of ICMP SrcPort is the identifier; of
-	// SCTP, which is tracked without ports, it is all between the two.
+	// SCTP, which is tracked without ports, and where Proto is zero, it is all that
+	// Addr began with Peer.
 	Peer             netip.Addr
 	SrcPort, DstPort uint16
 	// Endpoint, where it is valid, makes it the connections that were begun to
@@ -51,7 +51,7 @@ func (b *Bridge) FlushConntrack(ctx context.Context, c Connections) error {
 	if s == nil {
 		return ErrDisconnected
 	}
-	filters := []openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}}
+	filters := []openflow.ConntrackFilter{{OrigSrc: c.Addr}, {OrigDst: c.Addr}, {ReplySrc: c.Addr}, {ReplyDst: c.Addr}}
 	switch {
 	case c.Endpoint.IsValid():
 		filters = []openflow.ConntrackFilter{{OrigDst: c.Addr, ReplySrc: c.Endpoint, WithPorts: true, DstPort: c.DstPort}}
