@@ -270,5 +270,6 @@ func (l *loop) forget(ctx context.Context, addr netip.Addr) error {
 			return err
 		}
 	}
+	faultpoint.Reach("shim.apply.forgotten")
 	return nil
 }

@@ -73,33 +73,34 @@ type Holder interface {
 
 // loop is the state that the event loop's goroutine owns.
 type loop struct {
-	shim     *Shim
-	sw       Switch
-	compiler *pipeline.Compiler // Nil until the bridge's own MAC is known.
-	refused  error              // Why the last cut was not taken over; nil where it was.
-	blocked  error              // Why the state held gives no compiler; nil where that is not what is missing.
-	config   pipeline.Config
-	former   pipeline.Assignment
-	holder   Holder
-	complete bool // The state is whole: orphans may be swept.
-	ports    []pipeline.Port
-	held     map[string]*hold             // Of Pods, by the keys of their endpoints.
-	vacated  map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
-	unserved map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
-	kept     owners                       // What is on disk of open, vacated and unserved.
-	state    *os.File                     // Of the digest of the state in force: see noteState. Nil: not opened yet.
-	unstored string                       // Why a file of the state folder could not be written, as it was logged.
-	haunted  map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
-	open     map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
-	hidden   map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
-	problems map[string]string            // Ports that cannot be used, by interface.
-	unusable []*policyv1.PortState        // The same, as they are told.
-	opened   map[string]bool              // Ports that were told to be open, by id.
-	peers    map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
-	unread   bool                         // A MAC could not be read where the Pod has it.
-	nobodys  []string                     // Ports that are no Pod's, the host's or its uplink.
-	adopting *adoption                    // Nil: the bridge is ours alone.
-	until    time.Time                    // Older connections go on until then. Zero: none does.
+	shim      *Shim
+	sw        Switch
+	compiler  *pipeline.Compiler // Nil until the bridge's own MAC is known.
+	refused   error              // Why the last cut was not taken over; nil where it was.
+	blocked   error              // Why the state held gives no compiler; nil where that is not what is missing.
+	config    pipeline.Config
+	former    pipeline.Assignment
+	holder    Holder
+	complete  bool // The state is whole: orphans may be swept.
+	ports     []pipeline.Port
+	held      map[string]*hold             // Of Pods, by the keys of their endpoints.
+	vacated   map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
+	unserved  map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
+	addresses pipeline.Addresses           // Of Pods by the checkpoint. Nil: what departed since is known.
+	kept      owners                       // What is on disk of open, vacated and unserved.
+	state     *os.File                     // Of the digest of the state in force: see noteState. Nil: not opened yet.
+	unstored  string                       // Why a file of the state folder could not be written, as it was logged.
+	haunted   map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
+	open      map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden    map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
+	problems  map[string]string            // Ports that cannot be used, by interface.
+	unusable  []*policyv1.PortState        // The same, as they are told.
+	opened    map[string]bool              // Ports that were told to be open, by id.
+	peers     map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
+	unread    bool                         // A MAC could not be read where the Pod has it.
+	nobodys   []string                     // Ports that are no Pod's, the host's or its uplink.
+	adopting  *adoption                    // Nil: the bridge is ours alone.
+	until     time.Time                    // Older connections go on until then. Zero: none does.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -313,6 +314,10 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 			l.vacated[addr] = struct{}{}
 		}
 	}
+	if l.complete && l.addresses != nil { // The compiler began with this state, and that of the checkpoint may be another.
+		change.Vacated = append(change.Vacated, l.compiler.Departed(l.addresses)...)
+		l.addresses = nil
+	}
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
@@ -339,7 +344,6 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 		return err
 	}
 	l.forgetVacated(ctx)
-	faultpoint.Reach("shim.apply.forgotten")
 	return nil
 }
 

@@ -50,21 +50,32 @@ func (l *loop) stored(err error) bool {
 	return err == nil
 }
 
+// restored is what a shim begins with.
+type restored struct {
+	replica    *storage.Replica
+	assignment pipeline.Assignment
+	complete   bool               // It is what is in force. Else there is neither state nor assignment.
+	addresses  pipeline.Addresses // That Pods had by the checkpoint, in any case.
+}
+
 // restore reads the checkpoint. Without one, or with one that is older than what
 // is in force, the shim begins with nothing: what is in force stays as it is until
 // there is a state of the policy service.
-func restore(cfg *Config) (*storage.Replica, pipeline.Assignment, bool) {
+func restore(cfg *Config) (r restored) {
 	replica, assignment, err := readCheckpoint(cfg)
 	if err == nil {
+		r.addresses = pipeline.AddressesOf(replica)
 		err = behind(cfg, replica.Digest())
 	}
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			cfg.Logger.Warn("starting without a checkpoint; what is in force stays, and unknown Pods stay closed", "err", err)
 		}
-		return &storage.Replica{}, pipeline.Assignment{}, false
+		r.replica = &storage.Replica{}
+		return r
 	}
-	return replica, assignment, true
+	r.replica, r.assignment, r.complete = replica, assignment, true
+	return r
 }
 
 // readCheckpoint is the state that a checkpoint has, and the assignment, if it has

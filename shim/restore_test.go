@@ -97,6 +97,37 @@ func TestConnectionsOfFormerOwnersAreForgottenByTheNextShim(t *testing.T) {
 	}
 }
 
+// So are those of Pods of other nodes that went while there was no shim, but not of
+// one of which only no rule tells any more.
+func TestConnectionsOfDepartedPeersAreForgottenByTheNextShim(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	dir := t.TempDir()
+	first := newShim(t, sw, w, dir)
+	stop := begin(t, first)
+	peer := func(name, addr, app string) *api.Pod {
+		p := pod(name, addr)
+		p.Node, p.Labels = "node-2", labels(app)
+		return p
+	}
+	must(t, apply(t, first, w, w.cut(append(objects, peer("goes", "10.0.9.1", "friend"), peer("stays", "10.0.9.2", "friend"), peer("unnamed", "10.0.9.3", "other"),
+		lets("friends", "web", "friend", 80), lets("others", "web", "other", 80))...)))
+	stop()
+	second := newShim(t, sw, w, dir)
+	touched := w.receive(w.without(peer("goes", "10.0.9.1", "friend"), lets("others", "web", "other", 80))) // Before the loop has looked at the checkpoint's.
+	begin(t, second)
+	must(t, apply(t, second, w, touched))
+	sw.until(t, "the connections of who went are forgotten", func() (yes bool) {
+		sw.look(func() { yes = sw.flushed[netip.MustParseAddr("10.0.9.1")] > 0 })
+		return yes
+	})
+	sw.look(func() {
+		if len(sw.flushed) > 1 {
+			t.Errorf("forgotten were %v", sw.flushed)
+		}
+	})
+}
+
 // What a shim had still to forget when it ended, the next forgets.
 func TestWhatIsToBeForgottenOutlivesTheShim(t *testing.T) {
 	t.Parallel()

@@ -87,9 +87,9 @@ func New(cfg Config) (*Shim, error) {
 	s.bridge.Deliver(pipeline.LogController, s.takeReport)
 	s.bridge.Deliver(pipeline.ObserveController, s.takeSample)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
-	replica, assignment, restored := restore(&cfg)
+	r := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
-		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
+		Replica: r.replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func New(cfg Config) (*Shim, error) {
 	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
-	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, restoreNames(&cfg)
+	s.loop.former, s.loop.complete, s.loop.addresses, s.loop.cache = r.assignment, r.complete, r.addresses, restoreNames(&cfg)
 	s.names, s.multicast = newNames(s), newMulticast(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)
