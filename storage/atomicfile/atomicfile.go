@@ -82,6 +82,10 @@ func replace(path string, content []byte, durable bool) (err error) {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
+			var of *fs.PathError
+			if errors.As(err, &of) {
+				of.Path = path // The other name says nothing, and is another each time.
+			}
 		}
 	}()
 	if _, err = f.Write(content); err != nil {
