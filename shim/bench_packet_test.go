@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/services/policy/api"
+	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
@@ -287,6 +290,67 @@ func BenchmarkStall(b *testing.B) {
 			b.StopTimer()
 			sent := s.end()
 			must(b, s.in.await(sent))
+			b.ReportMetric(float64(sent-s.in.received.Load()), "lost")
+			b.ReportMetric(ms(quantile(1, gaps)), "max-gap-ms")
+			b.ReportMetric(ms(quantile(0.5, gaps)), "p50-gap-ms")
+		})
+	}
+}
+
+// BenchmarkStallByRepair is about the same traffic while a bridge that holds
+// 100,000 flows is repaired: where somebody took them all out, or half of them, or
+// changed half. A repair of the state's digest is a cut of what differs: see
+// BenchmarkStall.
+func BenchmarkStallByRepair(b *testing.B) {
+	const pods, port, flows = 10, 7, 100_000
+	n := newBenchNode(b, pods+2)
+	policies := n.thousands(flows, pods)
+	n.bring(n.frames(policies...))
+	var all []openflow.Flow
+	for _, c := range n.sw.take() {
+		all = append(all, c.Upsert...)
+	}
+	all = slices.DeleteFunc(all, func(f openflow.Flow) bool { return f.Table != pipeline.TableIngressRule })
+	if len(all) < flows {
+		b.Fatalf("%d flows of rules, want %d", len(all), flows)
+	}
+	spoil := func(list []openflow.Flow, do func(*bridge.Change, openflow.Flow)) func() {
+		return func() {
+			var c bridge.Change
+			for _, f := range list {
+				do(&c, f)
+			}
+			must(b, n.sw.Bridge.Apply(context.Background(), c))
+		}
+	}
+	remove := func(c *bridge.Change, f openflow.Flow) { c.Delete = append(c.Delete, f.Key()) }
+	alter := func(c *bridge.Change, f openflow.Flow) { f.Actions = openflow.Drop(); c.Upsert = append(c.Upsert, f) }
+	for _, way := range []struct {
+		name  string
+		spoil func()
+	}{{"gone", spoil(all, remove)}, {"half-gone", spoil(all[:flows/2], remove)}, {"half-changed", spoil(all[:flows/2], alter)}} {
+		b.Run(way.name, func(b *testing.B) {
+			s := n.newStream(pods, pods+1, port)
+			must(b, s.in.await(1000))
+			var gaps []time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				way.spoil()
+				s.gap.Store(0)
+				done := make(chan error)
+				b.StartTimer()
+				n.shim.turns <- func(ctx context.Context) { n.shim.loop.stale = true; done <- n.shim.loop.reconcile(ctx) }
+				must(b, <-done)
+				b.StopTimer()
+				gaps = append(gaps, time.Duration(s.gap.Load()))
+				b.StartTimer()
+			}
+			b.StopTimer()
+			sent := s.end()
+			_ = s.in.await(sent) // What is lost is reported.
+			if got := n.flowCount(); got < flows {
+				b.Fatalf("%d flows after the repair, want %d", got, flows)
+			}
 			b.ReportMetric(float64(sent-s.in.received.Load()), "lost")
 			b.ReportMetric(ms(quantile(1, gaps)), "max-gap-ms")
 			b.ReportMetric(ms(quantile(0.5, gaps)), "p50-gap-ms")

@@ -243,9 +243,9 @@ func leaveRetired(c *pipeline.Compiler, actual bridge.State) {
 // with no shim to ask. What only a shim knows is not told: which ports are held
 // until other nodes know of them.
 func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
-	replica, assignment, restored := restore(&cfg)
-	if !restored {
-		return nil, fmt.Errorf("check: no checkpoint of node %s in %s", cfg.Node, cfg.StateDir)
+	replica, assignment, err := readCheckpoint(&cfg)
+	if err != nil {
+		return nil, fmt.Errorf("check: no checkpoint of node %s in %s: %w", cfg.Node, cfg.StateDir, err)
 	}
 	b, err := newBridge(&cfg)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // A port of a known Pod carries traffic, but in two cases: other nodes have not
@@ -135,6 +136,7 @@ func (l *loop) openPorts(ctx context.Context) {
 	if err != nil {
 		l.failed(err)
 	}
+	faultpoint.Reach("shim.ports.told")
 }
 
 // timeHolds sets the timer to the end of the first hold.
@@ -228,6 +230,10 @@ const forgetTime = 20 * time.Millisecond
 // forgetVacated forgets the connections of addresses that nobody has any more,
 // as far as the time goes.
 func (l *loop) forgetVacated(ctx context.Context) {
+	if !l.complete || l.compiler == nil {
+		return // A former shim may have ended before the addresses were vacated.
+	}
+	defer l.keepOwners()
 	for start := time.Now(); len(l.vacated) > 0 && time.Since(start) < forgetTime; {
 		for addr := range l.vacated {
 			if err := l.forget(ctx, addr); err != nil {
@@ -255,10 +261,15 @@ func (l *loop) forgetUnserved(ctx context.Context) error {
 
 // forget drops the connections of an address, in all zones that it may be in.
 func (l *loop) forget(ctx context.Context, addr netip.Addr) error {
-	for _, of := range []bridge.Connections{{Addr: addr, Zone: pipeline.Zone}, {Addr: addr, AnyZone: true, Proto: openflow.ProtoSCTP}} {
+	for _, of := range []bridge.Connections{
+		{Addr: addr, Zone: pipeline.Zone},
+		{Addr: addr, Peer: addr, Zone: pipeline.HairpinZone},
+		{Addr: addr, AnyZone: true, Proto: openflow.ProtoSCTP},
+	} {
 		if err := l.sw.FlushConntrack(ctx, of); err != nil {
 			return err
 		}
 	}
+	faultpoint.Reach("shim.apply.forgotten")
 	return nil
 }

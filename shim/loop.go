@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -17,6 +18,7 @@ import (
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/shim/veth"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Switch is the bridge as the loop uses it. Apply is atomic; Read returns what
@@ -71,30 +73,34 @@ type Holder interface {
 
 // loop is the state that the event loop's goroutine owns.
 type loop struct {
-	shim     *Shim
-	sw       Switch
-	compiler *pipeline.Compiler // Nil until the bridge's own MAC is known.
-	refused  error              // Why the last cut was not taken over; nil where it was.
-	blocked  error              // Why the state held gives no compiler; nil where that is not what is missing.
-	config   pipeline.Config
-	former   pipeline.Assignment
-	holder   Holder
-	complete bool // The state is whole: orphans may be swept.
-	ports    []pipeline.Port
-	held     map[string]*hold             // Of Pods, by the keys of their endpoints.
-	vacated  map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
-	unserved map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
-	haunted  map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
-	open     map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
-	hidden   map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
-	problems map[string]string            // Ports that cannot be used, by interface.
-	unusable []*policyv1.PortState        // The same, as they are told.
-	opened   map[string]bool              // Ports that were told to be open, by id.
-	peers    map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
-	unread   bool                         // A MAC could not be read where the Pod has it.
-	nobodys  []string                     // Ports that are no Pod's, the host's or its uplink.
-	adopting *adoption                    // Nil: the bridge is ours alone.
-	until    time.Time                    // Older connections go on until then. Zero: none does.
+	shim      *Shim
+	sw        Switch
+	compiler  *pipeline.Compiler // Nil until the bridge's own MAC is known.
+	refused   error              // Why the last cut was not taken over; nil where it was.
+	blocked   error              // Why the state held gives no compiler; nil where that is not what is missing.
+	config    pipeline.Config
+	former    pipeline.Assignment
+	holder    Holder
+	complete  bool // The state is whole: orphans may be swept.
+	ports     []pipeline.Port
+	held      map[string]*hold             // Of Pods, by the keys of their endpoints.
+	vacated   map[netip.Addr]struct{}      // Addresses whose old connections are still to be forgotten.
+	unserved  map[pipeline.Served]struct{} // Endpoints whose connections by way of a Service are still to be forgotten.
+	addresses pipeline.Addresses           // Of Pods by the checkpoint. Nil: what departed since is known.
+	kept      owners                       // What is on disk of open, vacated and unserved.
+	state     *os.File                     // Of the digest of the state in force: see noteState. Nil: not opened yet.
+	unstored  string                       // Why a file of the state folder could not be written, as it was logged.
+	haunted   map[string]bool              // Ports, by id, whose addresses may have a former owner's connections.
+	open      map[netip.Addr]string        // Addresses of open ports, with the port's id. Nil: not known yet.
+	hidden    map[string]bool              // Ports that the host ignores, by id; of a userspace datapath.
+	problems  map[string]string            // Ports that cannot be used, by interface.
+	unusable  []*policyv1.PortState        // The same, as they are told.
+	opened    map[string]bool              // Ports that were told to be open, by id.
+	peers     map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
+	unread    bool                         // A MAC could not be read where the Pod has it.
+	nobodys   []string                     // Ports that are no Pod's, the host's or its uplink.
+	adopting  *adoption                    // Nil: the bridge is ours alone.
+	until     time.Time                    // Older connections go on until then. Zero: none does.
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -133,10 +139,12 @@ type loop struct {
 func newLoop(s *Shim, sw Switch, h Holder) *loop {
 	timer := time.NewTimer(0)
 	timer.Stop()
-	return &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
+	l := &loop{shim: s, sw: sw, holder: h, held: make(map[string]*hold), haunted: make(map[string]bool), vacated: make(map[netip.Addr]struct{}), unserved: make(map[pipeline.Served]struct{}), services: make(map[string]string), holdTimer: timer,
 		unsettled: true, // A former shim may have ended right after a bundle.
 		logLosses: newLogLosses(), born: s.counts.now().Up,
 		counts: s.counts, readings: make(chan readingDone, 1), orphans: make(map[uint32][]openflow.FlowKey)}
+	l.restoreOwners()
+	return l
 }
 
 // applyRequest is a cut that the client wants in force.
@@ -263,6 +271,7 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		return refusal(err)
 	}
 	l.refused = nil
+	l.noteState(state.Digest())
 	if !l.complete {
 		l.complete, l.stale = true, true // Orphans go, with what the cut brings, in one bundle.
 	}
@@ -292,7 +301,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	l.recount(ctx, change.Recounted)
 	before := l.open
 	l.lease(ctx, time.Now())
-	l.open = l.compiler.OpenAddresses()
+	if l.complete { // Else the compiler knows of no Pod, and what was open is.
+		l.open = l.compiler.OpenAddresses()
+	}
 	if before == nil {
 		before = l.open // The first look: what was open before is not known, and lives on.
 	}
@@ -304,12 +315,17 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 			l.vacated[addr] = struct{}{}
 		}
 	}
+	if l.complete && l.addresses != nil { // The compiler began with this state, and that of the checkpoint may be another.
+		change.Vacated = append(change.Vacated, l.compiler.Departed(l.addresses)...)
+		l.addresses = nil
+	}
 	for _, addr := range change.Vacated {
 		l.vacated[addr] = struct{}{}
 	}
 	for _, s := range change.Unserved {
 		l.unserved[s] = struct{}{}
 	}
+	l.keepOwners()
 	guard := guardChanges(change)
 	if guard {
 		l.countSpoofs(ctx)
@@ -355,11 +371,16 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
 	l.learn(c.Upsert)
+	faultpoint.Reach("shim.apply.learned")
 	if err := l.sw.Apply(ctx, c); err != nil {
 		return err
 	}
 	l.unsettled = true
-	return l.settle(ctx)
+	if err := l.settle(ctx); err != nil {
+		return err
+	}
+	faultpoint.Reach("shim.apply.settled")
+	return nil
 }
 
 // settle waits until packets meet the last change, if they may not yet.

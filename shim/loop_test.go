@@ -276,10 +276,10 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	t.Helper()
 	cfg := Defaults()
 	cfg.Node, cfg.StateDir, cfg.MarkOwnTraffic, cfg.Reconcile, cfg.Logger = "node-1", dir, false, time.Hour, hclog.NewNullLogger()
-	replica, assignment, restored := restore(&cfg)
-	if restored {
+	r := restore(&cfg)
+	if r.complete {
 		w.mu.Lock()
-		w.replica = replica
+		w.replica = r.replica
 		w.mu.Unlock()
 	}
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
@@ -291,7 +291,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 	s.host = newHostPolicies(s)
 	s.host.fw = &fakeFirewall{}
 	s.loop = newLoop(s, sw, w)
-	s.loop.former, s.loop.complete, s.loop.config, s.loop.cache = assignment, restored, cfg.compiler(), restoreNames(&cfg)
+	s.loop.former, s.loop.complete, s.loop.addresses, s.loop.config, s.loop.cache = r.assignment, r.complete, r.addresses, cfg.compiler(), restoreNames(&cfg)
 	s.names, s.multicast = newNames(s), newMulticast(s)
 	return s
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/dns"
 	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // holdAnswers is how long a DNS answer is held at the most, and heldMost how many
@@ -217,6 +218,7 @@ func (l *loop) learnNames(ctx context.Context) {
 	}
 	l.untold = l.untold || len(list) > 0
 	l.bringNames(ctx, changes)
+	faultpoint.Reach("shim.names.learned")
 	for _, h := range list {
 		close(h.done)
 	}

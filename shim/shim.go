@@ -23,6 +23,7 @@ import (
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/atomicfile"
 )
 
 // Shim is the agent of one node.
@@ -68,6 +69,9 @@ func New(cfg Config) (*Shim, error) {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
+	if err := atomicfile.Clean(cfg.StateDir); err != nil {
+		cfg.Logger.Warn("what a former shim left of files that it was writing cannot be removed", "err", err)
+	}
 	creds, token, err := cfg.credentials()
 	if err != nil {
 		return nil, err
@@ -84,9 +88,9 @@ func New(cfg Config) (*Shim, error) {
 	s.bridge.Deliver(pipeline.LogController, s.takeReport)
 	s.bridge.Deliver(pipeline.ObserveController, s.takeSample)
 	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
-	replica, assignment, restored := restore(&cfg)
+	r := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
-		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
+		Replica: r.replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,7 @@ func New(cfg Config) (*Shim, error) {
 	s.counts = openCounting(cfg.StateDir, cfg.Node, cfg.Logger.Named("counters"))
 	s.metrics.account(s.counts)
 	s.loop = newLoop(s, s.bridge, s.client)
-	s.loop.former, s.loop.complete, s.loop.cache = assignment, restored, restoreNames(&cfg)
+	s.loop.former, s.loop.complete, s.loop.addresses, s.loop.cache = r.assignment, r.complete, r.addresses, restoreNames(&cfg)
 	s.names, s.multicast = newNames(s), newMulticast(s)
 	s.loop.config = cfg.compiler()
 	s.host = newHostPolicies(s)

@@ -18,6 +18,7 @@ import (
 	"github.com/weirnet/weir/shim/credentials"
 	"github.com/weirnet/weir/shim/hostfw"
 	"github.com/weirnet/weir/shim/pipeline"
+	"github.com/weirnet/weir/storage/atomicfile"
 )
 
 // Uninstall takes from a node what the shim of this configuration put there, in
@@ -152,10 +153,10 @@ func removeFiles(cfg *Config) error {
 	if cfg.Socket != "" {
 		paths = append(paths, cfg.Socket)
 	}
-	for _, name := range []string{filepath.Base(cfg.checkpoint()), namesFile, countersName, journalName, hostCountsName, ledgerName, credentials.KeptFile, lockName} {
+	for _, name := range []string{filepath.Base(cfg.checkpoint()), stateName, ownersName, namesFile, countersName, journalName, hostCountsName, ledgerName, credentials.KeptFile, lockName} {
 		paths = append(paths, filepath.Join(cfg.StateDir, name))
 	}
-	var errs []error
+	errs := []error{atomicfile.Clean(cfg.StateDir)}
 	for _, path := range paths {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // ErrDisconnected says that the switch cannot be reached now; nothing was done.
@@ -78,6 +79,9 @@ func (b *Bridge) Apply(ctx context.Context, c Change) error {
 	defer s.turn.Unlock()
 	if err := s.putMetersLocked(ctx, c.PutMeters); err != nil {
 		return err
+	}
+	if len(c.PutMeters) > 0 {
+		faultpoint.Reach("shim.bundle.metered")
 	}
 	if err := s.applyBundleLocked(ctx, &c); err != nil {
 		return err
@@ -173,6 +177,7 @@ func writeMessages(w io.Writer, n int, message func(b []byte, i int) []byte, las
 				return err
 			}
 			b = b[:0]
+			faultpoint.Reach("shim.bundle.begun")
 		}
 	}
 	_, err := w.Write(append(b, last...))
@@ -212,7 +217,12 @@ func (s *session) applyBundleLocked(ctx context.Context, c *Change) error {
 		})
 		return errors.Join(c.firstRefused(shift(refused)), err)
 	}
-	return s.commitLocked(ctx, c, bundle)
+	faultpoint.Reach("shim.bundle.filled")
+	if err := s.commitLocked(ctx, c, bundle); err != nil {
+		return err
+	}
+	faultpoint.Reach("shim.bundle.committed")
+	return nil
 }
 
 // shift renumbers what was refused from messages to items.
@@ -237,6 +247,7 @@ func (s *session) commitLocked(ctx context.Context, c *Change, bundle uint32) er
 		first = xid - n - 1
 		b := openflow.AppendBundleControl(nil, xid, bundle, openflow.BundleCommit)
 		_, err := w.Write(openflow.AppendBarrier(b, xid+1))
+		faultpoint.Reach("shim.bundle.asked")
 		return err
 	}, func(m openflow.Message) bool {
 		switch m.Type {

@@ -102,9 +102,9 @@ func (f *Fake) FlushConntrack(_ context.Context, of Connections) error {
 		case of.Endpoint.IsValid():
 			return c.orig.dst == of.Addr && c.orig.dport == of.DstPort && c.reply.src == of.Endpoint
 		case of.Peer.IsValid():
-			return c.orig.src == of.Addr && c.orig.dst == of.Peer && of.ports(c.orig)
+			return c.orig.src == of.Addr && c.orig.dst == of.Peer && (of.Proto == 0 || of.ports(c.orig))
 		}
-		return c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr
+		return c.orig.src == of.Addr || c.orig.dst == of.Addr || c.reply.src == of.Addr || c.reply.dst == of.Addr
 	})
 	return nil
 }

@@ -42,6 +42,7 @@ import (
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/storage"
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Handler puts cuts in force. Its methods are called by one goroutine.
@@ -454,6 +455,7 @@ func (c *Client) frame(ctx context.Context, f *policyv1.Cut, h Handler, log hclo
 		log.Error("state differs from the service's: not applied, awaiting a repair", "revision", f.GetRevision(), "held", held, "want", want)
 		return nack(f.GetRevision(), held, "digest differs", nil), nil
 	}
+	faultpoint.Reach("shim.cut.received")
 	if len(f.GetHeld()) > 0 {
 		h.Hold(ctx, f.GetHeld())
 	}
@@ -480,6 +482,7 @@ func (c *Client) owe(touched storage.Touched) {
 func (c *Client) apply(ctx context.Context, revision uint64, h Handler, log hclog.Logger) *policyv1.SubscribeRequest {
 	start := time.Now()
 	problems, err := h.Apply(ctx, c.replica, c.owed)
+	faultpoint.Reach("shim.cut.applied")
 	if err == nil {
 		c.owed = nil
 	}
@@ -536,6 +539,9 @@ func (s *sender) run(ctx context.Context) {
 		select {
 		case m := <-s.queue:
 			_ = s.stream.Send(m) // Where it fails, Recv has the stream's own error.
+			if m.GetAck() != nil {
+				faultpoint.Reach("shim.cut.answered")
+			}
 		case <-ticker.C:
 			var stats []*policyv1.NodeStats
 			stats, s.mark = s.counters(s.mark)

@@ -236,8 +236,12 @@ const (
 	RejectController = 3
 )
 
-// Zone is the conntrack zone of all traffic but SCTP.
-const Zone = zone
+// Zone is the conntrack zone of all traffic but SCTP, and HairpinZone that in which
+// a Pod that reaches itself by way of a Service is given another source.
+const (
+	Zone        = zone
+	HairpinZone = hairpinZone
+)
 
 // RejectMeter limits rejected packets that are to be answered. What limits log
 // events stands in logmeters.go.

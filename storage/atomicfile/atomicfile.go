@@ -5,16 +5,22 @@
 // written beside its place, synced and renamed: a reader sees the old content or
 // the new. One that is torn, altered, of another kind or another version is an
 // error of Read; what to begin with then is the reader's business.
+//
+// A process that dies while it writes leaves the file that was to take the place
+// beside it: Clean removes such.
 package atomicfile
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/zeebo/xxh3"
+
+	"github.com/weirnet/weir/storage/faultpoint"
 )
 
 // Format says what a file is.
@@ -34,16 +40,41 @@ var (
 
 // Write puts the content in the place of the file's, atomically and durably.
 func Write(path string, format Format, content []byte) error {
+	return replace(path, encode(format, content), true)
+}
+
+// WriteVolatile is Write for what need not outlive the machine, only the process:
+// nothing is synced.
+func WriteVolatile(path string, format Format, content []byte) error {
+	return replace(path, encode(format, content), false)
+}
+
+func encode(format Format, content []byte) []byte {
 	out := make([]byte, 0, header+len(content))
 	out = append(out, format.Magic...)
 	out = binary.BigEndian.AppendUint32(out, format.Version)
 	out = binary.BigEndian.AppendUint64(out, uint64(len(content)))
 	sum := xxh3.Hash128(content).Bytes()
-	return replace(path, append(append(out, sum[:]...), content...))
+	return append(append(out, sum[:]...), content...)
 }
 
-func replace(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+// unfinished ends the names of files that are being written.
+const unfinished = ".tmp"
+
+// Clean removes what writers that died have left in a folder.
+func Clean(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, ".*"+unfinished)) // The pattern is a good one, but for the folder's name.
+	for _, path := range paths {
+		if e := os.Remove(path); !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+func replace(path string, content []byte, durable bool) (err error) {
+	name := filepath.Base(path)
+	f, err := os.CreateTemp(filepath.Dir(path), "."+name+".*"+unfinished)
 	if err != nil {
 		return err
 	}
@@ -51,19 +82,30 @@ func replace(path string, content []byte) (err error) {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
+			var of *fs.PathError
+			if errors.As(err, &of) {
+				of.Path = path // The other name says nothing, and is another each time.
+			}
 		}
 	}()
 	if _, err = f.Write(content); err != nil {
 		return err
 	}
-	if err = f.Sync(); err != nil {
-		return err
+	if durable {
+		if err = f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err = f.Close(); err != nil {
 		return err
 	}
+	faultpoint.Reach("file." + name + ".written")
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
+	}
+	faultpoint.Reach("file." + name + ".renamed")
+	if !durable {
+		return nil
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {

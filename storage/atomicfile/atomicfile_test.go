@@ -29,6 +29,29 @@ func TestWrittenIsRead(t *testing.T) {
 	}
 }
 
+// What a writer left that died goes, and nothing else.
+func TestCleanRemovesWhatIsUnfinished(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "state")
+	f, err := os.CreateTemp(dir, ".state.*"+unfinished)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := WriteVolatile(path, format, []byte("content")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Clean(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(f.Name()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("unfinished: %v", err)
+	}
+	if got, err := Read(path, format); err != nil || string(got) != "content" {
+		t.Errorf("read %q, %v", got, err)
+	}
+}
+
 func TestWhatIsNotWholeIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	if err := Write(path, format, []byte("content")); err != nil {

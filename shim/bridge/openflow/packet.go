@@ -270,13 +270,13 @@ func AppendPacketOut(b []byte, xid uint32, p *PacketOut) []byte {
 }
 
 // ConntrackFilter chooses connections to forget: those whose original source
-// and destination, and whose reply's source, are as given; invalid addresses
-// choose all.
+// and destination, and the reply's, are as given; invalid addresses choose all.
 type ConntrackFilter struct {
-	Zone                       uint16
-	AnyZone                    bool // Zone counts for nothing.
-	OrigSrc, OrigDst, ReplySrc netip.Addr
-	Proto                      uint8 // 0: any
+	Zone               uint16
+	AnyZone            bool // Zone counts for nothing.
+	OrigSrc, OrigDst   netip.Addr
+	ReplySrc, ReplyDst netip.Addr
+	Proto              uint8 // 0: any
 	// Ports of the original direction, an address of it and Proto being given,
 	// where WithPorts says so. Of ICMP SrcPort is the identifier of echo requests;
 	// SCTP has none here. Of TCP and UDP 0 is any.
@@ -320,7 +320,7 @@ func AppendConntrackFlush(b []byte, xid uint32, f ConntrackFilter) []byte {
 		binary.BigEndian.PutUint16(b[at+2:], uint16(len(b)-at))
 	}
 	tuple(0, f.OrigSrc, f.OrigDst)
-	tuple(1, f.ReplySrc, netip.Addr{})
+	tuple(1, f.ReplySrc, f.ReplyDst)
 	if !f.AnyZone {
 		b = appendProp(b, 2, []byte{byte(f.Zone >> 8), byte(f.Zone), 0, 0})
 	}
