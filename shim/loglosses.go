@@ -62,6 +62,13 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 		}
 		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
 	}
+	for _, e := range l.recovery.lost.Next(reading(pipeline.RecoveryMeter, l.sw.PacketInStats(pipeline.RecoveryController))) {
+		outcome := recoveryLost
+		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
+			outcome = recoveryOverRate
+		}
+		l.shim.metrics.recovered.WithLabelValues(outcome).Add(float64(e.GetCount()))
+	}
 	l.dropMeters(ctx)
 }
 

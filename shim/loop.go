@@ -34,6 +34,8 @@ type Switch interface {
 	FlowCounts(ctx context.Context) (map[uint8]int, error)
 	PacketInStats(id uint16) bridge.PacketInStats
 	FlushConntrack(ctx context.Context, c bridge.Connections) error
+	// PacketOut sends a packet, without waiting for the switch.
+	PacketOut(ctx context.Context, p openflow.PacketOut) error
 	// Settle returns when every packet meets the flows of the last Apply; the
 	// touch flow is one of them.
 	Settle(ctx context.Context, touch openflow.Flow) error
@@ -55,8 +57,6 @@ type Dataplane interface {
 	// Deliver has packet-ins of a controller id handed over in place of that; it is
 	// called before Run.
 	Deliver(id uint16, take func(openflow.PacketIn))
-	// PacketOut sends a packet, without waiting for the switch.
-	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
 
 // Holder holds the node's state: the client. Both methods may be called while
@@ -95,6 +95,7 @@ type loop struct {
 	nobodys  []string                     // Ports that are no Pod's, the host's or its uplink.
 	adopting *adoption                    // Nil: the bridge is ours alone.
 	until    time.Time                    // Older connections go on until then. Zero: none does.
+	recovery recovery
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
@@ -201,6 +202,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.takeReports(time.Now())
 		case p := <-s.spoofIns:
 			l.spoofed(p)
+		case p := <-s.recoveryIns:
+			l.recover(ctx, &p)
 		case now := <-flush.C:
 			l.takeReports(now)
 			s.log.Flush(now)
@@ -208,6 +211,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.countLosses(ctx, now)
 			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
+			l.goOnRecovering(ctx, now)
 			l.forgetRevisions()
 			l.expireNames(ctx, now)
 			l.save(false)

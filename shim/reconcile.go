@@ -35,7 +35,9 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 		}
 	}
 	for _, of := range []map[uint8]int{counts, want} {
-		maps.DeleteFunc(of, func(table uint8, _ int) bool { return pipeline.Learns(table) })
+		maps.DeleteFunc(of, func(table uint8, _ int) bool {
+			return pipeline.Learns(table) || !l.recovery.until.IsZero() && table == pipeline.TableConntrackState
+		})
 	}
 	return !maps.Equal(counts, want)
 }
@@ -59,6 +61,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
+	recover := l.noticeLoss(time.Now(), actual)
 	leavePassing(actual)
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
@@ -77,6 +80,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
+	change.Upsert = append(change.Upsert, recover...)
 	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
@@ -95,6 +99,9 @@ func (l *loop) reconcile(ctx context.Context) error {
 	}
 	if err != nil {
 		return l.failed(fmt.Errorf("mend bridge: %w", err))
+	}
+	if len(recover) > 0 {
+		l.keepRecovery(ctx)
 	}
 	if l.settled { // Else it is what a cut or a start brings.
 		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))

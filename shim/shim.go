@@ -48,6 +48,7 @@ type Shim struct {
 	reports      *packetlog.Intake[logReport]
 	samples      *packetlog.Intake[logReport] // Of what is observed.
 	spoofIns     <-chan openflow.PacketIn
+	recoveryIns  <-chan openflow.PacketIn
 	probes       *probes
 
 	token *credentials.Token // Nil: certificates are files, or there are none.
@@ -82,7 +83,7 @@ func New(cfg Config) (*Shim, error) {
 	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
 	s.bridge.Deliver(pipeline.LogController, s.takeReport)
 	s.bridge.Deliver(pipeline.ObserveController, s.takeSample)
-	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
+	s.spoofIns, s.recoveryIns = s.bridge.PacketIns(pipeline.SpoofController), s.bridge.PacketIns(pipeline.RecoveryController)
 	replica, assignment, restored := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
@@ -125,7 +126,7 @@ func newBridge(cfg *Config) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}},
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}, {ID: pipeline.RecoveryController}},
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -227,7 +228,8 @@ func (s *Shim) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.loop.until = standing.EstablishedUntil
+	s.loop.until, s.loop.recovery.until = standing.EstablishedUntil, standing.RecoveryUntil
+	s.loop.recovery.ours = standing.Ours || s.loop.complete
 	if !standing.Adopting {
 		return s.bridge.SetUp(ctx)
 	}
@@ -317,6 +319,9 @@ type metrics struct {
 	igmp     *prometheus.CounterVec
 	queries  *prometheus.CounterVec
 
+	forgotten prometheus.Counter
+	recovered *prometheus.CounterVec
+
 	spoofed   *prometheus.CounterVec
 	strangers prometheus.Counter
 
@@ -346,6 +351,10 @@ func newMetrics() *metrics {
 			Help: "Messages of IGMP that Pods sent, by what became of them."}, []string{"outcome"}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_igmp_queries_total",
 			Help: "Queries of IGMP to Pods, by what became of them."}, []string{"outcome"}),
+		forgotten: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_switch_losses_total",
+			Help: "Times that the bridge had forgotten all of its flows, put back."}),
+		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_recovery_packets_total",
+			Help: "TCP segments in the midst of connections that the switch had forgotten, by what became of them."}, []string{"outcome"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
@@ -354,7 +363,7 @@ func newMetrics() *metrics {
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
 
