@@ -247,7 +247,7 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 	if !restored {
 		return nil, fmt.Errorf("check: no checkpoint of node %s in %s", cfg.Node, cfg.StateDir)
 	}
-	b, err := newBridge(&cfg)
+	b, err := newBridge(&cfg, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -74,7 +74,7 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
-		if s.bridge, err = newBridge(&cfg); err != nil {
+		if s.bridge, err = newBridge(&cfg, s.metrics.restored); err != nil {
 			return nil, err
 		}
 	}
@@ -122,11 +122,12 @@ func New(cfg Config) (*Shim, error) {
 }
 
 // newBridge is the Open vSwitch bridge that a configuration names.
-func newBridge(cfg *Config) (*bridge.Bridge, error) {
+func newBridge(cfg *Config, mended func(string)) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
 		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}, {ID: pipeline.RecoveryController}},
+		Mended:      mended,
 		Logger:      cfg.Logger.Named("bridge"),
 	})
 }
@@ -319,6 +320,7 @@ type metrics struct {
 	igmp     *prometheus.CounterVec
 	queries  *prometheus.CounterVec
 
+	settings  *prometheus.CounterVec
 	forgotten prometheus.Counter
 	recovered *prometheus.CounterVec
 
@@ -351,6 +353,8 @@ func newMetrics() *metrics {
 			Help: "Messages of IGMP that Pods sent, by what became of them."}, []string{"outcome"}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_igmp_queries_total",
 			Help: "Queries of IGMP to Pods, by what became of them."}, []string{"outcome"}),
+		settings: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_bridge_settings_mended_total",
+			Help: "Settings of the bridge that others had changed, restored."}, []string{"setting"}),
 		forgotten: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_switch_losses_total",
 			Help: "Times that the bridge had forgotten all of its flows, put back."}),
 		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_recovery_packets_total",
@@ -363,9 +367,12 @@ func newMetrics() *metrics {
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.settings, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
+
+// restored counts what others had changed of the bridge.
+func (m *metrics) restored(setting string) { m.settings.WithLabelValues(setting).Inc() }
 
 // follow registers what the client counts itself.
 func (m *metrics) follow(c *client.Client) {

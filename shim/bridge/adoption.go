@@ -158,6 +158,7 @@ func (b *Bridge) Close(ctx context.Context, until time.Time, empty func(context.
 	if _, err := b.vsctl(ctx, args...); err != nil {
 		return fmt.Errorf("close bridge %s: %w", b.cfg.Name, err)
 	}
+	b.guarding.guard()
 	return nil
 }
 

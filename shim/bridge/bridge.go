@@ -44,9 +44,12 @@ type Config struct {
 	// another.
 	Controllers []Controller
 	// MinBackoff and MaxBackoff bound the pause before a reconnect, which
-	// doubles. Zero: 50 ms and 1 s.
+	// doubles. Zero: 50 ms and 250 ms.
 	MinBackoff, MaxBackoff time.Duration
-	Logger                 hclog.Logger // nil: none
+	// Mended is told what others changed of a bridge that is ours and was restored: a
+	// value of Mended…. Nil: nobody is.
+	Mended func(what string)
+	Logger hclog.Logger // nil: none
 }
 
 // Bridge is the client of one Open vSwitch bridge.
@@ -56,6 +59,7 @@ type Bridge struct {
 	reconnected chan struct{}
 	listeners   map[uint16]*listener
 	ports       *portWatch
+	guarding    guarding
 	emptying    emptying // Of a userspace datapath's cache.
 
 	// mu guards what follows.
@@ -96,7 +100,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg.MinBackoff = 50 * time.Millisecond
 	}
 	if cfg.MaxBackoff == 0 {
-		cfg.MaxBackoff = time.Second
+		cfg.MaxBackoff = 250 * time.Millisecond
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -115,6 +119,7 @@ func New(cfg Config) (*Bridge, error) {
 		b.listeners[c.ID] = newListener(c)
 	}
 	b.ports = newPortWatch(b)
+	b.guarding = guarding{bridge: b, changed: make(chan struct{}, 1)}
 	return b, nil
 }
 
@@ -152,6 +157,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	wait.Go(func() { b.ports.run(ctx) })
+	wait.Go(func() { b.guarding.run(ctx) })
 	pause := b.cfg.MinBackoff
 	failing := false
 	for ctx.Err() == nil {

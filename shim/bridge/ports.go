@@ -41,6 +41,20 @@ type bridgeRow struct {
 	UUID  string   `ovsdb:"_uuid"`
 	Name  string   `ovsdb:"name"`
 	Ports []string `ovsdb:"ports"`
+
+	FailMode     *string           `ovsdb:"fail_mode"`
+	Protocols    []string          `ovsdb:"protocols"`
+	Controller   []string          `ovsdb:"controller"`
+	DatapathType string            `ovsdb:"datapath_type"`
+	OtherConfig  map[string]string `ovsdb:"other_config"`
+	ExternalIDs  map[string]string `ovsdb:"external_ids"`
+}
+
+// rootRow says how far the switch has followed the database.
+type rootRow struct {
+	UUID    string `ovsdb:"_uuid"`
+	NextCfg int    `ovsdb:"next_cfg"`
+	CurCfg  int    `ovsdb:"cur_cfg"`
 }
 
 type portRow struct {
@@ -93,10 +107,7 @@ func (b *Bridge) Ports(ctx context.Context) ([]Port, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("list ports of bridge %s: %w", b.cfg.Name, ctx.Err())
 	}
-	b.ports.mu.Lock()
-	db := b.ports.db
-	b.ports.mu.Unlock()
-	return portsOf(db.Cache(), b.cfg.Name), nil
+	return portsOf(b.ports.client().Cache(), b.cfg.Name), nil
 }
 
 // ReadPorts reads the interfaces of the bridge once, for those who do not Run.
@@ -163,12 +174,28 @@ func (w *portWatch) publish(db client.Client) {
 	w.db = db
 	w.mu.Unlock()
 	signal(w.changed)
+	signal(w.bridge.guarding.changed)
+}
+
+// client has the last copy of the database; nil before the first is complete.
+func (w *portWatch) client() client.Client {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.db
+}
+
+// signal says that a row of a table changed, to whom it may concern.
+func (w *portWatch) signal(table string) {
+	signal(w.bridge.guarding.changed)
+	if table != "Open_vSwitch" {
+		signal(w.changed)
+	}
 }
 
 // connect makes a client whose copy of the tables is complete.
 func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 	dbModel, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
-		"Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{},
+		"Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{}, "Open_vSwitch": &rootRow{},
 	})
 	if err != nil {
 		return nil, err
@@ -188,13 +215,14 @@ func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 		return nil, err
 	}
 	db.Cache().AddEventHandler(&cache.EventHandlerFuncs{
-		AddFunc:    func(string, model.Model) { signal(w.changed) },
-		UpdateFunc: func(string, model.Model, model.Model) { signal(w.changed) },
-		DeleteFunc: func(string, model.Model) { signal(w.changed) },
+		AddFunc:    func(table string, _ model.Model) { w.signal(table) },
+		UpdateFunc: func(table string, _, _ model.Model) { w.signal(table) },
+		DeleteFunc: func(table string, _ model.Model) { w.signal(table) },
 	})
-	br, port, ifc := &bridgeRow{}, &portRow{}, &interfaceRow{}
+	br, port, ifc, root := &bridgeRow{}, &portRow{}, &interfaceRow{}, &rootRow{}
 	_, err = db.Monitor(ctx, db.NewMonitor(
-		client.WithTable(br, &br.Name, &br.Ports),
+		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.Protocols, &br.Controller, &br.DatapathType, &br.OtherConfig, &br.ExternalIDs),
+		client.WithTable(root, &root.NextCfg, &root.CurCfg),
 		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs),
 		client.WithTable(ifc, &ifc.Name, &ifc.OFPort, &ifc.MACInUse, &ifc.ExternalIDs, &ifc.AdminState, &ifc.LinkState, &ifc.Error)))
 	if err != nil {
