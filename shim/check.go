@@ -90,6 +90,14 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 	for _, f := range c.Desired() {
 		want.Flows[f.Key()] = f
 	}
+	shared := wantedShared(c)
+	want.Groups, want.Meters = shared.Groups, shared.Meters
+	return want
+}
+
+// wantedShared are the groups and meters of wanted.
+func wantedShared(c *pipeline.Compiler) bridge.Content {
+	want := bridge.NewContent()
 	for _, g := range c.Groups() {
 		want.Groups[g.ID] = g
 	}

@@ -24,6 +24,8 @@ import (
 type Switch interface {
 	Apply(ctx context.Context, c bridge.Change) error
 	Read(ctx context.Context) (bridge.State, error)
+	// ReadShared is Read of groups and meters alone.
+	ReadShared(ctx context.Context) (bridge.Content, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
 	// Counters reads the flows of a filter with what they counted.
 	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
@@ -101,6 +103,7 @@ type loop struct {
 	// it must be read back.
 	stale        bool
 	settled      bool              // It held that when it was last read back: what differs now, someone else changed.
+	disturbed    bool              // Others may have changed something since.
 	readAt       time.Time         // When it was last read back,
 	readTook     time.Duration     // and for how long that kept the loop.
 	unsettled    bool              // Packets may still go by what was there before the last bundle.
@@ -224,7 +227,10 @@ func (l *loop) run(ctx context.Context) error {
 			l.endReading(ctx, r)
 		case now := <-reconcile.C:
 			l.stale = l.stale || l.due(ctx, now)
-		case <-retry.C:
+		case <-s.disturbed:
+			l.disturbed = true
+		case now := <-retry.C:
+			l.stale = l.stale || l.disturbed && now.Sub(l.readAt) >= disturbedShare*l.readTook
 			l.retryHaunted(ctx)
 			if err := l.forgetUnserved(ctx); err != nil {
 				l.failed(err)

@@ -640,6 +640,7 @@ func TestLargeBridgeIsReadWhenItIsDue(t *testing.T) {
 	}
 	for name, c := range map[string]bridge.Change{
 		"one flow less": {Delete: []openflow.FlowKey{l.compiler.Desired()[0].Key()}},
+		"a meter less":  {DeleteMeters: []uint32{pipeline.SpoofMeter}},
 		"another's":     {Upsert: []openflow.Flow{{Table: 5, Priority: 9, Match: openflow.NewMatch(openflow.InPort(77))}}},
 	} {
 		must(t, sw.Fake.Apply(ctx, c))

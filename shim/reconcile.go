@@ -16,9 +16,14 @@ import (
 // long as the bridge has as many flows as it ought to.
 const readShare = 50
 
+// disturbedShare is the same where the switch tells of changes of others, one after the
+// other.
+const disturbedShare = 5
+
 // due says whether the bridge is to be read back to see what others did to it:
 // always where that takes no time to speak of, and else at once where a table
-// has more or fewer flows than it ought to, and for flows that were changed
+// has more or fewer flows than it ought to, or a group or meter is another. Of flows
+// that were changed the switch tells (Disturbed); where it does not, those are found
 // now and then.
 func (l *loop) due(ctx context.Context, now time.Time) bool {
 	if !l.settled || l.adopting != nil || l.compiler == nil || now.Sub(l.readAt) >= readShare*l.readTook {
@@ -39,7 +44,11 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 			return pipeline.Learns(table) || !l.recovery.until.IsZero() && table == pipeline.TableConntrackState
 		})
 	}
-	return !maps.Equal(counts, want)
+	if !maps.Equal(counts, want) {
+		return true
+	}
+	shared, err := l.sw.ReadShared(ctx)
+	return err != nil || !bridge.Diff(wantedShared(l.compiler), bridge.State{Content: shared}).IsEmpty()
 }
 
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
@@ -53,6 +62,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return errors.New("the bridge cannot be read yet")
 		}
 	}
+	l.disturbed = false
 	start := time.Now()
 	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
@@ -105,6 +115,9 @@ func (l *loop) reconcile(ctx context.Context) error {
 	}
 	if l.settled { // Else it is what a cut or a start brings.
 		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))
+		l.shim.metrics.mendedShared.Add(float64(len(change.PutGroups) + len(change.DeleteGroups) + len(change.PutMeters) + len(change.DeleteMeters)))
+		l.shim.logger.Warn("others changed what the bridge holds, which is put right", "put", len(change.Upsert), "removed", len(change.Delete),
+			"groups", len(change.PutGroups)+len(change.DeleteGroups), "meters", len(change.PutMeters)+len(change.DeleteMeters))
 	}
 	l.settled = true
 	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))

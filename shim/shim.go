@@ -45,6 +45,7 @@ type Shim struct {
 	turns        chan func(context.Context) // Run by the loop between changes.
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
+	disturbed    <-chan struct{} // Nil: nobody tells.
 	reports      *packetlog.Intake[logReport]
 	samples      *packetlog.Intake[logReport] // Of what is observed.
 	spoofIns     <-chan openflow.PacketIn
@@ -79,6 +80,9 @@ func New(cfg Config) (*Shim, error) {
 		}
 	}
 	s.portsChanged, s.reconnected = s.bridge.PortsChanged(), s.bridge.Reconnected()
+	if d, ok := s.bridge.(interface{ Disturbed() <-chan struct{} }); ok {
+		s.disturbed = d.Disturbed()
+	}
 	s.reports = packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst())
 	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
 	s.bridge.Deliver(pipeline.LogController, s.takeReport)
@@ -127,8 +131,8 @@ func newBridge(cfg *Config, mended func(string)) (*bridge.Bridge, error) {
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
 		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}, {ID: pipeline.RecoveryController}},
-		Mended:      mended,
-		Logger:      cfg.Logger.Named("bridge"),
+		Mended:      mended, Passing: pipeline.Passing,
+		Logger: cfg.Logger.Named("bridge"),
 	})
 }
 
@@ -303,13 +307,14 @@ func (s *Shim) handler() http.Handler {
 
 // metrics of a shim.
 type metrics struct {
-	registry *prometheus.Registry
-	apply    prometheus.Histogram
-	flows    prometheus.Counter
-	mended   prometheus.Counter
-	unparsed prometheus.Counter
-	lost     *prometheus.CounterVec
-	ports    prometheus.Gauge
+	registry     *prometheus.Registry
+	apply        prometheus.Histogram
+	flows        prometheus.Counter
+	mended       prometheus.Counter
+	mendedShared prometheus.Counter
+	unparsed     prometheus.Counter
+	lost         *prometheus.CounterVec
+	ports        prometheus.Gauge
 
 	hostRules    prometheus.Gauge
 	hostLockouts prometheus.Gauge
@@ -335,10 +340,11 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_shim_apply_seconds",
 			Help: "Time to apply one bundle to the bridge.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16)}),
-		flows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
-		mended:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
-		unparsed: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
-		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage, and by reason: spoof, of forged packets; empty, of all else."}, []string{"stage", "reason"}),
+		flows:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
+		mended:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
+		mendedShared: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_groups_mended_total", Help: "Groups and meters that the bridge did not hold as it should, put right."}),
+		unparsed:     prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
+		lost:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage, and by reason: spoof, of forged packets; empty, of all else."}, []string{"stage", "reason"}),
 		spoofed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_spoofed_packets_total",
 			Help: "Packets that a Pod sent from other addresses than its own, all dropped."}, []string{"namespace", "pod"}),
 		strangers: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_closed_port_packets_total",
@@ -367,7 +373,7 @@ func newMetrics() *metrics {
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.settings, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.mendedShared, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.settings, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
 

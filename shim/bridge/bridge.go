@@ -46,6 +46,9 @@ type Config struct {
 	// MinBackoff and MaxBackoff bound the pause before a reconnect, which
 	// doubles. Zero: 50 ms and 250 ms.
 	MinBackoff, MaxBackoff time.Duration
+	// Passing says by its cookie whether a flow comes and goes by itself: see
+	// Bridge.Disturbed. Nil: none does.
+	Passing func(cookie uint64) bool
 	// Mended is told what others changed of a bridge that is ours and was restored: a
 	// value of Mended…. Nil: nobody is.
 	Mended func(what string)
@@ -57,6 +60,7 @@ type Bridge struct {
 	cfg         Config
 	log         hclog.Logger
 	reconnected chan struct{}
+	disturbed   chan struct{}
 	listeners   map[uint16]*listener
 	ports       *portWatch
 	guarding    guarding
@@ -109,6 +113,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg:         cfg,
 		log:         cfg.Logger.With("bridge", cfg.Name),
 		reconnected: make(chan struct{}, 1),
+		disturbed:   make(chan struct{}, 1),
 		listeners:   map[uint16]*listener{},
 		up:          make(chan struct{}),
 	}
@@ -204,8 +209,8 @@ func (b *Bridge) serve(ctx context.Context, connected func()) error {
 		readers.Go(func() { ended <- s.run() })
 		return nil
 	}
-	for _, r := range []role{roleChange, roleRead, roleSend} {
-		if err := open(r, b.prepare); err != nil {
+	for r, setUp := range map[role]func(*session) error{roleChange: b.monitor, roleRead: b.prepare, roleSend: b.prepare} {
+		if err := open(r, setUp); err != nil {
 			return err
 		}
 	}
