@@ -96,11 +96,11 @@ func (g *guarding) run(ctx context.Context) {
 // look restores what differs, and says after what time to look again; zero: with the
 // next change.
 func (g *guarding) look(ctx context.Context) (again time.Duration, err error) {
-	db := g.bridge.ports.client()
+	db, tables := g.bridge.ports.last()
 	if db == nil || !db.Connected() {
 		return 0, nil // The next copy is a change.
 	}
-	row, root := rowOf(db.Cache(), g.bridge.cfg.Name)
+	row, root := rowOf(tables, g.bridge.cfg.Name)
 	switch {
 	case root == nil || g.known == nil && (row == nil || row.ExternalIDs[idAdoption] != adoptionDone || row.OtherConfig[MendedAddress] == ""):
 		return 0, nil // What SetUp or Close wrote has not come yet.
@@ -122,7 +122,7 @@ func (g *guarding) look(ctx context.Context) (again time.Duration, err error) {
 	if err := g.mend(ctx, row, root); err != nil {
 		return 0, err
 	}
-	now := portsOf(db.Cache(), g.bridge.cfg.Name)
+	now := portsOf(tables, g.bridge.cfg.Name)
 	switch since := time.Since(g.gone); {
 	case g.gone.IsZero():
 		g.ports = now
@@ -211,11 +211,8 @@ func (g *guarding) mend(ctx context.Context, row *bridgeRow, root *rootRow) erro
 func (g *guarding) followed(ctx context.Context) {
 	limit := time.After(mendTimeout)
 	for {
-		db := g.bridge.ports.client()
-		if db == nil {
-			return
-		}
-		if _, root := rowOf(db.Cache(), g.bridge.cfg.Name); root == nil || root.CurCfg >= root.NextCfg {
+		_, tables := g.bridge.ports.last()
+		if _, root := rowOf(tables, g.bridge.cfg.Name); root == nil || root.CurCfg >= root.NextCfg {
 			return
 		}
 		select {
@@ -286,7 +283,7 @@ func (b *Bridge) KeepRecovery(ctx context.Context, until time.Time) error {
 // transact has the database carry out a transaction by the connection that follows it:
 // no command is started, and no switch is waited for.
 func (b *Bridge) transact(ctx context.Context, ops ...ovsdb.Operation) error {
-	db := b.ports.client()
+	db, _ := b.ports.last()
 	if db == nil {
 		return fmt.Errorf("change database of bridge %s: %w", b.cfg.Name, ErrDisconnected)
 	}

@@ -87,8 +87,9 @@ type portWatch struct {
 
 	// mu guards what follows.
 	mu     sync.Mutex
-	db     client.Client // nil until the first copy is complete
-	synced chan struct{} // closed when db is set
+	db     client.Client     // nil until the first copy is complete
+	tables *cache.TableCache // Of db, which itself forgets its copy when the connection ends.
+	synced chan struct{}     // closed when db is set
 }
 
 func newPortWatch(b *Bridge) *portWatch {
@@ -107,7 +108,8 @@ func (b *Bridge) Ports(ctx context.Context) ([]Port, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("list ports of bridge %s: %w", b.cfg.Name, ctx.Err())
 	}
-	return portsOf(b.ports.client().Cache(), b.cfg.Name), nil
+	_, tables := b.ports.last()
+	return portsOf(tables, b.cfg.Name), nil
 }
 
 // ReadPorts reads the interfaces of the bridge once, for those who do not Run.
@@ -171,17 +173,18 @@ func (w *portWatch) publish(db client.Client) {
 	if w.db == nil {
 		close(w.synced)
 	}
-	w.db = db
+	w.db, w.tables = db, db.Cache()
 	w.mu.Unlock()
 	signal(w.changed)
 	signal(w.bridge.guarding.changed)
 }
 
-// client has the last copy of the database; nil before the first is complete.
-func (w *portWatch) client() client.Client {
+// last is the last connection to the database, and the last copy; nil before the first
+// is complete.
+func (w *portWatch) last() (client.Client, *cache.TableCache) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.db
+	return w.db, w.tables
 }
 
 // signal says that a row of a table changed, to whom it may concern.
