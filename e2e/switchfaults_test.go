@@ -119,3 +119,41 @@ func TestSwitchFaults(t *testing.T) {
 	stalls(t, "denied before", denied)
 	barred.silent(t)
 }
+
+// A running switch that is told to fail open forwards by itself until that is undone:
+// for no longer than it takes to undo it, and nothing passes afterwards.
+func TestSwitchToldToFailOpenIsClosed(t *testing.T) {
+	t.Parallel()
+	c, _ := recoveryCluster(t)
+	node := c.Nodes["node-1"]
+	server := push(t, c, "client", "web", false, 8001)
+	barred := startBarrage(t, c.Pod("default/stranger"), c.Pod("default/web"), 8001)
+	for range 5 {
+		before := metric(t, node, `weir_shim_bridge_settings_mended_total{setting="fail_mode"}`)
+		start := time.Now()
+		_, err := node.OVS.Vsctl(t.Context(), "--no-wait", "set", "bridge", harness.Bridge, "fail_mode=standalone")
+		must(t, err)
+		eventually(t, func() error {
+			if metric(t, node, `weir_shim_bridge_settings_mended_total{setting="fail_mode"}`) <= before {
+				return fmt.Errorf("it is not restored")
+			}
+			return nil
+		})
+		restored(t, node, "the fail mode is changed", start)
+	}
+	lives(t, "closed again", server)
+	passed, sent := barred.arrived(t), barred.sent.Load()
+	eventually(t, func() error {
+		if now := barred.sent.Load(); now < sent+200 {
+			return fmt.Errorf("%d more packets", now-sent)
+		}
+		return nil
+	})
+	t.Logf("of %d denied packets %d passed in five changes", sent, passed)
+	if now := barred.arrived(t); now != passed {
+		t.Errorf("%d denied packets passed afterwards", now-passed)
+	}
+	if passed > int(sent)/10 {
+		t.Errorf("of %d denied packets %d passed", sent, passed)
+	}
+}
