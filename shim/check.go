@@ -90,6 +90,14 @@ func wanted(c *pipeline.Compiler) bridge.Content {
 	for _, f := range c.Desired() {
 		want.Flows[f.Key()] = f
 	}
+	shared := wantedShared(c)
+	want.Groups, want.Meters = shared.Groups, shared.Meters
+	return want
+}
+
+// wantedShared are the groups and meters of wanted.
+func wantedShared(c *pipeline.Compiler) bridge.Content {
+	want := bridge.NewContent()
 	for _, g := range c.Groups() {
 		want.Groups[g.ID] = g
 	}
@@ -247,7 +255,7 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("check: no checkpoint of node %s in %s: %w", cfg.Node, cfg.StateDir, err)
 	}
-	b, err := newBridge(&cfg)
+	b, err := newBridge(&cfg, nil)
 	if err != nil {
 		return nil, err
 	}

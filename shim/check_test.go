@@ -48,7 +48,7 @@ func TestCheckIsBetweenChanges(t *testing.T) {
 	close(gate)
 	must(t, <-applied)
 	resp := <-answers
-	if len(resp.GetDifferences()) > 0 || resp.GetFlows() < 60 || int(resp.GetMeters()) != 4 || resp.GetDigestDiffers() || len(resp.GetDigest()) != 16 {
+	if len(resp.GetDifferences()) > 0 || resp.GetFlows() < 60 || int(resp.GetMeters()) != 5 || resp.GetDigestDiffers() || len(resp.GetDigest()) != 16 {
 		t.Errorf("a bridge that is as it ought to be: %v", resp)
 	}
 }
@@ -62,7 +62,7 @@ func TestCheckIsBounded(t *testing.T) {
 		state.Foreign[f.Key()] = f
 	}
 	resp := compare(c, state)
-	if resp.GetUnexpected() != 1500 || int(resp.GetMissing()) != 3 || len(resp.GetDifferences()) != maxDifferences { // Missing: the meters, since no Update was made.
+	if resp.GetUnexpected() != 1500 || int(resp.GetMissing()) != 4 || len(resp.GetDifferences()) != maxDifferences { // Missing: the meters, since no Update was made.
 		t.Errorf("%d unexpected, %d missing, %d listed", resp.GetUnexpected(), resp.GetMissing(), len(resp.GetDifferences()))
 	}
 }

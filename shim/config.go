@@ -64,6 +64,9 @@ type Config struct {
 	// conntrack may get to know them.
 	Adopt       string
 	AdoptWindow time.Duration
+	// RecoveryWindow is for how long after the switch has lost its flows TCP segments
+	// of unknown connections are judged as the answers that they may be. Zero: not at all.
+	RecoveryWindow time.Duration
 	// TakeOver goes on where Antrea's agent is at work; AntreaRunDir is where
 	// that has its sockets. Empty: they are not looked for.
 	TakeOver     bool
@@ -105,6 +108,7 @@ func Defaults() Config {
 		PeerBarrier:    500 * time.Millisecond,
 		Adopt:          AdoptJudge,
 		AdoptWindow:    time.Minute,
+		RecoveryWindow: time.Minute,
 		AntreaRunDir:   "/var/run/antrea",
 	}
 }
@@ -132,6 +136,7 @@ func (c *Config) validate() error {
 	require(slices.Contains([]string{"", string(podnet.Off), string(podnet.Routed), string(podnet.VXLAN)}, c.PodNetwork), "pod network: %q is neither off, routed nor vxlan (--pod-network)", c.PodNetwork)
 	require(slices.Contains([]string{"", AdoptJudge, AdoptEstablished}, c.Adopt), "adoption: %q is neither judge nor allow-established (--adopt)", c.Adopt)
 	require(c.AdoptWindow >= 0, "adoption: the window must not be below zero (--adopt-window)")
+	require(c.RecoveryWindow >= 0, "recovery: the window must not be below zero (--recovery-window)")
 	require(c.CNIConfDir == "" || c.Socket != "", "CNI: weir-cni needs a socket to ask (--socket)")
 	require(c.NameMinTTL >= 0, "names: the least time must not be below zero (--fqdn-min-ttl)")
 	for _, name := range c.DNSServices {

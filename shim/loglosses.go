@@ -71,6 +71,13 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 		}
 		l.shim.metrics.rejected.WithLabelValues(outcome).Add(float64(e.GetCount()))
 	}
+	for _, e := range l.recovery.lost.Next(readings[pipeline.RecoveryMeter]) {
+		outcome := recoveryLost
+		if e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER {
+			outcome = recoveryOverRate
+		}
+		l.shim.metrics.recovered.WithLabelValues(outcome).Add(float64(e.GetCount()))
+	}
 	if l.shim.ledger != nil && (!l.shim.ledger.Settled() || l.compiler == nil && l.logLosses.read.IsZero()) {
 		return // What a former shim had brought to record is not known yet. Counters count on.
 	}
@@ -81,21 +88,20 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 
 // received is what arrived of a meter's reports, and what of that could not be read.
 func (l *loop) received(meter uint32) (received, unread uint64) {
-	switch meter {
-	case pipeline.SpoofMeter, pipeline.RejectMeter:
-		id := uint16(pipeline.SpoofController)
-		if meter == pipeline.RejectMeter {
-			id = pipeline.RejectController
-		}
+	if id, own := ownControllers[meter]; own {
 		in := l.sw.PacketInStats(id)
 		return in.Received, in.Dropped + in.Bad
-	case pipeline.ObserveMeter:
+	}
+	if meter == pipeline.ObserveMeter {
 		lost := l.shim.samples.TakeLost()[0]
 		l.samplesLost += lost.OverRate + lost.Dropped
 		return l.shim.samples.Came(0), l.samplesLost
 	}
 	return l.shim.reports.Came(meter), 0
 }
+
+// ownControllers are the controllers that have a meter of their own.
+var ownControllers = map[uint32]uint16{pipeline.SpoofMeter: pipeline.SpoofController, pipeline.RejectMeter: pipeline.RejectController, pipeline.RecoveryMeter: pipeline.RecoveryController}
 
 // switchConnected notes what had come of the switch that was there before, if
 // this is another: there are no meters in it yet.

@@ -26,6 +26,8 @@ import (
 type Switch interface {
 	Apply(ctx context.Context, c bridge.Change) error
 	Read(ctx context.Context) (bridge.State, error)
+	// ReadShared is Read of groups and meters alone.
+	ReadShared(ctx context.Context) (bridge.Content, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
 	// Counters reads the flows of a filter with what they counted.
 	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
@@ -36,6 +38,8 @@ type Switch interface {
 	FlowCounts(ctx context.Context) (map[uint8]int, error)
 	PacketInStats(id uint16) bridge.PacketInStats
 	FlushConntrack(ctx context.Context, c bridge.Connections) error
+	// PacketOut sends a packet, without waiting for the switch.
+	PacketOut(ctx context.Context, p openflow.PacketOut) error
 	// Settle returns when every packet meets the flows of the last Apply; the
 	// touch flow is one of them.
 	Settle(ctx context.Context, touch openflow.Flow) error
@@ -57,8 +61,6 @@ type Dataplane interface {
 	// Deliver has packet-ins of a controller id handed over in place of that; it is
 	// called before Run.
 	Deliver(id uint16, take func(openflow.PacketIn))
-	// PacketOut sends a packet, without waiting for the switch.
-	PacketOut(ctx context.Context, p openflow.PacketOut) error
 }
 
 // Holder holds the node's state: the client. Both methods may be called while
@@ -101,11 +103,13 @@ type loop struct {
 	nobodys   []string                     // Ports that are no Pod's, the host's or its uplink.
 	adopting  *adoption                    // Nil: the bridge is ours alone.
 	until     time.Time                    // Older connections go on until then. Zero: none does.
+	recovery  recovery
 
 	// stale says that the bridge may not hold what the compiler wants, so that
 	// it must be read back.
 	stale       bool
 	settled     bool              // It held that when it was last read back: what differs now, someone else changed.
+	disturbed   bool              // Others may have changed something since.
 	readAt      time.Time         // When it was last read back,
 	readTook    time.Duration     // and for how long that kept the loop.
 	unsettled   bool              // Packets may still go by what was there before the last bundle.
@@ -210,6 +214,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.takeReports(time.Now())
 		case p := <-s.spoofIns:
 			l.spoofed(p)
+		case p := <-s.recoveryIns:
+			l.recover(ctx, &p)
 		case now := <-flush.C:
 			l.takeReports(now)
 			s.log.Flush(now)
@@ -217,6 +223,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.countLosses(ctx, now)
 			l.countSpoofs(ctx)
 			l.endEstablished(ctx, now)
+			l.goOnRecovering(ctx, now)
 			l.forgetRevisions()
 			l.expireNames(ctx, now)
 			l.save(false)
@@ -229,7 +236,10 @@ func (l *loop) run(ctx context.Context) error {
 			l.endReading(ctx, r)
 		case now := <-reconcile.C:
 			l.stale = l.stale || l.due(ctx, now)
-		case <-retry.C:
+		case <-s.disturbed:
+			l.disturbed = true
+		case now := <-retry.C:
+			l.stale = l.stale || l.disturbed && now.Sub(l.readAt) >= disturbedShare*l.readTook
 			l.retryHaunted(ctx)
 			if err := l.forgetUnserved(ctx); err != nil {
 				l.failed(err)

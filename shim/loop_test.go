@@ -137,7 +137,7 @@ type tap struct {
 func newTap() *tap {
 	return &tap{activity: make(chan struct{}, 1), flushed: make(map[netip.Addr]int), Fake: bridge.NewFake(bridge.Config{Name: "br-weir",
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.ObserveController}}})}
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.ObserveController}, {ID: pipeline.RecoveryController}}})}
 }
 
 func (b *tap) signal() {
@@ -283,7 +283,7 @@ func newShim(t testing.TB, sw told, w *world, dir string) *Shim {
 		w.mu.Unlock()
 	}
 	s := &Shim{cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(),
-		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), reports: packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst()), spoofIns: sw.PacketIns(pipeline.SpoofController)}
+		portsChanged: sw.PortsChanged(), reconnected: sw.Reconnected(), reports: packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst()), spoofIns: sw.PacketIns(pipeline.SpoofController), recoveryIns: sw.PacketIns(pipeline.RecoveryController)}
 	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
 	sw.Deliver(pipeline.LogController, s.takeReport)
 	sw.Deliver(pipeline.ObserveController, s.takeSample)
@@ -640,6 +640,7 @@ func TestLargeBridgeIsReadWhenItIsDue(t *testing.T) {
 	}
 	for name, c := range map[string]bridge.Change{
 		"one flow less": {Delete: []openflow.FlowKey{l.compiler.Desired()[0].Key()}},
+		"a meter less":  {DeleteMeters: []uint32{pipeline.SpoofMeter}},
 		"another's":     {Upsert: []openflow.Flow{{Table: 5, Priority: 9, Match: openflow.NewMatch(openflow.InPort(77))}}},
 	} {
 		must(t, sw.Fake.Apply(ctx, c))

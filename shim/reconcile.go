@@ -16,9 +16,14 @@ import (
 // long as the bridge has as many flows as it ought to.
 const readShare = 50
 
+// disturbedShare is the same where the switch tells of changes of others, one after the
+// other.
+const disturbedShare = 5
+
 // due says whether the bridge is to be read back to see what others did to it:
 // always where that takes no time to speak of, and else at once where a table
-// has more or fewer flows than it ought to, and for flows that were changed
+// has more or fewer flows than it ought to, or a group or meter is another. Of flows
+// that were changed the switch tells (Disturbed); where it does not, those are found
 // now and then.
 func (l *loop) due(ctx context.Context, now time.Time) bool {
 	if !l.settled || l.adopting != nil || l.compiler == nil || now.Sub(l.readAt) >= readShare*l.readTook {
@@ -35,9 +40,15 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 		}
 	}
 	for _, of := range []map[uint8]int{counts, want} {
-		maps.DeleteFunc(of, func(table uint8, _ int) bool { return pipeline.Learns(table) })
+		maps.DeleteFunc(of, func(table uint8, _ int) bool {
+			return pipeline.Learns(table) || !l.recovery.until.IsZero() && table == pipeline.TableConntrackState
+		})
 	}
-	return !maps.Equal(counts, want)
+	if !maps.Equal(counts, want) {
+		return true
+	}
+	shared, err := l.sw.ReadShared(ctx)
+	return err != nil || !bridge.Diff(wantedShared(l.compiler), bridge.State{Content: shared}).IsEmpty()
 }
 
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
@@ -51,6 +62,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 			return errors.New("the bridge cannot be read yet")
 		}
 	}
+	l.disturbed = false
 	start := time.Now()
 	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
@@ -59,6 +71,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
+	recover := l.noticeLoss(time.Now(), actual)
 	leavePassing(actual)
 	if l.sharing() && !l.coexists(actual) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
@@ -77,6 +90,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
+	change.Upsert = append(change.Upsert, recover...)
 	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
@@ -96,8 +110,14 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if err != nil {
 		return l.failed(fmt.Errorf("mend bridge: %w", err))
 	}
+	if len(recover) > 0 {
+		l.keepRecovery(ctx)
+	}
 	if l.settled { // Else it is what a cut or a start brings.
 		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))
+		l.shim.metrics.mendedShared.Add(float64(len(change.PutGroups) + len(change.DeleteGroups) + len(change.PutMeters) + len(change.DeleteMeters)))
+		l.shim.logger.Warn("others changed what the bridge holds, which is put right", "put", len(change.Upsert), "removed", len(change.Delete),
+			"groups", len(change.PutGroups)+len(change.DeleteGroups), "meters", len(change.PutMeters)+len(change.DeleteMeters))
 	}
 	l.settled = true
 	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))

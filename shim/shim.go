@@ -47,9 +47,11 @@ type Shim struct {
 	turns        chan func(context.Context) // Run by the loop between changes.
 	portsChanged <-chan struct{}
 	reconnected  <-chan struct{}
+	disturbed    <-chan struct{} // Nil: nobody tells.
 	reports      *packetlog.Intake[logReport]
 	samples      *packetlog.Intake[logReport] // Of what is observed.
 	spoofIns     <-chan openflow.PacketIn
+	recoveryIns  <-chan openflow.PacketIn
 	probes       *probes
 
 	token *credentials.Token // Nil: certificates are files, or there are none.
@@ -78,16 +80,19 @@ func New(cfg Config) (*Shim, error) {
 	}
 	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode()}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
-		if s.bridge, err = newBridge(&cfg); err != nil {
+		if s.bridge, err = newBridge(&cfg, s.metrics.restored); err != nil {
 			return nil, err
 		}
 	}
 	s.portsChanged, s.reconnected = s.bridge.PortsChanged(), s.bridge.Reconnected()
+	if d, ok := s.bridge.(interface{ Disturbed() <-chan struct{} }); ok {
+		s.disturbed = d.Disturbed()
+	}
 	s.reports = packetlog.NewIntake[logReport](cfg.LogRate, cfg.logBurst())
 	s.samples = packetlog.NewIntake[logReport](sampleRate, sampleRate)
 	s.bridge.Deliver(pipeline.LogController, s.takeReport)
 	s.bridge.Deliver(pipeline.ObserveController, s.takeSample)
-	s.spoofIns = s.bridge.PacketIns(pipeline.SpoofController)
+	s.spoofIns, s.recoveryIns = s.bridge.PacketIns(pipeline.SpoofController), s.bridge.PacketIns(pipeline.RecoveryController)
 	r := restore(&cfg)
 	s.client, err = client.New(client.Config{Addresses: cfg.PolicyServers, Credentials: creds, Dial: cfg.Dial, Node: cfg.Node, Version: Version,
 		Replica: r.replica, StatsInterval: cfg.StatsInterval, StatsChanged: s.node.told, Logger: cfg.Logger.Named("policy")})
@@ -127,12 +132,13 @@ func New(cfg Config) (*Shim, error) {
 }
 
 // newBridge is the Open vSwitch bridge that a configuration names.
-func newBridge(cfg *Config) (*bridge.Bridge, error) {
+func newBridge(cfg *Config, mended func(string)) (*bridge.Bridge, error) {
 	return bridge.New(bridge.Config{
 		Name: cfg.Bridge, RunDir: cfg.RunDir, DatapathType: cfg.Datapath,
 		Mark:        bridge.Mark{Value: pipeline.CookieMark, Mask: pipeline.CookieMask},
-		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}},
-		Logger:      cfg.Logger.Named("bridge"),
+		Controllers: []bridge.Controller{{ID: pipeline.LogController}, {ID: pipeline.RejectController}, {ID: pipeline.SpoofController}, {ID: pipeline.WatchController}, {ID: pipeline.NameController}, {ID: pipeline.MulticastController}, {ID: pipeline.ObserveController}, {ID: pipeline.RecoveryController}},
+		Mended:      mended, Passing: pipeline.Passing,
+		Logger: cfg.Logger.Named("bridge"),
 	})
 }
 
@@ -236,7 +242,8 @@ func (s *Shim) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.loop.until = standing.EstablishedUntil
+	s.loop.until, s.loop.recovery.until = standing.EstablishedUntil, standing.RecoveryUntil
+	s.loop.recovery.ours = standing.Ours || s.loop.complete
 	if !standing.Adopting {
 		return s.bridge.SetUp(ctx)
 	}
@@ -309,13 +316,14 @@ func (s *Shim) handler() http.Handler {
 
 // metrics of a shim.
 type metrics struct {
-	registry *prometheus.Registry
-	apply    prometheus.Histogram
-	flows    prometheus.Counter
-	mended   prometheus.Counter
-	unparsed prometheus.Counter
-	lost     *prometheus.CounterVec
-	ports    prometheus.Gauge
+	registry     *prometheus.Registry
+	apply        prometheus.Histogram
+	flows        prometheus.Counter
+	mended       prometheus.Counter
+	mendedShared prometheus.Counter
+	unparsed     prometheus.Counter
+	lost         *prometheus.CounterVec
+	ports        prometheus.Gauge
 
 	hostRules    prometheus.Gauge
 	hostLockouts prometheus.Gauge
@@ -325,6 +333,10 @@ type metrics struct {
 	names    *prometheus.CounterVec
 	igmp     *prometheus.CounterVec
 	queries  *prometheus.CounterVec
+
+	settings  *prometheus.CounterVec
+	forgotten prometheus.Counter
+	recovered *prometheus.CounterVec
 
 	spoofed   *prometheus.CounterVec
 	strangers prometheus.Counter
@@ -337,10 +349,11 @@ func newMetrics() *metrics {
 		registry: prometheus.NewRegistry(),
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "weir_shim_apply_seconds",
 			Help: "Time to apply one bundle to the bridge.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16)}),
-		flows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
-		mended:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
-		unparsed: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
-		lost:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage, and by reason: spoof, of forged packets; empty, of all else."}, []string{"stage", "reason"}),
+		flows:        prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flow_changes_total", Help: "Flows put in or taken out."}),
+		mended:       prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_flows_mended_total", Help: "Flows that the bridge did not hold as it should, put right."}),
+		mendedShared: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_groups_mended_total", Help: "Groups and meters that the bridge did not hold as it should, put right."}),
+		unparsed:     prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_packet_ins_unparsed_total", Help: "Reported packets that could not be read."}),
+		lost:         prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_log_events_lost_total", Help: "Log events lost, by stage, and by reason: spoof, of forged packets; empty, of all else."}, []string{"stage", "reason"}),
 		spoofed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_spoofed_packets_total",
 			Help: "Packets that a Pod sent from other addresses than its own, all dropped."}, []string{"namespace", "pod"}),
 		strangers: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_closed_port_packets_total",
@@ -355,6 +368,12 @@ func newMetrics() *metrics {
 			Help: "Messages of IGMP that Pods sent, by what became of them."}, []string{"outcome"}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_igmp_queries_total",
 			Help: "Queries of IGMP to Pods, by what became of them."}, []string{"outcome"}),
+		settings: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_bridge_settings_mended_total",
+			Help: "Settings of the bridge that others had changed, restored."}, []string{"setting"}),
+		forgotten: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_switch_losses_total",
+			Help: "Times that the bridge had forgotten all of its flows, put back."}),
+		recovered: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "weir_shim_recovery_packets_total",
+			Help: "TCP segments in the midst of connections that the switch had forgotten, by what became of them."}, []string{"outcome"}),
 		ports: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_ports_open", Help: "Pod ports that carry traffic."}),
 		hostRules: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_shim_host_rules",
 			Help: "Policies' rules in force in the node's own firewall."}),
@@ -363,9 +382,12 @@ func newMetrics() *metrics {
 		hostMended: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_shim_host_rules_mended_total",
 			Help: "Times that others had changed policies' rules in the node's own firewall, put right."}),
 	}
-	m.registry.MustRegister(m.apply, m.flows, m.mended, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.hostRules, m.hostLockouts, m.hostMended)
+	m.registry.MustRegister(m.apply, m.flows, m.mended, m.mendedShared, m.unparsed, m.lost, m.ports, m.rejected, m.names, m.igmp, m.queries, m.barrierTimeouts, m.spoofed, m.strangers, m.settings, m.forgotten, m.recovered, m.hostRules, m.hostLockouts, m.hostMended)
 	return m
 }
+
+// restored counts what others had changed of the bridge.
+func (m *metrics) restored(setting string) { m.settings.WithLabelValues(setting).Inc() }
 
 // follow registers what the client counts itself.
 func (m *metrics) follow(c *client.Client) {

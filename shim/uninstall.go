@@ -50,7 +50,7 @@ func Uninstall(ctx context.Context, cfg Config, force bool) error {
 			defer held.Close()
 		}
 	}
-	b, err := newBridge(&cfg)
+	b, err := newBridge(&cfg, nil)
 	if err != nil {
 		return err
 	}

@@ -313,6 +313,9 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 		if dir.judgement != want {
 			return r.differ("%s: the evaluator says %s, the flows of %s say %s", name, want, h.node, dir.judgement)
 		}
+		if why := r.judges(h, dir.direction, want); why != "" {
+			return r.differ("%s: %s", name, why)
+		}
 		if why := r.attributed(h, w, dir.direction, dir.decision); why != "" {
 			return r.differ("%s: %s", name, why)
 		}
@@ -324,6 +327,24 @@ func (r *run) judged(h *hop, o outcome, w bridge.Walk) *Difference {
 		}
 	}
 	return nil
+}
+
+// judges holds the compiler's own judgement against the evaluator's, where rules are
+// asked: they are not of what the host itself sends, nor of what a Pod sends itself.
+func (r *run) judges(h *hop, dir policyv1.Direction, want judgement) string {
+	p := h.judged()
+	if p.EthSrc == hostMAC || p.IPSrc == p.IPDst {
+		return ""
+	}
+	port := p.InPort
+	if dir == policyv1.Direction_DIRECTION_INGRESS {
+		port = h.want
+	}
+	hit := pipeline.Hit{Src: p.IPSrc, Dst: p.IPDst, Proto: p.IPProto, SrcPort: p.SrcPort, DstPort: p.DstPort, ICMPType: p.ICMPType, ICMPCode: p.ICMPCode, Service: h.service}
+	if passes := r.cluster.nodes[h.node].compiler.Judge(dir, port, hit); passes != (want == allowed) {
+		return fmt.Sprintf("the evaluator says %s, the compiler of %s judges that it passes: %v", want, h.node, passes)
+	}
+	return ""
 }
 
 // attributed holds the policies that the deciding flow is attributed to

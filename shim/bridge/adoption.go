@@ -22,6 +22,7 @@ const (
 	idDatapath    = "weir-found-datapath-type"
 	idAddress     = "weir-found-hwaddr"
 	idEstablished = "weir-established-until" // Unix time, seconds
+	idRecovery    = "weir-recovery-until"    // the same
 
 	adoptionRunning = "running"
 	adoptionDone    = "done"
@@ -43,6 +44,10 @@ type Standing struct {
 	Adopting bool
 	// EstablishedUntil is what the last Close was given.
 	EstablishedUntil time.Time
+	// Ours says that the bridge was ours alone before.
+	Ours bool
+	// RecoveryUntil is what KeepRecovery was given last.
+	RecoveryUntil time.Time
 }
 
 // Find says how the bridge stands to us, and begins an adoption where one is
@@ -55,9 +60,8 @@ func (b *Bridge) Find(ctx context.Context, known bool) (Standing, error) {
 		return Standing{}, err
 	}
 	var s Standing
-	if until, err := strconv.ParseInt(row.ids[idEstablished], 10, 64); err == nil {
-		s.EstablishedUntil = time.Unix(until, 0)
-	}
+	s.EstablishedUntil, s.RecoveryUntil = timeOf(row.ids[idEstablished]), timeOf(row.ids[idRecovery])
+	s.Ours = row.ids[idAdoption] == adoptionDone
 	switch {
 	case row.ids[idAdoption] == adoptionRunning:
 		s.Adopting = true
@@ -90,6 +94,15 @@ func (b *Bridge) Find(ctx context.Context, known bool) (Standing, error) {
 	}
 	s.Adopting = true
 	return s, nil
+}
+
+// timeOf reads a time that is kept in seconds; what is none is the zero time.
+func timeOf(text string) time.Time {
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(seconds, 0)
 }
 
 // fit says what of a bridge we could not take over.
@@ -145,6 +158,7 @@ func (b *Bridge) Close(ctx context.Context, until time.Time, empty func(context.
 	if _, err := b.vsctl(ctx, args...); err != nil {
 		return fmt.Errorf("close bridge %s: %w", b.cfg.Name, err)
 	}
+	b.guarding.guard()
 	return nil
 }
 
@@ -176,7 +190,7 @@ func (b *Bridge) Restore(ctx context.Context) (made bool, err error) {
 		if found := row.ids[idProtocols]; found != "" {
 			args = []string{"set", "bridge", b.cfg.Name, "protocols=" + quoteSet(strings.Split(found, ","))}
 		}
-		args = append(args, "--", "remove", "bridge", b.cfg.Name, "external_ids", idAdoption, idFailMode, idProtocols, idDatapath, idAddress, idEstablished)
+		args = append(args, "--", "remove", "bridge", b.cfg.Name, "external_ids", idAdoption, idFailMode, idProtocols, idDatapath, idAddress, idEstablished, idRecovery)
 		if _, err := b.vsctl(ctx, args...); err != nil {
 			return false, fmt.Errorf("restore bridge %s: %w", b.cfg.Name, err)
 		}

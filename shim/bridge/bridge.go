@@ -44,9 +44,15 @@ type Config struct {
 	// another.
 	Controllers []Controller
 	// MinBackoff and MaxBackoff bound the pause before a reconnect, which
-	// doubles. Zero: 50 ms and 1 s.
+	// doubles. Zero: 50 ms and 250 ms.
 	MinBackoff, MaxBackoff time.Duration
-	Logger                 hclog.Logger // nil: none
+	// Passing says by its cookie whether a flow comes and goes by itself: see
+	// Bridge.Disturbed. Nil: none does.
+	Passing func(cookie uint64) bool
+	// Mended is told what others changed of a bridge that is ours and was restored: a
+	// value of Mended…. Nil: nobody is.
+	Mended func(what string)
+	Logger hclog.Logger // nil: none
 }
 
 // Bridge is the client of one Open vSwitch bridge.
@@ -54,8 +60,10 @@ type Bridge struct {
 	cfg         Config
 	log         hclog.Logger
 	reconnected chan struct{}
+	disturbed   chan struct{}
 	listeners   map[uint16]*listener
 	ports       *portWatch
+	guarding    guarding
 	emptying    emptying // Of a userspace datapath's cache.
 
 	// mu guards what follows.
@@ -96,7 +104,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg.MinBackoff = 50 * time.Millisecond
 	}
 	if cfg.MaxBackoff == 0 {
-		cfg.MaxBackoff = time.Second
+		cfg.MaxBackoff = 250 * time.Millisecond
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -105,6 +113,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg:         cfg,
 		log:         cfg.Logger.With("bridge", cfg.Name),
 		reconnected: make(chan struct{}, 1),
+		disturbed:   make(chan struct{}, 1),
 		listeners:   map[uint16]*listener{},
 		up:          make(chan struct{}),
 	}
@@ -115,6 +124,7 @@ func New(cfg Config) (*Bridge, error) {
 		b.listeners[c.ID] = newListener(c)
 	}
 	b.ports = newPortWatch(b)
+	b.guarding = guarding{bridge: b, changed: make(chan struct{}, 1)}
 	return b, nil
 }
 
@@ -152,6 +162,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	var wait sync.WaitGroup
 	defer wait.Wait()
 	wait.Go(func() { b.ports.run(ctx) })
+	wait.Go(func() { b.guarding.run(ctx) })
 	pause := b.cfg.MinBackoff
 	failing := false
 	for ctx.Err() == nil {
@@ -198,8 +209,8 @@ func (b *Bridge) serve(ctx context.Context, connected func()) error {
 		readers.Go(func() { ended <- s.run() })
 		return nil
 	}
-	for _, r := range []role{roleChange, roleRead, roleSend} {
-		if err := open(r, b.prepare); err != nil {
+	for r, setUp := range map[role]func(*session) error{roleChange: b.monitor, roleRead: b.prepare, roleSend: b.prepare} {
+		if err := open(r, setUp); err != nil {
 			return err
 		}
 	}

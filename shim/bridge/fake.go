@@ -367,6 +367,13 @@ func (f *Fake) Read(context.Context) (State, error) {
 	return state, nil
 }
 
+// ReadShared is as Bridge.ReadShared.
+func (f *Fake) ReadShared(ctx context.Context) (Content, error) {
+	state, err := f.Read(ctx)
+	clear(state.Flows)
+	return state.Content, err
+}
+
 // Counters is as Bridge.Counters.
 func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
 	f.mu.Lock()

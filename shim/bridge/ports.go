@@ -41,6 +41,20 @@ type bridgeRow struct {
 	UUID  string   `ovsdb:"_uuid"`
 	Name  string   `ovsdb:"name"`
 	Ports []string `ovsdb:"ports"`
+
+	FailMode     *string           `ovsdb:"fail_mode"`
+	Protocols    []string          `ovsdb:"protocols"`
+	Controller   []string          `ovsdb:"controller"`
+	DatapathType string            `ovsdb:"datapath_type"`
+	OtherConfig  map[string]string `ovsdb:"other_config"`
+	ExternalIDs  map[string]string `ovsdb:"external_ids"`
+}
+
+// rootRow says how far the switch has followed the database.
+type rootRow struct {
+	UUID    string `ovsdb:"_uuid"`
+	NextCfg int    `ovsdb:"next_cfg"`
+	CurCfg  int    `ovsdb:"cur_cfg"`
 }
 
 type portRow struct {
@@ -73,8 +87,9 @@ type portWatch struct {
 
 	// mu guards what follows.
 	mu     sync.Mutex
-	db     client.Client // nil until the first copy is complete
-	synced chan struct{} // closed when db is set
+	db     client.Client     // nil until the first copy is complete
+	tables *cache.TableCache // Of db, which itself forgets its copy when the connection ends.
+	synced chan struct{}     // closed when db is set
 }
 
 func newPortWatch(b *Bridge) *portWatch {
@@ -93,10 +108,8 @@ func (b *Bridge) Ports(ctx context.Context) ([]Port, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("list ports of bridge %s: %w", b.cfg.Name, ctx.Err())
 	}
-	b.ports.mu.Lock()
-	db := b.ports.db
-	b.ports.mu.Unlock()
-	return portsOf(db.Cache(), b.cfg.Name), nil
+	_, tables := b.ports.last()
+	return portsOf(tables, b.cfg.Name), nil
 }
 
 // ReadPorts reads the interfaces of the bridge once, for those who do not Run.
@@ -160,15 +173,32 @@ func (w *portWatch) publish(db client.Client) {
 	if w.db == nil {
 		close(w.synced)
 	}
-	w.db = db
+	w.db, w.tables = db, db.Cache()
 	w.mu.Unlock()
 	signal(w.changed)
+	signal(w.bridge.guarding.changed)
+}
+
+// last is the last connection to the database, and the last copy; nil before the first
+// is complete.
+func (w *portWatch) last() (client.Client, *cache.TableCache) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.db, w.tables
+}
+
+// signal says that a row of a table changed, to whom it may concern.
+func (w *portWatch) signal(table string) {
+	signal(w.bridge.guarding.changed)
+	if table != "Open_vSwitch" {
+		signal(w.changed)
+	}
 }
 
 // connect makes a client whose copy of the tables is complete.
 func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 	dbModel, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
-		"Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{},
+		"Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{}, "Open_vSwitch": &rootRow{},
 	})
 	if err != nil {
 		return nil, err
@@ -188,13 +218,14 @@ func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 		return nil, err
 	}
 	db.Cache().AddEventHandler(&cache.EventHandlerFuncs{
-		AddFunc:    func(string, model.Model) { signal(w.changed) },
-		UpdateFunc: func(string, model.Model, model.Model) { signal(w.changed) },
-		DeleteFunc: func(string, model.Model) { signal(w.changed) },
+		AddFunc:    func(table string, _ model.Model) { w.signal(table) },
+		UpdateFunc: func(table string, _, _ model.Model) { w.signal(table) },
+		DeleteFunc: func(table string, _ model.Model) { w.signal(table) },
 	})
-	br, port, ifc := &bridgeRow{}, &portRow{}, &interfaceRow{}
+	br, port, ifc, root := &bridgeRow{}, &portRow{}, &interfaceRow{}, &rootRow{}
 	_, err = db.Monitor(ctx, db.NewMonitor(
-		client.WithTable(br, &br.Name, &br.Ports),
+		client.WithTable(br, &br.Name, &br.Ports, &br.FailMode, &br.Protocols, &br.Controller, &br.DatapathType, &br.OtherConfig, &br.ExternalIDs),
+		client.WithTable(root, &root.NextCfg, &root.CurCfg),
 		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs),
 		client.WithTable(ifc, &ifc.Name, &ifc.OFPort, &ifc.MACInUse, &ifc.ExternalIDs, &ifc.AdminState, &ifc.LinkState, &ifc.Error)))
 	if err != nil {

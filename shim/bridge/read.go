@@ -26,24 +26,40 @@ func (b *Bridge) Read(ctx context.Context) (State, error) {
 				})
 			},
 		},
-		question{openflow.AppendGroupDescRequest, func(p openflow.Part) error {
-			groups, err := openflow.DecodeGroupDesc(p.Body)
-			for _, g := range groups {
-				state.Groups[g.ID] = g
-			}
-			return err
-		}},
-		question{openflow.AppendMeterConfigRequest, func(p openflow.Part) error {
-			meters, err := openflow.DecodeMeterConfig(p.Body)
-			for _, m := range meters {
-				state.Meters[m.ID] = m
-			}
-			return err
-		}})
+		state.readGroups(), state.readMeters())
 	if err != nil {
 		return State{}, fmt.Errorf("read bridge %s: %w", b.cfg.Name, err)
 	}
 	return state, nil
+}
+
+// ReadShared reads back groups and meters alone.
+func (b *Bridge) ReadShared(ctx context.Context) (Content, error) {
+	c := NewContent()
+	if err := b.ask(ctx, c.readGroups(), c.readMeters()); err != nil {
+		return Content{}, fmt.Errorf("read groups and meters of bridge %s: %w", b.cfg.Name, err)
+	}
+	return c, nil
+}
+
+func (c Content) readGroups() question {
+	return question{openflow.AppendGroupDescRequest, func(p openflow.Part) error {
+		groups, err := openflow.DecodeGroupDesc(p.Body)
+		for _, g := range groups {
+			c.Groups[g.ID] = g
+		}
+		return err
+	}}
+}
+
+func (c Content) readMeters() question {
+	return question{openflow.AppendMeterConfigRequest, func(p openflow.Part) error {
+		meters, err := openflow.DecodeMeterConfig(p.Body)
+		for _, m := range meters {
+			c.Meters[m.ID] = m
+		}
+		return err
+	}}
 }
 
 // Counters reads the flows of a filter, with their counters, in no order.

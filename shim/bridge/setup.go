@@ -42,24 +42,24 @@ func (b *Bridge) command(ctx context.Context, name string, args ...string) ([]by
 
 // SetUp makes the bridge, if there is none, and keeps it closed: datapath type,
 // fail_mode=secure, and the OpenFlow version that we speak. It changes nothing
-// on a bridge that is as it should be. One that is to be adopted is not for it:
-// see Find.
+// on a bridge that is as it should be. From then on that is guarded: see guarding. One
+// that is to be adopted is not for it: see Find.
 func (b *Bridge) SetUp(ctx context.Context) error {
+	if err := b.setUp(ctx); err != nil {
+		return err
+	}
+	b.guarding.guard()
+	return nil
+}
+
+func (b *Bridge) setUp(ctx context.Context) error {
 	vsctl := b.client(ctx).VSwitch
 	there, err := vsctl.ListBridges()
 	if err != nil {
 		return fmt.Errorf("list bridges: %w", err)
 	}
 	if !slices.Contains(there, b.cfg.Name) {
-		// In one transaction, or the bridge would forward before it is closed;
-		// the client makes bridges without properties only.
-		_, err := b.vsctl(ctx, "add-br", b.cfg.Name, "--", "set", "bridge", b.cfg.Name, "fail_mode=secure",
-			"datapath_type="+b.cfg.DatapathType, "protocols="+strings.Join(protocols, ","), hardwareAddress(),
-			"external_ids:"+idMade+"=true", "external_ids:"+idAdoption+"="+adoptionDone)
-		if err != nil {
-			return fmt.Errorf("add bridge %s: %w", b.cfg.Name, err)
-		}
-		return nil
+		return b.add(ctx, randomAddress())
 	}
 	if err := vsctl.SetFailMode(b.cfg.Name, ovs.FailModeSecure); err != nil {
 		return fmt.Errorf("set fail mode of bridge %s: %w", b.cfg.Name, err)
@@ -73,14 +73,27 @@ func (b *Bridge) SetUp(ctx context.Context) error {
 	return b.keepAddress(ctx)
 }
 
-// hardwareAddress sets a random, locally administered address for the bridge's
+// add makes the bridge, with an address of its own.
+func (b *Bridge) add(ctx context.Context, address string) error {
+	// In one transaction, or the bridge would forward before it is closed;
+	// the client makes bridges without properties only.
+	_, err := b.vsctl(ctx, "add-br", b.cfg.Name, "--", "set", "bridge", b.cfg.Name, "fail_mode=secure",
+		"datapath_type="+b.cfg.DatapathType, "protocols="+strings.Join(protocols, ","), "other_config:hwaddr="+quote(address),
+		"external_ids:"+idMade+"=true", "external_ids:"+idAdoption+"="+adoptionDone)
+	if err != nil {
+		return fmt.Errorf("add bridge %s: %w", b.cfg.Name, err)
+	}
+	return nil
+}
+
+// randomAddress is a random, locally administered address for the bridge's
 // own port. Without one the switch takes the lowest of its ports' addresses,
 // and changes it as ports come and go, under the Pods whose gateway it is.
-func hardwareAddress() string {
+func randomAddress() string {
 	mac := make(net.HardwareAddr, 6)
 	rand.Read(mac)
 	mac[0] = mac[0]&^1 | 2
-	return `other_config:hwaddr="` + mac.String() + `"`
+	return mac.String()
 }
 
 // keepAddress fixes the address that an existing bridge has.
@@ -126,6 +139,20 @@ func (b *Bridge) AddPort(ctx context.Context, name string, externalIDs map[strin
 	}
 	if _, err := b.vsctl(ctx, args...); err != nil {
 		return fmt.Errorf("add port %s to bridge %s: %w", name, b.cfg.Name, err)
+	}
+	return nil
+}
+
+// addPort puts an interface on the bridge as it was on a former one.
+func (b *Bridge) addPort(ctx context.Context, p Port) error {
+	args := []string{"--may-exist", "add-port", b.cfg.Name, p.Name}
+	for table, ids := range map[string]map[string]string{"port": p.PortIDs, "interface": p.ExternalIDs} {
+		for key, value := range ids {
+			args = append(args, "--", "set", table, p.Name, fmt.Sprintf("external_ids:%s=%s", quote(key), quote(value)))
+		}
+	}
+	if _, err := b.vsctl(ctx, args...); err != nil {
+		return fmt.Errorf("put port %s back on bridge %s: %w", p.Name, b.cfg.Name, err)
 	}
 	return nil
 }

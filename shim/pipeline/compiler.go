@@ -96,6 +96,7 @@ type Compiler struct {
 	history  history
 	naming   naming
 	casting  casting
+	verdicts verdicts
 	sharing  *Sharing              // Nil: the bridge is ours alone.
 	divided  []openflow.FlowKey    // Of hostFlows.
 	gaveUp   map[netip.Addr]string // During an Update: addresses that a Pod may have given up, with its key.
@@ -157,6 +158,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		history:      newHistory(),
 		naming:       newNaming(),
 		casting:      newCasting(),
+		verdicts:     newVerdicts(),
 		gaveUp:       make(map[netip.Addr]string),
 		services:     make(map[serviceName]*service),
 		servicePorts: make(map[uint32]*servicePort),
@@ -215,6 +217,7 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 		return Change{}, err
 	}
 	c.revision = max(c.revision+1, c.first)
+	c.verdicts.forget()
 	for id, ts := range touched {
 		if c.kind(state, id) == storage.ScopeAddressGroup {
 			c.setGroup(state, id, ts)

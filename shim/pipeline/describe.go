@@ -9,7 +9,7 @@ import (
 )
 
 var kindNames = map[CookieKind]string{KindStatic: "static", KindPort: "port", KindClause: "clause", KindRule: "rule", KindIsolation: "isolation",
-	KindStaged: "staged", KindDefault: "default", KindCount: "count", KindSpoof: "spoof", KindWatch: "probe", KindService: "service", KindLearned: "learned", KindNames: "names", KindLease: "names", KindMulticast: "multicast", KindObserve: "observe"}
+	KindStaged: "staged", KindDefault: "default", KindCount: "count", KindSpoof: "spoof", KindWatch: "probe", KindService: "service", KindLearned: "learned", KindNames: "names", KindLease: "names", KindMulticast: "multicast", KindObserve: "observe", KindRecovery: "recovery"}
 
 // Describe says what a flow stands for by the present state, be it on the bridge
 // or meant to be.

@@ -95,6 +95,8 @@ func TableName(table uint8) string { return tableNames[table] }
 //
 //	reg0[0..3]  source: 1 a local Pod, 2 the host
 //	reg0[8]     the connection was allowed before: rules are skipped
+//	reg0[9], reg0[10]
+//	            judged as an answer, or as none: see recovery.go
 //	reg0[12]    the host itself sends, and does not forward
 //	reg0[16..19], reg0[20..23]
 //	            the staged world's verdict, egress and ingress: see verdict
@@ -118,6 +120,7 @@ const (
 	regSource, maskSource     = 0, uint32(0xf)
 	sourcePod, sourceHost     = uint32(1), uint32(2)
 	bitBypass, bitOwnHost     = uint32(1 << 8), uint32(1 << 12)
+	bitAnswer, bitNoAnswer    = uint32(1 << 9), uint32(1 << 10)
 	bitHanded                 = uint32(1 << 24)
 	bitHairpin, bitBack       = uint32(1 << 25), uint32(1 << 26)
 	bitDenied                 = uint32(1 << 27)
@@ -132,9 +135,10 @@ const (
 	regAsked                  = 12
 	zone, hairpinZone         = 1, 2
 	markAllowed               = uint32(1)
-	markAllowedBack           = uint32(4) // Of SCTP: from the side that was called first.
-	markErrors                = uint32(8) // Of SCTP: errors about the pair's packets are allowed.
-	labelEgress, labelIngress = 0, 32     // Offsets in ct_label.
+	markAllowedBack           = uint32(4)  // Of SCTP: from the side that was called first.
+	markErrors                = uint32(8)  // Of SCTP: errors about the pair's packets are allowed.
+	markRecovered             = uint32(16) // Picked up in its midst: no SYN of it skips the rules.
+	labelEgress, labelIngress = 0, 32      // Offsets in ct_label.
 	labelService              = 64
 )
 
@@ -205,6 +209,7 @@ const (
 	KindLease     CookieKind = 14 // Has DNS answers held, as long as somebody sees to it. Id: 0.
 	KindMulticast CookieKind = 15 // Forwards to the members of a group. Id: the group.
 	KindObserve   CookieKind = 16 // Samples connections. Id: OpenFlow port.
+	KindRecovery  CookieKind = 17 // Has connections recovered, as long as somebody sees to it. Id: 0.
 )
 
 func cookie(kind CookieKind, id uint32) uint64 {

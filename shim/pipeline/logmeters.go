@@ -157,7 +157,8 @@ func (c *Compiler) DropMeters(ids []uint32) {
 
 // Meters are the meters that the flows name, and those that are retired.
 func (c *Compiler) Meters() []openflow.Meter {
-	out := []openflow.Meter{c.logMeter(LogMeter), {ID: RejectMeter, Rate: c.cfg.RejectRate, Burst: c.cfg.RejectRate}, {ID: SpoofMeter, Rate: spoofRate, Burst: spoofRate}}
+	out := []openflow.Meter{c.logMeter(LogMeter), {ID: RejectMeter, Rate: c.cfg.RejectRate, Burst: c.cfg.RejectRate}, {ID: SpoofMeter, Rate: spoofRate, Burst: spoofRate},
+		{ID: RecoveryMeter, Rate: recoveryRate, Burst: recoveryRate}}
 	if len(c.cfg.Observe) > 0 {
 		out = append(out, openflow.Meter{ID: ObserveMeter, Rate: c.cfg.ObserveRate, Burst: c.cfg.ObserveRate})
 	}

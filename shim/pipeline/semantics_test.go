@@ -33,6 +33,15 @@ func (n *node) check(fake *bridge.Fake, c *Compiler, p bridge.Packet, from, to *
 			judge(traffic{ingress, to, p.IPSrc, p})
 		}
 	}
+	for i, t := range judged {
+		end := map[policyv1.Direction]uint32{egress: p.InPort, ingress: out}[t.dir]
+		h := Hit{Src: p.IPSrc, Dst: p.IPDst, Proto: p.IPProto, SrcPort: p.SrcPort, DstPort: p.DstPort, ICMPType: p.ICMPType, ICMPCode: p.ICMPCode}
+		for range 2 { // The second time it remembers.
+			if got := c.Judge(t.dir, end, h); got != want[i].allowed {
+				return fmt.Errorf("judged %v in %s, while %+v is right", got, t.dir, want[i])
+			}
+		}
+	}
 	w := fake.Walk(p, bridge.WalkOptions{CtNext: []uint32{}})
 	if slices.ContainsFunc(w.Ambiguous, untied) {
 		return fmt.Errorf("ambiguous: %v", w.Ambiguous)

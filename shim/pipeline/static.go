@@ -80,6 +80,7 @@ func (c *Compiler) staticFlows() {
 	put(TableConntrackState, prioNormal, skip, openflow.CtState(rel, rel|est), isAllowed)
 	put(TableConntrackState, prioNormal-1, skip, openflow.CtState(rel, rel|est), openflow.CtMark(markErrors, markErrors))
 	put(TableConntrackState, prioMiss, next(TableServiceLB))
+	c.recoveredFlows(put)
 	back := uint32(openflow.CtEst | openflow.CtRpl | openflow.CtTrk)
 	reply := actions(openflow.SetReg(0, bitBypass, bitBypass), openflow.Resubmit(TableServiceReply), openflow.GotoTable(TableEgressMetric))
 	put(TableSCTPState, prioNormal, reply, openflow.CtState(back, back), isAllowed)

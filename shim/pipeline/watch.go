@@ -67,10 +67,11 @@ func Watches(cookie uint64) (probe uint32, ok bool) {
 }
 
 // Passing says whether a flow is ours, nobody's desired one, and goes by itself:
-// one that watches a probe, that was learned, or that has DNS answers held.
+// one that watches a probe, that was learned, that has DNS answers held, or connections
+// recovered.
 func Passing(cookie uint64) bool {
 	kind, _, ours := ParseCookie(cookie)
-	return ours && (kind == KindWatch || kind == KindLearned || kind == KindLease)
+	return ours && (kind == KindWatch || kind == KindLearned || kind == KindLease || kind == KindRecovery)
 }
 
 // Learns says whether a table has flows that come and go by themselves.

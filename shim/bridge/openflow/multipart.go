@@ -17,6 +17,7 @@ const (
 	multipartMeter       MultipartType = 9
 	multipartMeterConfig MultipartType = 10
 	multipartMeterLimits MultipartType = 11
+	multipartFlowMonitor MultipartType = 16
 )
 
 func appendMultipart(b []byte, xid uint32, t MultipartType) []byte {

@@ -137,7 +137,7 @@ func Start(ctx context.Context, cfg Config) (in *Instance, err error) {
 		}
 		in.ownDir = true
 	}
-	if err := in.startDatabase(ctx); err != nil {
+	if err := in.StartDatabase(ctx); err != nil {
 		return in, err
 	}
 	return in, in.StartSwitch(ctx)
@@ -148,7 +148,13 @@ func (in *Instance) path(name string) string { return filepath.Join(in.Dir, name
 // OVSDB is the address of the instance's database.
 func (in *Instance) OVSDB() string { return "unix:" + in.path("db.sock") }
 
-func (in *Instance) startDatabase(ctx context.Context) error {
+// KillDatabase ends ovsdb-server as a crash would.
+func (in *Instance) KillDatabase() {
+	in.database.stop(syscall.SIGKILL)
+}
+
+// StartDatabase starts ovsdb-server after a KillDatabase and returns when it answers.
+func (in *Instance) StartDatabase(ctx context.Context) error {
 	if _, err := os.Stat(in.path("conf.db")); errors.Is(err, os.ErrNotExist) {
 		if err := run(ctx, "ovsdb-tool", "create", in.path("conf.db"), schema); err != nil {
 			return err

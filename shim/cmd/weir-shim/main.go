@@ -96,6 +96,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.Uplink, "uplink", cfg.Uplink, "port of the bridge by which the node reaches its network, where that is on the bridge; a physical device by default")
 	f.StringVar(&cfg.Adopt, "adopt", cfg.Adopt, "what becomes of connections that are older than the adoption of a bridge with running Pods: judge (as if they were new) or allow-established (of TCP)")
 	f.DurationVar(&cfg.AdoptWindow, "adopt-window", cfg.AdoptWindow, "with --adopt=allow-established: how long after the adoption such connections are found and let through")
+	f.DurationVar(&cfg.RecoveryWindow, "recovery-window", cfg.RecoveryWindow, "how long after a restart of the switch TCP connections that were allowed are found by what answers them; 0 for not at all")
 	f.BoolVar(&cfg.TakeOver, "take-over", cfg.TakeOver, "go on where Antrea's agent is at work on the node")
 	f.StringVar(&cfg.AntreaRunDir, "antrea-run-dir", cfg.AntreaRunDir, "folder of the sockets by which Antrea's agent is known; not looked at if empty")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn or error")
