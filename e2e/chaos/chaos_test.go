@@ -52,7 +52,7 @@ func TestChaos(t *testing.T) {
 	if folder == "" {
 		folder = os.TempDir()
 	}
-	cfg := Config{Bin: bin, Dir: folder, Seed: *seed, Rounds: *rounds, Log: progress(t),
+	cfg := Config{Bin: bin, Module: "../..", Dir: folder, Seed: *seed, Rounds: *rounds, Log: progress(t),
 		Command: fmt.Sprintf("go test -count=1 -timeout 0 ./e2e/chaos -run 'TestChaos$' -chaos.rounds %d -chaos.seed %d -v", *rounds, *seed)}
 	dir, e, err := Run(context.WithoutCancel(t.Context()), cfg)
 	if err != nil {

@@ -81,6 +81,7 @@ func recordOf(r *auditv1.Record) invariant.Record {
 	case *auditv1.Event_Packet:
 		p := e.Packet
 		out.Kind, out.Count, out.Table, out.AppliedTo, out.Reason = "packet", max(1, p.GetCount()), p.GetTable(), p.GetAppliedTo(), p.GetReason()
+		out.At = p.GetFirst().AsTime()
 		out.Direction = strings.ToLower(strings.TrimPrefix(p.GetDirection().String(), "DIRECTION_"))
 		out.Action = strings.ToLower(strings.TrimPrefix(p.GetAction().String(), "ACTION_"))
 		for _, ref := range p.GetPolicies() {
@@ -91,6 +92,7 @@ func recordOf(r *auditv1.Record) invariant.Record {
 		out.Kind, out.Count, out.Reason = "loss", l.GetCount(), l.GetReason()
 		out.Stage = strings.TrimPrefix(l.GetStage().String(), "LOSS_STAGE_")
 		out.Over = invariant.Interval{From: l.GetFrom().AsTime(), To: l.GetTo().AsTime()}
+		out.At = out.Over.To
 		if l.GetPolicy() != nil {
 			out.Policies = []string{l.GetPolicy().GetName()}
 		}

@@ -97,14 +97,13 @@ func (w *World) do(ctx context.Context, f Fault, random *rand.Rand) {
 	w.faults = append(w.faults, a.Fault)
 }
 
-// Faults are all that there are.
-func Faults() []Fault {
-	return slices.Concat(shimFaults(), policyFaults(), collectorFaults(), switchFaults())
+// faultsOf are all that there are, of processes with these fault points.
+func faultsOf(p points) []Fault {
+	return slices.Concat(shimFaults(), checkpointFaults(), policyFaults(), collectorFaults(), switchFaults(), pointFaults(p))
 }
 
 // combined are two faults that overlap.
-func combined(ctx context.Context, w *World, random *rand.Rand) {
-	all := Faults()
+func combined(ctx context.Context, w *World, all []Fault, random *rand.Rand) {
 	var wait sync.WaitGroup
 	for _, i := range random.Perm(len(all))[:2] {
 		own := rand.New(rand.NewPCG(random.Uint64(), uint64(i)))

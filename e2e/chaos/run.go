@@ -23,6 +23,7 @@ var Known = []string{invariant.KnownPush, invariant.KnownShimDeath}
 // Config of a run.
 type Config struct {
 	Bin     string // Folder of the built binaries, those with fault points too.
+	Module  string // Folder of their code.
 	Dir     string // Where the run's folder is made.
 	Seed    uint64
 	Rounds  int    // Of random faults. Zero: one of every fault.
@@ -128,9 +129,6 @@ func startTraffic(sending, reading context.Context, w *World, random *rand.Rand)
 	return t, nil
 }
 
-// settleLimit is how long all may take to be in force once nothing is wrong any more.
-const settleLimit = 30 * time.Second
-
 // turn changes policies now and then, and whenever it is asked to, and notes what
 // was in force everywhere when. It alone writes manifests.
 func (w *World) turn(ctx context.Context, t *traffic) {
@@ -154,14 +152,12 @@ func (w *World) turn(ctx context.Context, t *traffic) {
 		case <-w.nudged:
 		case done = <-w.settle:
 		}
-		if !from.IsZero() {
-			end()
-		}
-		shut, err := w.change(ctx)
+		end()
+		err := w.change()
 		if err == nil {
-			err = w.InForce(ctx, settleLimit)
+			err = w.inForce(ctx)
 		}
-		from, allowed = time.Now(), !shut
+		from, allowed = time.Now(), !w.shut()
 		if err != nil {
 			from = time.Now().Add(time.Hour) // Nobody knows what is in force.
 		}
@@ -197,18 +193,22 @@ func (w *World) settled(ctx context.Context) error {
 
 // rounds does faults, and lets all come to rest after each round.
 func (w *World) rounds(ctx context.Context, cfg Config, random *rand.Rand) error {
-	all := Faults()
+	points, err := findPoints(cfg.Module)
+	if err != nil {
+		return err
+	}
+	all := faultsOf(points)
 	if cfg.Rounds == 0 {
 		for _, i := range random.Perm(len(all)) {
 			w.do(ctx, all[i], random)
 		}
-		combined(ctx, w, random)
+		combined(ctx, w, all, random)
 		return w.settled(ctx)
 	}
 	for round := range cfg.Rounds {
 		for range 1 + random.IntN(3) {
 			if random.IntN(3) == 0 {
-				combined(ctx, w, random)
+				combined(ctx, w, all, random)
 			} else {
 				w.do(ctx, all[random.IntN(len(all))], random)
 			}
@@ -237,7 +237,7 @@ func (w *World) rest(ctx context.Context, dir string, e *invariant.Evidence, t *
 	}
 	e.Dials = t.dials.list
 	e.Final = invariant.Final{Check: make(map[string]string), Touched: make(map[string]string)}
-	if err := w.InForce(ctx, settleLimit); err != nil {
+	if err := w.inForce(ctx); err != nil {
 		e.Final.NotInSync = err.Error()
 	}
 	if err := w.restart(ctx, e); err != nil {
@@ -326,7 +326,7 @@ func (w *World) restart(ctx context.Context, e *invariant.Evidence) error {
 		if err := w.Start(n.Shim); err != nil {
 			return err
 		}
-		if err := w.InForce(ctx, settleLimit); err != nil {
+		if err := w.inForce(ctx); err != nil {
 			e.Final.NotInSync = err.Error()
 		}
 		after, err := dump(ctx, n)

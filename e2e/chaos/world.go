@@ -23,13 +23,13 @@ type World struct {
 	log   func(format string, args ...any)
 	disk  string // Where the event log lies: small enough to be filled.
 	claims
-	nudged chan struct{}   // Has a token when policies are to change soon.
-	settle chan chan error // Who is sent is told when a change is in force.
+	nudged  chan struct{}   // Has a token when policies are to change soon.
+	settle  chan chan error // Who is sent is told when a change is in force.
+	changes int             // How often policies have changed. Of turn alone, while that runs.
 
 	mu        sync.Mutex      // Guards what follows, and the starting and stopping of processes.
 	down      map[string]bool // Processes that a fault has stopped.
 	ended     []string        // Those that ended without one.
-	changes   int             // How often the policies that change have changed.
 	rotations int             // How often files were set aside.
 	faults    []invariant.Fault
 }
@@ -101,10 +101,10 @@ func startWorld(ctx context.Context, bin string, log func(string, ...any)) (w *W
 	if err := w.SetPods(ctx, pods); err != nil {
 		return w, err
 	}
-	if err := w.WriteManifests(ctx, []byte(objects()+policies())); err != nil {
+	if err := w.PutManifests(w.manifests()); err != nil {
 		return w, err
 	}
-	if err := w.InForce(ctx, 30*time.Second); err != nil {
+	if err := w.inForce(ctx); err != nil {
 		return w, err
 	}
 	for _, n := range w.Nodes {
@@ -189,14 +189,29 @@ func otherPolicies(change int) string {
 	return b.String()
 }
 
-// change turns the policies that change, for the next time.
-func (w *World) change(ctx context.Context) (shut bool, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.changes++
-	shut = w.changes%2 == 1
-	return shut, w.WriteManifests(ctx, []byte(objects()+policies()+turning(shut)+otherPolicies(w.changes)))
+// manifests are all objects as they are to be by now.
+func (w *World) manifests() []byte {
+	marker := fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: %s, name: %s}\nspec: {podSelector: {matchLabels: {role: none}}}\n", quiet, w.marker())
+	return []byte(objects() + policies() + turning(w.shut()) + otherPolicies(w.changes) + marker)
 }
+
+// marker is the name of a policy that is there since the last change.
+func (w *World) marker() string { return fmt.Sprintf("change-%d", w.changes) }
+
+// shut says whether the Pods that turn are shut by now.
+func (w *World) shut() bool { return w.changes%2 == 1 }
+
+// change turns the policies that change.
+func (w *World) change() error {
+	w.changes++
+	return w.PutManifests(w.manifests())
+}
+
+// settleLimit is how long all may take to be in force once nothing is wrong any more.
+const settleLimit = 30 * time.Second
+
+// inForce waits until the last change is in force everywhere.
+func (w *World) inForce(ctx context.Context) error { return w.InForce(ctx, settleLimit, w.marker()) }
 
 // Stop stops a process by a signal that ends it, until Start.
 func (w *World) Stop(p *harness.Process, end func(*harness.Process)) {

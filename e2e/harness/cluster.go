@@ -52,11 +52,11 @@ type NodeConfig struct {
 
 // Cluster is a running cluster.
 type Cluster struct {
-	Dir     string // Of everything that its processes write.
-	Fabric  *NetNS
-	Nodes   map[string]*Node
-	Policyd *Process // The first of Policyds.
-	Auditd  *Process
+	Dir      string // Of everything that its processes write.
+	Fabric   *NetNS
+	Nodes    map[string]*Node
+	Policyd  *Process // The first of Policyds.
+	Auditd   *Process
 	Policyds []*Process
 	Kube     *Kube // With an Overlay.
 

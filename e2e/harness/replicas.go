@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,21 +48,26 @@ func (c *Cluster) Processes() map[string]*Process {
 // Hangup asks the process to open its files anew.
 func (p *Process) Hangup() error { return p.cmd.Process.Signal(syscall.SIGHUP) }
 
-// InForce waits until what WriteManifests wrote last is in force on every node,
-// as those policy services say that answer, and every port is open that ought to be.
-func (c *Cluster) InForce(ctx context.Context, limit time.Duration) error {
+// PutManifests makes the text the whole content of the manifest folder, whether
+// or not anybody reads it.
+func (c *Cluster) PutManifests(text []byte) error {
+	path := filepath.Join(c.Manifests(), "cluster.yaml")
+	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// InForce waits until every node is in sync with a policy service that has read a
+// policy of this name, and every port is open that ought to be.
+func (c *Cluster) InForce(ctx context.Context, limit time.Duration, policy string) error {
 	return Eventually(ctx, limit, func() error {
 		synced, errs := make(map[string]*policyv1.NodeSummary), []error(nil)
 		for _, conn := range c.conns {
-			ask, cancel := context.WithTimeout(ctx, time.Second)
-			resp, err := policyv1.NewInspectionServiceClient(conn).ListNodes(ask, &policyv1.ListNodesRequest{Local: true})
-			cancel()
-			if at := resp.GetPosition().GetSources()["manifests"]; err == nil && at < c.sequence {
-				err = fmt.Errorf("manifests are read up to %d of %d", at, c.sequence)
-			}
+			nodes, err := nodesBy(ctx, policyv1.NewInspectionServiceClient(conn), policy)
 			errs = append(errs, err)
-			for _, n := range resp.GetNodes() {
-				if err == nil && n.GetInSync() {
+			for _, n := range nodes {
+				if n.GetInSync() {
 					synced[n.GetName()] = n
 				}
 			}
@@ -74,6 +82,21 @@ func (c *Cluster) InForce(ctx context.Context, limit time.Duration) error {
 		}
 		return nil
 	})
+}
+
+// nodesBy are the nodes of a policy service that has read a policy of this name.
+func nodesBy(ctx context.Context, c policyv1.InspectionServiceClient, policy string) ([]*policyv1.NodeSummary, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // It may hang.
+	defer cancel()
+	list, err := c.ListPolicies(ctx, &policyv1.ListPoliciesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(list.GetPolicies(), func(p *policyv1.PolicySummary) bool { return p.GetRef().GetName() == policy }) {
+		return nil, fmt.Errorf("policy %s is not read yet", policy)
+	}
+	resp, err := c.ListNodes(ctx, &policyv1.ListNodesRequest{Local: true})
+	return resp.GetNodes(), err
 }
 
 // HostBack gives the node's host, once a switch has come back, what went with the

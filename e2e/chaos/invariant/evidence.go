@@ -143,7 +143,8 @@ type Key struct {
 // Record is one record of the event log.
 type Record struct {
 	Key
-	Kind     string // packet, loss or other.
+	Kind     string    // packet, loss or other.
+	At       time.Time // Of packets the first, of losses the end.
 	Count    uint64
 	Policies []string // By name.
 	// Of a packet:
