@@ -54,11 +54,12 @@ func TestChaos(t *testing.T) {
 	}
 	cfg := Config{Bin: bin, Module: "../..", Dir: folder, Seed: *seed, Rounds: *rounds, Log: progress(t),
 		Command: fmt.Sprintf("go test -count=1 -timeout 0 ./e2e/chaos -run 'TestChaos$' -chaos.rounds %d -chaos.seed %d -v", *rounds, *seed)}
-	dir, e, err := Run(context.WithoutCancel(t.Context()), cfg)
+	dir, err := Run(context.WithoutCancel(t.Context()), cfg)
 	if err != nil {
 		t.Fatalf("%v\nto repeat it: %s", err, cfg.Command)
 	}
-	if e, err = invariant.Load(dir); err != nil {
+	e, err := invariant.Load(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
 	findings := invariant.Judge(e)

@@ -218,15 +218,3 @@ func (j *journal) judged(over invariant.Interval, allowed bool) {
 	defer j.mu.Unlock()
 	j.flow.Verdicts = append(j.flow.Verdicts, invariant.Verdict{Interval: over, Allowed: allowed})
 }
-
-// sum is how many were sent and came.
-func (j *journal) sum() (sent, came int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, at := range j.flow.Received {
-		if at != 0 {
-			came++
-		}
-	}
-	return len(j.flow.Sent), came
-}

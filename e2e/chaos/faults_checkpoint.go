@@ -17,7 +17,7 @@ func checkpointFaults() []Fault {
 			defer a.claim(n.Shim.Name)()
 			a.starts()
 			a.tell("%s", n.Name)
-			a.Holds, a.Shims = []string{n.Name}, []string{n.Name}
+			a.Holds, a.Shims, a.Blind = []string{n.Name}, []string{n.Name}, []string{n.Name}
 			return errors.Join(do(ctx, a, n, filepath.Join(n.StateDir(), "checkpoint")), a.Start(n.Shim))
 		}}
 	}

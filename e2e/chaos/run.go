@@ -41,18 +41,18 @@ type traffic struct {
 	wait     sync.WaitGroup // For those that send and receive.
 }
 
-// Run does a run, and returns what it left, which lies in the folder too.
-func Run(ctx context.Context, cfg Config) (dir string, e *invariant.Evidence, err error) {
+// Run does a run, and returns the folder that its evidence lies in.
+func Run(ctx context.Context, cfg Config) (dir string, err error) {
 	dir = filepath.Join(cfg.Dir, fmt.Sprintf("chaos-%d", cfg.Seed))
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
-		return dir, nil, err
+		return dir, err
 	}
 	w, err := startWorld(ctx, cfg.Bin, cfg.Log)
 	if err != nil {
-		return dir, nil, err
+		return dir, err
 	}
 	defer func() { err = errors.Join(err, w.stop()) }()
-	e = &invariant.Evidence{Seed: cfg.Seed, Command: cfg.Command, Begin: w.begin, Known: Known, Rules: rules()}
+	e := &invariant.Evidence{Seed: cfg.Seed, Command: cfg.Command, Begin: w.begin, Known: Known, Rules: rules()}
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
 
 	watched, unwatch := context.WithCancel(ctx)
@@ -62,7 +62,7 @@ func Run(ctx context.Context, cfg Config) (dir string, e *invariant.Evidence, er
 	defer cease()
 	t, err := startTraffic(sending, watched, w, rand.New(rand.NewPCG(cfg.Seed, 1)))
 	if err != nil {
-		return dir, nil, err
+		return dir, err
 	}
 	changes, changed := context.WithCancel(ctx)
 	defer changed()
@@ -73,7 +73,7 @@ func Run(ctx context.Context, cfg Config) (dir string, e *invariant.Evidence, er
 	changed()
 	changer.Wait()
 	if err != nil {
-		return dir, nil, err
+		return dir, err
 	}
 	e.End = time.Now()
 	cease()
@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config) (dir string, e *invariant.Evidence, er
 	for _, s := range t.streams {
 		<-s.done
 	}
-	return dir, e, w.rest(ctx, dir, e, t)
+	return dir, w.rest(ctx, dir, e, t)
 }
 
 // startTraffic begins all traffic, and all that is read meanwhile.

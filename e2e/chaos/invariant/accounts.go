@@ -81,6 +81,8 @@ func (j *judge) accounts() Finding {
 	unknown := make(map[string][]Interval)
 	for _, r := range j.Records {
 		switch key := (ruleKey{r.Node, one(r.Policies)}); {
+		case r.Kind == "packet" && r.Reason == "unattributed" && j.blind(r.Node):
+			lost[ruleKey{node: r.Node}] += r.Count // Of whichever rule.
 		case r.Kind == "packet":
 			kept[key] += r.Count
 		case r.Kind != "loss":
@@ -155,6 +157,11 @@ func (j *judge) lastRecord(node string, before time.Time) time.Time {
 		}
 	}
 	return last
+}
+
+// blind says whether a node's shim may have reported what it did not understand.
+func (j *judge) blind(node string) bool {
+	return slices.ContainsFunc(j.Faults, func(f Fault) bool { return slices.Contains(f.Blind, node) })
 }
 
 // one is the policy that several are, if they are one.

@@ -131,6 +131,9 @@ type Fault struct {
 	Uncounted []string
 	// Shims are nodes whose shim died.
 	Shims []string
+	// Blind are nodes whose shim may not know what its rules mean, until it hears
+	// from a policy service.
+	Blind []string
 }
 
 // Key is a record's name.

@@ -14,6 +14,17 @@ import (
 // lineKey is what lines of merged records have in common.
 type lineKey struct{ node, table, direction, action, appliedTo string }
 
+// lineKeyOf is the key of words as records or files have them: of what is not known
+// they say so in different ways.
+func lineKeyOf(node string, words ...string) lineKey {
+	for i, w := range words {
+		if w == "<nil>" || w == "unspecified" {
+			words[i] = ""
+		}
+	}
+	return lineKey{node, words[0], words[1], words[2], words[3]}
+}
+
 func (k lineKey) compare(other lineKey) int {
 	return cmp.Compare(fmt.Sprint(k), fmt.Sprint(other))
 }
@@ -35,7 +46,7 @@ func (j *judge) logged(only func(*Record) bool) map[lineKey]uint64 {
 	out := make(map[lineKey]uint64)
 	for i := range j.Records {
 		if r := &j.Records[i]; r.Kind == "packet" && only(r) {
-			out[lineKey{r.Node, r.Table, r.Direction, r.Action, r.AppliedTo}] += r.Count
+			out[lineKeyOf(r.Node, r.Table, r.Direction, r.Action, r.AppliedTo)] += r.Count
 		}
 	}
 	return out
@@ -66,7 +77,7 @@ func (j *judge) json() Finding {
 		}
 		seen[r.Cursor] = true
 		if p := r.Packet; p != nil {
-			packets[lineKey{r.Node, p.Table, p.Direction, p.Action, p.AppliedTo}] += p.Count
+			packets[lineKeyOf(r.Node, p.Table, p.Direction, p.Action, p.AppliedTo)] += p.Count
 		}
 	}
 	for _, r := range j.Records { // Those that are not merged with others.
@@ -79,7 +90,7 @@ func (j *judge) json() Finding {
 }
 
 var (
-	npLine   = regexp.MustCompile(`^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} (\S+) \S+ (?:<nil>|\S+) (Ingress|Egress) (Allow|Drop|Reject|Redirect) (?:<nil>|\d+) (\S+) .*?(?: \[(\d+) packets in \S+\])?$`)
+	npLine   = regexp.MustCompile(`^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} (\S+) \S+ (?:<nil>|\S+) (Ingress|Egress|<nil>) (Allow|Drop|Reject|Redirect|<nil>) (?:<nil>|\d+) (\S+) .*?(?: \[(\d+) packets in \S+\])?$`)
 	unprints = []string{"staged", "spoof", "observed"} // Reasons of what np.log is not told.
 )
 
@@ -101,7 +112,7 @@ func (j *judge) npLog() Finding {
 			if m[5] != "" {
 				count, _ = strconv.ParseUint(m[5], 10, 64) // Of digits alone.
 			}
-			packets[lineKey{node, m[1], strings.ToLower(m[2]), strings.ToLower(m[3]), m[4]}] += count
+			packets[lineKeyOf(node, m[1], strings.ToLower(m[2]), strings.ToLower(m[3]), m[4])] += count
 		}
 	}
 	out.sums("np.log", packets, j.logged(func(r *Record) bool { return !slices.Contains(unprints, r.Reason) }))

@@ -133,6 +133,11 @@ func TestOneWrongThingIsFound(t *testing.T) {
 		}},
 		{"unknown losses without a death", "records and losses are what log flows matched", "the switch lost no counters", func(e *Evidence) { e.Records[2].Over = between(20, 21) }},
 		{"packets of who does not log", "records and losses are what log flows matched", `"stranger"`, func(e *Evidence) { e.Records[5].Policies = []string{"stranger"} }},
+		{"packets of nobody, of a shim that knew", "records and losses are what log flows matched", `1 packets are on record of ""`, func(e *Evidence) { unattributed(e) }},
+		{"packets of nobody, of a shim that did not know", "", "", func(e *Evidence) {
+			unattributed(e)
+			e.Faults = append(e.Faults, Fault{Name: "checkpoint-removed", Interval: between(3, 4), Blind: []string{"n1"}})
+		}},
 		{"a number is there twice", "events are numbered without gaps", "n2: boot b1 has number 2 twice", func(e *Evidence) { e.Records[2].Sequence = 2 }},
 		{"a number is missing", "events are numbered without gaps", "n2: 1 numbers are missing, and 0 are stated", func(e *Evidence) { e.Records[5].Sequence = 4 }},
 		{"the first number is missing", "events are numbered without gaps", "n1: 1 numbers are missing", func(e *Evidence) { e.Records[6].Sequence, e.Records[7].Sequence = 2, 3 }},
@@ -174,6 +179,14 @@ func TestOneWrongThingIsFound(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unattributed has one packet be on record of nobody, in place of the loss of calm.
+func unattributed(e *Evidence) {
+	e.Records[7].Count = 0
+	e.Records = append(e.Records, Record{Key: Key{9, "n1", "b3", 3}, Kind: "packet", Count: 1, Reason: "unattributed", Direction: "unspecified", Action: "unspecified"})
+	e.Files["n1"] = File{append(e.Files["n1"].Lines, "2026/01/01 00:00:01.000000 <nil> <nil> <nil> <nil> <nil> <nil> <nil> fd00::1 1 fd00::2 80 TCP 40 <nil>")}
+	e.Files[JSONFile] = File{append(e.Files[JSONFile].Lines, `{"cursor":9,"node":"n1","packet":{"count":1,"direction":"","action":""}}`)}
 }
 
 // replace makes the files tell of another count.
