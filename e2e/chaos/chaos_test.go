@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 var (
 	rounds = flag.Int("chaos.rounds", 0, "rounds of random faults; 0: every fault once")
 	seed   = flag.Uint64("chaos.seed", 1, "that determines faults and their parameters; 0: any")
+	only   = flag.String("chaos.only", "", "faults that there are to be, by a regular expression; empty: all")
 	keep   = flag.String("chaos.dir", "", "where the runs' folders are kept; empty: a failed run's alone, where temporary files are")
 )
 
@@ -53,7 +55,12 @@ func TestChaos(t *testing.T) {
 		folder = os.TempDir()
 	}
 	cfg := Config{Bin: bin, Module: "../..", Dir: folder, Seed: *seed, Rounds: *rounds, Log: progress(t),
-		Command: fmt.Sprintf("go test -count=1 -timeout 0 ./e2e/chaos -run 'TestChaos$' -chaos.rounds %d -chaos.seed %d -v", *rounds, *seed)}
+		Command: fmt.Sprintf("go test -count=1 -timeout 0 ./e2e/chaos -run 'TestChaos$' -chaos.rounds %d -chaos.seed %d -chaos.only '%s' -v", *rounds, *seed, *only)}
+	if *only != "" {
+		if cfg.Only, err = regexp.Compile(*only); err != nil {
+			t.Fatal(err)
+		}
+	}
 	dir, err := Run(context.WithoutCancel(t.Context()), cfg)
 	if err != nil {
 		t.Fatalf("%v\nto repeat it: %s", err, cfg.Command)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -62,6 +63,18 @@ func (c *claims) claim(names ...string) (release func()) {
 	}
 }
 
+// claimed says whether a fault has a name now.
+func (c *claims) claimed(name string) bool {
+	c.mu.Lock()
+	m := c.of[name]
+	c.mu.Unlock()
+	if m == nil || !m.TryLock() {
+		return m != nil
+	}
+	m.Unlock()
+	return false
+}
+
 // node chooses one.
 func (a *Act) node() *harness.Node { return a.Nodes[nodeNames[a.IntN(len(nodeNames))]] }
 
@@ -97,15 +110,17 @@ func (w *World) do(ctx context.Context, f Fault, random *rand.Rand) {
 	w.faults = append(w.faults, a.Fault)
 }
 
-// faultsOf are all that there are, of processes with these fault points.
-func faultsOf(p points) []Fault {
-	return slices.Concat(shimFaults(), checkpointFaults(), policyFaults(), collectorFaults(), switchFaults(), pointFaults(p))
+// faultsOf are all that there are, of processes with these fault points, whose
+// names match.
+func faultsOf(p points, only *regexp.Regexp) []Fault {
+	all := slices.Concat(shimFaults(), checkpointFaults(), policyFaults(), collectorFaults(), switchFaults(), pointFaults(p))
+	return slices.DeleteFunc(all, func(f Fault) bool { return only != nil && !only.MatchString(f.Name) })
 }
 
 // combined are two faults that overlap.
 func combined(ctx context.Context, w *World, all []Fault, random *rand.Rand) {
 	var wait sync.WaitGroup
-	for _, i := range random.Perm(len(all))[:2] {
+	for _, i := range random.Perm(len(all))[:min(2, len(all))] {
 		own := rand.New(rand.NewPCG(random.Uint64(), uint64(i)))
 		wait.Go(func() { w.do(ctx, all[i], own) })
 	}

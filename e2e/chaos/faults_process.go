@@ -107,7 +107,7 @@ func collectorFaults() []Fault {
 		auditd("auditd-pause", func(ctx context.Context, a *Act) error {
 			return a.paused(ctx, a.Auditd, a.between(500*time.Millisecond, 3*time.Second))
 		}),
-		auditd("rotation", func(ctx context.Context, a *Act) error { return a.rotate() }),
+		auditd("rotation", func(ctx context.Context, a *Act) error { return a.rotate(ctx) }),
 		auditd("disk-full", func(ctx context.Context, a *Act) error {
 			free, err := fill(a.disk)
 			if err != nil {

@@ -2,7 +2,10 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
@@ -27,10 +30,10 @@ func switchFaults() []Fault {
 			return a.switchBack(ctx, n)
 		}),
 		node("database-kill", func(ctx context.Context, a *Act, n *harness.Node) error {
-			a.Holds = []string{n.Name}
+			a.Takes, a.Limit = []string{n.Name}, time.Second // The datapath stands still.
 			n.OVS.KillDatabase()
 			a.last(ctx, a.between(0, 2*time.Second))
-			return n.OVS.StartDatabase(ctx)
+			return errors.Join(n.OVS.StartDatabase(ctx), n.OVS.Followed(ctx))
 		}),
 		node("switch-and-database-kill", func(ctx context.Context, a *Act, n *harness.Node) error {
 			a.switchDies(n)
@@ -46,21 +49,45 @@ func switchFaults() []Fault {
 			tables := []int{pipeline.TableClassifier, pipeline.TableConntrackState, pipeline.TableIngressRule, pipeline.TableIngressDefaultRule, pipeline.TableAntreaPolicyIngressRule, pipeline.TableForwarding, pipeline.TableOutput}
 			table := tables[a.IntN(len(tables))]
 			a.tell("%s, table %d", n.Name, table)
-			a.Takes, a.Limit = []string{n.Name}, mendLimit
-			_, err := n.OVS.Ofctl(ctx, "del-flows", harness.Bridge, fmt.Sprintf("table=%d", table))
-			return err
+			return a.tamper(ctx, n, func(flows [][]string) bool {
+				return slices.ContainsFunc(flows, func(f []string) bool { return f[3] == fmt.Sprint(table) })
+			}, "del-flows", harness.Bridge, fmt.Sprintf("table=%d", table))
 		}),
 		node("flows-added", func(ctx context.Context, a *Act, n *harness.Node) error {
-			a.Takes, a.Limit = []string{n.Name}, mendLimit
-			_, err := n.OVS.Ofctl(ctx, "add-flow", harness.Bridge, fmt.Sprintf("table=%d,priority=65535,udp,actions=drop", pipeline.TableForwarding))
-			return err
+			const cookie = "0xc4a05"
+			return a.tamper(ctx, n, func(flows [][]string) bool {
+				return !slices.ContainsFunc(flows, func(f []string) bool { return f[1] == cookie })
+			}, "add-flow", harness.Bridge, fmt.Sprintf("cookie=%s,table=%d,priority=65535,udp,actions=drop", cookie, pipeline.TableForwarding))
 		}),
 		node("meters-deleted", func(ctx context.Context, a *Act, n *harness.Node) error {
-			a.Takes, a.Limit, a.Uncounted = []string{n.Name}, mendLimit, []string{n.Name}
-			_, err := n.OVS.Ofctl(ctx, "del-meters", harness.Bridge)
-			return err
+			a.Uncounted = []string{n.Name} // And flows that name them go with them.
+			return a.tamper(ctx, n, func(flows [][]string) bool {
+				return slices.ContainsFunc(flows, func(f []string) bool { return strings.Contains(f[6], "controller(") })
+			}, "del-meters", harness.Bridge)
 		}),
 	}
+}
+
+// tamper does something to the flows with ovs-ofctl, and waits until the shim has
+// put them right: they are as they should be when right says so.
+func (a *Act) tamper(ctx context.Context, n *harness.Node, right func(flows [][]string) bool, args ...string) error {
+	a.Takes, a.Limit = []string{n.Name}, time.Second
+	if _, err := n.OVS.Ofctl(ctx, args...); err != nil {
+		return err
+	}
+	began, held := time.Now(), a.claimed(n.Shim.Name)
+	err := harness.Eventually(ctx, settleLimit, func() error {
+		held = held || a.claimed(n.Shim.Name)
+		flows, err := dump(ctx, n)
+		if err == nil && !right(flows) {
+			err = errors.New("the flows are not mended")
+		}
+		return err
+	})
+	if took := time.Since(began); err == nil && !held && took > mendLimit {
+		err = fmt.Errorf("the flows were mended after %s", took)
+	}
+	return err
 }
 
 // switchDies is the journal of a switch's death.

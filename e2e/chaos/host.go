@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirnet/weir/e2e/harness"
+	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 )
 
 // diskSize has room for the event log of a run, and fills quickly.
@@ -45,8 +46,16 @@ func fill(dir string) (free func() error, err error) {
 	return free, f.Close()
 }
 
-// rotate sets the collector's files aside, as logrotate does.
-func (a *Act) rotate() error {
+// rotate sets the collector's files aside, as logrotate does, once it serves: a
+// process that has just been started knows no hangup yet.
+func (a *Act) rotate(ctx context.Context) error {
+	err := harness.Eventually(ctx, settleLimit, func() error {
+		_, err := a.Audit().Stats(ctx, &auditv1.StatsRequest{})
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.rotations++

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -26,8 +27,9 @@ type Config struct {
 	Module  string // Folder of their code.
 	Dir     string // Where the run's folder is made.
 	Seed    uint64
-	Rounds  int    // Of random faults. Zero: one of every fault.
-	Command string // That repeats the run.
+	Rounds  int            // Of random faults. Zero: one of every fault.
+	Only    *regexp.Regexp // Faults that there are to be. Nil: all.
+	Command string         // That repeats the run.
 	Log     func(format string, args ...any)
 }
 
@@ -197,7 +199,7 @@ func (w *World) rounds(ctx context.Context, cfg Config, random *rand.Rand) error
 	if err != nil {
 		return err
 	}
-	all := faultsOf(points)
+	all := faultsOf(points, cfg.Only)
 	if cfg.Rounds == 0 {
 		for _, i := range random.Perm(len(all)) {
 			w.do(ctx, all[i], random)
@@ -306,6 +308,17 @@ func (w *World) gather(ctx context.Context, dir string, e *invariant.Evidence, t
 		}
 		if err != nil {
 			return err
+		}
+	}
+	for name, n := range w.Nodes {
+		for _, daemon := range []string{"ovs-vswitchd", "ovsdb-server"} {
+			text, err := os.ReadFile(filepath.Join(n.OVS.Dir, daemon+".log"))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(logs, daemon+"-"+name+".log"), text, 0o644)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return invariant.Save(dir, e)
