@@ -72,8 +72,9 @@ func TestChaos(t *testing.T) {
 	findings := invariant.Judge(e)
 	var table bytes.Buffer
 	invariant.Report(&table, findings)
-	t.Logf("%s\n%s", summary(e), table.String())
-	if n := invariant.Violations(findings); n > 0 {
+	n := invariant.Violations(findings)
+	t.Logf("%s\n%s%d rounds, violations: %d", summary(e), table.String(), *rounds, n)
+	if n > 0 {
 		t.Errorf("%d violations\nto repeat it: %s\nto judge it again: go run ./e2e/chaos/judge %s", n, cfg.Command, dir)
 	} else if *keep == "" {
 		os.RemoveAll(dir)
@@ -98,12 +99,21 @@ func summary(e *invariant.Evidence) string {
 	for _, name := range slices.Sorted(maps.Keys(kinds)) {
 		list = append(list, fmt.Sprintf("%s %d", name, kinds[name]))
 	}
-	var sent, bytes uint64
+	var sent, bytes, lost, unknown uint64
+	for _, r := range e.Records {
+		switch {
+		case r.Kind == "loss" && r.Stage == invariant.StageUnknown:
+			unknown++
+		case r.Kind == "loss":
+			lost += r.Count
+		}
+	}
 	for _, f := range e.Flows {
 		sent += uint64(len(f.Sent))
 	}
 	for _, s := range e.Streams {
 		bytes += s.Bytes
 	}
-	return fmt.Sprintf("%d faults (%s); %d datagrams, %d connections tried, %d bytes of streams, %d records", len(e.Faults), strings.Join(list, ", "), sent, len(e.Dials), bytes, len(e.Records))
+	return fmt.Sprintf("%d faults (%s); %d datagrams, %d connections tried, %d bytes of streams, %d records, %d packets stated as lost and %d losses of unknown size",
+		len(e.Faults), strings.Join(list, ", "), sent, len(e.Dials), bytes, len(e.Records), lost, unknown)
 }
