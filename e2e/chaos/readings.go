@@ -67,7 +67,7 @@ func readFlows(ctx context.Context, n *harness.Node) (invariant.Reading, error) 
 		if err != nil {
 			return r, fmt.Errorf("flow %q: %w", f[0], err)
 		}
-		r.Flows = append(r.Flows, invariant.FlowCount{Key: f[3] + " " + f[1] + " " + f[5], Policy: policy, Packets: packets, Age: time.Duration(age * float64(time.Second))})
+		r.Flows = append(r.Flows, invariant.FlowCount{Key: f[3] + " " + f[5], Policy: policy, Packets: packets, Age: time.Duration(age * float64(time.Second))})
 	}
 	return r, nil
 }

@@ -26,8 +26,9 @@ type step struct {
 
 type ruleKey struct{ node, policy string }
 
-// matches adds up what flows counted, reading by reading. A flow that was put in
-// anew counts from zero.
+// matches adds up what flows counted, reading by reading. A flow that went counts
+// from zero when it comes again; one that is put in its own place counts on, and
+// begins its age anew.
 func matches(readings []Reading) map[ruleKey]*matched {
 	out := make(map[ruleKey]*matched)
 	of := func(node, policy string) *matched {
@@ -55,8 +56,11 @@ func matches(readings []Reading) map[ruleKey]*matched {
 			_, there := before[f.Key]
 			delete(before, f.Key)
 			packets := f.Packets - was.Packets
-			if there && (f.Packets < was.Packets || f.Age+100*time.Millisecond < was.Age) { // It is another.
+			switch {
+			case f.Packets < was.Packets: // It is another.
 				packets, m.unsure = f.Packets, append(m.unsure, over)
+			case there && f.Age+100*time.Millisecond < was.Age: // Or the same in its own place, which counts on.
+				m.unsure = append(m.unsure, over)
 			}
 			if packets > 0 {
 				m.by = append(m.by, step{over, packets})

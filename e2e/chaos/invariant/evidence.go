@@ -110,7 +110,7 @@ type Reading struct {
 
 // FlowCount is one flow's.
 type FlowCount struct {
-	Key     string // Table, priority, match and cookie.
+	Key     string // Table, priority and match: by which it is the same flow.
 	Policy  string
 	Packets uint64
 	Age     time.Duration

@@ -131,6 +131,13 @@ func TestOneWrongThingIsFound(t *testing.T) {
 			e.Records[7].Count, e.Known = 0, []string{KnownShimDeath}
 			e.Faults = append(e.Faults, Fault{Name: "shim-kill", Interval: between(3, 4), Shims: []string{"n1"}})
 		}},
+		{"a flow that was put in its own place counts on", "", "", func(e *Evidence) {
+			for i, r := range e.Readings {
+				if r.Node == "n1" && r.From.After(at(20)) {
+					e.Readings[i].Flows[0].Age -= 15 * time.Second
+				}
+			}
+		}},
 		{"unknown losses without a death", "records and losses are what log flows matched", "the switch lost no counters", func(e *Evidence) { e.Records[2].Over = between(20, 21) }},
 		{"packets of who does not log", "records and losses are what log flows matched", `"stranger"`, func(e *Evidence) { e.Records[5].Policies = []string{"stranger"} }},
 		{"packets of nobody, of a shim that knew", "records and losses are what log flows matched", `1 packets are on record of ""`, func(e *Evidence) { unattributed(e) }},
