@@ -230,7 +230,7 @@ func (w *World) rounds(ctx context.Context, cfg Config, random *rand.Rand) error
 func (w *World) rest(ctx context.Context, dir string, e *invariant.Evidence, t *traffic) error {
 	for _, j := range t.journals {
 		if !j.turning {
-			j.judged(invariant.Interval{From: w.begin, To: e.End}, j.allowed)
+			j.judged(invariant.Interval{From: w.begin, To: time.Now()}, j.allowed)
 		}
 		e.Flows = append(e.Flows, j.flow)
 	}

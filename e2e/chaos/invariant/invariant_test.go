@@ -102,6 +102,13 @@ func TestOneWrongThingIsFound(t *testing.T) {
 	}{
 		{"a denied datagram came", "no denied packet arrives", "denied: 1 denied datagrams came, the first is number 5 of 0.500s; no fault", func(e *Evidence) { e.Flows[1].Received[5] = 500_100 }},
 		{"a denied datagram came while the switch was back", "no denied packet arrives", "switch-kill", func(e *Evidence) { e.Flows[1].Received[115] = 11_500_100 }},
+		{"a datagram waited until it was allowed", "", "", func(e *Evidence) {
+			e.Flows[1].Verdicts = []Verdict{{between(0, 11), false}, {between(12, 40), true}}
+			clear(e.Flows[1].Received)
+			for i := 105; i < 300; i++ {
+				e.Flows[1].Received[i] = max(e.Flows[1].Sent[i], 12_100_000)
+			}
+		}},
 		{"a denied connection was made", "no denied packet arrives", "barred", func(e *Evidence) { e.Dials[2].Made = true }},
 		{"an allowed datagram was lost", "allowed packets are lost to faults alone", "1 allowed datagrams sent in 5.000s to 5.000s were lost", func(e *Evidence) { e.Flows[0].Received[50] = 0 }},
 		{"packets were lost too long", "allowed packets are lost to faults alone", "sent in 13.000s to 13.900s", func(e *Evidence) { clear(e.Flows[0].Received[125:140]) }},

@@ -96,7 +96,8 @@ func (j *judge) at(micros int64) time.Time {
 	return j.Begin.Add(time.Duration(micros) * time.Microsecond)
 }
 
-// denied: no packet that policy denied is received, ever.
+// denied: no packet that policy denied is received, ever. A packet may wait in a
+// switch that stands still, and is judged by what is in force when that goes on.
 func (j *judge) denied() Finding {
 	out := Finding{Invariant: "no denied packet arrives", Unit: "denied packets and connections"}
 	for _, f := range j.Flows {
@@ -106,7 +107,10 @@ func (j *judge) denied() Finding {
 				continue
 			}
 			out.Checked++
-			if f.Received[n] != 0 {
+			if at := f.Received[n]; at != 0 {
+				if allowed, known := f.verdict(j.at(at)); !known || allowed {
+					continue
+				}
 				if came++; first < 0 {
 					first = n
 				}
