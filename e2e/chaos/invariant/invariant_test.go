@@ -111,6 +111,8 @@ func TestOneWrongThingIsFound(t *testing.T) {
 		}},
 		{"a denied connection was made", "no denied packet arrives", "barred", func(e *Evidence) { e.Dials[2].Made = true }},
 		{"an allowed datagram was lost", "allowed packets are lost to faults alone", "1 allowed datagrams sent in 5.000s to 5.000s were lost", func(e *Evidence) { e.Flows[0].Received[50] = 0 }},
+		{"a datagram was under way when the switch died", "", "", func(e *Evidence) { e.Flows[0].Received[99] = 0 }},
+		{"a datagram was lost before the switch died", "allowed packets are lost to faults alone", "1 allowed datagrams sent in 9.800s", func(e *Evidence) { e.Flows[0].Received[98] = 0 }},
 		{"packets were lost too long", "allowed packets are lost to faults alone", "sent in 13.000s to 13.900s", func(e *Evidence) { clear(e.Flows[0].Received[125:140]) }},
 		{"a datagram came twice", "allowed packets are lost to faults alone", "1 datagrams came twice", func(e *Evidence) { e.Flows[0].Twice = 1 }},
 		{"an allowed connection was not made", "allowed packets are lost to faults alone", "not made in 1.000s", func(e *Evidence) { e.Dials[0].Made = false }},

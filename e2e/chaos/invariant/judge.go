@@ -35,6 +35,9 @@ func (f *Finding) violation(format string, args ...any) {
 	f.Violations = append(f.Violations, fmt.Sprintf(format, args...))
 }
 
+// flight is how long a packet may have been under way when a fault takes it.
+const flight = 100 * time.Millisecond
+
 // takes are the intervals in which packets of a node may be lost: while a fault
 // takes them, and as long after it as recovery may take, which begins anew when
 // what kept the node from recovering has ended.
@@ -42,7 +45,7 @@ func takes(faults []Fault) map[string][]Interval {
 	out := make(map[string][]Interval)
 	for _, f := range faults {
 		for _, node := range f.Takes {
-			at := Interval{f.From, f.To.Add(f.Limit)}
+			at := Interval{f.From.Add(-flight), f.To.Add(f.Limit)}
 			for grown := true; grown; {
 				grown = false
 				for _, h := range faults {
