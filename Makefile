@@ -88,9 +88,10 @@ kube: ## Build the API server of the end-to-end tests, once a machine.
 
 .PHONY: test
 test: install-deps kube build lint generate-check breaking $(TOOLS)/grpcurl-$(GRPCURL_VERSION) ## Run everything that CI runs.
-	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/e2e/differential$$' -e '/shim/bridge')
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v -e '/e2e$$' -e '/e2e/differential$$' -e '/e2e/chaos$$' -e '/shim/bridge')
 	$(GO) test -race -p 1 -timeout 20m ./shim/bridge/...
 	$(GO) test -timeout 20m ./e2e/differential/...
+	$(GO) test -timeout 10m ./e2e/chaos
 	$(GO) test -timeout 30m ./e2e
 
 .PHONY: breaking
@@ -116,9 +117,10 @@ upgrade-recordings: ## Record the streams and files of this version, for the nex
 
 SOAK_FOR ?= 30m
 .PHONY: soak
-soak: install-deps ## Run the long forms: churn, differential test, fuzzing. SOAK_FOR=30m each.
+soak: install-deps ## Run the long forms: churn, differential test, 100 rounds of faults, fuzzing. SOAK_FOR=30m each.
 	$(GO) test -timeout 0 ./e2e/churn -run 'Churn$$' -churn.for=$(SOAK_FOR) -churn.shims=1000 -churn.rate=200 -v
 	$(GO) test -timeout 0 ./e2e/differential -run 'Agree$$' -differential.for=$(SOAK_FOR) -v
+	$(GO) test -timeout 0 ./e2e/chaos -run 'Chaos$$' -chaos.rounds=100 -chaos.seed=0 -v
 	$(GO) test -timeout 0 ./e2e -run 'StagedPoliciesUnderChurn$$' -staged.for=$(SOAK_FOR) -staged.seed=2 -v
 	for t in $$(grep -rl 'func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' $$t/*_test.go | cut -d' ' -f2); do \

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -56,7 +54,7 @@ func TestDNSUnderLogging(t *testing.T) {
 func dnsUnderLogging(t *testing.T, logged string) {
 	c := smallCluster(t)
 	set(t, c, smallObjects(false), policy("shut", "{podSelector: {}, policyTypes: [Ingress]}"), logged)
-	must(t, roomySwitch(c.Nodes["node-1"]))
+	must(t, c.Nodes["node-1"].RoomySwitch())
 	server := serveDNS(t, c.Pod("default/nginx"))
 	for _, load := range []struct {
 		name    string
@@ -107,52 +105,6 @@ func dnsUnderLogging(t *testing.T, logged string) {
 type nameserver struct {
 	addr  netip.AddrPort
 	asked atomic.Int64
-}
-
-// roomySwitch gives the sockets by which a userspace datapath reads its ports
-// room for some seconds of queries. As they are they hold a hundredth of one, and
-// lose packets whenever a busy machine does not let the switch run for so long.
-func roomySwitch(n *harness.Node) error {
-	text, err := os.ReadFile(filepath.Join(n.OVS.Dir, "ovs-vswitchd.pid"))
-	if err != nil {
-		return err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return err
-	}
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(process)
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		return err
-	}
-	found := 0
-	for _, e := range entries {
-		number, err := strconv.Atoi(e.Name())
-		if err != nil {
-			return err
-		}
-		fd, err := unix.PidfdGetfd(process, number, 0)
-		if err != nil {
-			continue // Closed meanwhile.
-		}
-		if family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && family == unix.AF_PACKET {
-			found++
-			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
-			if err != nil {
-				return errors.Join(err, unix.Close(fd))
-			}
-		}
-		unix.Close(fd)
-	}
-	if found == 0 {
-		return errors.New("the switch has no packet socket")
-	}
-	return nil
 }
 
 // roomy gives a socket buffers that hold some seconds of queries, so that it is

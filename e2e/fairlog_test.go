@@ -129,7 +129,7 @@ func TestFloodOfOneRuleSparesTheOthers(t *testing.T) {
 	must(t, c.SetPods(t.Context(), pods))
 	set(t, c, objects, twoDrops, policy("isolated", "{podSelector: {matchLabels: {app: shut}}, ingress: []}"))
 	node := c.Nodes["node-1"]
-	must(t, roomySwitch(node))
+	must(t, node.RoomySwitch())
 
 	const floodRate, modestRate, seconds = 25000, 50, 6
 	open := func(pod string) *net.UDPConn {

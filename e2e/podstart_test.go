@@ -181,7 +181,7 @@ func (r *startRun) start(ctx context.Context, p *startingPod, with map[string]st
 		return fmt.Errorf("%w\n%s", err, node.Shim.Tail())
 	}
 	p.opened.Store(int64(r.now()))
-	return roomySwitch(node)
+	return node.RoomySwitch()
 }
 
 // add is ADD, again where it fails for a reason that passes.

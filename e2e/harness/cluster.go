@@ -32,11 +32,11 @@ type Config struct {
 	// they configure a container runtime. Empty: Pods are SetPods's alone.
 	PodNetwork string
 	// Overlay is a folder of manifests that Weir is installed from, into a real API
-	// server whose objects are then read; KubeBin is that of its binaries, and
-	// Replicas how many policy services there are (zero: two). Empty: a folder of
-	// objects is read, see SetManifests.
+	// server whose objects are then read; KubeBin is that of its binaries. Empty: a
+	// folder of objects is read, see SetManifests.
 	Overlay, KubeBin string
-	Replicas         int
+	// Replicas is how many policy services there are. Zero: one, or of an Overlay two.
+	Replicas int
 	// Found says that the nodes' bridges are there before Weir, and forward; the
 	// shims are started by the test.
 	Found bool
@@ -52,14 +52,13 @@ type NodeConfig struct {
 
 // Cluster is a running cluster.
 type Cluster struct {
-	Dir     string // Of everything that its processes write.
-	Fabric  *NetNS
-	Nodes   map[string]*Node
-	Policyd *Process // The first of Policyds.
-	Auditd  *Process
-	// With an Overlay:
-	Kube     *Kube
+	Dir      string // Of everything that its processes write.
+	Fabric   *NetNS
+	Nodes    map[string]*Node
+	Policyd  *Process // The first of Policyds.
+	Auditd   *Process
 	Policyds []*Process
+	Kube     *Kube // With an Overlay.
 
 	cfg       Config
 	prefix    string
@@ -203,7 +202,11 @@ func (c *Cluster) makePKI() error {
 	for _, n := range c.cfg.Nodes {
 		nodes = append(nodes, n.Name)
 	}
-	_, err := identity.Init(identity.InitConfig{Dir: c.PKI(""), Nodes: nodes, Servers: []string{fabric4.String(), "127.0.0.1", "localhost"}, Now: time.Now()})
+	servers := []string{"127.0.0.1", "localhost"}
+	for i := range c.replicas() {
+		servers = append(servers, servingAddress(i).String())
+	}
+	_, err := identity.Init(identity.InitConfig{Dir: c.PKI(""), Nodes: nodes, Servers: servers, Now: time.Now()})
 	return err
 }
 
@@ -239,12 +242,23 @@ func (c *Cluster) tlsArgs(name string) []string {
 func (c *Cluster) OperatorArgs() []string { return c.tlsArgs("operator") }
 
 func (c *Cluster) startServices(ctx context.Context) (err error) {
-	c.Policyd = c.process(c.Fabric, "policyd", "weir-policyd", slices.Concat([]string{
-		"--manifests", c.Manifests(), "--listen", c.PolicyAddress(), "--metrics-listen", ""}, c.tlsArgs("policyd"), c.cfg.PolicydArgs))
+	for i, address := range strings.Split(c.policyAddresses(), ",") {
+		args := []string{"--manifests", c.Manifests(), "--listen", address, "--metrics-listen", ""}
+		if i > 0 {
+			if err := c.Fabric.IP(ctx, fmt.Sprintf("addr add %s/24 dev fab0", servingAddress(i))); err != nil {
+				return err
+			}
+		}
+		if c.replicas() > 1 {
+			args = append(args, "--replicas", c.policyAddresses())
+		}
+		c.Policyds = append(c.Policyds, c.process(c.Fabric, replicaName(i), "weir-policyd", slices.Concat(args, c.tlsArgs("policyd"), c.cfg.PolicydArgs)))
+	}
+	c.Policyd = c.Policyds[0]
 	c.Auditd = c.process(c.Fabric, "auditd", "weir-auditd", slices.Concat([]string{
 		"--dir", filepath.Join(c.Dir, "eventlog"), "--np-log-dir", filepath.Join(c.Dir, "audit"), "--json-file", c.JSONLog(),
-		"--log-timezone", "UTC", "--policy-server", c.PolicyAddress(), "--listen", c.AuditAddress(), "--metrics-listen", ""}, c.tlsArgs("auditd"), c.cfg.AuditdArgs))
-	for _, p := range []*Process{c.Policyd, c.Auditd} {
+		"--log-timezone", "UTC", "--policy-server", c.policyAddresses(), "--listen", c.AuditAddress(), "--metrics-listen", ""}, c.tlsArgs("auditd"), c.cfg.AuditdArgs))
+	for _, p := range append(slices.Clone(c.Policyds), c.Auditd) {
 		if err := p.Start(); err != nil {
 			return err
 		}
@@ -331,7 +345,7 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 		return err
 	}
 	args := slices.Concat([]string{
-		"--node", n.Name, "--policy-server", c.PolicyAddress(), "--collector", c.AuditAddress(), "--bridge", Bridge,
+		"--node", n.Name, "--policy-server", c.policyAddresses(), "--collector", c.AuditAddress(), "--bridge", Bridge,
 		"--ovs-rundir", n.OVS.Dir, "--datapath", "netdev", "--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "127.0.0.1:9752",
 		"--socket", n.Socket()},
 		c.tlsArgs("node-"+n.Name), n.cniArgs())

@@ -34,12 +34,13 @@ func replicaAddress(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("
 
 // policyAddresses are where the policy services listen.
 func (c *Cluster) policyAddresses() string {
-	if c.Kube == nil {
-		return c.PolicyAddress()
+	address := servingAddress
+	if c.Kube != nil {
+		address = replicaAddress
 	}
 	var list []string
-	for i := range c.cfg.Replicas {
-		list = append(list, netip.AddrPortFrom(replicaAddress(i), policydPort).String())
+	for i := range c.replicas() {
+		list = append(list, netip.AddrPortFrom(address(i), policydPort).String())
 	}
 	return strings.Join(list, ",")
 }

@@ -115,12 +115,12 @@ func (b *Bridge) Ports(ctx context.Context) ([]Port, error) {
 // ReadPorts reads the interfaces of the bridge once, for those who do not Run.
 // That there is no such bridge is no error: it has none.
 func (b *Bridge) ReadPorts(ctx context.Context) ([]Port, error) {
-	db, err := b.ports.connect(ctx)
+	db, tables, err := b.ports.connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read ports of bridge %s: %w", b.cfg.Name, err)
 	}
 	defer db.Close()
-	return portsOf(db.Cache(), b.cfg.Name), nil
+	return portsOf(tables, b.cfg.Name), nil
 }
 
 // Local is the bridge's own interface.
@@ -142,10 +142,10 @@ func (w *portWatch) run(ctx context.Context) {
 	pause := w.bridge.cfg.MinBackoff
 	failing := false
 	for ctx.Err() == nil {
-		db, err := w.connect(ctx)
+		db, tables, err := w.connect(ctx)
 		if err == nil {
 			pause, failing = w.bridge.cfg.MinBackoff, false
-			w.publish(db)
+			w.publish(db, tables)
 			select {
 			case <-ctx.Done():
 			case <-db.DisconnectNotify():
@@ -168,12 +168,12 @@ func (w *portWatch) run(ctx context.Context) {
 	}
 }
 
-func (w *portWatch) publish(db client.Client) {
+func (w *portWatch) publish(db client.Client, tables *cache.TableCache) {
 	w.mu.Lock()
 	if w.db == nil {
 		close(w.synced)
 	}
-	w.db, w.tables = db, db.Cache()
+	w.db, w.tables = db, tables
 	w.mu.Unlock()
 	signal(w.changed)
 	signal(w.bridge.guarding.changed)
@@ -195,18 +195,19 @@ func (w *portWatch) signal(table string) {
 	}
 }
 
-// connect makes a client whose copy of the tables is complete.
-func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
+// connect makes a client, and a copy of the tables that is complete. The client
+// lets go of the copy as soon as the connection ends: hence both.
+func (w *portWatch) connect(ctx context.Context) (client.Client, *cache.TableCache, error) {
 	dbModel, err := model.NewClientDBModel("Open_vSwitch", map[string]model.Model{
 		"Bridge": &bridgeRow{}, "Port": &portRow{}, "Interface": &interfaceRow{}, "Open_vSwitch": &rootRow{},
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	quiet := logr.Discard()
 	db, err := client.NewOVSDBClient(dbModel, client.WithEndpoint(w.bridge.cfg.OVSDB), client.WithLogger(&quiet))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// Not with our context: a call that is cancelled while its answer comes in is
 	// a data race inside the library (v0.8.1). The database is local and answers
@@ -215,9 +216,14 @@ func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 	defer cancel()
 	if err := db.Connect(ctx); err != nil {
 		db.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	db.Cache().AddEventHandler(&cache.EventHandlerFuncs{
+	tables := db.Cache()
+	if tables == nil {
+		db.Close()
+		return nil, nil, errors.New("connection closed")
+	}
+	tables.AddEventHandler(&cache.EventHandlerFuncs{
 		AddFunc:    func(table string, _ model.Model) { w.signal(table) },
 		UpdateFunc: func(table string, _, _ model.Model) { w.signal(table) },
 		DeleteFunc: func(table string, _ model.Model) { w.signal(table) },
@@ -230,9 +236,9 @@ func (w *portWatch) connect(ctx context.Context) (client.Client, error) {
 		client.WithTable(ifc, &ifc.Name, &ifc.OFPort, &ifc.MACInUse, &ifc.ExternalIDs, &ifc.AdminState, &ifc.LinkState, &ifc.Error)))
 	if err != nil {
 		db.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return db, nil
+	return db, tables, nil
 }
 
 // portsOf finds the interfaces of a bridge in the copy of the database.

@@ -148,7 +148,9 @@ func (in *Instance) path(name string) string { return filepath.Join(in.Dir, name
 // OVSDB is the address of the instance's database.
 func (in *Instance) OVSDB() string { return "unix:" + in.path("db.sock") }
 
-// KillDatabase ends ovsdb-server as a crash would.
+// KillDatabase ends ovsdb-server as a crash would. A userspace datapath stands
+// still from then on, until the switch has the database again: the thread that
+// reads ports waits for it.
 func (in *Instance) KillDatabase() {
 	in.database.stop(syscall.SIGKILL)
 }
@@ -328,4 +330,11 @@ func output(cmd *exec.Cmd) (string, error) {
 		return string(out), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return string(out), nil
+}
+
+// Followed returns when the switch has applied what the database says, which it
+// looks for after 1 s, 2 s, 4 s and 8 s.
+func (in *Instance) Followed(ctx context.Context) error {
+	_, err := in.Vsctl(ctx, "set", "Open_vSwitch", ".", fmt.Sprintf("external_ids:weir-followed=%d", counter.Add(1)))
+	return err
 }
