@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
 )
@@ -18,7 +19,11 @@ func checkpointFaults() []Fault {
 			a.starts()
 			a.tell("%s", n.Name)
 			a.Holds, a.Shims, a.Blind = []string{n.Name}, []string{n.Name}, []string{n.Name}
-			return errors.Join(do(ctx, a, n, filepath.Join(n.StateDir(), "checkpoint")), a.Start(n.Shim))
+			path := filepath.Join(n.StateDir(), "checkpoint")
+			if err := harness.Eventually(ctx, 5*time.Second, func() error { _, err := os.Stat(path); return err }); err != nil {
+				return err // It is written within a second of the first cut.
+			}
+			return errors.Join(do(ctx, a, n, path), a.Start(n.Shim))
 		}}
 	}
 	return []Fault{

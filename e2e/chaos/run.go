@@ -17,10 +17,6 @@ import (
 	"github.com/weirnet/weir/e2e/harness"
 )
 
-// Known are the gaps that this version is known to have. Taking one out has runs
-// judged without it.
-var Known = []string{invariant.KnownPush, invariant.KnownShimDeath}
-
 // Config of a run.
 type Config struct {
 	Bin     string // Folder of the built binaries, those with fault points too.
@@ -54,7 +50,7 @@ func Run(ctx context.Context, cfg Config) (dir string, err error) {
 		return dir, err
 	}
 	defer func() { err = errors.Join(err, w.stop()) }()
-	e := &invariant.Evidence{Seed: cfg.Seed, Command: cfg.Command, Begin: w.begin, Known: Known, Rules: rules()}
+	e := &invariant.Evidence{Seed: cfg.Seed, Command: cfg.Command, Begin: w.begin, Rules: rules()}
 	random := rand.New(rand.NewPCG(cfg.Seed, 0))
 
 	watched, unwatch := context.WithCancel(ctx)

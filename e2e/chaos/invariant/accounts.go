@@ -99,13 +99,6 @@ func (j *judge) accounts() Finding {
 			lost[key] += r.Count
 		}
 	}
-	if slices.Contains(j.Known, KnownShimDeath) {
-		for _, f := range j.Faults {
-			for _, node := range f.Shims {
-				unknown[node] = append(unknown[node], Interval{j.lastRecord(node, f.From).Add(-lag), f.To.Add(lag)})
-			}
-		}
-	}
 	counts := matches(j.Readings)
 	var stated uint64
 	for _, rule := range j.Rules {
@@ -149,18 +142,6 @@ func (j *judge) accounts() Finding {
 	}
 	out.Note = fmt.Sprintf("%d stated as lost", stated)
 	return out
-}
-
-// lastRecord is when the last packet of a node was that is on record before a
-// moment: what came after it may wait at the node.
-func (j *judge) lastRecord(node string, before time.Time) time.Time {
-	last := j.Begin
-	for _, r := range j.Records {
-		if r.Kind == "packet" && r.Node == node && r.At.After(last) && r.At.Before(before) {
-			last = r.At
-		}
-	}
-	return last
 }
 
 // blind says whether a node's shim may have reported what it did not understand.

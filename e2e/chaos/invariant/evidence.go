@@ -21,8 +21,6 @@ type Evidence struct {
 	Command string // That repeats the run.
 	Begin   time.Time
 	End     time.Time // Of the traffic.
-	// Known are gaps that the product is known to have; see the constants.
-	Known []string
 
 	Flows    []Flow
 	Streams  []Stream
@@ -41,14 +39,6 @@ type Evidence struct {
 
 // JSONFile is the name of the collector's JSON lines in Evidence.Files.
 const JSONFile = "json"
-
-// Gaps that may be known.
-const (
-	// KnownShimDeath: events that a shim had when it died are lost, and not stated.
-	KnownShimDeath = "shim-death"
-	// KnownPush: a connection on which the server talks may not outlive a switch.
-	KnownPush = "server-push"
-)
 
 // Interval is a span of time, both ends included.
 type Interval struct{ From, To time.Time }

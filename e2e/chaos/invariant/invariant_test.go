@@ -128,18 +128,11 @@ func TestOneWrongThingIsFound(t *testing.T) {
 		{"a connection stalled without a fault", "connections live on", "talk stalled for 2s at 20.000s to 22.000s; no fault", func(e *Evidence) { e.Streams[0].Gaps = append(e.Streams[0].Gaps, between(20, 22)) }},
 		{"a connection stalled too long", "connections live on", "stalled for 12s", func(e *Evidence) { e.Streams[0].Gaps[0].To = at(22) }},
 		{"nothing came", "connections live on", "nothing came", func(e *Evidence) { e.Streams[0].Bytes = 0 }},
-		{"a server's connection broke, as is known", "", "", func(e *Evidence) {
-			e.Streams[0].Broken, e.Streams[0].Push, e.Known = "reset", true, []string{KnownPush}
-		}},
 		{"a packet is not on record", "records and losses are what log flows matched", "n1: of calm 48 packets are on record and 1 are stated as lost (0 of no one rule); its flows matched 50 (0 at", func(e *Evidence) { e.Records[6].Count--; replace(e, "49", "48") }},
 		{"a packet is on record that no flow matched", "records and losses are what log flows matched", "n1: of calm 50 packets", func(e *Evidence) { e.Records[6].Count++; replace(e, "49", "50") }},
 		{"a loss is not stated", "records and losses are what log flows matched", "49 packets are on record and 0 are stated", func(e *Evidence) { e.Records[7].Count = 0 }},
 		{"more is missing than was matched while losses were unknown", "records and losses are what log flows matched", "n2: of guard 250 packets are on record", func(e *Evidence) { e.Records[3].Count = 159; replace(e, "180", "159") }},
 		{"more is on record than was sent while flows were gone", "records and losses are what log flows matched", "n2: of guard 321 packets are on record", func(e *Evidence) { e.Records[3].Count = 230; replace(e, "180", "230") }},
-		{"losses after a shim's death, as is known", "", "", func(e *Evidence) {
-			e.Records[7].Count, e.Known = 0, []string{KnownShimDeath}
-			e.Faults = append(e.Faults, Fault{Name: "shim-kill", Interval: between(3, 4), Shims: []string{"n1"}})
-		}},
 		{"a flow that was put in its own place counts on", "", "", func(e *Evidence) {
 			for i, r := range e.Readings {
 				if r.Node == "n1" && r.From.After(at(20)) {

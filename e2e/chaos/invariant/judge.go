@@ -199,12 +199,8 @@ func (j *judge) lost() Finding {
 // answer, and a second.
 func (j *judge) lives() Finding {
 	out := Finding{Invariant: "connections live on", Unit: "connections"}
-	known := slices.Contains(j.Known, KnownPush)
 	for _, s := range j.Streams {
 		out.Checked++
-		if s.Push && known && (len(j.takes[s.Source]) > 0 || len(j.takes[s.Target]) > 0) {
-			continue
-		}
 		switch {
 		case s.Broken != "":
 			out.violation("%s broke: %s", s.Name, s.Broken)
