@@ -74,7 +74,7 @@ type dying struct {
 
 const (
 	keptPort, freshPort, neverPort, closingPort = 8000, 8001, 8002, 7000
-	bulk                                          = 700 // Peers that each step exchanges: bundles of more than 64 KiB.
+	bulk                                        = 700 // Peers that each step exchanges: bundles of more than 64 KiB.
 )
 
 // objects are those of a step: another member of a group, other peers, one port

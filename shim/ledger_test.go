@@ -3,6 +3,8 @@ package shim
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -64,6 +66,13 @@ func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportReq
 		}
 		c.mu.Unlock()
 	}
+}
+
+// count is how many events the collector has.
+func (c *stubCollector) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.kept)
 }
 
 // serve lets the collector store so many events more.
@@ -192,4 +201,68 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	packets(6, 5)
 	converge("after the switch went as well", 1)
+}
+
+// A shim that dies before it ever looked at meters leaves no doubt, nor does one whose
+// checkpoint is lost: whose the losses are is then not known, how many is.
+func TestLossesOfLivesThatEndAtOnce(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sw, w, objects := twoPods(t)
+	dir, c := t.TempDir(), startStubCollector(t)
+	at := time.Unix(1000, 0)
+	sw.LimitMeters(func() time.Time { return at })
+	c.serve(1 << 20)
+	var total uint64
+	web, client := deny("web", "web"), deny("client", "client")
+	for life, change := range []func() [][]byte{
+		func() [][]byte { return w.frames(append(objects, web)...) },
+		func() [][]byte { return w.frames(client) },
+		func() [][]byte { return w.without(web) },
+		func() [][]byte { return w.frames(web) },
+	} {
+		s, die := accounted(t, sw, w, dir, c)
+		must(t, s.loop.apply(ctx, w.replica, w.receive(change())).err)
+		if life != 2 {
+			flood(sw, 700, 1, 2)
+			total += 700
+		}
+		if life > 0 {
+			flood(sw, 30, 2, 1)
+			total += 30
+		}
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		if life == 1 {
+			at = at.Add(time.Second)
+			s.loop.countLosses(ctx, at)
+		}
+		for deadline := time.Now().Add(10 * time.Second); c.count() <= life; time.Sleep(time.Millisecond) { // Something of it is on record.
+			if time.Now().After(deadline) {
+				t.Fatal("nothing arrives")
+			}
+		}
+		die()
+		os.Remove(filepath.Join(dir, "checkpoint"))
+	}
+	s, _ := accounted(t, sw, w, dir, c)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+		kept, lost, unknown := c.sums()
+		var sum uint64
+		for _, m := range []map[string]uint64{kept, lost} {
+			for _, n := range m {
+				sum += n
+			}
+		}
+		if sum == total && unknown == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("kept %v, lost %v, unknown %d; reported %d", kept, lost, unknown, total)
+		}
+	}
 }

@@ -122,6 +122,10 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 	}
 	unknown := make(map[string]bool) // By reason.
+	doubt := func(id uint32, why string) {
+		l.shim.logger.Warn("how many reports were lost is not known", "meter", id, "why", why)
+		unknown[reasonOf(id)] = true
+	}
 	for id, r := range readings {
 		if !pipeline.IsLogMeter(id) && id != pipeline.SpoofMeter && id != pipeline.ObserveMeter {
 			continue
@@ -132,7 +136,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		case losses == nil && g.read.IsZero():
 			losses = new(packetlog.Losses)
 			if l.takeUp(losses, id, r) {
-				unknown[reasonOf(id)] = true
+				doubt(id, "nothing says what of its reports a former shim had brought to record")
 			}
 		case losses == nil:
 			losses = new(packetlog.Losses)
@@ -149,7 +153,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 		for _, e := range lost {
 			if e.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
-				unknown[reasonOf(id)] = true
+				doubt(id, "its counters went back")
 			} else {
 				l.loseOf(id, e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER, e)
 			}
@@ -158,7 +162,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 	for id := range g.of {
 		if _, there := readings[id]; !there {
 			if _, known := g.gone[id]; !known {
-				unknown[reasonOf(id)] = true // Its last counters are gone with it.
+				doubt(id, "it is gone, and its last counters with it")
 			}
 			l.forgetMeter(id)
 		}
@@ -166,7 +170,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 	if g.read.IsZero() && ledger != nil {
 		for id, a := range ledger.Formers() {
 			if _, there := readings[id]; !there && !a.Discarded {
-				unknown[reasonOf(id)] = true
+				doubt(id, "a former shim had it, and it is gone with its last counters")
 			}
 		}
 	}
@@ -207,6 +211,10 @@ func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Readin
 	switch {
 	case same && a.Discarded:
 		return false // All was stated before: the first look is where it stands.
+	case known && a.Born == 0: // The former shim died before it looked: it had put the meter.
+		a.Born = r.Born
+		losses.Resume(ledger.Since(), a)
+		return false
 	case same:
 		losses.Resume(ledger.Since(), a)
 		return false

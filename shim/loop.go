@@ -493,6 +493,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	} else {
 		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
 	}
+	var meters []openflow.MeterStats
 	if l.compiler == nil { // A checkpoint may be older than the flows.
 		next, err := l.nextFree(ctx)
 		if err != nil {
@@ -501,6 +502,10 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		}
 		l.former.Next = max(l.former.Next, next)
 		if l.config.MeterLimit, err = l.sw.MeterLimit(ctx); err != nil {
+			l.failed(err)
+			return
+		}
+		if meters, err = l.sw.MeterCounters(ctx); err != nil {
 			l.failed(err)
 			return
 		}
@@ -516,6 +521,9 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		}
 	}
 	compiler := pipeline.New(l.config, l.former)
+	for _, m := range meters {
+		compiler.FindMeter(m.ID)
+	}
 	if l.lets(time.Now()) {
 		compiler.LetEstablished(true)
 	}

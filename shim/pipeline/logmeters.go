@@ -143,6 +143,15 @@ func (c *Compiler) soleSubject(id uint32) *Subject {
 // RetiredMeters are those that no flow names any more, as of the last Update.
 func (c *Compiler) RetiredMeters() []uint32 { return slices.Sorted(maps.Keys(c.meters.retired)) }
 
+// FindMeter says that a meter is on the bridge. One of the log that nothing here is
+// known to have is a former shim's: it is retired, so that it stays until what it
+// counted has been read, and nobody else has it before.
+func (c *Compiler) FindMeter(id uint32) {
+	if m := &c.meters; id >= firstLogMeter && id < firstLogMeter+m.size && m.free(id) {
+		m.retired[id] = nil
+	}
+}
+
 // DropMeters gives up retired meters: they are to be taken out, and may be given
 // to others.
 func (c *Compiler) DropMeters(ids []uint32) {

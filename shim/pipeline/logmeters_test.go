@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 
@@ -79,6 +80,35 @@ func TestEachRuleThatLogsHasAMeter(t *testing.T) {
 	w.add(logging("p6", 6))
 	if put := w.bring(c).PutMeters; len(put) != 1 || put[0].ID != was {
 		t.Errorf("the next rule has meter %v, want %d", put, was)
+	}
+}
+
+// A meter that a former shim left, which nothing here is known to have, is nobody's,
+// and nobody gets it before it is dropped.
+func TestFoundMetersAreGivenToNobody(t *testing.T) {
+	w := newTierWorld(t)
+	c := New(config, Assignment{})
+	for _, id := range []uint32{LogMeter, RejectMeter, firstLogMeter, firstLogMeter + 2, firstLogMeter + mostLogMeters} {
+		c.FindMeter(id)
+	}
+	for i := range 3 {
+		w.add(logging(fmt.Sprint("p", i), i))
+	}
+	w.bring(c)
+	named := logMetersOf(t, c)
+	delete(named, LogMeter)
+	if got := slices.Sorted(maps.Keys(named)); !slices.Equal(got, []uint32{firstLogMeter + 1, firstLogMeter + 3, firstLogMeter + 4}) {
+		t.Errorf("rules have meters %v", got)
+	}
+	if got := c.RetiredMeters(); !slices.Equal(got, []uint32{firstLogMeter, firstLogMeter + 2}) || c.MeterSubject(firstLogMeter) != nil {
+		t.Errorf("retired are %v", got)
+	}
+	again := New(config, c.Assignment())
+	for meter := range named {
+		again.FindMeter(meter)
+	}
+	if got := again.RetiredMeters(); len(got) != 0 {
+		t.Errorf("%v are retired, and rules have them", got)
 	}
 }
 
