@@ -122,9 +122,10 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 	}
 	unknown := make(map[string]bool) // By reason.
+	meters := make(map[string]int)   // Of which that is so, by why.
 	doubt := func(id uint32, why string) {
-		l.shim.logger.Warn("how many reports were lost is not known", "meter", id, "why", why)
 		unknown[reasonOf(id)] = true
+		meters[why]++
 	}
 	for id, r := range readings {
 		if !pipeline.IsLogMeter(id) && id != pipeline.SpoofMeter && id != pipeline.ObserveMeter {
@@ -168,13 +169,19 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 	}
 	if g.read.IsZero() && ledger != nil {
+		var gone []uint32
 		for id, a := range ledger.Formers() {
 			if _, there := readings[id]; !there && !a.Discarded {
 				doubt(id, "a former shim had it, and it is gone with its last counters")
+				gone = append(gone, id)
 			}
 		}
+		ledger.Discard(gone) // So that it is said once.
 	}
 	g.read = now
+	for why, n := range meters {
+		l.shim.logger.Warn("how many reports to the log were lost is not known", "meters", n, "why", why)
+	}
 	for reason := range unknown { // Of whichever rules: one statement does.
 		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
 	}
