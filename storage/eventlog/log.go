@@ -106,7 +106,9 @@ func (l *Log) Run(ctx context.Context) error {
 	defer retain.Stop()
 	g, inner := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.store.run(inner) })
-	l.store.retain(time.Now())
+	begun := time.Now()
+	clock := ageClock{age: l.cfg.RetentionAge}
+	l.store.retain(clock.at(begun, 0))
 	for l.store.ended() == nil {
 		select {
 		case p := <-l.queue:
@@ -114,7 +116,8 @@ func (l *Log) Run(ctx context.Context) error {
 		case <-heal.C:
 			l.heal()
 		case <-retain.C:
-			l.store.retain(time.Now())
+			now := time.Now()
+			l.store.retain(clock.at(now, now.Sub(begun)))
 		case <-inner.Done():
 			l.drain()
 			return errors.Join(ctx.Err(), g.Wait())
