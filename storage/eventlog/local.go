@@ -123,7 +123,7 @@ func (l *local) close() error {
 
 // open opens the database and reads the positions.
 func (l *local) open() error {
-	db, err := openDatabase(l.cfg, l.damaged)
+	db, err := l.openOrRescue()
 	if err != nil {
 		return fmt.Errorf("open event log %s: %w", l.cfg.Dir, err)
 	}

@@ -72,8 +72,9 @@ type Log struct {
 	// health.
 	mu        sync.RWMutex
 	positions *positions
-	oldest    uint64 // Cursor of the oldest record. Zero: none.
-	health    error  // Why appending does not work. Nil: it does.
+	oldest    uint64   // Cursor of the oldest record. Zero: none.
+	aside     []string // Databases that were damaged. At most a few.
+	health    error    // Why appending does not work. Nil: it does.
 	followers map[chan struct{}]struct{}
 }
 
