@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -119,6 +120,28 @@ func TestFlippedBitInManifest(t *testing.T) {
 		if aside := asideOf(t, dir); len(aside) != 1 || fileSize(t, manifestOf(t, aside[0])) == 0 {
 			t.Errorf("round %d: set aside: %v", round, aside)
 		}
+	}
+}
+
+// TestRescueNeedsRoom: where there is no room for another database the error says how
+// much is needed, and nothing is touched.
+func TestRescueNeedsRoom(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "log")
+	l, stop := start(t, Config{Dir: dir})
+	mustAppend(t, l, batch("n1", 1, "x"))
+	stop()
+	flip(t, manifestOf(t, dir), 8*fileSize(t, manifestOf(t, dir))/2)
+	if _, err := Open(Config{Dir: dir, MinFree: 1 << 60}); err == nil || !strings.Contains(err.Error(), "MANIFEST-") || !strings.Contains(err.Error(), "MiB must be free for it") {
+		t.Errorf("%v", err)
+	}
+	if aside := asideOf(t, dir); len(aside) > 0 {
+		t.Errorf("%v", aside)
+	}
+	l, stop = start(t, Config{Dir: dir, MinFree: 1})
+	defer stop()
+	if got := dump(t, l, 0); len(got) != 1 {
+		t.Errorf("%v", got)
 	}
 }
 

@@ -104,7 +104,7 @@ func compress(path string) (err error) {
 	z := gzip.NewWriter(out)
 	_, err = io.Copy(z, in)
 	if err = errors.Join(err, z.Close(), out.Sync(), out.Close()); err != nil {
-		return fmt.Errorf("compress %s: %w", path, err)
+		return errors.Join(fmt.Errorf("compress %s: %w", path, err), os.Remove(out.Name())) // It takes room that may be needed.
 	}
 	faultpoint.Reach("auditd.rotate.compressed")
 	if err := os.Rename(path+".gz.new", path+".gz"); err != nil {

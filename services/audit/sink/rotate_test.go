@@ -2,11 +2,14 @@ package sink
 
 import (
 	"compress/gzip"
+	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -188,6 +191,33 @@ func TestAgesOverClockSteps(t *testing.T) {
 		if got := listing(t, dir); !slices.Equal(got, want.files) {
 			t.Errorf("%s later: %v", want.after, got)
 		}
+	}
+}
+
+// TestCompressOnFullDisk: what there is no room for leaves nothing behind, and the file as
+// it is.
+func TestCompressOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("weir", dir, "tmpfs", 0, "size=300k"); err != nil {
+		t.Fatalf("mount a small file system; this test needs root: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	text := make([]byte, 200<<10)
+	rng := rand.NewChaCha8([32]byte{1})
+	_, _ = rng.Read(text) // It does not compress.
+	path := filepath.Join(dir, "np-2026-01-02T03-04-09.000.log")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := compress(path); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v", err)
+	}
+	if got := listing(t, dir); !slices.Equal(got, []string{filepath.Base(path)}) {
+		t.Errorf("%v", got)
 	}
 }
 
