@@ -246,15 +246,11 @@ func dies(t *testing.T, p *harness.Process, points []string) {
 	must(t, p.Start())
 }
 
-// The collector and the shims die at every point of the path, one after another, while
-// packets of several rules flow to Pods of two nodes. At the end everything that flows
-// matched is on record or stated as lost, by rule and to the packet; nothing is there
-// twice; and the files say what the log says.
-func TestAuditPathOverDeaths(t *testing.T) {
-	t.Parallel()
-	requireFaultpoints(t)
+// loggedCluster has two nodes, the loggedRules and their Pods.
+func loggedCluster(t *testing.T, auditdArgs ...string) *harness.Cluster {
+	t.Helper()
 	c := startCluster(t, harness.Config{Nodes: []harness.NodeConfig{{Name: "node-1", IPs: []netip.Addr{ip("192.0.2.1")}}, {Name: "node-2", IPs: []netip.Addr{ip("192.0.2.2")}}},
-		AuditdArgs: []string{"--rotate-size", "30k", "--rotate-keep", "0"}})
+		AuditdArgs: auditdArgs})
 	pods := []harness.PodConfig{{Namespace: "default", Name: "client", Node: "node-1", IPs: []netip.Addr{ip("10.9.1.1")}}, {Namespace: "default", Name: "other", Node: "node-2", IPs: []netip.Addr{ip("10.9.2.9")}}}
 	objects := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
 	for i, n := range []string{"node-1", "node-2"} {
@@ -269,23 +265,13 @@ func TestAuditPathOverDeaths(t *testing.T) {
 	}
 	must(t, c.SetPods(t.Context(), pods))
 	set(t, c, objects)
-	traffic := startLogTraffic(t, c)
+	return c
+}
 
-	dies(t, c.Auditd, auditdPoints)
-	var wg sync.WaitGroup
-	for _, n := range c.Nodes {
-		wg.Go(func() { dies(t, n.Shim, shimPoints) })
-	}
-	wg.Wait()
-	// Both at once: what the shim asks when it comes back, a collector answers that came
-	// back itself.
-	wg.Go(func() { dies(t, c.Auditd, []string{"auditd.store.checked:2", "auditd.store.synced:2"}) })
-	wg.Go(func() { dies(t, c.Nodes["node-1"].Shim, []string{"shim.log.sent:5", "shim.log.settled"}) })
-	wg.Wait()
-	time.Sleep(100 * time.Millisecond) // A little more flows.
-	traffic.stop()
-
-	var records []*auditv1.Record
+// addUp waits until everything that was sent is on record or stated as lost, by rule and
+// to the packet, once and without a gap.
+func addUp(t *testing.T, c *harness.Cluster, traffic *logTraffic) (records []*auditv1.Record) {
+	t.Helper()
 	eventually(t, func() (err error) {
 		if records, err = storedRecords(t.Context(), c); err != nil {
 			return err
@@ -309,6 +295,34 @@ func TestAuditPathOverDeaths(t *testing.T) {
 		}
 		return onceAndWithoutGap(records)
 	})
+	return records
+}
+
+// The collector and the shims die at every point of the path, one after another, while
+// packets of several rules flow to Pods of two nodes. At the end everything that flows
+// matched is on record or stated as lost, by rule and to the packet; nothing is there
+// twice; and the files say what the log says.
+func TestAuditPathOverDeaths(t *testing.T) {
+	t.Parallel()
+	requireFaultpoints(t)
+	c := loggedCluster(t, "--rotate-size", "30k", "--rotate-keep", "0")
+	traffic := startLogTraffic(t, c)
+
+	dies(t, c.Auditd, auditdPoints)
+	var wg sync.WaitGroup
+	for _, n := range c.Nodes {
+		wg.Go(func() { dies(t, n.Shim, shimPoints) })
+	}
+	wg.Wait()
+	// Both at once: what the shim asks when it comes back, a collector answers that came
+	// back itself.
+	wg.Go(func() { dies(t, c.Auditd, []string{"auditd.store.checked:2", "auditd.store.synced:2"}) })
+	wg.Go(func() { dies(t, c.Nodes["node-1"].Shim, []string{"shim.log.sent:5", "shim.log.settled"}) })
+	wg.Wait()
+	time.Sleep(100 * time.Millisecond) // A little more flows.
+	traffic.stop()
+
+	records := addUp(t, c, traffic)
 	kept, lost, _ := ruleSums(records)
 	t.Logf("%d records: kept %v, lost %v", len(records), kept, lost)
 	eventually(t, func() error {
@@ -336,6 +350,73 @@ func TestAuditPathOverDeaths(t *testing.T) {
 			t.Errorf("%s: np.log has %d packets, the log %d", r.name, sums[r.name], kept[r.name])
 		}
 	}
+}
+
+// The network between one shim and the collector is cut so that nothing comes through, not
+// even an end of the connection. The shim notices, keeps what it can meanwhile, and goes
+// on when the network is back; the other node does not notice. Nothing is lost in silence,
+// or there twice.
+func TestCollectorUnreachable(t *testing.T) {
+	t.Parallel()
+	c := loggedCluster(t)
+	traffic := startLogTraffic(t, c)
+	stored := func(node string) (n uint64, err error) {
+		st, err := c.Audit().Stats(t.Context(), &auditv1.StatsRequest{})
+		for _, s := range st.GetNodes() {
+			if s.GetNode() == node {
+				n = s.GetKept()
+			}
+		}
+		return n, err
+	}
+	grows := func(node string, than uint64) {
+		t.Helper()
+		eventually(t, func() error {
+			n, err := stored(node)
+			if err == nil && n <= than {
+				err = fmt.Errorf("%d events of %s are stored, as before", n, node)
+			}
+			return err
+		})
+	}
+	grows("node-1", 0)
+	far := c.Nodes["node-1"]
+	cut := fmt.Sprintf("table ip cut {\n chain in {\n type filter hook input priority -10\n ip saddr { %[1]s, %[2]s } tcp dport %[3]d drop\n }\n chain out {\n type filter hook output priority -10\n ip daddr { %[1]s, %[2]s } tcp sport %[3]d drop\n }\n}\n",
+		far.Via(), far.IPs[0], netip.MustParseAddrPort(c.AuditAddress()).Port())
+	nft := func(text string) {
+		t.Helper()
+		cmd := c.Fabric.Command(t.Context(), "nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	}
+	nft(cut)
+	before, err := stored("node-1")
+	must(t, err)
+	beside, err := stored("node-2")
+	must(t, err)
+	begun := time.Now()
+	eventually(t, func() error {
+		for _, line := range far.Shim.Lines() {
+			if strings.Contains(line, "report to "+c.AuditAddress()) {
+				return nil
+			}
+		}
+		return errors.New("the shim does not notice")
+	})
+	t.Logf("noticed after %s", time.Since(begun).Round(100*time.Millisecond))
+	grows("node-2", beside)
+	if n, err := stored("node-1"); err != nil || n > before {
+		t.Errorf("%d events of node-1 are stored, before the cut %d: it is none, %v", n, before, err)
+	}
+	nft("delete table ip cut\n")
+	begun = time.Now()
+	grows("node-1", before)
+	t.Logf("going on after %s", time.Since(begun).Round(100*time.Millisecond))
+	traffic.stop()
+	kept, lost, _ := ruleSums(addUp(t, c, traffic))
+	t.Logf("kept %v, lost %v", kept, lost)
 }
 
 var (

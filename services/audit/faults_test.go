@@ -2,9 +2,11 @@ package audit
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -138,6 +140,35 @@ func TestUpkeepOverDeaths(t *testing.T) {
 	if st.GetNodes()[0].GetKept() != events {
 		t.Errorf("of node n1 %d events are counted", st.GetNodes()[0].GetKept())
 	}
+}
+
+// TestDamagedManifest: after a bit of the log's manifest has flipped the collector has all
+// it had, and says what happened.
+func TestDamagedManifest(t *testing.T) {
+	t.Parallel()
+	const events = 500
+	a := buildAuditd(t)
+	get := a.serveMetrics()
+	a.start()
+	var sent atomic.Int64
+	reportExact(t.Context(), a.addr, "n1", events, &sent)
+	a.kill()
+	manifests, err := filepath.Glob(filepath.Join(a.dir, "log", "MANIFEST-*"))
+	if err != nil || len(manifests) != 1 {
+		t.Fatal(manifests, err)
+	}
+	flipBit(t, manifests[0], 2)
+	a.start()
+	eventually(t, "the collector to say that its log was damaged", func() bool {
+		code, text := get("/readyz")
+		_, metrics := get("/metrics")
+		return code == http.StatusOK && strings.Contains(text, "warning: the event log's database was damaged") && strings.Contains(metrics, "weir_audit_log_set_aside 1")
+	})
+	reportExact(t.Context(), a.addr, "n1", events+100, &sent) // It knows what it has.
+	if kept, damaged, ok := a.tally(); !ok || kept != events+100 || damaged != 0 {
+		t.Errorf("%d records, %d stated as damaged, %t", kept, damaged, ok)
+	}
+	a.written(events + 100)
 }
 
 // flipBit flips a bit of a file, at one of so many parts of it.

@@ -31,6 +31,7 @@ var (
 	descDuplicates  = prometheus.NewDesc("weir_audit_duplicate_events_total", "Events that had been stored before.", nil, nil)
 	descLost        = prometheus.NewDesc("weir_audit_lost_total", "Packets or events lost, by node and stage.", []string{"node", "stage"}, nil)
 	descWritable    = prometheus.NewDesc("weir_audit_log_writable", "One if the event log can be written.", nil, nil)
+	descSetAside    = prometheus.NewDesc("weir_audit_log_set_aside", "Databases of the event log that were damaged, and have been replaced and set aside.", nil, nil)
 	descSubscribers = prometheus.NewDesc("weir_audit_subscribers", "Callers of Tail.", nil, nil)
 	descNewest      = prometheus.NewDesc("weir_audit_log_newest_cursor", "Cursor of the newest record.", nil, nil)
 	descOldest      = prometheus.NewDesc("weir_audit_log_oldest_cursor", "Cursor of the oldest record.", nil, nil)
@@ -70,6 +71,7 @@ func (s *Service) Collect(ch chan<- prometheus.Metric) {
 	counter(descDuplicates, st.Duplicates)
 	gauge(descSubscribers, float64(s.seats.count()))
 	gauge(descWritable, oneIf(s.log.Health() == nil))
+	gauge(descSetAside, float64(len(s.log.SetAside())))
 	gauge(descNewest, float64(st.Newest))
 	gauge(descOldest, float64(st.Oldest))
 	if s.watcher != nil {

@@ -257,6 +257,9 @@ func (s *Service) condition() rpc.Condition {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("sink %s: %s", st.Name, st.LastError))
 		}
 	}
+	for _, dir := range s.log.SetAside() {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("the event log's database was damaged: what could not be read of it is stated as lost (stage damaged); it is set aside in %s, remove that when it is not needed", dir))
+	}
 	if s.watcher != nil && !s.watcher.connected.Load() {
 		c.Warnings = append(c.Warnings, "the policy service is not followed: records come without the names of what is new")
 	}

@@ -193,7 +193,7 @@ func (b *Batch) place(high uint64, last time.Time, put func(header, func([]byte)
 func missing(batch *Batch, last time.Time, count uint64) (header, func([]byte) []byte) {
 	loss := &auditv1.LossEvent{To: timestamppb.New(batch.Received), Count: count, Stage: auditv1.LossStage_LOSS_STAGE_TRANSPORT}
 	loss.From = loss.To
-	if !last.IsZero() {
+	if !last.IsZero() && last.Before(batch.Received) {
 		loss.From = timestamppb.New(last)
 	}
 	h := header{node: batch.Node, boot: batch.Boot, received: batch.Received, count: 1}

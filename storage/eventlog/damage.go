@@ -343,6 +343,9 @@ func (s *salvage) hole(end uint64, to time.Time) error {
 // damage is the block that states how many records, which arrived between two
 // times, cannot be read any more. It is of no node, since it is not known of which.
 func damage(count uint64, from, to time.Time) (header, func([]byte) []byte) {
+	if from.After(to) {
+		from, to = to, from
+	}
 	loss := &auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(to), Count: count, Stage: auditv1.LossStage_LOSS_STAGE_DAMAGED}
 	h := header{received: to, count: 1, span: count}
 	h.lose(loss.Stage, count)

@@ -143,7 +143,7 @@ func TestFlippedBitInTable(t *testing.T) {
 	for round := range 20 {
 		dir := copyDir(t, whole)
 		tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
-		if err != nil || len(tables) < 3 {
+		if err != nil || len(tables) == 0 {
 			t.Fatal(tables, err)
 		}
 		path := tables[rng.IntN(len(tables))]

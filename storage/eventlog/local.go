@@ -123,7 +123,7 @@ func (l *local) close() error {
 
 // open opens the database and reads the positions.
 func (l *local) open() error {
-	db, err := openDatabase(l.cfg, l.damaged)
+	db, err := l.openOrRescue()
 	if err != nil {
 		return fmt.Errorf("open event log %s: %w", l.cfg.Dir, err)
 	}
@@ -292,7 +292,7 @@ func (l *local) store(group []*pending) (err error) {
 	b := l.db.NewBatch()
 	defer l.db.release(b)
 	// What the group changes; the log's own positions follow when it is durable.
-	next := commitGroup{newest: l.positions.newest, high: make(map[[2]string]uint64)}
+	next := commitGroup{newest: l.positions.newest, arrived: l.positions.arrived, high: make(map[[2]string]uint64)}
 	put := func(h header, body func([]byte) []byte) error {
 		cursor := next.newest + 1
 		next.newest += h.count
@@ -306,6 +306,8 @@ func (l *local) store(group []*pending) (err error) {
 	}
 	for _, p := range group {
 		id := [2]string{p.batch.Node, p.batch.Boot}
+		p.batch.Received = arrival(p.batch.Received, next.arrived)
+		next.arrived = p.batch.Received
 		stored, last := l.high(p.batch.Node, p.batch.Boot)
 		high, ok := next.high[id]
 		if !ok {
@@ -339,6 +341,7 @@ func (l *local) store(group []*pending) (err error) {
 // commitGroup is a group on its way to the disk.
 type commitGroup struct {
 	newest     uint64
+	arrived    time.Time            // When the newest did.
 	high       map[[2]string]uint64 // By node and boot.
 	headers    []header             // Of the blocks, in order.
 	duplicates uint64

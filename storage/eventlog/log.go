@@ -72,8 +72,9 @@ type Log struct {
 	// health.
 	mu        sync.RWMutex
 	positions *positions
-	oldest    uint64 // Cursor of the oldest record. Zero: none.
-	health    error  // Why appending does not work. Nil: it does.
+	oldest    uint64   // Cursor of the oldest record. Zero: none.
+	aside     []string // Databases that were damaged. At most a few.
+	health    error    // Why appending does not work. Nil: it does.
 	followers map[chan struct{}]struct{}
 }
 
@@ -106,7 +107,9 @@ func (l *Log) Run(ctx context.Context) error {
 	defer retain.Stop()
 	g, inner := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.store.run(inner) })
-	l.store.retain(time.Now())
+	begun := time.Now()
+	clock := ageClock{age: l.cfg.RetentionAge}
+	l.store.retain(clock.at(begun, 0))
 	for l.store.ended() == nil {
 		select {
 		case p := <-l.queue:
@@ -114,7 +117,8 @@ func (l *Log) Run(ctx context.Context) error {
 		case <-heal.C:
 			l.heal()
 		case <-retain.C:
-			l.store.retain(time.Now())
+			now := time.Now()
+			l.store.retain(clock.at(now, now.Sub(begun)))
 		case <-inner.Done():
 			l.drain()
 			return errors.Join(ctx.Err(), g.Wait())

@@ -16,7 +16,8 @@ const maxBoots = 32
 
 // positions is what the log knows of the nodes: it is a function of the blocks.
 type positions struct {
-	newest     uint64 // Cursor of the newest record. Zero: there was none yet.
+	newest     uint64    // Cursor of the newest record. Zero: there was none yet.
+	arrived    time.Time // When the newest event of a node did.
 	duplicates uint64
 	nodes      map[string]*nodeState
 }
@@ -67,6 +68,9 @@ func (n *nodeState) high(boot string) (uint64, time.Time) {
 func (p *positions) apply(h *header, newest uint64) {
 	p.newest = newest
 	p.node(h.node).apply(h)
+	if h.first > 0 {
+		p.arrived = h.received
+	}
 }
 
 func (n *nodeState) apply(h *header) {
@@ -155,7 +159,10 @@ func decodePositions(value []byte) (*positions, error) {
 	p := newPositions()
 	p.newest, p.duplicates = d.uvarint(), d.uvarint()
 	for i := d.uvarint(); i > 0 && d.err == nil; i-- {
-		p.node(string(d.bytes())).decode(&d)
+		n := p.node(string(d.bytes()))
+		if n.decode(&d); n.last.After(p.arrived) {
+			p.arrived = n.last
+		}
 	}
 	return p, d.err
 }

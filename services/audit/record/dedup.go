@@ -361,8 +361,12 @@ func (d *Dedup) finish(i int32) {
 // clock: no more of their packets are to be expected. It is called only when
 // there are no more records to Add for now.
 func (d *Dedup) Tick(now time.Time) {
-	for d.order.head != none && now.UnixNano()-d.windows[d.order.head].opened >= int64(d.cfg.Window) {
-		d.finish(d.order.head)
+	for d.order.head != none {
+		open := now.UnixNano() - d.windows[d.order.head].opened
+		if 0 <= open && open < int64(d.cfg.Window) {
+			break
+		}
+		d.finish(d.order.head) // One of the future is of before the clock was set back.
 	}
 	if d.Open() == 0 {
 		// Nodes come and go; their clocks are not kept for ever.

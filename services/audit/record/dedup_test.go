@@ -309,6 +309,19 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestTickOverClockSteps: the clock is set back an hour. Windows do not stay open for as
+// long.
+func TestTickOverClockSteps(t *testing.T) {
+	s := newScenario(DedupConfig{})
+	s.packet(0)
+	s.wall = s.wall.Add(-time.Hour)
+	s.packet(100, port(9))
+	s.Tick(s.wall.Add(100 * time.Millisecond))
+	s.want(t, "1 x1 in 1s")
+	s.Tick(s.wall.Add(time.Second))
+	s.want(t, "1 x1 in 1s", "2 x1 in 1s")
+}
+
 // TestNothingIsLost adds many packets in many windows: each is in one line.
 func TestNothingIsLost(t *testing.T) {
 	var total uint64

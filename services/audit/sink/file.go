@@ -86,14 +86,28 @@ func (f *file) open() error {
 	}
 	f.f, f.w, f.id, f.size, f.begun, f.known, f.dirty = o, bufio.NewWriterSize(o, 64<<10), id, size, f.now(), false, false
 	if size > 0 {
-		if info, err := o.Stat(); err == nil && info.ModTime().Before(f.begun) {
-			f.begun = info.ModTime()
-		}
-		if born := time.Unix(0, id.born); id.born != 0 && born.Before(f.begun) {
-			f.begun = born
-		}
+		f.begun = f.begunBefore(o)
 	}
 	return nil
+}
+
+// clockSlack is what the clocks of a file system and ours may differ by.
+const clockSlack = time.Minute
+
+// begunBefore is when a file that has lines was begun. One of the future is of
+// before the clock was set back: nobody knows how old it is, so it is as old as can
+// be, and not young for as long as the step.
+func (f *file) begunBefore(o *os.File) time.Time {
+	begun := f.now()
+	if info, err := o.Stat(); err == nil && info.ModTime().Before(begun) {
+		begun = info.ModTime()
+	}
+	if born := time.Unix(0, f.id.born); f.id.born != 0 && born.Before(begun) {
+		begun = born
+	} else if f.id.born != 0 && born.Sub(begun) > clockSlack {
+		begun = time.Time{}
+	}
+	return begun
 }
 
 // syncFolder makes the names in a file's folder durable.
@@ -160,7 +174,10 @@ func (f *file) rotate(aside func(path string)) error {
 	if err := f.flushAndSync(); err != nil {
 		return err
 	}
-	name := f.asideName()
+	name, err := f.asideName()
+	if err != nil {
+		return err
+	}
 	aside(name)
 	faultpoint.Reach("auditd.rotate.synced")
 	if err := os.Rename(f.path, name); err != nil {
@@ -174,18 +191,18 @@ func (f *file) rotate(aside func(path string)) error {
 	return nil
 }
 
-// asideName is one that no file has.
-func (f *file) asideName() string {
-	for stamp := f.now().UTC(); ; stamp = stamp.Add(time.Millisecond) {
-		name := rotatedName(f.path, stamp)
-		if _, err := os.Lstat(name); err == nil {
-			continue
-		}
-		if _, err := os.Lstat(name + ".gz"); err == nil {
-			continue
-		}
-		return name
+// asideName is behind those of all files set aside before, whatever the clock was
+// set to meanwhile: their order tells which are the oldest.
+func (f *file) asideName() (string, error) {
+	aside, err := rotatedFiles(f.path)
+	if err != nil {
+		return "", err
 	}
+	stamp := f.now().UTC().Truncate(time.Millisecond)
+	if len(aside) > 0 && !stamp.After(aside[0].stamp) {
+		stamp = aside[0].stamp.Add(time.Millisecond)
+	}
+	return rotatedName(f.path, stamp), nil
 }
 
 // again opens whatever has the path now.

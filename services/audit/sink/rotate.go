@@ -39,7 +39,7 @@ func sweep(path string, r Rotation, now time.Time, needed func(path string) bool
 		if needed(a.path) {
 			continue
 		}
-		if r.Keep > 0 && i >= r.Keep || r.KeepAge > 0 && now.Sub(a.stamp) > r.KeepAge {
+		if r.Keep > 0 && i >= r.Keep || r.KeepAge > 0 && now.Sub(a.written()) > r.KeepAge {
 			errs = append(errs, os.Remove(a.path))
 			continue
 		}
@@ -52,7 +52,16 @@ func sweep(path string, r Rotation, now time.Time, needed func(path string) bool
 
 type asideFile struct {
 	path  string
-	stamp time.Time
+	stamp time.Time // That its name has: they ascend, whatever the clock does.
+}
+
+// written is when the last line was written, at the latest. The stamp may be ahead
+// of it, where the clock was set back.
+func (a asideFile) written() time.Time {
+	if info, err := os.Stat(a.path); err == nil && info.ModTime().Before(a.stamp) {
+		return info.ModTime()
+	}
+	return a.stamp
 }
 
 func rotatedFiles(path string) ([]asideFile, error) {
@@ -95,7 +104,7 @@ func compress(path string) (err error) {
 	z := gzip.NewWriter(out)
 	_, err = io.Copy(z, in)
 	if err = errors.Join(err, z.Close(), out.Sync(), out.Close()); err != nil {
-		return fmt.Errorf("compress %s: %w", path, err)
+		return errors.Join(fmt.Errorf("compress %s: %w", path, err), os.Remove(out.Name())) // It takes room that may be needed.
 	}
 	faultpoint.Reach("auditd.rotate.compressed")
 	if err := os.Rename(path+".gz.new", path+".gz"); err != nil {

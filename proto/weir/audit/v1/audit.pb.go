@@ -90,7 +90,7 @@ const (
 	LossStage_LOSS_STAGE_UNSPECIFIED LossStage = 0 // Invalid on the wire.
 	LossStage_LOSS_STAGE_METER       LossStage = 1 // Over the log meter's rate.
 	LossStage_LOSS_STAGE_OVS         LossStage = 2 // Inside OVS, between flow and packet-in.
-	LossStage_LOSS_STAGE_QUEUE       LossStage = 3 // The shim's queue was full.
+	LossStage_LOSS_STAGE_QUEUE       LossStage = 3 // In the shim: its queue was full, or the shim died with it, or there was no shim.
 	LossStage_LOSS_STAGE_SPOOL       LossStage = 4 // The shim's spool was full.
 	LossStage_LOSS_STAGE_TRANSPORT   LossStage = 5 // Sequence numbers that never arrived; stated by the collector.
 	LossStage_LOSS_STAGE_UNKNOWN     LossStage = 6 // Counters were lost with OVS: the count is not known.
