@@ -178,7 +178,9 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 		ledger.Discard(gone) // So that it is said once.
 	}
-	g.read = now
+	if g.read = now; ledger != nil {
+		ledger.Read(now)
+	}
 	for why, n := range meters {
 		l.shim.logger.Warn("how many reports to the log were lost is not known", "meters", n, "why", why)
 	}

@@ -29,13 +29,14 @@ import (
 type Ledger struct {
 	path, machine string
 	logger        hclog.Logger
-	since         time.Time // When a former life wrote last. Zero: there is nothing of one.
+	since         time.Time // When a former life read meters last. Zero: there is nothing of one.
 	elsewhere     bool      // The file is of another start of the machine.
 	settled       chan struct{}
 
 	mu      sync.Mutex // Guards what follows.
 	file    *os.File   // Nil: it cannot be written.
 	size    int
+	read    time.Time // When meters were read last, by whichever life.
 	failing bool
 	boot    string // Whose numbers acked and tail have. Empty: nobody's yet.
 	acked   uint64
@@ -104,14 +105,17 @@ func (l *Ledger) Open() {
 		err = l.load()
 	}
 	if err != nil {
-		l.boot, l.acked, l.tail, l.classes = "", 0, nil, make(map[uint32]*Account)
+		l.boot, l.acked, l.tail, l.classes, l.read = "", 0, nil, make(map[uint32]*Account), time.Time{}
 		l.logger.Warn("what a former shim had recorded cannot be read: how much was lost with it is not known", "file", l.path, "err", err)
 		return
 	}
-	l.since = info.ModTime()
+	if l.since = l.read; l.since.IsZero() {
+		l.since = info.ModTime()
+	}
 }
 
-// Since is when a former life wrote last. Zero: nothing is left of one.
+// Since is when a former life read meters last, or where it never did, when it wrote.
+// Zero: nothing is left of one.
 func (l *Ledger) Since() time.Time { return l.since }
 
 // Settled says whether it is known what the collector has of a former life.
@@ -171,6 +175,14 @@ func (l *Ledger) Begin(id uint32, a Account) {
 	}
 	l.classes[id] = &a
 	l.putLocked(l.appendAccount(nil, id, a))
+}
+
+// Read notes that meters are read.
+func (l *Ledger) Read(at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.read = at
+	l.putLocked(appendRead(nil, at))
 }
 
 // Discard notes that meters are about to be taken out.

@@ -16,6 +16,7 @@ const (
 	frameHead   = 'h' // Version, machine, boot, what of it has arrived.
 	frameClass  = 'c' // An account, as of what has arrived.
 	frameShares = 's' // Of events that follow those before, as of what has arrived.
+	frameRead   = 'r' // When meters were read, in Unix nanoseconds.
 )
 
 const ledgerVersion = 1
@@ -63,6 +64,10 @@ func (l *Ledger) appendShares(b []byte, lists [][]share) []byte {
 	return appendFrame(b, c)
 }
 
+func appendRead(b []byte, at time.Time) []byte {
+	return appendFrame(b, binary.AppendVarint([]byte{frameRead}, at.UnixNano()))
+}
+
 func appendText(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
@@ -87,6 +92,9 @@ func (l *Ledger) rewriteLocked() {
 		b = l.appendAccount(b, id, *a)
 	}
 	b = l.appendShares(b, l.tail)
+	if !l.read.IsZero() {
+		b = appendRead(b, l.read)
+	}
 	f, err := os.OpenFile(l.path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err == nil {
 		if _, err = f.Write(b); err == nil {
@@ -182,6 +190,8 @@ func (l *Ledger) readFrame(content []byte, first bool) bool {
 			}
 			l.tail = append(l.tail, shares)
 		}
+	case frameRead:
+		l.read = time.Unix(0, d.signed())
 	}
 	return !d.bad && len(d.rest) == 0
 }

@@ -107,6 +107,22 @@ func TestLedgerIsWhatArrived(t *testing.T) {
 	}
 }
 
+// The next life knows when meters were read last, whether its own life read any or
+// not, and over a file that is written anew.
+func TestLedgerKnowsTheLastReading(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "reported")
+	l := nextLife(t, path, "a", 0)
+	for i := range 3 {
+		l.Read(time.Unix(int64(1000+i), 5))
+	}
+	for range 2 {
+		l = nextLife(t, path, "b", 0)
+		if want := time.Unix(1002, 5); !l.Since().Equal(want) {
+			t.Errorf("meters were read at %s, want %s", l.Since(), want)
+		}
+	}
+}
+
 // A ledger of another start of the machine knows no meter; one that is damaged, or
 // cannot be written, is none.
 func TestLedgerThatSaysNothing(t *testing.T) {
