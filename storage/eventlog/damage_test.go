@@ -14,27 +14,32 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 )
 
-const damageRecords, damageBlock = 24_000, 20
+const damageRecords, damageBlock, damageTables = 24_000, 20, 3
 
-// fillForDamage makes a log with several tables.
+// fillForDamage makes a log of several tables, each by a life of its own: how many
+// one life makes depends on whether flushes keep up with what is appended.
 func fillForDamage(t *testing.T, dir string) {
 	t.Helper()
-	l, stop := start(t, Config{Dir: dir, MemTableBytes: 256 << 10})
 	rng := rand.New(rand.NewPCG(1, 2))
-	for first := uint64(1); first <= damageRecords; first += damageBlock {
-		b := Batch{Node: "n1", Boot: "b1", First: first, Received: time.Now()}
-		for s := first; s < first+damageBlock; s++ {
-			b.Events = append(b.Events, Event{Data: fmt.Appendf(nil, "%d %x", s, rng.Uint64())})
-		}
-		if err := l.Submit(t.Context(), b, func(_ Result, err error) {
-			if err != nil {
-				t.Error(err)
+	next := uint64(1)
+	for table := range uint64(damageTables) {
+		l, stop := start(t, Config{Dir: dir})
+		for next <= damageRecords*(table+1)/damageTables {
+			b := Batch{Node: "n1", Boot: "b1", First: next, Received: time.Now()}
+			for range damageBlock {
+				b.Events = append(b.Events, Event{Data: fmt.Appendf(nil, "%d %x", next, rng.Uint64())})
+				next++
 			}
-		}); err != nil {
-			t.Fatal(err)
+			if err := l.Submit(t.Context(), b, func(_ Result, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
 		}
+		stop()
 	}
-	stop()
 }
 
 // copyDir copies a log's files.
@@ -143,7 +148,7 @@ func TestFlippedBitInTable(t *testing.T) {
 	for round := range 20 {
 		dir := copyDir(t, whole)
 		tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
-		if err != nil || len(tables) < 3 {
+		if err != nil || len(tables) != damageTables {
 			t.Fatal(tables, err)
 		}
 		path := tables[rng.IntN(len(tables))]
