@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
 
@@ -153,6 +154,49 @@ func (c *Compiler) DropMeters(ids []uint32) {
 			c.meters.taken = min(c.meters.taken, id-firstLogMeter)
 		}
 	}
+}
+
+// Reporter is what a flow of a rule or of an isolation that reports to the log says of
+// itself.
+type Reporter struct {
+	Meter  uint32
+	ID     uint32 // Of the part of the rule, or of the isolation.
+	Action policyv1.Action
+}
+
+// ReporterOf reads a flow, whichever compiler made it; false where that reports
+// nothing to the log.
+func ReporterOf(f openflow.Flow) (r Reporter, ok bool) {
+	kind, id, ours := ParseCookie(f.Cookie)
+	switch {
+	case ours && kind == KindRule:
+		r.ID, r.Action = id, policyv1.Action_ACTION_ALLOW
+	case ours && kind == KindIsolation:
+		r.Action = policyv1.Action_ACTION_DROP
+	default:
+		return r, false
+	}
+	for _, a := range f.Actions.List() {
+		switch a := a.(type) {
+		case openflow.Controller:
+			if a.ControllerID == LogController {
+				r.Meter, ok = a.MeterID, true
+			} else if a.ControllerID == RejectController {
+				r.Action = policyv1.Action_ACTION_REJECT
+			}
+		case openflow.Resubmit:
+			r.Action = policyv1.Action_ACTION_PASS // Counted, and then on.
+		case openflow.Goto:
+			if uint8(a) == TableRuleMetric && r.Action != policyv1.Action_ACTION_REJECT {
+				r.Action = policyv1.Action_ACTION_DROP
+			}
+		case openflow.SetField:
+			if kind == KindIsolation && a.ID == openflow.FieldReg(regDecision) {
+				r.ID = uint32(a.Value.Uint64())
+			}
+		}
+	}
+	return r, ok
 }
 
 // Meters are the meters that the flows name, and those that are retired.

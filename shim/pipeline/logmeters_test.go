@@ -82,6 +82,42 @@ func TestEachRuleThatLogsHasAMeter(t *testing.T) {
 	}
 }
 
+// A flow says of its reports what the compiler that made it would say.
+func TestReporterOf(t *testing.T) {
+	w := newTierWorld(t)
+	all := config
+	all.LogIsolationAll = true
+	c := New(all, Assignment{})
+	actions := make(map[string]policyv1.Action)
+	for _, action := range []policyv1.Action{allow, drop, reject, pass} {
+		for _, dir := range bothDirections {
+			p := logging(fmt.Sprint(action, dir), len(w.policies))
+			p.Rules[0].Action, p.Rules[0].Direction = action, dir
+			w.add(p)
+			actions[p.GetRef().GetName()] = action
+		}
+	}
+	quiet := tier("quiet", 99, drop)
+	w.add(quiet)
+	w.bring(c)
+	seen := make(map[string]bool)
+	for _, f := range c.Desired() {
+		r, reports := ReporterOf(f)
+		subjects := c.Subjects(r.ID)
+		if !reports || len(subjects) == 0 {
+			continue
+		}
+		s := subjects[0]
+		if r.Action != actions[s.Name] || r.Meter == LogMeter || c.MeterSubject(r.Meter) == nil || *c.MeterSubject(r.Meter) != s {
+			t.Errorf("%v of %v reports as %v", f, s, r)
+		}
+		seen[s.Name] = true
+	}
+	if len(seen) != 2*4 || seen["quiet"] {
+		t.Errorf("what reports is %v", seen)
+	}
+}
+
 func mapValues(m map[string]uint32) func(func(uint32) bool) {
 	return func(yield func(uint32) bool) {
 		for _, v := range m {
