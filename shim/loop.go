@@ -489,8 +489,12 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		l.failed(err)
 		return
 	}
+	var meters map[uint32]*pipeline.Subject
 	if l.compiler != nil {
-		l.former = l.compiler.Assignment()
+		l.former, meters = l.compiler.Assignment(), make(map[uint32]*pipeline.Subject)
+		for _, id := range l.compiler.RetiredMeters() {
+			meters[id] = l.compiler.MeterSubject(id)
+		}
 	} else {
 		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
 	}
@@ -501,7 +505,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 			return
 		}
 		l.former.Next = max(l.former.Next, l.nextFree(actual))
-		l.reporters = reporters(actual)
+		l.reporters, meters = reporters(actual), l.standingMeters(actual)
 		if l.config.MeterLimit, err = l.sw.MeterLimit(ctx); err != nil {
 			l.failed(err)
 			return
@@ -518,6 +522,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		}
 	}
 	compiler := pipeline.New(l.config, l.former)
+	compiler.RetireMeters(meters)
 	if l.lets(time.Now()) {
 		compiler.LetEstablished(true)
 	}

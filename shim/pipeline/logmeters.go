@@ -156,6 +156,17 @@ func (c *Compiler) DropMeters(ids []uint32) {
 	}
 }
 
+// RetireMeters retires meters that a former compiler gave out, unless the assignment
+// has them: nobody gets one before it is dropped. Each comes with whose it was, nil
+// where that is not one's. It is called before the first Update.
+func (c *Compiler) RetireMeters(former map[uint32]*Subject) {
+	for meter, of := range former {
+		if meter >= firstLogMeter && meter-firstLogMeter < c.meters.size && c.meters.free(meter) {
+			c.meters.retired[meter] = of
+		}
+	}
+}
+
 // Reporter is what a flow of a rule or of an isolation that reports to the log says of
 // itself.
 type Reporter struct {

@@ -82,6 +82,25 @@ func TestEachRuleThatLogsHasAMeter(t *testing.T) {
 	}
 }
 
+// Meters of a former life are nobody's until they are dropped, but for those that the
+// assignment has.
+func TestRetiredMetersOfAFormerLife(t *testing.T) {
+	w := newTierWorld(t)
+	w.add(logging("p0", 0))
+	c := New(config, Assignment{})
+	w.bring(c)
+	was := &Subject{Name: "was"}
+	again := New(config, c.Assignment())
+	again.RetireMeters(map[uint32]*Subject{LogMeter: was, firstLogMeter: was, firstLogMeter + 1: was, firstLogMeter + 2: nil, firstLogMeter + mostLogMeters: was})
+	w.add(logging("p1", 1))
+	w.update(again, Whole(w.replica), w.localPorts())
+	put := w.bring(again).PutMeters
+	if got := again.RetiredMeters(); !slices.Equal(got, []uint32{firstLogMeter + 1, firstLogMeter + 2}) || again.MeterSubject(firstLogMeter+1) != was || again.MeterSubject(firstLogMeter+2) != nil ||
+		again.MeterSubject(firstLogMeter).Name != "p0" || len(put) != 1 || put[0].ID != firstLogMeter+3 {
+		t.Errorf("retired are %v, put is %v", got, put)
+	}
+}
+
 // A flow says of its reports what the compiler that made it would say.
 func TestReporterOf(t *testing.T) {
 	w := newTierWorld(t)
