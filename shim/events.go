@@ -7,6 +7,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
@@ -41,13 +42,48 @@ func (l *loop) record(at time.Time, r logReport) {
 	key, pkt := r.key, r.pkt
 	l.shim.log.Add(at, key, pkt, func() (packetlog.Meaning, bool) {
 		if l.compiler == nil {
-			return packetlog.Meaning{}, false
+			return l.meantFormerly(key)
 		}
 		a, ok := l.compiler.Attribute(pipeline.Hit{Table: key.Table, Cookie: key.Cookie, InPort: key.InPort, OutPort: key.OutPort,
 			Src: pkt.Src, Dst: pkt.Dst, Proto: pkt.Proto, SrcPort: pkt.SrcPort, DstPort: pkt.DstPort, ICMPType: pkt.ICMPType, ICMPCode: pkt.ICMPCode,
 			Service: key.Service, Decision: key.Decision, Revision: key.Revision, Mark: r.mark, Reported: key.Unlogged, Observed: r.observed})
+		if !ok {
+			return l.meantFormerly(key)
+		}
 		return packetlog.Meaning(a), ok
 	})
+}
+
+// reporters are what the bridge's flows that report to the log do, by the id of a rule or an
+// isolation.
+func reporters(actual bridge.State) map[uint32]policyv1.Action {
+	out := make(map[uint32]policyv1.Action)
+	for _, f := range actual.Flows {
+		if r, reports := pipeline.ReporterOf(f); reports {
+			out[r.ID] = r.Action
+		}
+	}
+	return out
+}
+
+// meantFormerly is what a report of a flow means that no compiler knows, since it is of a
+// former life without a checkpoint: as much as flow and accounts tell. Whom the packet
+// was from and for they do not.
+func (l *loop) meantFormerly(key packetlog.Key) (packetlog.Meaning, bool) {
+	kind, id, _ := pipeline.ParseCookie(key.Cookie)
+	if kind == pipeline.KindIsolation {
+		id = key.Decision
+	}
+	subjects := l.counts.subjects(id)
+	action, reports := l.reporters[id]
+	if len(subjects) == 0 || !reports || kind != pipeline.KindIsolation && kind != pipeline.KindRule {
+		return packetlog.Meaning{}, false
+	}
+	m := packetlog.Meaning{Table: pipeline.TableName(key.Table), Direction: subjects[0].Direction, Action: action, Rule: subjects[0].Rule, Isolation: subjects[0].Isolation, Unlogged: key.Unlogged}
+	for _, s := range subjects {
+		m.Policies = append(m.Policies, &policyv1.PolicyRef{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name})
+	}
+	return m, true
 }
 
 // spoofed records a packet that a Pod sent in another's name.
@@ -105,6 +141,9 @@ const reportsAtOnce = 256
 // hear takes the packets whose reports have arrived, as long as the compiler
 // knows the rules that reported them. Those that go on to arrive wait.
 func (l *loop) hear() {
+	if l.reporters == nil {
+		return // Before the bridge was read nothing says what they mean. The intake is bounded.
+	}
 	now := time.Now()
 	l.shim.reports.TakeAll(now, l.record)
 	l.shim.samples.TakeAll(now, l.record)
@@ -112,6 +151,9 @@ func (l *loop) hear() {
 
 // takeReports makes events of what was reported, as far as the rates allow.
 func (l *loop) takeReports(now time.Time) {
+	if l.reporters == nil {
+		return
+	}
 	l.shim.reports.Take(now, reportsAtOnce, l.record)
 	l.shim.samples.Take(now, reportsAtOnce, l.record)
 }

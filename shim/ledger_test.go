@@ -2,9 +2,11 @@ package shim
 
 import (
 	"context"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/packetlog"
 )
 
@@ -82,6 +85,13 @@ func (c *stubCollector) serve(n int) {
 	c.room = n
 }
 
+// events are those that are stored.
+func (c *stubCollector) events() []*auditv1.Event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.kept)
+}
+
 // sums are of records and of losses, by policy, and how often one is not known.
 func (c *stubCollector) sums() (kept, lost map[string]uint64, unknown int) {
 	c.mu.Lock()
@@ -89,7 +99,11 @@ func (c *stubCollector) sums() (kept, lost map[string]uint64, unknown int) {
 	kept, lost = make(map[string]uint64), make(map[string]uint64)
 	for _, e := range c.kept {
 		if p := e.GetPacket(); p != nil {
-			kept[p.GetPolicies()[0].GetName()] += p.GetCount()
+			policy := "unattributed"
+			if len(p.GetPolicies()) > 0 {
+				policy = p.GetPolicies()[0].GetName()
+			}
+			kept[policy] += p.GetCount()
 		} else if e.GetLoss().GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
 			if e.GetLoss().GetReason() == "" { // Not of what is forged.
 				unknown++
@@ -201,6 +215,108 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	packets(6, 5)
 	converge("after the switch went as well", 1)
+}
+
+// A life without a checkpoint gives its rules other meters than the one before. What a
+// meter counted is on record or stated as whose it was, and nobody is given it before.
+func TestMetersOfAFormerLifeAreSettledAsWhoseTheyWere(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sw, w, objects := twoPods(t)
+	dir, c := t.TempDir(), startStubCollector(t)
+	at := time.Unix(1000, 0)
+	sw.LimitMeters(func() time.Time { return at })
+	s, die := accounted(t, sw, w, dir, c)
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("web", "web"))...)).err)
+	meterOf := func(policy string) (meter uint32) {
+		for _, m := range s.loop.compiler.Meters() {
+			if of := s.loop.compiler.MeterSubject(m.ID); of != nil && of.Name == policy && !slices.Contains(s.loop.compiler.RetiredMeters(), m.ID) {
+				meter = m.ID
+			}
+		}
+		return meter
+	}
+	total := make(map[string]uint64)
+	packets := func(web, client int) {
+		flood(sw, web, 1, 2)
+		flood(sw, client, 2, 1)
+		total["web"] += uint64(web)
+		total["client"] += uint64(client)
+		maps.DeleteFunc(total, func(_ string, n uint64) bool { return n == 0 })
+	}
+	read := func() {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+	}
+	converge := func(what string) {
+		t.Helper()
+		c.serve(1 << 20)
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			read()
+			kept, lost, unknown := c.sums()
+			if maps.Equal(total, summed(kept, lost)) && unknown == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: kept %v, lost %v, unknown %d; sent %v", what, kept, lost, unknown, total)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	packets(700, 0)
+	converge("the first life")
+	former := meterOf("web")
+	if former == 0 {
+		t.Fatal("the rule has no meter")
+	}
+	packets(250, 0) // These die with the shim.
+	die()
+	packets(30, 0) // And there is none.
+	must(t, os.RemoveAll(s.cfg.checkpoint()))
+	w.renew()
+	s, _ = accounted(t, sw, w, dir, c)
+	packets(20, 0) // Reported by the former life's flows, with no state.
+	converge("without a state")
+	for _, e := range c.events() {
+		if p := e.GetPacket(); p != nil && (len(p.GetPolicies()) != 1 || p.GetReason() != "isolation" || p.GetAction() != policyv1.Action_ACTION_DROP || p.GetTable() != "IngressDefaultRule" || p.GetDirection() != policyv1.Direction_DIRECTION_INGRESS) {
+			t.Errorf("on record is %v", p)
+		}
+	}
+	for range retiredFor + 2 {
+		read()
+	}
+	if !slices.Contains(s.loop.compiler.RetiredMeters(), former) {
+		t.Errorf("meter %d is dropped while flows name it", former)
+	}
+	packets(15, 0)
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("client", "client"), deny("web", "web"))...)).err)
+	must(t, s.loop.reconcile(ctx))
+	if web, client := meterOf("web"), meterOf("client"); web == former || client == former || web == client || web*client == 0 {
+		t.Errorf("web has meter %d, client %d; web had %d", web, client, former)
+	}
+	packets(40, 60)
+	converge("with the state")
+	for range retiredFor + 2 {
+		read()
+	}
+	if slices.Contains(s.loop.compiler.RetiredMeters(), former) {
+		t.Errorf("meter %d stays", former)
+	}
+	packets(5, 6)
+	converge("later")
+}
+
+// summed are two sums in one.
+func summed(a, b map[string]uint64) map[string]uint64 {
+	out := maps.Clone(a)
+	for policy, n := range b {
+		out[policy] += n
+	}
+	maps.DeleteFunc(out, func(_ string, n uint64) bool { return n == 0 })
+	return out
 }
 
 // A shim that dies before it ever looked at meters leaves no doubt, nor does one whose

@@ -207,6 +207,41 @@ func reasonOf(meter uint32) string {
 	return ""
 }
 
+// standingMeters are the log's meters that the bridge has, with whose reports they limit: nil
+// where that is several's, or where flows and accounts do not tell.
+func (l *loop) standingMeters(actual bridge.State) map[uint32]*pipeline.Subject {
+	by := make(map[uint32]map[pipeline.Subject]struct{}) // Meter.
+	for _, f := range actual.Flows {
+		r, reports := pipeline.ReporterOf(f)
+		if !reports {
+			continue
+		}
+		subjects := l.counts.subjects(r.ID)
+		if len(subjects) == 0 {
+			subjects = []pipeline.Subject{{}} // Somebody's.
+		}
+		for _, s := range subjects {
+			if by[r.Meter] == nil {
+				by[r.Meter] = make(map[pipeline.Subject]struct{})
+			}
+			by[r.Meter][s] = struct{}{}
+		}
+	}
+	meters := make(map[uint32]*pipeline.Subject)
+	for id := range actual.Meters {
+		if by[id] == nil && l.adopting != nil {
+			continue // It may be another's.
+		}
+		meters[id] = nil
+		for s := range by[id] {
+			if len(by[id]) == 1 && s != (pipeline.Subject{}) {
+				meters[id] = &s
+			}
+		}
+	}
+	return meters
+}
+
 // takeUp begins the reckoning of a meter that may be a former shim's. It is true where
 // nothing says how much of it that shim had brought to record.
 func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Reading) (unknown bool) {
@@ -270,7 +305,7 @@ func (m *metrics) lose(e *auditv1.LossEvent) {
 // last is stated.
 func (l *loop) dropMeters(ctx context.Context) {
 	g := &l.logLosses
-	if l.compiler == nil || l.stale || l.unsettled {
+	if l.compiler == nil || !l.complete || l.stale || l.unsettled { // Flows of a former life may report under one.
 		return
 	}
 	retired, seen := l.compiler.RetiredMeters(), make(map[uint32]int)

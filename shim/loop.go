@@ -82,6 +82,7 @@ type loop struct {
 	blocked   error              // Why the state held gives no compiler; nil where that is not what is missing.
 	config    pipeline.Config
 	former    pipeline.Assignment
+	reporters map[uint32]policyv1.Action // What flows of a former life that report to the log do, by the id of a rule or an isolation. Nil: not read yet.
 	holder    Holder
 	complete  bool // The state is whole: orphans may be swept.
 	ports     []pipeline.Port
@@ -488,24 +489,24 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		l.failed(err)
 		return
 	}
+	var meters map[uint32]*pipeline.Subject // That are there, and that no assignment has; with whose they are.
 	if l.compiler != nil {
-		l.former = l.compiler.Assignment()
+		l.former, meters = l.compiler.Assignment(), make(map[uint32]*pipeline.Subject)
+		for _, id := range l.compiler.RetiredMeters() {
+			meters[id] = l.compiler.MeterSubject(id)
+		}
 	} else {
 		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
 	}
-	var meters []openflow.MeterStats
 	if l.compiler == nil { // A checkpoint may be older than the flows.
-		next, err := l.nextFree(ctx)
+		actual, err := l.sw.Read(ctx)
 		if err != nil {
-			l.failed(err)
+			l.failed(fmt.Errorf("read bridge back: %w", err))
 			return
 		}
-		l.former.Next = max(l.former.Next, next)
+		l.former.Next = max(l.former.Next, l.nextFree(actual))
+		l.reporters, meters = reporters(actual), l.standingMeters(actual)
 		if l.config.MeterLimit, err = l.sw.MeterLimit(ctx); err != nil {
-			l.failed(err)
-			return
-		}
-		if meters, err = l.sw.MeterCounters(ctx); err != nil {
 			l.failed(err)
 			return
 		}
@@ -521,9 +522,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		}
 	}
 	compiler := pipeline.New(l.config, l.former)
-	for _, m := range meters {
-		compiler.FindMeter(m.ID)
-	}
+	compiler.RetireMeters(meters)
 	if l.lets(time.Now()) {
 		compiler.LetEstablished(true)
 	}
@@ -549,16 +548,12 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 
 // nextFree is an id above those that the bridge's flows have, and those that the
 // accounts know: connections carry them.
-func (l *loop) nextFree(ctx context.Context) (uint32, error) {
-	actual, err := l.sw.Read(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("read bridge back: %w", err)
-	}
+func (l *loop) nextFree(actual bridge.State) uint32 {
 	next := l.counts.next()
 	for _, f := range actual.Flows {
 		next = max(next, pipeline.CarriedID(f.Cookie)+1)
 	}
-	return next, nil
+	return next
 }
 
 // hostMAC is the source address by which the host's own packets are known.

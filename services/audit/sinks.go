@@ -116,6 +116,7 @@ func (s *Service) addFileSinks(env *sink.Env) error {
 
 // Reopen has all sinks open their files anew, as after logrotate.
 func (s *Service) Reopen() {
+	s.logger.Info("opening files anew")
 	for _, k := range s.sinks {
 		if r, ok := k.(interface{ Reopen() }); ok {
 			r.Reopen()

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 )
 
@@ -143,15 +144,6 @@ func (c *Compiler) soleSubject(id uint32) *Subject {
 // RetiredMeters are those that no flow names any more, as of the last Update.
 func (c *Compiler) RetiredMeters() []uint32 { return slices.Sorted(maps.Keys(c.meters.retired)) }
 
-// FindMeter says that a meter is on the bridge. One of the log that nothing here is
-// known to have is a former shim's: it is retired, so that it stays until what it
-// counted has been read, and nobody else has it before.
-func (c *Compiler) FindMeter(id uint32) {
-	if m := &c.meters; id >= firstLogMeter && id < firstLogMeter+m.size && m.free(id) {
-		m.retired[id] = nil
-	}
-}
-
 // DropMeters gives up retired meters: they are to be taken out, and may be given
 // to others.
 func (c *Compiler) DropMeters(ids []uint32) {
@@ -162,6 +154,60 @@ func (c *Compiler) DropMeters(ids []uint32) {
 			c.meters.taken = min(c.meters.taken, id-firstLogMeter)
 		}
 	}
+}
+
+// RetireMeters retires meters that a former compiler gave out, unless the assignment
+// has them: nobody gets one before it is dropped. Each comes with whose it was, nil
+// where that is not one's. It is called before the first Update.
+func (c *Compiler) RetireMeters(former map[uint32]*Subject) {
+	for meter, of := range former {
+		if meter >= firstLogMeter && meter-firstLogMeter < c.meters.size && c.meters.free(meter) {
+			c.meters.retired[meter] = of
+		}
+	}
+}
+
+// Reporter is what a flow of a rule or of an isolation that reports to the log says of
+// itself.
+type Reporter struct {
+	Meter  uint32
+	ID     uint32 // Of the part of the rule, or of the isolation.
+	Action policyv1.Action
+}
+
+// ReporterOf reads a flow, whichever compiler made it; false where that reports
+// nothing to the log.
+func ReporterOf(f openflow.Flow) (r Reporter, ok bool) {
+	kind, id, ours := ParseCookie(f.Cookie)
+	switch {
+	case ours && kind == KindRule:
+		r.ID, r.Action = id, policyv1.Action_ACTION_ALLOW
+	case ours && kind == KindIsolation:
+		r.Action = policyv1.Action_ACTION_DROP
+	default:
+		return r, false
+	}
+	for _, a := range f.Actions.List() {
+		switch a := a.(type) {
+		case openflow.Controller:
+			if a.ControllerID == LogController {
+				r.Meter, ok = a.MeterID, true
+			} else if a.ControllerID == RejectController {
+				r.Action = policyv1.Action_ACTION_REJECT
+			}
+		case openflow.Resubmit:
+			r.Action = policyv1.Action_ACTION_PASS // Counted, and then on.
+		case openflow.Goto:
+			if uint8(a) == TableRuleMetric && r.Action != policyv1.Action_ACTION_REJECT {
+				r.Action = policyv1.Action_ACTION_DROP
+			}
+		case openflow.SetField:
+			if kind == KindIsolation && a.ID == openflow.FieldReg(regDecision) {
+				r.ID = uint32(a.Value.Uint64())
+			}
+		}
+	}
+	return r, ok
 }
 
 // Meters are the meters that the flows name, and those that are retired.

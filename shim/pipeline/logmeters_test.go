@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 
@@ -83,32 +82,58 @@ func TestEachRuleThatLogsHasAMeter(t *testing.T) {
 	}
 }
 
-// A meter that a former shim left, which nothing here is known to have, is nobody's,
-// and nobody gets it before it is dropped.
-func TestFoundMetersAreGivenToNobody(t *testing.T) {
+// Meters of a former life are nobody's until they are dropped, but for those that the
+// assignment has.
+func TestRetiredMetersOfAFormerLife(t *testing.T) {
 	w := newTierWorld(t)
+	w.add(logging("p0", 0))
 	c := New(config, Assignment{})
-	for _, id := range []uint32{LogMeter, RejectMeter, firstLogMeter, firstLogMeter + 2, firstLogMeter + mostLogMeters} {
-		c.FindMeter(id)
-	}
-	for i := range 3 {
-		w.add(logging(fmt.Sprint("p", i), i))
-	}
 	w.bring(c)
-	named := logMetersOf(t, c)
-	delete(named, LogMeter)
-	if got := slices.Sorted(maps.Keys(named)); !slices.Equal(got, []uint32{firstLogMeter + 1, firstLogMeter + 3, firstLogMeter + 4}) {
-		t.Errorf("rules have meters %v", got)
-	}
-	if got := c.RetiredMeters(); !slices.Equal(got, []uint32{firstLogMeter, firstLogMeter + 2}) || c.MeterSubject(firstLogMeter) != nil {
-		t.Errorf("retired are %v", got)
-	}
+	was := &Subject{Name: "was"}
 	again := New(config, c.Assignment())
-	for meter := range named {
-		again.FindMeter(meter)
+	again.RetireMeters(map[uint32]*Subject{LogMeter: was, firstLogMeter: was, firstLogMeter + 1: was, firstLogMeter + 2: nil, firstLogMeter + mostLogMeters: was})
+	w.add(logging("p1", 1))
+	w.update(again, Whole(w.replica), w.localPorts())
+	put := w.bring(again).PutMeters
+	if got := again.RetiredMeters(); !slices.Equal(got, []uint32{firstLogMeter + 1, firstLogMeter + 2}) || again.MeterSubject(firstLogMeter+1) != was || again.MeterSubject(firstLogMeter+2) != nil ||
+		again.MeterSubject(firstLogMeter).Name != "p0" || len(put) != 1 || put[0].ID != firstLogMeter+3 {
+		t.Errorf("retired are %v, put is %v", got, put)
 	}
-	if got := again.RetiredMeters(); len(got) != 0 {
-		t.Errorf("%v are retired, and rules have them", got)
+}
+
+// A flow says of its reports what the compiler that made it would say.
+func TestReporterOf(t *testing.T) {
+	w := newTierWorld(t)
+	all := config
+	all.LogIsolationAll = true
+	c := New(all, Assignment{})
+	actions := make(map[string]policyv1.Action)
+	for _, action := range []policyv1.Action{allow, drop, reject, pass} {
+		for _, dir := range bothDirections {
+			p := logging(fmt.Sprint(action, dir), len(w.policies))
+			p.Rules[0].Action, p.Rules[0].Direction = action, dir
+			w.add(p)
+			actions[p.GetRef().GetName()] = action
+		}
+	}
+	quiet := tier("quiet", 99, drop)
+	w.add(quiet)
+	w.bring(c)
+	seen := make(map[string]bool)
+	for _, f := range c.Desired() {
+		r, reports := ReporterOf(f)
+		subjects := c.Subjects(r.ID)
+		if !reports || len(subjects) == 0 {
+			continue
+		}
+		s := subjects[0]
+		if r.Action != actions[s.Name] || r.Meter == LogMeter || c.MeterSubject(r.Meter) == nil || *c.MeterSubject(r.Meter) != s {
+			t.Errorf("%v of %v reports as %v", f, s, r)
+		}
+		seen[s.Name] = true
+	}
+	if len(seen) != 2*4 || seen["quiet"] {
+		t.Errorf("what reports is %v", seen)
 	}
 }
 

@@ -21,15 +21,17 @@ import (
 )
 
 func main() {
+	hangup := make(chan os.Signal, 1) // One slot: one that comes while the log is opened is remembered.
+	signal.Notify(hangup, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	if err := command(hangup).ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-auditd:", err)
 		os.Exit(1)
 	}
 }
 
-func command() *cobra.Command {
+func command(hangup <-chan os.Signal) *cobra.Command {
 	var cfg audit.Config
 	var enroll, forward identity.EnrolledConfig
 	var nats eventlog.NATSConfig
@@ -85,7 +87,7 @@ func command() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			go reopenOnHangup(cmd.Context(), s)
+			go reopenOnHangup(cmd.Context(), hangup, s)
 			return s.Run(cmd.Context())
 		},
 	}
@@ -134,10 +136,7 @@ func command() *cobra.Command {
 }
 
 // reopenOnHangup opens files anew at each SIGHUP, until the context ends.
-func reopenOnHangup(ctx context.Context, s *audit.Service) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
+func reopenOnHangup(ctx context.Context, hangup <-chan os.Signal, s *audit.Service) {
 	for {
 		select {
 		case <-hangup:

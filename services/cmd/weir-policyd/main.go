@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	signal.Ignore(syscall.SIGHUP) // It may be meant for all that log: there is no file of ours to open anew.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
