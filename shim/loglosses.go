@@ -255,9 +255,8 @@ func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Readin
 	switch {
 	case same && a.Discarded:
 		return false // All was stated before: the first look is where it stands.
-	case known && a.Born == 0: // The former shim died before it looked: it had put the meter.
-		a.Born = r.Born
-		losses.Resume(ledger.Since(), a)
+	case known && (a.Born == 0 || a.Discarded): // The former shim had put it, and died before it looked.
+		losses.Resume(ledger.Since(), packetlog.Account{Born: r.Born, Base: a.Base, OverRate: a.OverRate})
 		return false
 	case same:
 		losses.Resume(ledger.Since(), a)
@@ -266,7 +265,7 @@ func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Readin
 		return r.Metered > 0
 	}
 	losses.Resume(r.Time, packetlog.Account{Born: r.Born}) // It was put since.
-	return known && !a.Discarded
+	return known
 }
 
 // loseOf states a loss of a meter's reports, that the meter held back or others.
@@ -301,6 +300,12 @@ func (m *metrics) lose(e *auditv1.LossEvent) {
 	m.lost.WithLabelValues(e.GetStage().String(), reason).Add(float64(e.GetCount()))
 }
 
+// underWay says whether something of a meter's reports is on its way to the collector,
+// to be accounted for when it arrives.
+func (l *loop) underWay(meter uint32) bool {
+	return l.shim.ledger != nil && (l.shim.log.Holds(meter) || l.shim.ledger.Awaits(meter))
+}
+
 // dropMeters takes out meters that nothing names any more, once what they counted
 // last is stated.
 func (l *loop) dropMeters(ctx context.Context) {
@@ -311,7 +316,7 @@ func (l *loop) dropMeters(ctx context.Context) {
 	retired, seen := l.compiler.RetiredMeters(), make(map[uint32]int)
 	var ids []uint32
 	for _, id := range retired {
-		if seen[id] = g.retired[id] + 1; seen[id] > retiredFor {
+		if seen[id] = g.retired[id] + 1; seen[id] > retiredFor && !l.underWay(id) {
 			ids = append(ids, id)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,7 +52,7 @@ type Account struct {
 	Born      time.Duration // The meter, by the machine's monotonic clock. Negative: gone with the machine.
 	Base      int64         // Reports on record or stated as lost, but for OverRate.
 	OverRate  int64         // Reports that the meter held back, and that are stated.
-	Discarded bool          // It was about to be taken out, and everything was stated.
+	Discarded bool          // It was about to be taken out, and everything was stated; the rest is of what came in its place.
 }
 
 // share is what an event says of a class.
@@ -185,14 +186,24 @@ func (l *Ledger) Read(at time.Time) {
 	l.putLocked(appendRead(nil, at))
 }
 
-// Discard notes that meters are about to be taken out.
+// Awaits says whether an event of a class was sent and has not arrived yet.
+func (l *Ledger) Awaits(id uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.tail, func(shares []share) bool {
+		return slices.ContainsFunc(shares, func(s share) bool { return s.class == id })
+	})
+}
+
+// Discard notes that meters are about to be taken out. What an account gets from then
+// on is of another meter of that number.
 func (l *Ledger) Discard(ids []uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var b []byte
 	for _, id := range ids {
 		if c := l.classes[id]; c != nil {
-			c.Discarded = true
+			*c = Account{Born: c.Born, Discarded: true}
 			b = l.appendAccount(b, id, *c)
 		}
 	}

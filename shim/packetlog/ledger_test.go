@@ -107,6 +107,31 @@ func TestLedgerIsWhatArrived(t *testing.T) {
 	}
 }
 
+// What comes of a meter's number once it was discarded is of another meter, and what
+// has not arrived says that it may not be discarded yet.
+func TestLedgerOfAMeterInTheOthersPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "reported")
+	l := nextLife(t, path, "a", 0)
+	l.Begin(7, Account{Born: time.Minute, Base: 5})
+	l.send([]logged{{shares: []share{{8, false, 1}, {7, false, 3}}}, {shares: []share{{9, true, 1}}}})
+	for id, want := range map[uint32]bool{7: true, 8: true, 9: true, 10: false} {
+		if got := l.Awaits(id); got != want {
+			t.Errorf("awaits something of %d: %t", id, got)
+		}
+	}
+	l.ack(1)
+	if l.Awaits(7) || !l.Awaits(9) {
+		t.Error("what arrived is awaited, or what did not is not")
+	}
+	l.ack(2)
+	l.Discard([]uint32{7})
+	l.send([]logged{{shares: []share{{7, false, 4}}}})
+	l = nextLife(t, path, "b", 3)
+	if got, want := l.Formers()[7], (Account{Born: time.Minute, Base: 4, Discarded: true}); got != want {
+		t.Errorf("the account is %+v, want %+v", got, want)
+	}
+}
+
 // The next life knows when meters were read last, whether its own life read any or
 // not, and over a file that is written anew.
 func TestLedgerKnowsTheLastReading(t *testing.T) {

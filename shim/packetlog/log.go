@@ -152,6 +152,13 @@ func (l *Log) lose(e *auditv1.LossEvent, of ...share) {
 	l.signal()
 }
 
+// Holds says whether something of a class is yet to be taken.
+func (l *Log) Holds(class uint32) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.queue.lines[class] != nil || slices.ContainsFunc(l.order, func(id identity) bool { return id.key.Class == class }) || l.losses.concern(class)
+}
+
 // Flush makes what has gathered for a Window ready to be taken; it is called
 // a few times a Window.
 func (l *Log) Flush(now time.Time) {

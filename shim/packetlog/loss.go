@@ -141,6 +141,16 @@ type lossKey struct {
 
 func newLosses() losses { return losses{of: make(map[lossKey]*loss)} }
 
+// concern says whether one is of a class.
+func (l *losses) concern(class uint32) bool {
+	for _, one := range l.of {
+		if slices.ContainsFunc(one.shares, func(s share) bool { return s.class == class }) {
+			return true
+		}
+	}
+	return false
+}
+
 func (l *losses) n() int { return len(l.order) }
 
 func (l *losses) add(e *auditv1.LossEvent, of ...share) {
