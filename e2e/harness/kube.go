@@ -195,6 +195,8 @@ func (k *Kube) serverArgs() []string {
 		"--tls-cert-file", pki("server.crt"), "--tls-private-key-file", pki("server.key"), "--client-ca-file", pki("ca.crt"), "--authorization-mode", "RBAC",
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-signing-key-file", pki("service-account.key"), "--service-account-key-file", pki("service-account.key"),
 		"--service-cluster-ip-range", kubeService.String() + "/16,fd00:10:96::/112",
+		// Webhooks are called at their Service's endpoints: nobody balances here.
+		"--enable-aggregator-routing=true",
 		// Nobody makes ServiceAccounts and Endpoints, and the machine is small.
 		"--endpoint-reconciler-type", "none", "--disable-admission-plugins", "ServiceAccount", "--enable-priority-and-fairness=false", "--profiling=false"}
 }

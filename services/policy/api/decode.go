@@ -67,15 +67,22 @@ func Decode(text []byte) (Manifest, error) {
 // DecodeObject reads one object, as JSON, as Decode reads it. Warnings are
 // left out: an API server gave them to who wrote the object.
 func DecodeObject(raw []byte) (Object, error) {
+	o, _, err := ReviewObject(raw)
+	return o, err
+}
+
+// ReviewObject reads one object, as JSON, as Decode reads it, and says what its
+// author should know. The error of one that must be refused is an *Invalid.
+func ReviewObject(raw []byte) (o Object, warnings []Violation, err error) {
 	d := decoder{}
 	d.decode(raw, typeMeta{})
 	if err := invalid(d.violations); err != nil {
-		return nil, err
+		return nil, d.warnings, err
 	}
 	if len(d.objects) != 1 {
-		return nil, fmt.Errorf("%s is not read", peek(raw).subject())
+		return nil, d.warnings, fmt.Errorf("%s is not read", peek(raw).subject())
 	}
-	return d.objects[0].Object, nil
+	return d.objects[0].Object, d.warnings, nil
 }
 
 func locate(list []Violation, doc document) []Violation {
