@@ -24,6 +24,7 @@ type webhook struct {
 	tls      *tls.Config
 	hook     *admission.Webhook
 	bundles  *admission.Bundles
+	issued   <-chan struct{} // Closed once there is a certificate.
 	logger   hclog.Logger
 }
 
@@ -38,7 +39,11 @@ func newWebhook(s *Service, creds identity.Credentials) (*webhook, error) {
 	w := &webhook{tls: identity.Anonymous(creds), logger: logger, hook: admission.New(admission.Config{Model: judged{s}, Registry: s.registry, Logger: logger})}
 	bundle := func() ([]byte, error) { return os.ReadFile(s.cfg.TLS.CA) }
 	if s.cluster != nil {
-		bundle = s.cluster.Bundle
+		bundle, w.issued = s.cluster.Bundle, s.cluster.Issued()
+	} else {
+		there := make(chan struct{})
+		close(there)
+		w.issued = there
 	}
 	var err error
 	if w.bundles, err = admission.NewBundles(admission.BundlesConfig{Kubeconfig: s.cfg.Kubeconfig, Namespace: s.cfg.WebhookNamespace, Bundle: bundle, Mutating: s.cfg.WebhookConfigurations, Logger: logger}); err != nil {
@@ -53,7 +58,14 @@ func newWebhook(s *Service, creds identity.Credentials) (*webhook, error) {
 func (w *webhook) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return admission.Serve(ctx, w.listener, w.tls, w.hook, w.logger) })
-	g.Go(func() error { return w.bundles.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-w.issued:
+			return w.bundles.Run(ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	return g.Wait()
 }
 

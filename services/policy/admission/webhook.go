@@ -2,6 +2,7 @@ package admission
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,7 +139,7 @@ func (w *Webhook) validate(r *admissionv1.AdmissionRequest) (*admissionv1.Admiss
 		var invalid *api.Invalid
 		switch {
 		case errors.As(err, &invalid):
-			violations = invalid.Violations
+			violations, changed = invalid.Violations, api.Outline(r.Object.Raw)
 		case err != nil:
 			return nil, err
 		}
@@ -149,12 +150,15 @@ func (w *Webhook) validate(r *admissionv1.AdmissionRequest) (*admissionv1.Admiss
 	default:
 		return &response, nil
 	}
-	if len(violations) == 0 {
-		if !w.model.Complete() {
-			return nil, errIncomplete
-		}
+	if len(violations) == 0 && !w.model.Complete() {
+		return nil, errIncomplete
+	}
+	if changed != nil || old != nil && r.Operation == admissionv1.Delete {
 		more, wary := w.model.Change(old, changed)
-		violations, warnings = more, append(warnings, wary...)
+		violations = append(violations, more...)
+		if len(violations) == 0 {
+			warnings = append(warnings, wary...)
+		}
 	}
 	if len(violations) > 0 {
 		response.Allowed, response.Result = false, refusal(r, violations)
@@ -172,7 +176,7 @@ func refusal(r *admissionv1.AdmissionRequest, violations []api.Violation) *metav
 		s.Code, s.Reason = http.StatusForbidden, metav1.StatusReasonForbidden
 	}
 	for _, v := range violations {
-		s.Details.Causes = append(s.Details.Causes, metav1.StatusCause{Type: metav1.CauseTypeFieldValueInvalid, Field: v.Field, Message: v.Message})
+		s.Details.Causes = append(s.Details.Causes, metav1.StatusCause{Type: metav1.CauseTypeFieldValueInvalid, Field: cmp.Or(v.Field, "metadata.name"), Message: v.Message})
 	}
 	s.Message = strings.Join(texts(violations), "; ")
 	return s

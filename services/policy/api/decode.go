@@ -85,6 +85,29 @@ func ReviewObject(raw []byte) (o Object, warnings []Violation, err error) {
 	return d.objects[0].Object, d.warnings, nil
 }
 
+// Outline is what other objects have a say in, of an object that must be refused
+// for what it says itself: the tier of a policy, the children of a group. Nil where
+// that is nothing, or cannot be read.
+func Outline(raw []byte) Object {
+	t := peek(raw)
+	var o struct {
+		Spec struct {
+			Tier        string   `json:"tier"`
+			ChildGroups []string `json:"childGroups"`
+		} `json:"spec"`
+	}
+	if kjson.UnmarshalCaseSensitivePreserveInts(raw, &o) != nil {
+		return nil
+	}
+	switch kind := KindOf(t.APIVersion, t.Kind); kind {
+	case KindAntreaClusterNetworkPolicy, KindAntreaNetworkPolicy:
+		return &OrderedPolicy{Kind: kind, Namespace: t.Metadata.Namespace, Name: t.Metadata.Name, Tier: TierName(o.Spec.Tier)}
+	case KindClusterGroup, KindGroup:
+		return &Group{Kind: kind, Namespace: t.Metadata.Namespace, Name: t.Metadata.Name, Children: o.Spec.ChildGroups}
+	}
+	return nil
+}
+
 func locate(list []Violation, doc document) []Violation {
 	for i := range list {
 		list[i].Document, list[i].Line = doc.index, doc.line

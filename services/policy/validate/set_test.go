@@ -134,9 +134,6 @@ func TestSet(t *testing.T) {
 			[]string{`spec.egress[0].to[0].fqdn: "s.ns.svc.cluster.local" is a name of Service ns/s, whose traffic is judged by the endpoint`, `spec.egress[0].to[3].fqdn: "*.svc.cluster.local" is a name of Service ns/s`}},
 
 		{"selectors that match", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: web}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: x}}}]}]")}, nil, nil},
-		{"a label for a Node's log, which has room for twelve characters", []string{object("v1", "Node", "name: node", ""), acnp("p", "appliedTo: [{nodeSelector: {}}], ingress: [{action: Drop, logLabel: default-drop-others, enableLogging: true, name: a}]"),
-			acnp("q", "appliedTo: [{nodeSelector: {}}], egress: [{action: Drop, logLabel: default-drop, enableLogging: true}]"), acnp("r", "ingress: [{action: Drop, logLabel: default-drop-others, enableLogging: true}]")}, nil,
-			[]string{`p: spec.ingress[0].logLabel: "default-drop-others" is longer than the 12 characters`}},
 		{"selectors that match nothing", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: wbe}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {antrea.io/metadata.name: z}}}, {serviceAccount: {name: a, namespace: x}}]}]"),
 			annp("v", "p", "ingress: [{action: Drop}]"), clusterGroup("c", "podSelector: {matchLabels: {app: wbe}}"), networkPolicy("x", "p", "podSelector: {matchLabels: {app: wbe}}, ingress: [{from: [{podSelector: {matchLabels: {app: bwe}}}]}]")}, nil,
 			[]string{"NetworkPolicy x/p: spec.podSelector: matches no Pod now", "x/p: spec.ingress[0].from[0]: matches no Pod now", "AntreaClusterNetworkPolicy p: spec.appliedTo[0]: matches no Pod now", "p: spec.ingress[0].from[0]: matches no Pod now", "p: spec.ingress[0].from[1].serviceAccount: no Pod runs as ServiceAccount x/a",
