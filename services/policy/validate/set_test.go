@@ -106,6 +106,8 @@ func TestSet(t *testing.T) {
 	}{
 		{"nothing", nil, nil, nil},
 		{"tiers that differ", []string{tier("a", 1), tier("b", 2)}, nil, nil},
+		{"the younger of two tiers", []string{antrea("Tier", "name: a, creationTimestamp: '2026-01-02T00:00:00Z'", "priority: 1"), antrea("Tier", "name: b, creationTimestamp: '2026-01-01T00:00:00Z'", "priority: 1"), tier("c", 1)},
+			[]string{"Tier a: spec.priority: 1 is the priority of Tier b too; write another", "Tier c: spec.priority: 1 is the priority of Tier b too; write another"}, nil},
 		{"two tiers of one priority", []string{tier("b", 1), tier("a", 1)}, []string{"Tier b: spec.priority: 1 is the priority of Tier a too; write another"}, nil},
 		{"twenty tiers", tiers[:14], nil, nil},
 		{"a tier too many", tiers, []string{"Tier t14: there are 20 tiers already, the 6 static ones included"}, nil},
