@@ -78,6 +78,7 @@ func (in *installation) startAll() string {
 	for _, p := range in.replicas {
 		p.ready("policyd")
 	}
+	in.serve()
 	if err := collector.probe("auditd", "ready"); err == nil {
 		in.t.Error("the collector says that it is ready without a certificate")
 	}
@@ -90,6 +91,26 @@ func (in *installation) startAll() string {
 		}
 	}
 	return in.secrets()
+}
+
+// serve says, in place of the controller that does it on a cluster, that the Service
+// of the policy services leads to them, and waits until the API server calls their
+// webhooks.
+func (in *installation) serve() {
+	in.t.Helper()
+	var endpoints []string
+	for _, p := range in.replicas {
+		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], conditions: {ready: true}}", p.address))
+	}
+	kubectl(in.t, in.Kube, fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: weir-policyd-1, namespace: %s, labels: {kubernetes.io/service-name: weir-policyd}}\n"+
+		"addressType: IPv4\nports: [{name: grpc, port: 9740, protocol: TCP}, {name: webhook, port: 9743, protocol: TCP}]\nendpoints: [%s]\n", weirNamespace, strings.Join(endpoints, ", ")), "apply", "-f", "-")
+	must(in.t, harness.Eventually(in.t.Context(), 30*time.Second, func() error {
+		_, err := in.Kubectl(in.t.Context(), []byte(acnp("tier: nowhere")), "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(err.Error(), "Tier nowhere does not exist") {
+			return fmt.Errorf("webhooks do not answer: %v", err)
+		}
+		return nil
+	}))
 }
 
 func (in *installation) secrets() string {

@@ -29,6 +29,8 @@ import (
 // weirNamespace is where the manifests install Weir.
 const weirNamespace = "weir-system"
 
+const webhookPort = 9743
+
 // replicaAddress is where the i-th policy service listens, in the fabric.
 func replicaAddress(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("198.18.0.%d", 2+i)) }
 
@@ -62,7 +64,25 @@ func (c *Cluster) install(ctx context.Context) (err error) {
 	if err := c.Kube.ApplyUpstreamCRDs(ctx); err != nil {
 		return err
 	}
+	if err := c.SetServing(ctx); err != nil {
+		return err
+	}
 	c.objects, err = newObjects(c.Kube)
+	return err
+}
+
+// SetServing says, in place of the controller that does it on a cluster, which
+// policy services the Service of the manifests leads to: all but some.
+func (c *Cluster) SetServing(ctx context.Context, but ...int) error {
+	var endpoints []string
+	for i := range c.cfg.Replicas {
+		if !slices.Contains(but, i) {
+			endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], conditions: {ready: true}}", replicaAddress(i)))
+		}
+	}
+	slice := fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: weir-policyd-1, namespace: %s, labels: {kubernetes.io/service-name: weir-policyd}}\naddressType: IPv4\n"+
+		"ports: [{name: grpc, port: %d, protocol: TCP}, {name: webhook, port: %d, protocol: TCP}]\nendpoints: [%s]\n", weirNamespace, policydPort, webhookPort, strings.Join(endpoints, ", "))
+	_, err := c.Kube.Kubectl(ctx, []byte(slice), "apply", "-f", "-")
 	return err
 }
 
@@ -144,7 +164,7 @@ func (c *Cluster) startInstalled(ctx context.Context) error {
 	for i := range c.cfg.Replicas {
 		own := replicaAddress(i).String()
 		args := policyd.expand(map[string]string{"POD_NAMESPACE": weirNamespace, "HOST_IP": own, "WEIR_POLICYD_SERVICE_HOST": own},
-			"--listen=:", "--listen="+own+":", "weir-policyd-replicas.weir-system.svc:9740", c.policyAddresses(), ",localhost", ",localhost,"+fabric4.String())
+			"--listen=:", "--listen="+own+":", "--webhook-listen=:", "--webhook-listen="+own+":", "weir-policyd-replicas.weir-system.svc:9740", c.policyAddresses(), ",localhost", ",localhost,"+fabric4.String())
 		args = append(args, "--kubeconfig", kubeconfig)
 		p := c.process(c.Fabric, fmt.Sprintf("policyd-%d", i), "weir-policyd", append(args, c.cfg.PolicydArgs...))
 		if err := p.Start(); err != nil {

@@ -195,6 +195,8 @@ func (k *Kube) serverArgs() []string {
 		"--tls-cert-file", pki("server.crt"), "--tls-private-key-file", pki("server.key"), "--client-ca-file", pki("ca.crt"), "--authorization-mode", "RBAC",
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-signing-key-file", pki("service-account.key"), "--service-account-key-file", pki("service-account.key"),
 		"--service-cluster-ip-range", kubeService.String() + "/16,fd00:10:96::/112",
+		// Webhooks are called at their Service's endpoints: nobody balances here.
+		"--enable-aggregator-routing=true",
 		// Nobody makes ServiceAccounts and Endpoints, and the machine is small.
 		"--endpoint-reconciler-type", "none", "--disable-admission-plugins", "ServiceAccount", "--enable-priority-and-fairness=false", "--profiling=false"}
 }
@@ -265,18 +267,25 @@ func (k *Kube) Kubectl(ctx context.Context, stdin []byte, args ...string) (strin
 
 // KubectlAs runs kubectl with a kubeconfig.
 func (k *Kube) KubectlAs(ctx context.Context, kubeconfig string, stdin []byte, args ...string) (string, error) {
-	cmd := k.cfg.NS.Command(ctx, filepath.Join(k.cfg.Bin, "kubectl"), append([]string{"--kubeconfig", kubeconfig, "--cache-dir", k.path("cache")}, args...)...)
-	var out, complaint bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &complaint
-	err := cmd.Run()
+	out, complaint, err := k.KubectlSays(ctx, kubeconfig, stdin, args...)
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		return out.String(), fmt.Errorf("kubectl %s: %s", strings.Join(args, " "), strings.TrimSpace(complaint.String()))
+		return out, fmt.Errorf("kubectl %s: %s", strings.Join(args, " "), strings.TrimSpace(complaint))
 	case err != nil:
-		return out.String(), fmt.Errorf("kubectl: %w", err)
+		return out, fmt.Errorf("kubectl: %w", err)
 	}
-	return out.String(), nil
+	return out, nil
+}
+
+// KubectlSays runs kubectl with a kubeconfig, and returns what it wrote to its
+// output and what it warned or complained of.
+func (k *Kube) KubectlSays(ctx context.Context, kubeconfig string, stdin []byte, args ...string) (out, complaint string, err error) {
+	cmd := k.cfg.NS.Command(ctx, filepath.Join(k.cfg.Bin, "kubectl"), append([]string{"--kubeconfig", kubeconfig, "--cache-dir", k.path("cache")}, args...)...)
+	var written, said bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &written, &said
+	err = cmd.Run()
+	return written.String(), said.String(), err
 }
 
 // Config is how client-go reaches the server as the cluster's administrator,

@@ -89,6 +89,15 @@ func (c *Cluster) Client() credentials.TransportCredentials {
 	return configs{get: c.current.get}.Client()
 }
 
+// Bundle is the authority's certificate, PEM, by which others may believe what
+// Server shows.
+func (c *Cluster) Bundle() ([]byte, error) {
+	if a := c.authority.Load(); a != nil {
+		return a.certificate(), nil
+	}
+	return nil, errNotYet
+}
+
 // Authority is the authority; nil until it has been read.
 func (c *Cluster) Authority() *Authority { return c.authority.Load() }
 

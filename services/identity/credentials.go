@@ -24,6 +24,21 @@ type Credentials interface {
 	Client() credentials.TransportCredentials
 }
 
+// Anonymous is a server's configuration for callers that show no certificate and
+// speak HTTP, such as an API server that calls a webhook.
+func Anonymous(c Credentials) *tls.Config {
+	named := c.Server()
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		cfg, err := named.GetConfigForClient(hello)
+		if err != nil {
+			return nil, err
+		}
+		cfg = cfg.Clone()
+		cfg.ClientAuth, cfg.NextProtos = tls.NoClientCert, []string{"h2", "http/1.1"}
+		return cfg, nil
+	}}
+}
+
 // held is a certificate with the authorities that are believed.
 type held struct {
 	cert  *tls.Certificate

@@ -56,6 +56,13 @@ type Config struct {
 	// MaxConnectionAge is after how long a shim is sent to connect anew, to any
 	// replica and with its present certificate. Zero: never.
 	MaxConnectionAge time.Duration
+	// Webhook is host:port of the admission webhooks, over HTTPS. It needs an API
+	// server that is read, and TLS. WebhookNamespace is that of the Service by which
+	// they are called. Empty: none.
+	Webhook, WebhookNamespace string
+	// WebhookConfigurations are names of MutatingWebhookConfigurations beside those
+	// of the manifests, which are given the authority too.
+	WebhookConfigurations []string
 	// Replicas are host:port of the service's replicas, this one perhaps among
 	// them. They tell each other which nodes know a new Pod.
 	Replicas []string
@@ -72,6 +79,7 @@ type Service struct {
 	synced  atomic.Bool
 	read    chan struct{}     // Closed when synced becomes true.
 	cluster *identity.Cluster // Nil: certificates are not the cluster's.
+	webhook *webhook          // Nil: none is served.
 
 	mu        sync.RWMutex // Guards what follows; the writer is Run's.
 	engine    *engine.Engine
@@ -79,7 +87,7 @@ type Service struct {
 	versions  map[api.Ref]*api.Version
 	since     map[api.Ref]int64 // When Pods, Nodes and Services were read that changed after begun.
 	begun     int64             // When all had been read, in Unix nanoseconds. Zero: not yet, or no trail is kept.
-	rules     *validate.Index   // What conflicts are found in: no Pods and no Kubernetes NetworkPolicies.
+	judge     *judge            // Has locks of its own.
 
 	registry *prometheus.Registry
 	objects  prometheus.Counter
@@ -115,7 +123,7 @@ func New(cfg Config) (*Service, error) {
 		evaluator: evaluate.New(),
 		versions:  make(map[api.Ref]*api.Version),
 		since:     make(map[api.Ref]int64),
-		rules:     validate.NewIndex(),
+		judge:     newJudge(cfg.Webhook != ""),
 		read:      make(chan struct{}),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
 		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects that are not in force as they stand."}),
@@ -158,6 +166,11 @@ func New(cfg Config) (*Service, error) {
 	}
 	if s.rpc, err = s.face.Transport(rpcCfg); err != nil {
 		return nil, err
+	}
+	if cfg.Webhook != "" {
+		if s.webhook, err = newWebhook(s, creds); err != nil {
+			return nil, err
+		}
 	}
 	if enrollment != nil {
 		policyv1.RegisterEnrollmentServiceServer(s.rpc.GRPC, enrollment)
@@ -228,6 +241,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.cluster != nil {
 		g.Go(func() error { return s.cluster.Run(ctx) })
 	}
+	if s.webhook != nil {
+		g.Go(func() error { return s.webhook.run(ctx) })
+	}
 	g.Go(func() error { return s.write(ctx) })
 	g.Go(func() error { return s.becomeReady(ctx) })
 	g.Go(func() error { return s.face.Run(ctx) })
@@ -281,8 +297,8 @@ func (s *Service) take(b Batch) {
 		s.keepLocked(ev, read)
 		s.engine.Apply(ev)
 		s.evaluator.Apply(ev)
-		s.weigh(ev)
 	}
+	s.judge.tell(b.Events)
 	var revision uint64
 	if s.synced.Load() {
 		out, moves := s.engine.FlushMoves()
@@ -308,24 +324,10 @@ func (s *Service) take(b Batch) {
 	s.logger.Log(level, "source read", "changes", len(b.Events), "problems", b.Problems, "revision", revision)
 }
 
-// weigh takes an event into account for conflicts between rules.
-func (s *Service) weigh(ev api.Event) {
-	switch ev.Ref.Kind {
-	case api.KindPod, api.KindNetworkPolicy, api.KindNode, api.KindServiceAccount, api.KindEndpointSlice:
-		return
-	}
-	if ev.Object == nil {
-		s.rules.Remove(ev.Ref)
-	} else {
-		s.rules.Set(ev.Object)
-	}
-}
-
 // Conflicts implements server.Model.
-func (s *Service) Conflicts() map[api.Ref][]string {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.rules.Conflicts()
+func (s *Service) Conflicts() (conflicts map[api.Ref][]string) {
+	s.judge.ask(func(x *validate.Index) { conflicts = x.Conflicts() })
+	return conflicts
 }
 
 // Policies implements server.Model.

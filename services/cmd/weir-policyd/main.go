@@ -45,6 +45,7 @@ func command() *cobra.Command {
 			inPod := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 			cfg.Kubernetes = cfg.Kubeconfig != "" || cfg.Manifests == "" && inPod
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-policyd", Level: hclog.LevelFromString(level)})
+			cfg.WebhookNamespace = issuer.Namespace
 			if issue {
 				if cfg.TLS.Cert != "" || cfg.TLS.Key != "" {
 					return errors.New("--issue-certificates makes the service's own certificate: leave --cert and --key out")
@@ -79,6 +80,8 @@ func command() *cobra.Command {
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")
 	f.DurationVar(&cfg.MaxConnectionAge, "max-connection-age", 30*time.Minute, "after how long a shim is sent to connect anew; 0 for never")
 	f.BoolVar(&cfg.RuleMetrics, "rule-metrics", true, "have /metrics tell of each rule by itself what it matched, of at most 20,000")
+	f.StringVar(&cfg.Webhook, "webhook-listen", "", "address of the admission webhooks, over HTTPS; none if empty")
+	f.StringSliceVar(&cfg.WebhookConfigurations, "webhook-configuration", nil, "MutatingWebhookConfiguration, beside those of the manifests, that calls the webhooks and is given the certificate authority; may be repeated")
 	f.StringSliceVar(&cfg.Replicas, "replicas", nil, "host:port of all replicas, to wait for each other's nodes before a new Pod's port opens, and to answer for each other; a name may have several addresses")
 	f.BoolVar(&issue, "issue-certificates", false, "keep a certificate authority in the Secret weir-pki of --namespace, and give certificates to who has a token; --ca then names further authorities")
 	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself; POD_NAMESPACE by default")

@@ -67,15 +67,45 @@ func Decode(text []byte) (Manifest, error) {
 // DecodeObject reads one object, as JSON, as Decode reads it. Warnings are
 // left out: an API server gave them to who wrote the object.
 func DecodeObject(raw []byte) (Object, error) {
+	o, _, err := ReviewObject(raw)
+	return o, err
+}
+
+// ReviewObject reads one object, as JSON, as Decode reads it, and says what its
+// author should know. The error of one that must be refused is an *Invalid.
+func ReviewObject(raw []byte) (o Object, warnings []Violation, err error) {
 	d := decoder{}
 	d.decode(raw, typeMeta{})
 	if err := invalid(d.violations); err != nil {
-		return nil, err
+		return nil, d.warnings, err
 	}
 	if len(d.objects) != 1 {
-		return nil, fmt.Errorf("%s is not read", peek(raw).subject())
+		return nil, d.warnings, fmt.Errorf("%s is not read", peek(raw).subject())
 	}
-	return d.objects[0].Object, nil
+	return d.objects[0].Object, d.warnings, nil
+}
+
+// Outline is what other objects have a say in, of an object that must be refused
+// for what it says itself: the tier of a policy, the children of a group. Nil where
+// that is nothing, or cannot be read.
+func Outline(raw []byte) Object {
+	t := peek(raw)
+	var o struct {
+		Spec struct {
+			Tier        string   `json:"tier"`
+			ChildGroups []string `json:"childGroups"`
+		} `json:"spec"`
+	}
+	if kjson.UnmarshalCaseSensitivePreserveInts(raw, &o) != nil {
+		return nil
+	}
+	switch kind := KindOf(t.APIVersion, t.Kind); kind {
+	case KindAntreaClusterNetworkPolicy, KindAntreaNetworkPolicy:
+		return &OrderedPolicy{Kind: kind, Namespace: t.Metadata.Namespace, Name: t.Metadata.Name, Tier: TierName(o.Spec.Tier)}
+	case KindClusterGroup, KindGroup:
+		return &Group{Kind: kind, Namespace: t.Metadata.Namespace, Name: t.Metadata.Name, Children: o.Spec.ChildGroups}
+	}
+	return nil
 }
 
 func locate(list []Violation, doc document) []Violation {

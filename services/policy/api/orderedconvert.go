@@ -22,7 +22,11 @@ func FromTier(o *antreav1beta1.Tier) (*Tier, error) {
 	if o.Spec.Priority < 0 || o.Spec.Priority > 255 {
 		return nil, fmt.Errorf("Tier %s: spec.priority: %d", o.Name, o.Spec.Priority)
 	}
-	return &Tier{Name: intern(o.Name), Priority: uint8(o.Spec.Priority)}, nil
+	t := &Tier{Name: intern(o.Name), Priority: uint8(o.Spec.Priority)}
+	if !o.CreationTimestamp.IsZero() {
+		t.Created = o.CreationTimestamp.Unix()
+	}
+	return t, nil
 }
 
 // TierName is the name of the tier that a policy refers to: empty means

@@ -180,6 +180,7 @@ func GroupRef(policy Ref, name string) Ref {
 type Tier struct {
 	Name     string
 	Priority uint8
+	Created  int64 // Unix seconds; zero where unknown.
 }
 
 // Ref implements Object.
@@ -191,7 +192,7 @@ const (
 	TierBaseline    = "baseline"    // Judged after Kubernetes NetworkPolicies.
 )
 
-var staticTiers = []Tier{{"emergency", 50}, {"securityops", 100}, {"networkops", 150}, {"platform", 200}, {TierApplication, 250}, {TierBaseline, 253}}
+var staticTiers = []Tier{{Name: "emergency", Priority: 50}, {Name: "securityops", Priority: 100}, {Name: "networkops", Priority: 150}, {Name: "platform", Priority: 200}, {Name: TierApplication, Priority: 250}, {Name: TierBaseline, Priority: 253}}
 
 // StaticTiers are the tiers that are there without being written, in the order
 // in which they are judged.

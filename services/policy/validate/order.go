@@ -79,17 +79,17 @@ func (x *Index) compare(a, b *rule) int {
 	}
 	p, q := a.policy, b.policy
 	quiet := map[bool]int{false: 1} // What is recorded comes first.
-	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(quiet[a.spec().Log], quiet[b.spec().Log]), cmp.Compare(born(p), born(q)),
+	return cmp.Or(cmp.Compare(ties[a.spec().Action], ties[b.spec().Action]), cmp.Compare(quiet[a.spec().Log], quiet[b.spec().Log]), cmp.Compare(born(p.Created), born(q.Created)),
 		cmp.Compare(p.Kind, q.Kind), strings.Compare(p.Namespace, q.Namespace), strings.Compare(p.Name, q.Name))
 }
 
-// born is when a policy was created. One of which that is not known counts as
+// born is when an object was created. One of which that is not known counts as
 // the youngest, as wherever rules are put in order.
-func born(p *api.OrderedPolicy) int64 {
-	if p.Created == 0 {
+func born(created int64) int64 {
+	if created == 0 {
 		return math.MaxInt64
 	}
-	return p.Created
+	return created
 }
 
 // comparePlace is compare without ties: zero where precedence is equal.

@@ -47,8 +47,9 @@ func Set(objects []api.Object) (violations, warnings []api.Violation) {
 }
 
 // Refused are the violations of objects that are all there is. An object with
-// one must not be put in force. Of two that cannot stand together it is the later
-// by name that is refused. It costs little, however many policies there are.
+// one must not be put in force. Of two tiers that cannot stand together the older
+// stands, where that is not known the first by name, so that none that is in force
+// is put out of it by one that comes. It costs little, however many policies there are.
 func Refused(objects []api.Object) []api.Violation {
 	f := &findings{}
 	objects = sorted(objects)
@@ -66,13 +67,16 @@ func sorted(objects []api.Object) []api.Object {
 
 // tiers judges tiers by each other.
 func (f *findings) tiers(objects []api.Object) {
+	var list []*api.Tier
+	for _, o := range objects {
+		if t, is := o.(*api.Tier); is {
+			list = append(list, t)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b *api.Tier) int { return cmp.Compare(born(a.Created), born(b.Created)) })
 	first := map[uint8]string{}
 	count := len(api.StaticTiers())
-	for _, o := range objects {
-		t, is := o.(*api.Tier)
-		if !is {
-			continue
-		}
+	for _, t := range list {
 		if _, static := api.StaticTier(t.Name); static {
 			continue
 		}

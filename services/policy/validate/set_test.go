@@ -106,6 +106,8 @@ func TestSet(t *testing.T) {
 	}{
 		{"nothing", nil, nil, nil},
 		{"tiers that differ", []string{tier("a", 1), tier("b", 2)}, nil, nil},
+		{"the younger of two tiers", []string{antrea("Tier", "name: a, creationTimestamp: '2026-01-02T00:00:00Z'", "priority: 1"), antrea("Tier", "name: b, creationTimestamp: '2026-01-01T00:00:00Z'", "priority: 1"), tier("c", 1)},
+			[]string{"Tier a: spec.priority: 1 is the priority of Tier b too; write another", "Tier c: spec.priority: 1 is the priority of Tier b too; write another"}, nil},
 		{"two tiers of one priority", []string{tier("b", 1), tier("a", 1)}, []string{"Tier b: spec.priority: 1 is the priority of Tier a too; write another"}, nil},
 		{"twenty tiers", tiers[:14], nil, nil},
 		{"a tier too many", tiers, []string{"Tier t14: there are 20 tiers already, the 6 static ones included"}, nil},
@@ -134,9 +136,6 @@ func TestSet(t *testing.T) {
 			[]string{`spec.egress[0].to[0].fqdn: "s.ns.svc.cluster.local" is a name of Service ns/s, whose traffic is judged by the endpoint`, `spec.egress[0].to[3].fqdn: "*.svc.cluster.local" is a name of Service ns/s`}},
 
 		{"selectors that match", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: web}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: x}}}]}]")}, nil, nil},
-		{"a label for a Node's log, which has room for twelve characters", []string{object("v1", "Node", "name: node", ""), acnp("p", "appliedTo: [{nodeSelector: {}}], ingress: [{action: Drop, logLabel: default-drop-others, enableLogging: true, name: a}]"),
-			acnp("q", "appliedTo: [{nodeSelector: {}}], egress: [{action: Drop, logLabel: default-drop, enableLogging: true}]"), acnp("r", "ingress: [{action: Drop, logLabel: default-drop-others, enableLogging: true}]")}, nil,
-			[]string{`p: spec.ingress[0].logLabel: "default-drop-others" is longer than the 12 characters`}},
 		{"selectors that match nothing", []string{pod("x", "p", "web"), acnp("p", "appliedTo: [{podSelector: {matchLabels: {app: wbe}}}], ingress: [{action: Drop, from: [{namespaceSelector: {matchLabels: {antrea.io/metadata.name: z}}}, {serviceAccount: {name: a, namespace: x}}]}]"),
 			annp("v", "p", "ingress: [{action: Drop}]"), clusterGroup("c", "podSelector: {matchLabels: {app: wbe}}"), networkPolicy("x", "p", "podSelector: {matchLabels: {app: wbe}}, ingress: [{from: [{podSelector: {matchLabels: {app: bwe}}}]}]")}, nil,
 			[]string{"NetworkPolicy x/p: spec.podSelector: matches no Pod now", "x/p: spec.ingress[0].from[0]: matches no Pod now", "AntreaClusterNetworkPolicy p: spec.appliedTo[0]: matches no Pod now", "p: spec.ingress[0].from[0]: matches no Pod now", "p: spec.ingress[0].from[1].serviceAccount: no Pod runs as ServiceAccount x/a",

@@ -65,9 +65,6 @@ func (x *Index) warnReferences(f *findings, p *api.OrderedPolicy) {
 		for i := range d.rules {
 			at := fmt.Sprintf("spec.%s[%d]", d.list, i)
 			targets(at, d.rules[i].AppliedTo)
-			if label := d.rules[i].LogLabel; len(label) > hostLabel && forNodes(p, &d.rules[i]) {
-				f.warn(ref, at+".logLabel", "%q is longer than the %d characters that the kernel's log of a Node has room for; it has %q there", label, hostLabel, label[:hostLabel])
-			}
 			for j := range d.rules[i].Peers {
 				field := fmt.Sprintf("%s.%s[%d]", at, d.peers, j)
 				if upstream { // An entry there may be several peers here.
@@ -88,14 +85,6 @@ func (x *Index) warnReferences(f *findings, p *api.OrderedPolicy) {
 			}
 		}
 	}
-}
-
-// hostLabel is how much of a label is in the log of a Node's kernel.
-const hostLabel = 12
-
-// forNodes says whether a rule is for what Nodes receive or send themselves.
-func forNodes(p *api.OrderedPolicy, r *api.OrderedRule) bool {
-	return slices.ContainsFunc(slices.Concat(p.AppliedTo, r.AppliedTo), func(t api.Target) bool { return t.NodeSelector != nil })
 }
 
 func (x *Index) warnTarget(f *findings, p *api.OrderedPolicy, field string, t *api.Target) {
