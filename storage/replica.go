@@ -283,6 +283,13 @@ func (r *Replica) Items(kind ScopeKind, fn func(ScopeID, *policyv1.Item)) {
 	}
 }
 
+// Scopes calls fn for every scope that the node is in, in no order.
+func (r *Replica) Scopes(fn func(ScopeID)) {
+	for id := range r.scopes {
+		fn(id)
+	}
+}
+
 // Scope calls fn for every item of one scope, in no order; false where the
 // node is not in it.
 func (r *Replica) Scope(id ScopeID, fn func(key string, item *policyv1.Item)) bool {

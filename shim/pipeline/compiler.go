@@ -292,10 +292,7 @@ func (c *Compiler) Owned(a netip.Addr) bool { return c.nameOf(a, c.revision) != 
 // Whole touches everything that a replica holds, for a compiler's first Update.
 func Whole(state *storage.Replica) storage.Touched {
 	touched := make(storage.Touched)
-	for _, sd := range state.Snapshot().GetScopes() {
-		id, _ := storage.ScopeIDFromBytes(sd.GetId())
-		touched[id] = &storage.TouchedScope{All: true}
-	}
+	state.Scopes(func(id storage.ScopeID) { touched[id] = &storage.TouchedScope{All: true} })
 	return touched
 }
 

@@ -11,16 +11,23 @@ import (
 // A flow is either fixed, or a clause flow that conjunctions share.
 type flowSet struct {
 	flows map[openflow.FlowKey]*desired
-	dirty []*desired
+	dirty []touched
 	shown map[uint8]int // Flows as of the last take, by table; none of zero.
 }
 
+// desired is what a flow is made of. The flow itself is not kept: of most there is
+// one membership, and they are by far the most that a compiler has in memory.
 type desired struct {
-	key     openflow.FlowKey
-	dirty   bool           // It is in the set's dirty.
-	fixed   []owned        // By owner; the first counts. Empty: a clause flow, or none.
-	clauses []membership   // Sorted by conjunction.
-	shown   *openflow.Flow // As of the last take; nil where it was not there.
+	fixed   []owned      // By owner; the first counts. Empty: a clause flow, or none.
+	clauses []membership // Sorted by conjunction.
+	dirty   bool         // It is in the set's dirty.
+}
+
+// touched is a flow that may have changed since the last take.
+type touched struct {
+	key openflow.FlowKey
+	*desired
+	shown *openflow.Flow // As of the last take; nil where it was not there.
 }
 
 // membership of a flow in one clause of one conjunction, counted: several
@@ -38,12 +45,12 @@ func newFlowSet() flowSet {
 func (s *flowSet) at(key openflow.FlowKey) *desired {
 	d := s.flows[key]
 	if d == nil {
-		d = &desired{key: key}
+		d = &desired{}
 		s.flows[key] = d
 	}
 	if !d.dirty {
+		s.dirty = append(s.dirty, touched{key, d, d.flow(key)})
 		d.dirty = true
-		s.dirty = append(s.dirty, d)
 	}
 	return d
 }
@@ -120,9 +127,9 @@ func (s *flowSet) shared(key openflow.FlowKey) int {
 // take returns what changed since the last take, in the order of table,
 // priority and match text.
 func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
-	slices.SortFunc(s.dirty, func(a, b *desired) int { return compareKeys(a.key, b.key) })
+	slices.SortFunc(s.dirty, func(a, b touched) int { return compareKeys(a.key, b.key) })
 	for _, d := range s.dirty {
-		now := d.flow()
+		now := d.flow(d.key)
 		switch {
 		case now == nil && d.shown != nil:
 			remove = append(remove, d.key)
@@ -130,7 +137,7 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 			upsert = append(upsert, *now)
 		}
 		s.count(d.key.Table, d.shown, now)
-		d.shown, d.dirty = now, false
+		d.dirty = false
 		if now == nil {
 			delete(s.flows, d.key)
 		}
@@ -151,7 +158,8 @@ func (s *flowSet) count(table uint8, before, now *openflow.Flow) {
 	}
 }
 
-func (d *desired) flow() *openflow.Flow {
+// flow is the flow of a key; nil where there is none.
+func (d *desired) flow(key openflow.FlowKey) *openflow.Flow {
 	if len(d.fixed) > 0 {
 		f := d.fixed[0].flow
 		return &f
@@ -163,12 +171,17 @@ func (d *desired) flow() *openflow.Flow {
 	for _, m := range d.clauses {
 		list = append(list, openflow.Conjunction{ID: m.conj, Clause: m.clause, Clauses: m.clauses})
 	}
-	return &openflow.Flow{Table: d.key.Table, Priority: d.key.Priority, Match: d.key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
+	return &openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
 }
 
 // all is every desired flow as of the last take.
 func (s *flowSet) all(visit func(openflow.Flow)) {
-	for _, d := range s.flows {
+	for key, d := range s.flows {
+		if f := d.flow(key); f != nil && !d.dirty {
+			visit(*f)
+		}
+	}
+	for _, d := range s.dirty {
 		if d.shown != nil {
 			visit(*d.shown)
 		}
