@@ -26,6 +26,8 @@ import (
 type Switch interface {
 	Apply(ctx context.Context, c bridge.Change) error
 	Read(ctx context.Context) (bridge.State, error)
+	// ReadBut is Read without the flows of which except says so.
+	ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error)
 	// ReadShared is Read of groups and meters alone.
 	ReadShared(ctx context.Context) (bridge.Content, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
@@ -542,13 +544,12 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 // nextFree is an id above those that the bridge's flows have, and those that the
 // accounts know: connections carry them.
 func (l *loop) nextFree(ctx context.Context) (uint32, error) {
-	actual, err := l.sw.Read(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("read bridge back: %w", err)
-	}
 	next := l.counts.next()
-	for _, f := range actual.Flows {
+	if _, err := l.sw.ReadBut(ctx, func(f openflow.Flow) bool {
 		next = max(next, pipeline.CarriedID(f.Cookie)+1)
+		return true
+	}); err != nil {
+		return 0, fmt.Errorf("read bridge back: %w", err)
 	}
 	return next, nil
 }

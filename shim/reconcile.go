@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/counters"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
@@ -66,20 +67,26 @@ func (l *loop) reconcile(ctx context.Context) error {
 	start := time.Now()
 	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
-	actual, err := l.sw.Read(ctx)
+	var counting []counters.Flow
+	want, actual, err := differing(ctx, l.sw, l.compiler, func(f openflow.Flow) {
+		if count, counts := pipeline.CountOf(f); counts {
+			counting = append(counting, counters.Flow{Flow: f, Count: count})
+		}
+	})
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
-	recover := l.noticeLoss(time.Now(), actual)
+	held := len(actual.Flows) > 0 || l.compiler.FlowCount() > len(want.Flows)
+	recover := l.noticeLoss(time.Now(), held)
 	leavePassing(actual)
-	if l.sharing() && !l.coexists(actual) {
+	if l.sharing() && !l.coexists(actual, held) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {
 			return l.failed(err)
 		}
+		return l.reconcile(ctx) // By what is wanted now.
 	}
-	want := wanted(l.compiler)
 	l.keepOrphans(want, actual)
 	change := bridge.Diff(want, actual)
 	if l.sharing() {
@@ -91,7 +98,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
 	change.Upsert = append(change.Upsert, recover...)
-	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
+	l.countBefore(ctx, change, readBack{actual, counting, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
 			return l.failed(err)
@@ -120,10 +127,31 @@ func (l *loop) reconcile(ctx context.Context) error {
 			"groups", len(change.PutGroups)+len(change.DeleteGroups), "meters", len(change.PutMeters)+len(change.DeleteMeters))
 	}
 	l.settled = true
-	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))
+	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", l.compiler.FlowCount())
 	l.stale, l.lastReport = false, ""
 	l.publish(nil)
 	return nil
+}
+
+// differing is what a compiler wants of a bridge that the bridge does not hold, or
+// not so, and what the bridge holds that is not so wanted; of groups and meters all.
+// Each flow that was read is told to read.
+func differing(ctx context.Context, sw interface {
+	ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error)
+}, c *pipeline.Compiler, read func(openflow.Flow)) (want bridge.Content, actual bridge.State, err error) {
+	comparison := c.Compare()
+	actual, err = sw.ReadBut(ctx, func(f openflow.Flow) bool {
+		read(f)
+		return comparison.Meets(f)
+	})
+	if err != nil {
+		return want, actual, err
+	}
+	want = wantedShared(c)
+	for _, f := range comparison.Rest() {
+		want.Flows[f.Key()] = f
+	}
+	return want, actual, nil
 }
 
 // foreign are flows on the bridge that bear another's mark: the bridge is ours.

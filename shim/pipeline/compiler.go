@@ -307,6 +307,14 @@ func (c *Compiler) Desired() []openflow.Flow {
 // FlowCounts is how many flows of Desired each table has, of those that have any.
 func (c *Compiler) FlowCounts() map[uint8]int { return maps.Clone(c.flows.shown) }
 
+// FlowCount is how many flows Desired are.
+func (c *Compiler) FlowCount() (sum int) {
+	for _, n := range c.flows.shown {
+		sum += n
+	}
+	return sum
+}
+
 // Assignment is the present one. It must not be changed.
 func (c *Compiler) Assignment() Assignment {
 	a := c.assignment

@@ -13,6 +13,7 @@ type flowSet struct {
 	flows map[openflow.FlowKey]*desired
 	dirty []touched
 	shown map[uint8]int // Flows as of the last take, by table; none of zero.
+	round uint32        // Of the last Comparison.
 }
 
 // desired is what a flow is made of. The flow itself is not kept: of most there is
@@ -21,6 +22,7 @@ type desired struct {
 	fixed   []owned      // By owner; the first counts. Empty: a clause flow, or none.
 	clauses []membership // Sorted by conjunction.
 	dirty   bool         // It is in the set's dirty.
+	met     uint32       // The last round in which a flow met it.
 }
 
 // touched is a flow that may have changed since the last take.
