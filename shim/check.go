@@ -53,7 +53,7 @@ func (l *loop) check(ctx context.Context) (*policyv1.CheckResponse, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	want, actual, err := differing(ctx, l.sw, l.compiler, func(openflow.Flow) {})
+	comparison, actual, err := compared(ctx, l.sw, l.compiler, func(openflow.Flow) {})
 	if err != nil {
 		return nil, fmt.Errorf("read bridge back: %w", err)
 	}
@@ -68,7 +68,7 @@ func (l *loop) check(ctx context.Context) (*policyv1.CheckResponse, error) {
 		notes = append(notes, "The bridge is being adopted: flows of others are left out.")
 		actual.Foreign, actual.Groups, actual.Meters = nil, nil, ours(actual.Meters)
 	}
-	resp := compare(l.compiler, want, actual)
+	resp := compare(l.compiler, comparison, actual)
 	resp.Notes = notes
 	return resp, nil
 }
@@ -97,9 +97,10 @@ func wantedShared(c *pipeline.Compiler) bridge.Content {
 }
 
 // compare says how what a bridge holds differs from what a compiler wants, by what
-// is differing.
-func compare(c *pipeline.Compiler, want bridge.Content, actual bridge.State) *policyv1.CheckResponse {
+// is compared.
+func compare(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) *policyv1.CheckResponse {
 	leavePassing(actual)
+	want, change := wantedShared(c), amends(c, by, actual)
 	resp := &policyv1.CheckResponse{Flows: uint32(c.FlowCount()), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
 	add := func(d *policyv1.Difference) {
 		switch {
@@ -115,7 +116,6 @@ func compare(c *pipeline.Compiler, want bridge.Content, actual bridge.State) *po
 		}
 		resp.Differences = append(resp.Differences, d)
 	}
-	change := bridge.Diff(want, actual)
 	for _, f := range change.Upsert {
 		have, there := actual.Flows[f.Key()]
 		if !there {
@@ -127,7 +127,7 @@ func compare(c *pipeline.Compiler, want bridge.Content, actual bridge.State) *po
 		}
 		add(d)
 	}
-	for _, key := range append(change.Delete, foreign(want, actual)...) {
+	for _, key := range change.Delete {
 		have, there := actual.Flows[key]
 		if !there {
 			have = actual.Foreign[key]
@@ -273,13 +273,13 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 	if _, err := compiler.Update(replica, pipeline.Whole(replica), ports.pods); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
-	want, actual, err := differing(ctx, b, compiler, func(openflow.Flow) {})
+	comparison, actual, err := compared(ctx, b, compiler, func(openflow.Flow) {})
 	if err != nil {
 		return nil, err
 	}
 	leaveMembers(actual)
 	leaveRetired(compiler, actual)
-	resp := compare(compiler, want, actual)
+	resp := compare(compiler, comparison, actual)
 	resp.Checkpoint = true
 	resp.Notes = []string{"No shim answers: the bridge is compared with the checkpoint, which is up to a second behind, and as if no port were held. Members of multicast groups, whom only a shim knows, are left out."}
 	addDigest(resp, replica.Snapshot())

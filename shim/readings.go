@@ -237,20 +237,19 @@ type readBack struct {
 	began, ended counters.Stamp
 }
 
-// keepOrphans adds to what is wanted those counting flows of a former shim of
+// keepOrphans leaves out of what is to be removed those counting flows of a former shim of
 // which it is known what they count for: they may go once they have been read,
 // with no packet on its way that is still to be counted.
-func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
+func (l *loop) keepOrphans(remove []openflow.FlowKey, actual bridge.State) []openflow.FlowKey {
 	clear(l.orphans)
-	for key, f := range actual.Flows {
-		if _, wanted := want.Flows[key]; wanted {
-			continue
-		}
-		if count, counts := pipeline.CountOf(f); counts && len(l.counts.subjects(count.ID)) > 0 {
-			want.Flows[key] = f
+	return slices.DeleteFunc(remove, func(key openflow.FlowKey) bool {
+		count, counts := pipeline.CountOf(actual.Flows[key])
+		orphan := counts && len(l.counts.subjects(count.ID)) > 0
+		if orphan {
 			l.orphans[count.ID] = append(l.orphans[count.ID], key)
 		}
-	}
+		return orphan
+	})
 }
 
 // countBefore enters what was read back, where the change would lose counters,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/weirnet/weir/shim/bridge"
@@ -68,7 +69,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
 	var counting []counters.Flow
-	want, actual, err := differing(ctx, l.sw, l.compiler, func(f openflow.Flow) {
+	comparison, actual, err := compared(ctx, l.sw, l.compiler, func(f openflow.Flow) {
 		if count, counts := pipeline.CountOf(f); counts {
 			counting = append(counting, counters.Flow{Flow: f, Count: count})
 		}
@@ -77,7 +78,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
-	held := len(actual.Flows) > 0 || l.compiler.FlowCount() > len(want.Flows)
+	held := len(actual.Flows) > 0 || comparison.Met() > 0
 	recover := l.noticeLoss(time.Now(), held)
 	leavePassing(actual)
 	if l.sharing() && !l.coexists(actual, held) {
@@ -87,12 +88,13 @@ func (l *loop) reconcile(ctx context.Context) error {
 		}
 		return l.reconcile(ctx) // By what is wanted now.
 	}
-	l.keepOrphans(want, actual)
-	change := bridge.Diff(want, actual)
+	if l.sharing() {
+		actual.Foreign = nil
+	}
+	change := amends(l.compiler, comparison, actual)
+	change.Delete = l.keepOrphans(change.Delete, actual)
 	if l.sharing() {
 		change.DeleteGroups, change.DeleteMeters = nil, nil
-	} else {
-		change.Delete = append(change.Delete, foreign(want, actual)...)
 	}
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
@@ -133,36 +135,33 @@ func (l *loop) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// differing is what a compiler wants of a bridge that the bridge does not hold, or
-// not so, and what the bridge holds that is not so wanted; of groups and meters all.
-// Each flow that was read is told to read.
-func differing(ctx context.Context, sw interface {
+// compared reads a bridge back but for what is as a compiler wants it; of groups and
+// meters all. Each flow that was read is told to read.
+func compared(ctx context.Context, sw interface {
 	ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error)
-}, c *pipeline.Compiler, read func(openflow.Flow)) (want bridge.Content, actual bridge.State, err error) {
+}, c *pipeline.Compiler, read func(openflow.Flow)) (*pipeline.Comparison, bridge.State, error) {
 	comparison := c.Compare()
-	actual, err = sw.ReadBut(ctx, func(f openflow.Flow) bool {
+	actual, err := sw.ReadBut(ctx, func(f openflow.Flow) bool {
 		read(f)
 		return comparison.Meets(f)
 	})
-	if err != nil {
-		return want, actual, err
-	}
-	want = wantedShared(c)
-	for _, f := range comparison.Rest() {
-		want.Flows[f.Key()] = f
-	}
-	return want, actual, nil
+	return comparison, actual, err
 }
 
-// foreign are flows on the bridge that bear another's mark: the bridge is ours.
-func foreign(want bridge.Content, actual bridge.State) []openflow.FlowKey {
-	var keys []openflow.FlowKey
-	for key := range actual.Foreign {
-		if _, ours := want.Flows[key]; !ours {
-			keys = append(keys, key)
+// amends is what has a bridge hold what a compiler wants, and nothing else, by what is
+// compared. Flows of others go too: the bridge is ours.
+func amends(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) bridge.Change {
+	change := bridge.Diff(wantedShared(c), bridge.State{Content: bridge.Content{Groups: actual.Groups, Meters: actual.Meters}})
+	change.Upsert = by.Rest()
+	for _, flows := range []map[openflow.FlowKey]openflow.Flow{actual.Flows, actual.Foreign} {
+		for key := range flows {
+			if !by.Wants(key) {
+				change.Delete = append(change.Delete, key)
+			}
 		}
 	}
-	return keys
+	slices.SortFunc(change.Delete, pipeline.CompareKeys)
+	return change
 }
 
 // failed logs an error once for as long as it lasts, and returns it.

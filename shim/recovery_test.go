@@ -138,9 +138,9 @@ func TestAnswersRecoverConnections(t *testing.T) {
 	if !k.until.IsZero() {
 		t.Error("the end of the recovery is kept on")
 	}
-	want, state, err := differing(ctx, k, l.compiler, func(openflow.Flow) {})
+	comparison, state, err := compared(ctx, k, l.compiler, func(openflow.Flow) {})
 	must(t, err)
-	if d := bridge.Diff(want, state); !d.IsEmpty() {
+	if d := amends(l.compiler, comparison, state); !d.IsEmpty() {
 		t.Errorf("left: %v", d)
 	}
 }

@@ -1,12 +1,17 @@
 package pipeline
 
-import "github.com/weirnet/weir/shim/bridge/openflow"
+import (
+	"slices"
+
+	"github.com/weirnet/weir/shim/bridge/openflow"
+)
 
 // Comparison is of Desired with flows that are told one after the other, as they
 // are read, so that neither side is ever in memory as a whole. It is about the
 // flows as of the last Update, and ends with the next one and the next Compare.
 type Comparison struct {
 	flows *flowSet
+	met   int                                 // Flows.
 	shown map[openflow.FlowKey]*openflow.Flow // Of flows that were touched since the last Update.
 }
 
@@ -18,7 +23,7 @@ func (c *Compiler) Compare() *Comparison {
 	for _, d := range s.dirty {
 		shown[d.key] = d.shown
 	}
-	return &Comparison{s, shown}
+	return &Comparison{flows: s, shown: shown}
 }
 
 // Meets says whether a flow is one of Desired, and is as it is to be. No two may be
@@ -32,12 +37,25 @@ func (c *Comparison) Meets(f openflow.Flow) bool {
 	if want == nil || !want.Same(f) {
 		return false
 	}
-	d.met = c.flows.round
+	if d.met != c.flows.round {
+		d.met = c.flows.round
+		c.met++
+	}
 	return true
 }
 
-// Rest are those of Desired that no flow met so far, in no order.
-func (c *Comparison) Rest() (rest []openflow.Flow) {
+// Wants says whether Desired has a flow of a key.
+func (c *Comparison) Wants(key openflow.FlowKey) bool {
+	d := c.flows.flows[key]
+	return d != nil && c.wanted(key, d) != nil
+}
+
+// Met is how many flows of Desired were met.
+func (c *Comparison) Met() int { return c.met }
+
+// Rest are those of Desired that no flow met so far, in the order of the keys.
+func (c *Comparison) Rest() []openflow.Flow {
+	rest := make([]openflow.Flow, 0, len(c.flows.flows)-c.met)
 	for key, d := range c.flows.flows {
 		if d.met == c.flows.round {
 			continue
@@ -46,6 +64,7 @@ func (c *Comparison) Rest() (rest []openflow.Flow) {
 			rest = append(rest, *f)
 		}
 	}
+	slices.SortFunc(rest, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) })
 	return rest
 }
 

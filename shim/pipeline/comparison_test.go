@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"slices"
 	"testing"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -50,6 +51,9 @@ func TestComparisonFindsWhatDiffers(t *testing.T) {
 			}
 		}
 		rest := cmp.Rest()
+		if !slices.IsSortedFunc(rest, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) }) || cmp.Met() != len(all)-len(rest) {
+			t.Errorf("%d flows are met of %d, and the rest, %d, must be in order", cmp.Met(), len(all), len(rest))
+		}
 		for _, f := range rest {
 			if w, is := want[f.Key()]; !is || !w.Same(f) {
 				t.Errorf("%v is said to be missing", f)

@@ -91,7 +91,7 @@ type Compiler struct {
 	judged   int                    // Endpoints that are judged by the staged world.
 	names    map[netip.Addr][]nameCount
 	blocks   map[storage.ScopeID]map[string]struct{} // Keys of members that are blocks, or were lately, by group.
-	first    uint64                                  // Revision of this compiler: nothing is known of those before.
+	first    uint64                                  // Of this compiler's, the first with a state: nothing is known of those before.
 	revision uint64                                  // Of the last Update that changed what reports may mean. Zero: there was none.
 	history  history
 	naming   naming
@@ -217,6 +217,9 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 		return Change{}, err
 	}
 	c.revision = max(c.revision+1, c.first)
+	if len(touched) > 0 && len(c.groups)+len(c.policies)+len(c.endpoints) == 0 {
+		c.first = c.revision // Nothing was judged by what was before, of which all would be noted.
+	}
 	c.verdicts.forget()
 	for id, ts := range touched {
 		if c.kind(state, id) == storage.ScopeAddressGroup {
@@ -300,7 +303,7 @@ func Whole(state *storage.Replica) storage.Touched {
 func (c *Compiler) Desired() []openflow.Flow {
 	var out []openflow.Flow
 	c.flows.all(func(f openflow.Flow) { out = append(out, f) })
-	slices.SortFunc(out, func(a, b openflow.Flow) int { return compareKeys(a.Key(), b.Key()) })
+	slices.SortFunc(out, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) })
 	return out
 }
 

@@ -129,7 +129,10 @@ func (s *flowSet) shared(key openflow.FlowKey) int {
 // take returns what changed since the last take, in the order of table,
 // priority and match text.
 func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
-	slices.SortFunc(s.dirty, func(a, b touched) int { return compareKeys(a.key, b.key) })
+	slices.SortFunc(s.dirty, func(a, b touched) int { return CompareKeys(a.key, b.key) })
+	if n := len(s.dirty); n > 0 {
+		upsert = make([]openflow.Flow, 0, n)
+	}
 	for _, d := range s.dirty {
 		now := d.flow(d.key)
 		switch {
@@ -190,7 +193,8 @@ func (s *flowSet) all(visit func(openflow.Flow)) {
 	}
 }
 
-func compareKeys(a, b openflow.FlowKey) int {
+// CompareKeys orders flows by table, the highest priority first, and match.
+func CompareKeys(a, b openflow.FlowKey) int {
 	if a.Table != b.Table {
 		return int(a.Table) - int(b.Table)
 	}

@@ -79,13 +79,19 @@ func (p past[K, V]) at(key K, revision uint64, now V) V {
 }
 
 // forget forgets what was before a revision.
-func (p past[K, V]) forget(revision uint64) {
+// It returns what is left: a map keeps the room of all that it ever held.
+func (p past[K, V]) forget(revision uint64) past[K, V] {
+	had := len(p)
 	for key, list := range p {
 		list = slices.DeleteFunc(list, func(f former[V]) bool { return f.until <= revision })
 		if p[key] = list; len(list) == 0 {
 			delete(p, key)
 		}
 	}
+	if had > 0 && len(p) == 0 {
+		return make(past[K, V])
+	}
+	return p
 }
 
 // history is what was otherwise in recent revisions.
@@ -145,9 +151,8 @@ func (c *Compiler) revise() {
 // Forget forgets what was otherwise before a revision: the reports of packets
 // that earlier ones judged have come.
 func (c *Compiler) Forget(revision uint64) {
-	c.history.ports.forget(revision)
-	c.history.names.forget(revision)
-	c.history.members.forget(revision)
+	h := &c.history
+	h.ports, h.names, h.members = h.ports.forget(revision), h.names.forget(revision), h.members.forget(revision)
 	for g, keys := range c.blocks {
 		for key := range keys {
 			if _, was := c.history.members[groupMember{g, key}]; !was && c.groups[g][key] == nil {
