@@ -75,7 +75,7 @@ type Compiler struct {
 	counts     counts
 	meters     logMeters
 
-	groups       map[storage.ScopeID]map[string]*policyv1.Member
+	groups       map[storage.ScopeID]map[string]*memberFacts
 	policies     map[storage.ScopeID]map[string]*policy
 	policiesHeld map[policyID]int // Items that a policy has.
 	isolations   map[string]*isolation
@@ -141,7 +141,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		reweighed:    make(map[*level]struct{}),
 		counts:       newCounts(),
 		meters:       newLogMeters(cfg.MeterLimit, heldMeters(former)),
-		groups:       make(map[storage.ScopeID]map[string]*policyv1.Member),
+		groups:       make(map[storage.ScopeID]map[string]*memberFacts),
 		policies:     make(map[storage.ScopeID]map[string]*policy),
 		policiesHeld: make(map[policyID]int),
 		isolations:   make(map[string]*isolation),
@@ -425,14 +425,14 @@ func (c *Compiler) formerKeys(kind storage.ScopeKind, id storage.ScopeID, keys m
 func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *storage.TouchedScope) {
 	keys := c.touchedKeys(state, id, ts)
 	if c.groups[id] == nil {
-		c.groups[id] = make(map[string]*policyv1.Member)
+		c.groups[id] = make(map[string]*memberFacts)
 	}
 	_, held := state.Kind(id)
 	for _, key := range keys {
-		if former := c.groups[id][key]; held && former.GetPod() != nil { // Of a group that goes, members may well be elsewhere.
-			c.giveUp(key, addrs(former.GetIps()))
+		if former := c.groups[id][key]; held && former != nil && former.pod { // Of a group that goes, members may well be elsewhere.
+			c.giveUp(key, former.ips)
 		}
-		c.setMember(id, key, state.Item(id, key).GetMember())
+		c.setMember(id, key, c.newMember(state.Item(id, key).GetMember()))
 	}
 	if !held {
 		delete(c.groups, id)
@@ -441,7 +441,7 @@ func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *stor
 
 // setMember puts a member of an address group in the place of its former
 // content; nil takes it out.
-func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member) {
+func (c *Compiler) setMember(id storage.ScopeID, key string, m *memberFacts) {
 	for r := range c.peerOf[id] {
 		if former := c.groups[id][key]; former != nil {
 			c.memberClauses(r, id, former, c.goes)
@@ -452,10 +452,13 @@ func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member)
 		c.weigh(r)
 	}
 	former := c.groups[id][key]
-	remember(c, c.history.members, groupMember{id, key}, former)
-	c.named(key, addrs(former.GetIps()), -1)
-	c.named(key, addrs(m.GetIps()), 1)
-	if m.GetBlock() != nil {
+	c.history.changed = true
+	if former != nil {
+		remember(c, c.history.members, groupMember{id, key}, former)
+	}
+	c.named(key, former.addrs(), -1)
+	c.named(key, m.addrs(), 1)
+	if m.block() != nil {
 		link(c.blocks, id, key)
 	}
 	if m == nil {
