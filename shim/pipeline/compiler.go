@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/storage"
 )
@@ -391,7 +390,7 @@ func (c *Compiler) touchedKeys(state *storage.Replica, id storage.ScopeID, ts *s
 		if keys == nil {
 			keys = make(map[string]struct{})
 		}
-		state.Scope(id, func(key string, _ *policyv1.Item) { keys[key] = struct{}{} })
+		state.Keys(id, func(key string) { keys[key] = struct{}{} })
 		c.formerKeys(c.kind(state, id), id, keys)
 	}
 	return slices.Sorted(maps.Keys(keys))
