@@ -342,6 +342,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 	if guard {
 		l.countSpoofs(ctx)
 	}
+	if l.stale {
+		change.Upsert = nil // The bridge is read back for them.
+	}
 	err := l.bring(ctx, change)
 	if guard {
 		l.guarded(change)
