@@ -33,8 +33,7 @@ func (c *Comparison) Meets(f openflow.Flow) bool {
 	if d == nil {
 		return false
 	}
-	want := c.wanted(f.Key(), d)
-	if want == nil || !want.Same(f) {
+	if want, is := c.wanted(f.Key(), d); !is || !want.Same(f) {
 		return false
 	}
 	if d.met != c.flows.round {
@@ -47,7 +46,11 @@ func (c *Comparison) Meets(f openflow.Flow) bool {
 // Wants says whether Desired has a flow of a key.
 func (c *Comparison) Wants(key openflow.FlowKey) bool {
 	d := c.flows.flows[key]
-	return d != nil && c.wanted(key, d) != nil
+	if d == nil {
+		return false
+	}
+	_, is := c.wanted(key, d)
+	return is
 }
 
 // Met is how many flows of Desired were met.
@@ -60,17 +63,20 @@ func (c *Comparison) Rest() []openflow.Flow {
 		if d.met == c.flows.round {
 			continue
 		}
-		if f := c.wanted(key, d); f != nil {
-			rest = append(rest, *f)
+		if f, is := c.wanted(key, d); is {
+			rest = append(rest, f)
 		}
 	}
 	slices.SortFunc(rest, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) })
 	return rest
 }
 
-func (c *Comparison) wanted(key openflow.FlowKey, d *desired) *openflow.Flow {
+func (c *Comparison) wanted(key openflow.FlowKey, d *desired) (openflow.Flow, bool) {
 	if d.dirty {
-		return c.shown[key]
+		if f := c.shown[key]; f != nil {
+			return *f, true
+		}
+		return openflow.Flow{}, false
 	}
 	return d.flow(key)
 }

@@ -15,34 +15,38 @@ type Addresses map[storage.ScopeID]map[string][]netip.Addr
 // AddressesOf reads them from a state.
 func AddressesOf(state *storage.Replica) Addresses {
 	out := make(Addresses)
-	for _, kind := range []storage.ScopeKind{storage.ScopeNode, storage.ScopeAddressGroup} {
-		state.Items(kind, func(id storage.ScopeID, item *policyv1.Item) {
-			if kind == storage.ScopeNode {
-				id = storage.ScopeID{}
-			}
-			key, ips := podAddresses(item)
+	state.Scopes(func(id storage.ScopeID) {
+		in := id
+		switch kind, _ := state.Kind(id); kind {
+		case storage.ScopeNode:
+			in = storage.ScopeID{}
+		case storage.ScopeAddressGroup:
+		default:
+			return
+		}
+		state.Scope(id, func(key string, item *policyv1.Item) {
+			ips := podAddresses(item)
 			if len(ips) == 0 {
 				return
 			}
-			if out[id] == nil {
-				out[id] = make(map[string][]netip.Addr)
+			if out[in] == nil {
+				out[in] = make(map[string][]netip.Addr)
 			}
-			out[id][key] = ips
+			out[in][key] = ips
 		})
-	}
+	})
 	return out
 }
 
-// podAddresses are those of an item that is a Pod's, with the Pod's key.
-func podAddresses(item *policyv1.Item) (key string, ips []netip.Addr) {
+// podAddresses are those of an item that is a Pod's.
+func podAddresses(item *policyv1.Item) []netip.Addr {
 	if ep := item.GetEndpoint(); ep != nil {
-		return storage.PodKey(ep.GetNamespace(), ep.GetName()), addrs(ep.GetIps())
+		return addrs(ep.GetIps())
 	}
-	m := item.GetMember()
-	if pod := m.GetPod(); pod != nil {
-		return storage.PodKey(pod.GetNamespace(), pod.GetName()), addrs(m.GetIps())
+	if m := item.GetMember(); m.GetPod() != nil {
+		return addrs(m.GetIps())
 	}
-	return "", nil
+	return nil
 }
 
 // Departed are addresses that Pods had by an earlier state than the compiler's, and

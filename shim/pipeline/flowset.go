@@ -51,7 +51,11 @@ func (s *flowSet) at(key openflow.FlowKey) *desired {
 		s.flows[key] = d
 	}
 	if !d.dirty {
-		s.dirty = append(s.dirty, touched{key, d, d.flow(key)})
+		t := touched{key: key, desired: d}
+		if f, is := d.flow(key); is {
+			t.shown = &f
+		}
+		s.dirty = append(s.dirty, t)
 		d.dirty = true
 	}
 	return d
@@ -134,16 +138,16 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 		upsert = make([]openflow.Flow, 0, n)
 	}
 	for _, d := range s.dirty {
-		now := d.flow(d.key)
+		now, is := d.flow(d.key)
 		switch {
-		case now == nil && d.shown != nil:
+		case !is && d.shown != nil:
 			remove = append(remove, d.key)
-		case now != nil && (d.shown == nil || !now.Same(*d.shown)):
-			upsert = append(upsert, *now)
+		case is && (d.shown == nil || !now.Same(*d.shown)):
+			upsert = append(upsert, now)
 		}
-		s.count(d.key.Table, d.shown, now)
+		s.count(d.key.Table, d.shown != nil, is)
 		d.dirty = false
-		if now == nil {
+		if !is {
 			delete(s.flows, d.key)
 		}
 	}
@@ -152,38 +156,37 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 }
 
 // count follows a flow that comes or goes.
-func (s *flowSet) count(table uint8, before, now *openflow.Flow) {
-	if before == nil && now != nil {
+func (s *flowSet) count(table uint8, before, now bool) {
+	if !before && now {
 		s.shown[table]++
 	}
-	if before != nil && now == nil {
+	if before && !now {
 		if s.shown[table]--; s.shown[table] == 0 {
 			delete(s.shown, table)
 		}
 	}
 }
 
-// flow is the flow of a key; nil where there is none.
-func (d *desired) flow(key openflow.FlowKey) *openflow.Flow {
+// flow is the flow of a key; false where there is none.
+func (d *desired) flow(key openflow.FlowKey) (openflow.Flow, bool) {
 	if len(d.fixed) > 0 {
-		f := d.fixed[0].flow
-		return &f
+		return d.fixed[0].flow, true
 	}
 	if len(d.clauses) == 0 {
-		return nil
+		return openflow.Flow{}, false
 	}
 	list := make([]openflow.Action, 0, len(d.clauses))
 	for _, m := range d.clauses {
 		list = append(list, openflow.Conjunction{ID: m.conj, Clause: m.clause, Clauses: m.clauses})
 	}
-	return &openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
+	return openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}, true
 }
 
 // all is every desired flow as of the last take.
 func (s *flowSet) all(visit func(openflow.Flow)) {
 	for key, d := range s.flows {
-		if f := d.flow(key); f != nil && !d.dirty {
-			visit(*f)
+		if f, is := d.flow(key); is && !d.dirty {
+			visit(f)
 		}
 	}
 	for _, d := range s.dirty {
