@@ -275,6 +275,9 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		touched = pipeline.Whole(state)
 	}
 	l.sift(state)
+	if l.stale || !l.complete { // The bridge is read back for them.
+		l.compiler.Unlisted()
+	}
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
@@ -338,12 +341,9 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 		l.unserved[s] = struct{}{}
 	}
 	l.keepOwners()
-	guard := guardChanges(change)
+	guard := l.stale || guardChanges(change)
 	if guard {
 		l.countSpoofs(ctx)
-	}
-	if l.stale {
-		change.Upsert = nil // The bridge is read back for them.
 	}
 	err := l.bring(ctx, change)
 	if guard {
@@ -529,6 +529,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	err := errors.New("the state held is wrong; awaiting a repair")
 	l.holder.View(func(state *storage.Replica) {
 		compiler.SetNamed(named(l.cache.All()))
+		compiler.Unlisted()
 		change, err = compiler.Update(state, pipeline.Whole(state), l.usable())
 	})
 	l.blocked = err

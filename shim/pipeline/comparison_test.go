@@ -19,6 +19,17 @@ func TestComparisonFindsWhatDiffers(t *testing.T) {
 	if len(all) < 20 {
 		t.Fatalf("%d flows", len(all))
 	}
+	w.add(tier("q", 2, policyv1.Action_ACTION_DROP))
+	c.Unlisted()
+	if ch := w.update(c, w.touched(), w.localPorts()); len(ch.Upsert) != 0 || len(c.Desired()) <= len(all) {
+		t.Errorf("%d flows are listed, and there are %d after %d", len(ch.Upsert), len(c.Desired()), len(all))
+	}
+	all = c.Desired()
+	w.add(tier("r", 3, policyv1.Action_ACTION_DROP))
+	if ch := w.update(c, w.touched(), w.localPorts()); len(ch.Upsert) < len(c.Desired())-len(all) || len(c.Desired()) <= len(all) {
+		t.Errorf("%d flows are listed, and there are %d after %d", len(ch.Upsert), len(c.Desired()), len(all))
+	}
+	all = c.Desired()
 	c.LetEstablished(true) // Touches flows, ahead of the next Update.
 	for range 2 {
 		cmp := c.Compare()

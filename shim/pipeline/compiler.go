@@ -211,6 +211,7 @@ func (r *Refused) Error() string {
 // nothing was taken over, neither state nor ports, and what was touched is to be
 // given to the next Update too.
 func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports []Port) (Change, error) {
+	defer func() { c.flows.unlisted = false }()
 	policies := c.touchedPolicies(state, touched)
 	if err := c.fits(policies); err != nil {
 		return Change{}, err
@@ -256,6 +257,9 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.unserved = nil
 	return change, nil
 }
+
+// Unlisted has the next Update list no flows to put in: they are found by a Comparison.
+func (c *Compiler) Unlisted() { c.flows.unlisted = true }
 
 // takeGroups are the groups that changed, by id.
 func (c *Compiler) takeGroups() (put []openflow.Group, remove []uint32) {

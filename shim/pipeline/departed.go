@@ -8,9 +8,14 @@ import (
 	"github.com/weirnet/weir/storage"
 )
 
-// Addresses are those that Pods have by a state, by the Pod's key and the address
-// group that tells of them; Pods of this node under the zero id.
-type Addresses map[storage.ScopeID]map[string][]netip.Addr
+// Addresses are those that Pods have by a state, by the address group that
+// tells of them; Pods of this node under the zero id.
+type Addresses map[storage.ScopeID][]podAddress
+
+type podAddress struct {
+	key  string // Of the Pod.
+	addr netip.Addr
+}
 
 // AddressesOf reads them from a state.
 func AddressesOf(state *storage.Replica) Addresses {
@@ -25,14 +30,9 @@ func AddressesOf(state *storage.Replica) Addresses {
 			return
 		}
 		state.Scope(id, func(key string, item *policyv1.Item) {
-			ips := podAddresses(item)
-			if len(ips) == 0 {
-				return
+			for _, a := range podAddresses(item) {
+				out[in] = append(out[in], podAddress{key, a})
 			}
-			if out[in] == nil {
-				out[in] = make(map[string][]netip.Addr)
-			}
-			out[in][key] = ips
 		})
 	})
 	return out
@@ -56,11 +56,9 @@ func (c *Compiler) Departed(former Addresses) (out []netip.Addr) {
 		if _, held := c.groups[id]; !held && id != (storage.ScopeID{}) { // Its members may well be elsewhere.
 			continue
 		}
-		for key, ips := range pods {
-			for _, a := range ips {
-				if !slices.ContainsFunc(c.names[a], func(n nameCount) bool { return n.key == key }) {
-					out = append(out, a)
-				}
+		for _, p := range pods {
+			if !slices.ContainsFunc(c.names[p.addr], func(n nameCount) bool { return n.key == p.key }) {
+				out = append(out, p.addr)
 			}
 		}
 	}

@@ -14,6 +14,8 @@ type flowSet struct {
 	dirty []touched
 	shown map[uint8]int // Flows as of the last take, by table; none of zero.
 	round uint32        // Of the last Comparison.
+	// unlisted has the next take list no flows to put in.
+	unlisted bool
 }
 
 // desired is what a flow is made of. The flow itself is not kept: of most there is
@@ -134,7 +136,7 @@ func (s *flowSet) shared(key openflow.FlowKey) int {
 // priority and match text.
 func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 	slices.SortFunc(s.dirty, func(a, b touched) int { return CompareKeys(a.key, b.key) })
-	if n := len(s.dirty); n > 0 {
+	if n := len(s.dirty); n > 0 && !s.unlisted {
 		upsert = make([]openflow.Flow, 0, n)
 	}
 	for _, d := range s.dirty {
@@ -142,7 +144,7 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 		switch {
 		case !is && d.shown != nil:
 			remove = append(remove, d.key)
-		case is && (d.shown == nil || !now.Same(*d.shown)):
+		case is && !s.unlisted && (d.shown == nil || !now.Same(*d.shown)):
 			upsert = append(upsert, now)
 		}
 		s.count(d.key.Table, d.shown != nil, is)
