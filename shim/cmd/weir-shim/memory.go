@@ -14,7 +14,7 @@ import (
 // fixed limit would have the collector run all the time, and the limit rises.
 const (
 	memoryAim    = 160 << 20 // Without the program itself, and what else is no Go memory.
-	memoryRoom   = 5         // The part of what is in use that may be garbage at the least: a fifth.
+	memoryRoom   = 10        // The part of what is in use that may be garbage at the least: a tenth.
 	memoryFollow = 200 * time.Millisecond
 	memoryStep   = 4 << 20 // By less the limit does not move.
 	memoryQuiet  = 10      // After so long without a collection, with a limit that rose, there is one more.
