@@ -123,8 +123,8 @@ func (l *loop) recall(ctx context.Context) error {
 // coexists says whether a sharing is possible with what is on the bridge: with
 // flows that would come before ours it is not, nor with none of ours where there
 // were some, since the switch has restarted and forwards what was denied.
-func (l *loop) coexists(actual bridge.State) bool {
-	if len(l.adopting.taken) > 0 && len(actual.Flows) == 0 {
+func (l *loop) coexists(actual bridge.State, held bool) bool {
+	if len(l.adopting.taken) > 0 && !held {
 		return false
 	}
 	for _, f := range actual.Foreign {
@@ -132,7 +132,7 @@ func (l *loop) coexists(actual bridge.State) bool {
 			return false
 		}
 	}
-	if len(actual.Flows) == 0 {
+	if !held {
 		for id := range actual.Meters {
 			if pipeline.OwnsMeter(id) {
 				return false

@@ -53,7 +53,7 @@ func (l *loop) check(ctx context.Context) (*policyv1.CheckResponse, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	actual, err := l.sw.Read(ctx)
+	comparison, actual, err := compared(ctx, l.sw, l.compiler, func(openflow.Flow) {})
 	if err != nil {
 		return nil, fmt.Errorf("read bridge back: %w", err)
 	}
@@ -68,7 +68,7 @@ func (l *loop) check(ctx context.Context) (*policyv1.CheckResponse, error) {
 		notes = append(notes, "The bridge is being adopted: flows of others are left out.")
 		actual.Foreign, actual.Groups, actual.Meters = nil, nil, ours(actual.Meters)
 	}
-	resp := compare(l.compiler, actual)
+	resp := compare(l.compiler, comparison, actual)
 	resp.Notes = notes
 	return resp, nil
 }
@@ -84,18 +84,7 @@ func ours(meters map[uint32]openflow.Meter) map[uint32]openflow.Meter {
 	return out
 }
 
-// wanted is what a bridge is to hold.
-func wanted(c *pipeline.Compiler) bridge.Content {
-	want := bridge.NewContent()
-	for _, f := range c.Desired() {
-		want.Flows[f.Key()] = f
-	}
-	shared := wantedShared(c)
-	want.Groups, want.Meters = shared.Groups, shared.Meters
-	return want
-}
-
-// wantedShared are the groups and meters of wanted.
+// wantedShared are the groups and meters that a bridge is to hold.
 func wantedShared(c *pipeline.Compiler) bridge.Content {
 	want := bridge.NewContent()
 	for _, g := range c.Groups() {
@@ -107,11 +96,12 @@ func wantedShared(c *pipeline.Compiler) bridge.Content {
 	return want
 }
 
-// compare says how what a bridge holds differs from what a compiler wants.
-func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse {
-	want := wanted(c)
+// compare says how what a bridge holds differs from what a compiler wants, by what
+// is compared.
+func compare(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) *policyv1.CheckResponse {
 	leavePassing(actual)
-	resp := &policyv1.CheckResponse{Flows: uint32(len(want.Flows)), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
+	want, change := wantedShared(c), amends(c, by, actual)
+	resp := &policyv1.CheckResponse{Flows: uint32(c.FlowCount()), Groups: uint32(len(want.Groups)), Meters: uint32(len(want.Meters))}
 	add := func(d *policyv1.Difference) {
 		switch {
 		case d.GetInstalled() == "":
@@ -126,7 +116,6 @@ func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse 
 		}
 		resp.Differences = append(resp.Differences, d)
 	}
-	change := bridge.Diff(want, actual)
 	for _, f := range change.Upsert {
 		have, there := actual.Flows[f.Key()]
 		if !there {
@@ -138,7 +127,7 @@ func compare(c *pipeline.Compiler, actual bridge.State) *policyv1.CheckResponse 
 		}
 		add(d)
 	}
-	for _, key := range append(change.Delete, foreign(want, actual)...) {
+	for _, key := range change.Delete {
 		have, there := actual.Flows[key]
 		if !there {
 			have = actual.Foreign[key]
@@ -240,7 +229,7 @@ func leaveMembers(actual bridge.State) {
 // leaveRetired leaves out meters of the log that limit nothing any more: a shim was
 // about to take them out.
 func leaveRetired(c *pipeline.Compiler, actual bridge.State) {
-	want := wanted(c).Meters
+	want := wantedShared(c).Meters
 	maps.DeleteFunc(actual.Meters, func(id uint32, _ openflow.Meter) bool {
 		_, is := want[id]
 		return !is && pipeline.IsLogMeter(id)
@@ -284,13 +273,13 @@ func Check(ctx context.Context, cfg Config) (*policyv1.CheckResponse, error) {
 	if _, err := compiler.Update(replica, pipeline.Whole(replica), ports.pods); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
-	actual, err := b.Read(ctx)
+	comparison, actual, err := compared(ctx, b, compiler, func(openflow.Flow) {})
 	if err != nil {
 		return nil, err
 	}
 	leaveMembers(actual)
 	leaveRetired(compiler, actual)
-	resp := compare(compiler, actual)
+	resp := compare(compiler, comparison, actual)
 	resp.Checkpoint = true
 	resp.Notes = []string{"No shim answers: the bridge is compared with the checkpoint, which is up to a second behind, and as if no port were held. Members of multicast groups, whom only a shim knows, are left out."}
 	addDigest(resp, replica.Snapshot())

@@ -61,7 +61,7 @@ func TestCheckIsBounded(t *testing.T) {
 		f := openflow.Flow{Table: 60, Priority: 7, Match: openflow.NewMatch(openflow.InPort(i + 1))}
 		state.Foreign[f.Key()] = f
 	}
-	resp := compare(c, state)
+	resp := compare(c, c.Compare(), state)
 	if resp.GetUnexpected() != 1500 || int(resp.GetMissing()) != 4 || len(resp.GetDifferences()) != maxDifferences { // Missing: the meters, since no Update was made.
 		t.Errorf("%d unexpected, %d missing, %d listed", resp.GetUnexpected(), resp.GetMissing(), len(resp.GetDifferences()))
 	}

@@ -26,6 +26,8 @@ import (
 type Switch interface {
 	Apply(ctx context.Context, c bridge.Change) error
 	Read(ctx context.Context) (bridge.State, error)
+	// ReadBut is Read without the flows of which except says so.
+	ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error)
 	// ReadShared is Read of groups and meters alone.
 	ReadShared(ctx context.Context) (bridge.Content, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
@@ -274,6 +276,9 @@ func (l *loop) apply(ctx context.Context, state *storage.Replica, touched storag
 		touched = pipeline.Whole(state)
 	}
 	l.sift(state)
+	if l.stale || !l.complete { // The bridge is read back for them.
+		l.compiler.Unlisted()
+	}
 	change, err := l.compiler.Update(state, touched, l.usable())
 	if err != nil { // The bridge keeps what it has: nothing is swept for a state that is refused.
 		l.unsaved = false // Nor is that state saved: a restart would begin from it.
@@ -337,7 +342,7 @@ func (l *loop) tell(ctx context.Context, change pipeline.Change) error {
 		l.unserved[s] = struct{}{}
 	}
 	l.keepOwners()
-	guard := guardChanges(change)
+	guard := l.stale || guardChanges(change)
 	if guard {
 		l.countSpoofs(ctx)
 	}
@@ -499,13 +504,13 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 		l.countLosses(ctx, time.Now()) // From where the counters stand, before a flow of ours can report.
 	}
 	if l.compiler == nil { // A checkpoint may be older than the flows.
-		actual, err := l.sw.Read(ctx)
+		former, next, err := l.formerFlows(ctx)
 		if err != nil {
-			l.failed(fmt.Errorf("read bridge back: %w", err))
+			l.failed(err)
 			return
 		}
-		l.former.Next = max(l.former.Next, l.nextFree(actual))
-		l.reporters, meters = reporters(actual), l.standingMeters(actual)
+		l.former.Next = max(l.former.Next, next)
+		l.reporters, meters = reporters(former), l.standingMeters(former)
 		if l.config.MeterLimit, err = l.sw.MeterLimit(ctx); err != nil {
 			l.failed(err)
 			return
@@ -531,6 +536,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	err := errors.New("the state held is wrong; awaiting a repair")
 	l.holder.View(func(state *storage.Replica) {
 		compiler.SetNamed(named(l.cache.All()))
+		compiler.Unlisted()
 		change, err = compiler.Update(state, pipeline.Whole(state), l.usable())
 	})
 	l.blocked = err
@@ -546,14 +552,20 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 	}
 }
 
-// nextFree is an id above those that the bridge's flows have, and those that the
-// accounts know: connections carry them.
-func (l *loop) nextFree(actual bridge.State) uint32 {
-	next := l.counts.next()
-	for _, f := range actual.Flows {
+// formerFlows are the flows of the bridge that report to the log, with the meters, and
+// an id above those that the bridge's flows have, and those that the accounts know:
+// connections carry them.
+func (l *loop) formerFlows(ctx context.Context) (reporting bridge.State, next uint32, err error) {
+	next = l.counts.next()
+	reporting, err = l.sw.ReadBut(ctx, func(f openflow.Flow) bool {
 		next = max(next, pipeline.CarriedID(f.Cookie)+1)
+		_, reports := pipeline.ReporterOf(f)
+		return !reports
+	})
+	if err != nil {
+		return bridge.State{}, 0, fmt.Errorf("read bridge back: %w", err)
 	}
-	return next
+	return reporting, next, nil
 }
 
 // hostMAC is the source address by which the host's own packets are known.

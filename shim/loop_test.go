@@ -167,8 +167,12 @@ func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
 }
 
 func (b *tap) Read(ctx context.Context) (bridge.State, error) {
+	return b.ReadBut(ctx, func(openflow.Flow) bool { return false })
+}
+
+func (b *tap) ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error) {
 	defer b.signal()
-	state, err := b.Fake.Read(ctx)
+	state, err := b.Fake.ReadBut(ctx, except)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if beside := b.beside; beside != nil {

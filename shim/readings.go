@@ -217,14 +217,13 @@ func (l *loop) enterNow(ctx context.Context, r counters.Reading) error {
 	}
 	serial := l.counts.overtake()
 	r.Began, r.Flows = l.counts.now(), nil
-	state, err := l.sw.Read(ctx)
-	if err != nil {
-		return err
-	}
-	for key, f := range state.Flows {
-		if count, is := counts[key]; is {
+	if _, err := l.sw.ReadBut(ctx, func(f openflow.Flow) bool {
+		if count, is := counts[f.Key()]; is {
 			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
 		}
+		return true
+	}); err != nil {
+		return err
 	}
 	r.Ended = l.counts.now()
 	return l.counts.enter(serial, r, false)
@@ -232,31 +231,31 @@ func (l *loop) enterNow(ctx context.Context, r counters.Reading) error {
 
 // readBack is what reconcile read, and when.
 type readBack struct {
-	state        bridge.State
-	serial       uint64 // How many readings there were before.
+	state        bridge.State    // But for the flows that are as they are wanted.
+	counting     []counters.Flow // All.
+	serial       uint64          // How many readings there were before.
 	began, ended counters.Stamp
 }
 
-// keepOrphans adds to what is wanted those counting flows of a former shim of
+// keepOrphans leaves out of what is to be removed those counting flows of a former shim of
 // which it is known what they count for: they may go once they have been read,
 // with no packet on its way that is still to be counted.
-func (l *loop) keepOrphans(want bridge.Content, actual bridge.State) {
+func (l *loop) keepOrphans(remove []openflow.FlowKey, actual bridge.State) []openflow.FlowKey {
 	clear(l.orphans)
-	for key, f := range actual.Flows {
-		if _, wanted := want.Flows[key]; wanted {
-			continue
-		}
-		if count, counts := pipeline.CountOf(f); counts && len(l.counts.subjects(count.ID)) > 0 {
-			want.Flows[key] = f
+	return slices.DeleteFunc(remove, func(key openflow.FlowKey) bool {
+		count, counts := pipeline.CountOf(actual.Flows[key])
+		orphan := counts && len(l.counts.subjects(count.ID)) > 0
+		if orphan {
 			l.orphans[count.ID] = append(l.orphans[count.ID], key)
 		}
-	}
+		return orphan
+	})
 }
 
 // countBefore enters what was read back, where the change would lose counters,
 // or where nothing has been entered yet by this shim or this compiler. It is
 // done before ids are learned to count for others.
-func (l *loop) countBefore(ctx context.Context, want bridge.Content, change bridge.Change, at readBack) {
+func (l *loop) countBefore(ctx context.Context, change bridge.Change, at readBack) {
 	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: l.leaving(), Replacing: make(map[openflow.FlowKey]bool)}
 	need := !l.counted
 	for _, key := range change.Delete {
@@ -278,10 +277,11 @@ func (l *loop) countBefore(ctx context.Context, want bridge.Content, change brid
 	}
 	wanted := make(map[uint32]bool)
 	if !l.counted {
-		for _, f := range want.Flows {
-			if count, counts := pipeline.CountOf(f); counts {
-				wanted[count.ID] = true
-			}
+		for _, id := range l.compiler.Counting() {
+			wanted[id] = true
+		}
+		for id := range l.orphans {
+			wanted[id] = true
 		}
 		for id := range wanted {
 			if l.counts.subjects(id) == nil {
@@ -289,11 +289,7 @@ func (l *loop) countBefore(ctx context.Context, want bridge.Content, change brid
 			}
 		}
 	}
-	for _, f := range at.state.Flows {
-		if count, counts := pipeline.CountOf(f); counts {
-			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
-		}
-	}
+	r.Flows = append(r.Flows, at.counting...)
 	err := l.counts.enter(at.serial, r, false)
 	if errors.Is(err, errOvertaken) { // Since then another was entered, which may be newer.
 		err = l.enterNow(ctx, r)

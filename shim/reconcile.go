@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/bridge/openflow"
+	"github.com/weirnet/weir/shim/counters"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
@@ -66,32 +68,39 @@ func (l *loop) reconcile(ctx context.Context) error {
 	start := time.Now()
 	defer func() { l.readAt, l.readTook = time.Now(), time.Since(start) }()
 	serial, began := l.counts.entered(), l.counts.now()
-	actual, err := l.sw.Read(ctx)
+	var counting []counters.Flow
+	comparison, actual, err := compared(ctx, l.sw, l.compiler, func(f openflow.Flow) {
+		if count, counts := pipeline.CountOf(f); counts {
+			counting = append(counting, counters.Flow{Flow: f, Count: count})
+		}
+	})
 	if err != nil {
 		return l.failed(fmt.Errorf("read bridge back: %w", err))
 	}
 	ended := l.counts.now()
-	recover := l.noticeLoss(time.Now(), actual)
+	held := len(actual.Flows) > 0 || comparison.Met() > 0
+	recover := l.noticeLoss(time.Now(), held)
 	leavePassing(actual)
-	if l.sharing() && !l.coexists(actual) {
+	if l.sharing() && !l.coexists(actual, held) {
 		l.shim.logger.Warn("flows on the bridge cannot share it with ours: all ports are adopted at once")
 		if err := l.endSharing(ctx); err != nil {
 			return l.failed(err)
 		}
+		return l.reconcile(ctx) // By what is wanted now.
 	}
-	want := wanted(l.compiler)
-	l.keepOrphans(want, actual)
-	change := bridge.Diff(want, actual)
+	if l.sharing() {
+		actual.Foreign = nil
+	}
+	change := amends(l.compiler, comparison, actual)
+	change.Delete = l.keepOrphans(change.Delete, actual)
 	if l.sharing() {
 		change.DeleteGroups, change.DeleteMeters = nil, nil
-	} else {
-		change.Delete = append(change.Delete, foreign(want, actual)...)
 	}
 	if !l.complete {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
 	change.Upsert = append(change.Upsert, recover...)
-	l.countBefore(ctx, want, change, readBack{actual, serial, began, ended})
+	l.countBefore(ctx, change, readBack{actual, counting, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
 			return l.failed(err)
@@ -120,21 +129,39 @@ func (l *loop) reconcile(ctx context.Context) error {
 			"groups", len(change.PutGroups)+len(change.DeleteGroups), "meters", len(change.PutMeters)+len(change.DeleteMeters))
 	}
 	l.settled = true
-	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", len(want.Flows))
+	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", l.compiler.FlowCount())
 	l.stale, l.lastReport = false, ""
 	l.publish(nil)
 	return nil
 }
 
-// foreign are flows on the bridge that bear another's mark: the bridge is ours.
-func foreign(want bridge.Content, actual bridge.State) []openflow.FlowKey {
-	var keys []openflow.FlowKey
-	for key := range actual.Foreign {
-		if _, ours := want.Flows[key]; !ours {
-			keys = append(keys, key)
+// compared reads a bridge back but for what is as a compiler wants it; of groups and
+// meters all. Each flow that was read is told to read.
+func compared(ctx context.Context, sw interface {
+	ReadBut(ctx context.Context, except func(openflow.Flow) bool) (bridge.State, error)
+}, c *pipeline.Compiler, read func(openflow.Flow)) (*pipeline.Comparison, bridge.State, error) {
+	comparison := c.Compare()
+	actual, err := sw.ReadBut(ctx, func(f openflow.Flow) bool {
+		read(f)
+		return comparison.Meets(f)
+	})
+	return comparison, actual, err
+}
+
+// amends is what has a bridge hold what a compiler wants, and nothing else, by what is
+// compared. Flows of others go too: the bridge is ours.
+func amends(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) bridge.Change {
+	change := bridge.Diff(wantedShared(c), bridge.State{Content: bridge.Content{Groups: actual.Groups, Meters: actual.Meters}})
+	change.Upsert = by.Rest()
+	for _, flows := range []map[openflow.FlowKey]openflow.Flow{actual.Flows, actual.Foreign} {
+		for key := range flows {
+			if !by.Wants(key) {
+				change.Delete = append(change.Delete, key)
+			}
 		}
 	}
-	return keys
+	slices.SortFunc(change.Delete, pipeline.CompareKeys)
+	return change
 }
 
 // failed logs an error once for as long as it lasts, and returns it.

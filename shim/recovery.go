@@ -38,14 +38,14 @@ type recoveryKeeper interface {
 }
 
 // noticeLoss sees whether the bridge has forgotten our flows, and begins a recovery
-// where it has; the flows that are to be put in for it are part of the change that
+// where it has; held says that it has any of ours. The flows that are to be put in for it are part of the change that
 // brings the others back.
-func (l *loop) noticeLoss(now time.Time, actual bridge.State) []openflow.Flow {
+func (l *loop) noticeLoss(now time.Time, held bool) []openflow.Flow {
 	r := &l.recovery
 	if l.adopting != nil || l.shim.cfg.RecoveryWindow <= 0 {
 		return nil
 	}
-	r.forgotten = r.forgotten || r.ours && len(actual.Flows) == 0
+	r.forgotten = r.forgotten || r.ours && !held
 	if !l.complete {
 		return nil
 	}

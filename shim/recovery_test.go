@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
@@ -137,10 +138,9 @@ func TestAnswersRecoverConnections(t *testing.T) {
 	if !k.until.IsZero() {
 		t.Error("the end of the recovery is kept on")
 	}
-	want := wanted(l.compiler)
-	state, err := k.Read(ctx)
+	comparison, state, err := compared(ctx, k, l.compiler, func(openflow.Flow) {})
 	must(t, err)
-	if d := bridge.Diff(want, state); !d.IsEmpty() {
+	if d := amends(l.compiler, comparison, state); !d.IsEmpty() {
 		t.Errorf("left: %v", d)
 	}
 }

@@ -21,18 +21,20 @@ func (l *loop) save(now bool) {
 	if l.compiler == nil || !l.unsaved && l.compiler.Revision() == l.savedAs || (!now && time.Since(l.saved) < checkpointInterval) {
 		return
 	}
-	state := l.holder.Snapshot()
-	if state == nil {
+	var encoded []byte
+	var digest storage.Digest
+	l.holder.View(func(state *storage.Replica) {
+		if state.Revision() != 0 {
+			encoded, digest = state.EncodedSnapshot(), state.Digest()
+		}
+	})
+	if encoded == nil {
 		return
 	}
-	err := checkpoint.Save(l.shim.cfg.checkpoint(), checkpoint.Checkpoint{
-		Node: l.shim.cfg.Node, State: state, Assignment: l.compiler.Assignment().Encode()})
-	if !l.stored(err) {
+	if !l.stored(checkpoint.SaveEncoded(l.shim.cfg.checkpoint(), l.shim.cfg.Node, encoded, l.compiler.Assignment().Encode())) {
 		return
 	}
-	if digest, ok := storage.DigestFromBytes(state.GetDigest()); ok {
-		l.noteState(digest) // It may be ahead of what is in force, and is what a restart is to bring.
-	}
+	l.noteState(digest) // It may be ahead of what is in force, and is what a restart is to bring.
 	faultpoint.Reach("shim.checkpoint.saved")
 	l.unsaved, l.saved, l.savedAs = false, time.Now(), l.compiler.Revision()
 }

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
@@ -30,9 +33,18 @@ type replicaScope struct {
 	sum   Digest
 }
 
+// replicaItem is an item as Encode has it: decoded, it is several times as large.
 type replicaItem struct {
-	*policyv1.Item
+	body string
 	hash Digest
+}
+
+func (i replicaItem) decode() *policyv1.Item {
+	item := &policyv1.Item{}
+	if err := proto.Unmarshal([]byte(i.body), item); err != nil {
+		panic("storage: decode what was encoded: " + err.Error())
+	}
+	return item
 }
 
 // stale is the keys that a cut forgets, by scope, unless it brings them again.
@@ -203,7 +215,7 @@ func (r *Replica) upserts(sd *policyv1.ScopeDelta, old stale, touched Touched) {
 			continue
 		}
 		delta := h.Minus(was)
-		sc.items[e.Key] = replicaItem{item, h}
+		sc.items[e.Key] = replicaItem{e.Body, h}
 		sc.sum, r.digest = sc.sum.Plus(delta), r.digest.Plus(delta)
 		touched.scope(id).Keys[e.Key] = struct{}{}
 	}
@@ -273,13 +285,20 @@ func (r *Replica) InSync(m *policyv1.InSync) {
 }
 
 // Items calls fn for every item of a scope kind, in the order of scope ids and
-// keys. Items must not be changed.
+// keys.
 func (r *Replica) Items(kind ScopeKind, fn func(ScopeID, *policyv1.Item)) {
 	for _, id := range r.ids(kind) {
 		sc := r.scopes[id]
 		for _, key := range slices.Sorted(maps.Keys(sc.items)) {
-			fn(id, sc.items[key].Item)
+			fn(id, sc.items[key].decode())
 		}
+	}
+}
+
+// Scopes calls fn for every scope that the node is in, in no order.
+func (r *Replica) Scopes(fn func(ScopeID)) {
+	for id := range r.scopes {
+		fn(id)
 	}
 }
 
@@ -291,15 +310,26 @@ func (r *Replica) Scope(id ScopeID, fn func(key string, item *policyv1.Item)) bo
 		return false
 	}
 	for key, item := range sc.items {
-		fn(key, item.Item)
+		fn(key, item.decode())
 	}
 	return true
+}
+
+// Keys calls fn for the key of every item of one scope, in no order.
+func (r *Replica) Keys(id ScopeID, fn func(key string)) {
+	if sc := r.scopes[id]; sc != nil {
+		for key := range sc.items {
+			fn(key)
+		}
+	}
 }
 
 // Item is one item; nil where it is not held.
 func (r *Replica) Item(id ScopeID, key string) *policyv1.Item {
 	if sc := r.scopes[id]; sc != nil {
-		return sc.items[key].Item
+		if item, held := sc.items[key]; held {
+			return item.decode()
+		}
 	}
 	return nil
 }
@@ -323,21 +353,31 @@ func (r *Replica) ids(kind ScopeKind) []ScopeID {
 	return ids
 }
 
-// Snapshot is the whole state as one cut, for a checkpoint.
+// Snapshot is the whole state as one cut.
 func (r *Replica) Snapshot() *policyv1.Cut {
-	cut := &policyv1.Cut{Epoch: r.epoch, Revision: r.revision, Position: r.position, Digest: r.digest.Bytes(), Snapshot: true}
+	cut := &policyv1.Cut{}
+	if err := proto.Unmarshal(r.EncodedSnapshot(), cut); err != nil {
+		panic("storage: decode a snapshot: " + err.Error())
+	}
+	return cut
+}
+
+// EncodedSnapshot is Snapshot, encoded, for a checkpoint. It decodes no item.
+func (r *Replica) EncodedSnapshot() []byte {
+	cut := Cut{Epoch: r.epoch, Revision: r.revision, Position: r.position.GetSources(), Digest: r.digest, Snapshot: true}
 	kinds := make(map[ScopeKind]struct{}) // Those of a later service too.
 	for _, sc := range r.scopes {
 		kinds[sc.kind] = struct{}{}
 	}
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		for _, id := range r.ids(kind) {
-			sd := &policyv1.ScopeDelta{Id: id[:], Kind: kind, Reset_: true}
-			for _, key := range slices.Sorted(maps.Keys(r.scopes[id].items)) {
-				sd.Upserts = append(sd.Upserts, r.scopes[id].items[key].Item)
+			items := r.scopes[id].items
+			change := ScopeChange{ID: id, Kind: kind, Reset: true, Upserts: make([]string, 0, len(items))}
+			for _, key := range slices.Sorted(maps.Keys(items)) {
+				change.Upserts = append(change.Upserts, items[key].body)
 			}
-			cut.Scopes = append(cut.Scopes, sd)
+			cut.Scopes = append(cut.Scopes, change)
 		}
 	}
-	return cut
+	return cut.Frames(math.MaxInt)[0]
 }

@@ -346,7 +346,12 @@ func (f *Fake) checkActionsLocked(steps []openflow.Action, match []openflow.Fiel
 }
 
 // Read is as Bridge.Read.
-func (f *Fake) Read(context.Context) (State, error) {
+func (f *Fake) Read(ctx context.Context) (State, error) {
+	return f.ReadBut(ctx, func(openflow.Flow) bool { return false })
+}
+
+// ReadBut is as Bridge.ReadBut.
+func (f *Fake) ReadBut(_ context.Context, except func(openflow.Flow) bool) (State, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.connected {
@@ -354,10 +359,12 @@ func (f *Fake) Read(context.Context) (State, error) {
 	}
 	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
 	for key, flow := range f.flows {
-		if f.cfg.Mark.Ours(flow.flow.Cookie) {
-			state.Flows[key] = flow.read()
-		} else {
-			state.Foreign[key] = flow.read()
+		switch read := flow.read(); {
+		case except(read):
+		case f.cfg.Mark.Ours(read.Cookie):
+			state.Flows[key] = read
+		default:
+			state.Foreign[key] = read
 		}
 	}
 	maps.Copy(state.Groups, f.groups)

@@ -10,6 +10,13 @@ import (
 
 // Read reads back all that the bridge holds.
 func (b *Bridge) Read(ctx context.Context) (State, error) {
+	return b.ReadBut(ctx, func(openflow.Flow) bool { return false })
+}
+
+// ReadBut is Read without the flows of which except says so, which is called for
+// each, one after the other, from another goroutine. What it leaves out takes no
+// memory, however much it is.
+func (b *Bridge) ReadBut(ctx context.Context, except func(openflow.Flow) bool) (State, error) {
 	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
 	err := b.ask(ctx,
 		question{
@@ -18,9 +25,11 @@ func (b *Bridge) Read(ctx context.Context) (State, error) {
 			},
 			func(p openflow.Part) error {
 				return openflow.DecodeFlowStats(p.Body, func(f openflow.Flow) {
-					if b.cfg.Mark.Ours(f.Cookie) {
+					switch {
+					case except(f):
+					case b.cfg.Mark.Ours(f.Cookie):
 						state.Flows[f.Key()] = f
-					} else {
+					default:
 						state.Foreign[f.Key()] = f
 					}
 				})

@@ -287,6 +287,30 @@ func TestPacketInCarriesWhatTheFlowKnew(t *testing.T) {
 	})
 }
 
+// What is left out of a reading is told all the same, each flow once, be it ours or not.
+func TestReadBut(t *testing.T) {
+	each(t, func(t *testing.T, s *subject) {
+		for i := range 4 {
+			s.put(flow(uint8(10+i), 1, of.NewMatch(of.IPv4()), of.GotoTable(20)))
+		}
+		all := s.read()
+		told := make(map[of.FlowKey]int)
+		state, err := s.ReadBut(s.ctx, func(f of.Flow) bool {
+			told[f.Key()]++
+			return f.Table != 12
+		})
+		s.must(err)
+		for key := range all.Flows {
+			if told[key] != 1 {
+				t.Errorf("%v was told %d times", key, told[key])
+			}
+		}
+		if len(told) != len(all.Flows)+len(all.Foreign) || len(state.Flows)+len(state.Foreign) != 1 {
+			t.Errorf("of %d flows %d were told; read are %v and %v", len(all.Flows)+len(all.Foreign), len(told), state.Flows, state.Foreign)
+		}
+	})
+}
+
 // A switch says how many meters it can have, and has them.
 func TestMetersUpToTheLimit(t *testing.T) {
 	each(t, func(t *testing.T, s *subject) {

@@ -182,19 +182,22 @@ var podKeys = storage.PodKey("", "")[:len("pod/")]
 type nameCount struct {
 	key   string // Of its items.
 	count int
+	since uint64 // The revision in which there came to be such.
 }
 
 // named counts a Pod's or Node's addresses in or out.
 func (c *Compiler) named(key string, ips []netip.Addr, delta int) {
 	for _, a := range ips {
 		list := c.names[a]
-		remember(c, c.history.names, a, list)
+		c.history.changed = true
+		former := list
 		list = slices.Clone(list)
 		i := slices.IndexFunc(list, func(n nameCount) bool { return n.key == key })
 		if i < 0 {
-			list, i = append(list, nameCount{key: key}), len(list)
+			list, i = append(list, nameCount{key: key, since: c.revision}), len(list)
 		}
 		if list[i].count += delta; list[i].count == 0 {
+			remember(c, c.history.names, a, former)
 			list = slices.Delete(list, i, i+1)
 		}
 		if len(list) == 0 {

@@ -76,7 +76,7 @@ func (c *Compiler) familyClauses(r *body, f int, do emit) {
 }
 
 // memberClauses are those of one member of a group that the rule names.
-func (c *Compiler) memberClauses(r *body, g storage.ScopeID, m *policyv1.Member, do emit) {
+func (c *Compiler) memberClauses(r *body, g storage.ScopeID, m *memberFacts, do emit) {
 	for f, n := range r.in {
 		if n == 0 {
 			continue
@@ -95,8 +95,8 @@ func (c *Compiler) memberClauses(r *body, g storage.ScopeID, m *policyv1.Member,
 }
 
 // peerClauses are those of one member of a peer group, in one family.
-func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
-	for _, ip := range addrs(m.GetIps()) {
+func (c *Compiler) peerClauses(r *body, f int, m *memberFacts, do emit) {
+	for _, ip := range m.ips {
 		if family(ip) != f {
 			continue
 		}
@@ -108,7 +108,7 @@ func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
 			}
 		}
 	}
-	if b := m.GetBlock(); b != nil {
+	if b := m.block(); b != nil {
 		prefixes, err := blockPrefixes(b)
 		if err != nil {
 			return // Refused with the frame that brought it.
@@ -125,8 +125,8 @@ func (c *Compiler) peerClauses(r *body, f int, m *policyv1.Member, do emit) {
 
 // nameClauses are those of one member on which port names are resolved for
 // peers that are absent or blocks.
-func (c *Compiler) nameClauses(r *body, f int, m *policyv1.Member, do emit) {
-	for _, ip := range addrs(m.GetIps()) {
+func (c *Compiler) nameClauses(r *body, f int, m *memberFacts, do emit) {
+	for _, ip := range m.ips {
 		if family(ip) != f || !r.holds(ip) {
 			continue
 		}
@@ -152,8 +152,8 @@ func (r *content) holds(ip netip.Addr) bool {
 }
 
 // nameClause matches a destination and its port of a name, in one clause.
-func (c *Compiler) nameClause(r *body, pt *part, ip netip.Addr, m *policyv1.Member, do emit) {
-	for _, port := range resolve(r.services, m.GetPorts()) {
+func (c *Compiler) nameClause(r *body, pt *part, ip netip.Addr, m *memberFacts, do emit) {
+	for _, port := range resolve(r.services, m.ports()) {
 		do(pt, pt.peer, family(ip), openflow.NewMatch(openflow.IPDst(host(ip)), openflow.L4Dst(port.proto, port.number, 0xffff)))
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/storage"
 )
@@ -75,7 +74,7 @@ type Compiler struct {
 	counts     counts
 	meters     logMeters
 
-	groups       map[storage.ScopeID]map[string]*policyv1.Member
+	groups       map[storage.ScopeID]map[string]*memberFacts
 	policies     map[storage.ScopeID]map[string]*policy
 	policiesHeld map[policyID]int // Items that a policy has.
 	isolations   map[string]*isolation
@@ -91,7 +90,7 @@ type Compiler struct {
 	judged   int                    // Endpoints that are judged by the staged world.
 	names    map[netip.Addr][]nameCount
 	blocks   map[storage.ScopeID]map[string]struct{} // Keys of members that are blocks, or were lately, by group.
-	first    uint64                                  // Revision of this compiler: nothing is known of those before.
+	first    uint64                                  // Of this compiler's, the first with a state: nothing is known of those before.
 	revision uint64                                  // Of the last Update that changed what reports may mean. Zero: there was none.
 	history  history
 	naming   naming
@@ -141,7 +140,7 @@ func New(cfg Config, former Assignment) *Compiler {
 		reweighed:    make(map[*level]struct{}),
 		counts:       newCounts(),
 		meters:       newLogMeters(cfg.MeterLimit, heldMeters(former)),
-		groups:       make(map[storage.ScopeID]map[string]*policyv1.Member),
+		groups:       make(map[storage.ScopeID]map[string]*memberFacts),
 		policies:     make(map[storage.ScopeID]map[string]*policy),
 		policiesHeld: make(map[policyID]int),
 		isolations:   make(map[string]*isolation),
@@ -212,11 +211,15 @@ func (r *Refused) Error() string {
 // nothing was taken over, neither state nor ports, and what was touched is to be
 // given to the next Update too.
 func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports []Port) (Change, error) {
+	defer func() { c.flows.unlisted = false }()
 	policies := c.touchedPolicies(state, touched)
 	if err := c.fits(policies); err != nil {
 		return Change{}, err
 	}
 	c.revision = max(c.revision+1, c.first)
+	if len(touched) > 0 && len(c.groups)+len(c.policies)+len(c.endpoints) == 0 {
+		c.first = c.revision // Nothing was judged by what was before, of which all would be noted.
+	}
 	c.verdicts.forget()
 	for id, ts := range touched {
 		if c.kind(state, id) == storage.ScopeAddressGroup {
@@ -255,6 +258,9 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	return change, nil
 }
 
+// Unlisted has the next Update list no flows to put in: they are found by a Comparison.
+func (c *Compiler) Unlisted() { c.flows.unlisted = true }
+
 // takeGroups are the groups that changed, by id.
 func (c *Compiler) takeGroups() (put []openflow.Group, remove []uint32) {
 	for _, id := range slices.Sorted(maps.Keys(c.regrouped)) {
@@ -292,10 +298,7 @@ func (c *Compiler) Owned(a netip.Addr) bool { return c.nameOf(a, c.revision) != 
 // Whole touches everything that a replica holds, for a compiler's first Update.
 func Whole(state *storage.Replica) storage.Touched {
 	touched := make(storage.Touched)
-	for _, sd := range state.Snapshot().GetScopes() {
-		id, _ := storage.ScopeIDFromBytes(sd.GetId())
-		touched[id] = &storage.TouchedScope{All: true}
-	}
+	state.Scopes(func(id storage.ScopeID) { touched[id] = &storage.TouchedScope{All: true} })
 	return touched
 }
 
@@ -303,12 +306,20 @@ func Whole(state *storage.Replica) storage.Touched {
 func (c *Compiler) Desired() []openflow.Flow {
 	var out []openflow.Flow
 	c.flows.all(func(f openflow.Flow) { out = append(out, f) })
-	slices.SortFunc(out, func(a, b openflow.Flow) int { return compareKeys(a.Key(), b.Key()) })
+	slices.SortFunc(out, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) })
 	return out
 }
 
 // FlowCounts is how many flows of Desired each table has, of those that have any.
 func (c *Compiler) FlowCounts() map[uint8]int { return maps.Clone(c.flows.shown) }
+
+// FlowCount is how many flows Desired are.
+func (c *Compiler) FlowCount() (sum int) {
+	for _, n := range c.flows.shown {
+		sum += n
+	}
+	return sum
+}
 
 // Assignment is the present one. It must not be changed.
 func (c *Compiler) Assignment() Assignment {
@@ -383,7 +394,7 @@ func (c *Compiler) touchedKeys(state *storage.Replica, id storage.ScopeID, ts *s
 		if keys == nil {
 			keys = make(map[string]struct{})
 		}
-		state.Scope(id, func(key string, _ *policyv1.Item) { keys[key] = struct{}{} })
+		state.Keys(id, func(key string) { keys[key] = struct{}{} })
 		c.formerKeys(c.kind(state, id), id, keys)
 	}
 	return slices.Sorted(maps.Keys(keys))
@@ -417,14 +428,14 @@ func (c *Compiler) formerKeys(kind storage.ScopeKind, id storage.ScopeID, keys m
 func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *storage.TouchedScope) {
 	keys := c.touchedKeys(state, id, ts)
 	if c.groups[id] == nil {
-		c.groups[id] = make(map[string]*policyv1.Member)
+		c.groups[id] = make(map[string]*memberFacts)
 	}
 	_, held := state.Kind(id)
 	for _, key := range keys {
-		if former := c.groups[id][key]; held && former.GetPod() != nil { // Of a group that goes, members may well be elsewhere.
-			c.giveUp(key, addrs(former.GetIps()))
+		if former := c.groups[id][key]; held && former != nil && former.pod { // Of a group that goes, members may well be elsewhere.
+			c.giveUp(key, former.ips)
 		}
-		c.setMember(id, key, state.Item(id, key).GetMember())
+		c.setMember(id, key, c.newMember(state.Item(id, key).GetMember()))
 	}
 	if !held {
 		delete(c.groups, id)
@@ -433,7 +444,7 @@ func (c *Compiler) setGroup(state *storage.Replica, id storage.ScopeID, ts *stor
 
 // setMember puts a member of an address group in the place of its former
 // content; nil takes it out.
-func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member) {
+func (c *Compiler) setMember(id storage.ScopeID, key string, m *memberFacts) {
 	for r := range c.peerOf[id] {
 		if former := c.groups[id][key]; former != nil {
 			c.memberClauses(r, id, former, c.goes)
@@ -444,10 +455,13 @@ func (c *Compiler) setMember(id storage.ScopeID, key string, m *policyv1.Member)
 		c.weigh(r)
 	}
 	former := c.groups[id][key]
-	remember(c, c.history.members, groupMember{id, key}, former)
-	c.named(key, addrs(former.GetIps()), -1)
-	c.named(key, addrs(m.GetIps()), 1)
-	if m.GetBlock() != nil {
+	c.history.changed = true
+	if former != nil {
+		remember(c, c.history.members, groupMember{id, key}, former)
+	}
+	c.named(key, former.addrs(), -1)
+	c.named(key, m.addrs(), 1)
+	if m.block() != nil {
 		link(c.blocks, id, key)
 	}
 	if m == nil {

@@ -87,6 +87,16 @@ func (c *Compiler) Retired() []uint32 {
 	return out
 }
 
+// Counting are the ids that flows of Desired count for, in no order.
+func (c *Compiler) Counting() (ids []uint32) {
+	for id, n := range c.counts.of {
+		if len(n.flows) > 0 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // Drop takes the counting flows of retired ids out.
 func (c *Compiler) Drop(ids []uint32) Change {
 	for _, id := range ids {

@@ -100,23 +100,23 @@ func (c *Compiler) covers(r *rule, at scene) bool {
 	if !r.egress() {
 		return names(at.ep.wire.GetPorts()) && c.coversPeer(r, at)
 	}
-	named := func(m *policyv1.Member) bool { return names(m.GetPorts()) }
+	named := func(m *memberFacts) bool { return names(m.ports()) }
 	return c.anyMember(r.peers, at, named) || r.holds(at.peer) && c.anyMember(r.named, at, named)
 }
 
 // coversPeer says whether the peers of a rule have that of a hit.
 func (c *Compiler) coversPeer(r *rule, at scene) bool {
 	return r.holds(at.peer) || r.reaches(c.servicePorts[at.hit.Service]) ||
-		c.anyMember(r.peers, at, func(*policyv1.Member) bool { return true }) || c.anyBlock(r.peers, at)
+		c.anyMember(r.peers, at, func(*memberFacts) bool { return true }) || c.anyBlock(r.peers, at)
 }
 
 // anyMember says whether a member of groups with the peer's address fits.
-func (c *Compiler) anyMember(groups []storage.ScopeID, at scene, fits func(*policyv1.Member) bool) bool {
+func (c *Compiler) anyMember(groups []storage.ScopeID, at scene, fits func(*memberFacts) bool) bool {
 	names := c.namesAt(at.peer, at.revision)
 	return slices.ContainsFunc(groups, func(g storage.ScopeID) bool {
 		return slices.ContainsFunc(names, func(n nameCount) bool {
 			m := c.memberAt(groupMember{g, n.key}, at.revision)
-			return slices.Contains(addrs(m.GetIps()), at.peer) && fits(m)
+			return slices.Contains(m.addrs(), at.peer) && fits(m)
 		})
 	})
 }
@@ -125,7 +125,7 @@ func (c *Compiler) anyMember(groups []storage.ScopeID, at scene, fits func(*poli
 func (c *Compiler) anyBlock(groups []storage.ScopeID, at scene) bool {
 	for _, g := range groups {
 		for key := range c.blocks[g] {
-			if b := c.memberAt(groupMember{g, key}, at.revision).GetBlock(); b != nil {
+			if b := c.memberAt(groupMember{g, key}, at.revision).block(); b != nil {
 				prefixes, err := blockPrefixes(b)
 				if err == nil && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(at.peer) }) {
 					return true

@@ -8,41 +8,45 @@ import (
 	"github.com/weirnet/weir/storage"
 )
 
-// Addresses are those that Pods have by a state, by the Pod's key and the address
-// group that tells of them; Pods of this node under the zero id.
-type Addresses map[storage.ScopeID]map[string][]netip.Addr
+// Addresses are those that Pods have by a state, by the address group that
+// tells of them; Pods of this node under the zero id.
+type Addresses map[storage.ScopeID][]podAddress
+
+type podAddress struct {
+	key  string // Of the Pod.
+	addr netip.Addr
+}
 
 // AddressesOf reads them from a state.
 func AddressesOf(state *storage.Replica) Addresses {
 	out := make(Addresses)
-	for _, kind := range []storage.ScopeKind{storage.ScopeNode, storage.ScopeAddressGroup} {
-		state.Items(kind, func(id storage.ScopeID, item *policyv1.Item) {
-			if kind == storage.ScopeNode {
-				id = storage.ScopeID{}
+	state.Scopes(func(id storage.ScopeID) {
+		in := id
+		switch kind, _ := state.Kind(id); kind {
+		case storage.ScopeNode:
+			in = storage.ScopeID{}
+		case storage.ScopeAddressGroup:
+		default:
+			return
+		}
+		state.Scope(id, func(key string, item *policyv1.Item) {
+			for _, a := range podAddresses(item) {
+				out[in] = append(out[in], podAddress{key, a})
 			}
-			key, ips := podAddresses(item)
-			if len(ips) == 0 {
-				return
-			}
-			if out[id] == nil {
-				out[id] = make(map[string][]netip.Addr)
-			}
-			out[id][key] = ips
 		})
-	}
+	})
 	return out
 }
 
-// podAddresses are those of an item that is a Pod's, with the Pod's key.
-func podAddresses(item *policyv1.Item) (key string, ips []netip.Addr) {
+// podAddresses are those of an item that is a Pod's.
+func podAddresses(item *policyv1.Item) []netip.Addr {
 	if ep := item.GetEndpoint(); ep != nil {
-		return storage.PodKey(ep.GetNamespace(), ep.GetName()), addrs(ep.GetIps())
+		return addrs(ep.GetIps())
 	}
-	m := item.GetMember()
-	if pod := m.GetPod(); pod != nil {
-		return storage.PodKey(pod.GetNamespace(), pod.GetName()), addrs(m.GetIps())
+	if m := item.GetMember(); m.GetPod() != nil {
+		return addrs(m.GetIps())
 	}
-	return "", nil
+	return nil
 }
 
 // Departed are addresses that Pods had by an earlier state than the compiler's, and
@@ -52,11 +56,9 @@ func (c *Compiler) Departed(former Addresses) (out []netip.Addr) {
 		if _, held := c.groups[id]; !held && id != (storage.ScopeID{}) { // Its members may well be elsewhere.
 			continue
 		}
-		for key, ips := range pods {
-			for _, a := range ips {
-				if !slices.ContainsFunc(c.names[a], func(n nameCount) bool { return n.key == key }) {
-					out = append(out, a)
-				}
+		for _, p := range pods {
+			if !slices.ContainsFunc(c.names[p.addr], func(n nameCount) bool { return n.key == p.key }) {
+				out = append(out, p.addr)
 			}
 		}
 	}

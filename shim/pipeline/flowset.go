@@ -11,16 +11,27 @@ import (
 // A flow is either fixed, or a clause flow that conjunctions share.
 type flowSet struct {
 	flows map[openflow.FlowKey]*desired
-	dirty []*desired
+	dirty []touched
 	shown map[uint8]int // Flows as of the last take, by table; none of zero.
+	round uint32        // Of the last Comparison.
+	// unlisted has the next take list no flows to put in.
+	unlisted bool
 }
 
+// desired is what a flow is made of. The flow itself is not kept: of most there is
+// one membership, and they are by far the most that a compiler has in memory.
 type desired struct {
-	key     openflow.FlowKey
-	dirty   bool           // It is in the set's dirty.
-	fixed   []owned        // By owner; the first counts. Empty: a clause flow, or none.
-	clauses []membership   // Sorted by conjunction.
-	shown   *openflow.Flow // As of the last take; nil where it was not there.
+	fixed   []owned      // By owner; the first counts. Empty: a clause flow, or none.
+	clauses []membership // Sorted by conjunction.
+	dirty   bool         // It is in the set's dirty.
+	met     uint32       // The last round in which a flow met it.
+}
+
+// touched is a flow that may have changed since the last take.
+type touched struct {
+	key openflow.FlowKey
+	*desired
+	shown *openflow.Flow // As of the last take; nil where it was not there.
 }
 
 // membership of a flow in one clause of one conjunction, counted: several
@@ -38,12 +49,16 @@ func newFlowSet() flowSet {
 func (s *flowSet) at(key openflow.FlowKey) *desired {
 	d := s.flows[key]
 	if d == nil {
-		d = &desired{key: key}
+		d = &desired{}
 		s.flows[key] = d
 	}
 	if !d.dirty {
+		t := touched{key: key, desired: d}
+		if f, is := d.flow(key); is {
+			t.shown = &f
+		}
+		s.dirty = append(s.dirty, t)
 		d.dirty = true
-		s.dirty = append(s.dirty, d)
 	}
 	return d
 }
@@ -120,18 +135,21 @@ func (s *flowSet) shared(key openflow.FlowKey) int {
 // take returns what changed since the last take, in the order of table,
 // priority and match text.
 func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
-	slices.SortFunc(s.dirty, func(a, b *desired) int { return compareKeys(a.key, b.key) })
+	slices.SortFunc(s.dirty, func(a, b touched) int { return CompareKeys(a.key, b.key) })
+	if n := len(s.dirty); n > 0 && !s.unlisted {
+		upsert = make([]openflow.Flow, 0, n)
+	}
 	for _, d := range s.dirty {
-		now := d.flow()
+		now, is := d.flow(d.key)
 		switch {
-		case now == nil && d.shown != nil:
+		case !is && d.shown != nil:
 			remove = append(remove, d.key)
-		case now != nil && (d.shown == nil || !now.Same(*d.shown)):
-			upsert = append(upsert, *now)
+		case is && !s.unlisted && (d.shown == nil || !now.Same(*d.shown)):
+			upsert = append(upsert, now)
 		}
-		s.count(d.key.Table, d.shown, now)
-		d.shown, d.dirty = now, false
-		if now == nil {
+		s.count(d.key.Table, d.shown != nil, is)
+		d.dirty = false
+		if !is {
 			delete(s.flows, d.key)
 		}
 	}
@@ -140,42 +158,48 @@ func (s *flowSet) take() (upsert []openflow.Flow, remove []openflow.FlowKey) {
 }
 
 // count follows a flow that comes or goes.
-func (s *flowSet) count(table uint8, before, now *openflow.Flow) {
-	if before == nil && now != nil {
+func (s *flowSet) count(table uint8, before, now bool) {
+	if !before && now {
 		s.shown[table]++
 	}
-	if before != nil && now == nil {
+	if before && !now {
 		if s.shown[table]--; s.shown[table] == 0 {
 			delete(s.shown, table)
 		}
 	}
 }
 
-func (d *desired) flow() *openflow.Flow {
+// flow is the flow of a key; false where there is none.
+func (d *desired) flow(key openflow.FlowKey) (openflow.Flow, bool) {
 	if len(d.fixed) > 0 {
-		f := d.fixed[0].flow
-		return &f
+		return d.fixed[0].flow, true
 	}
 	if len(d.clauses) == 0 {
-		return nil
+		return openflow.Flow{}, false
 	}
 	list := make([]openflow.Action, 0, len(d.clauses))
 	for _, m := range d.clauses {
 		list = append(list, openflow.Conjunction{ID: m.conj, Clause: m.clause, Clauses: m.clauses})
 	}
-	return &openflow.Flow{Table: d.key.Table, Priority: d.key.Priority, Match: d.key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}
+	return openflow.Flow{Table: key.Table, Priority: key.Priority, Match: key.Match, Cookie: cookie(KindClause, 0), Actions: actions(list...)}, true
 }
 
 // all is every desired flow as of the last take.
 func (s *flowSet) all(visit func(openflow.Flow)) {
-	for _, d := range s.flows {
+	for key, d := range s.flows {
+		if f, is := d.flow(key); is && !d.dirty {
+			visit(f)
+		}
+	}
+	for _, d := range s.dirty {
 		if d.shown != nil {
 			visit(*d.shown)
 		}
 	}
 }
 
-func compareKeys(a, b openflow.FlowKey) int {
+// CompareKeys orders flows by table, the highest priority first, and match.
+func CompareKeys(a, b openflow.FlowKey) int {
 	if a.Table != b.Table {
 		return int(a.Table) - int(b.Table)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/zeebo/xxh3"
 
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/storage"
 )
@@ -148,15 +147,15 @@ func (c *Compiler) ClusterIP(a netip.Addr) string {
 func (c *Compiler) takeNamed() {
 	for _, n := range c.naming.told {
 		id, key := groupOfName(n.Name), "name/"+n.Addr.String()
-		var m *policyv1.Member
+		var m *memberFacts
 		if !n.Gone {
-			m = &policyv1.Member{Ips: [][]byte{n.Addr.AsSlice()}}
+			m = &memberFacts{ips: []netip.Addr{n.Addr.Unmap()}, since: c.revision}
 		}
 		if (c.groups[id][key] == nil) == (m == nil) {
 			continue
 		}
 		if c.groups[id] == nil {
-			c.groups[id] = make(map[string]*policyv1.Member)
+			c.groups[id] = make(map[string]*memberFacts)
 		}
 		if c.setMember(id, key, m); len(c.groups[id]) == 0 {
 			delete(c.groups, id)

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/storage"
 )
@@ -51,7 +50,8 @@ func (c *Compiler) revisionOf(h Hit) uint64 {
 // Revision is that of the last Update that was one; zero before the first Update.
 func (c *Compiler) Revision() uint64 { return c.revision }
 
-// past is what a map held in recent revisions, where that was something else.
+// past is what a map held in recent revisions, where that was something else. That it
+// held nothing is not noted of what says itself since when it is there.
 type past[K comparable, V any] map[K][]former[V]
 
 // former is what was there until a revision, which had something else.
@@ -79,19 +79,25 @@ func (p past[K, V]) at(key K, revision uint64, now V) V {
 }
 
 // forget forgets what was before a revision.
-func (p past[K, V]) forget(revision uint64) {
+// It returns what is left: a map keeps the room of all that it ever held.
+func (p past[K, V]) forget(revision uint64) past[K, V] {
+	had := len(p)
 	for key, list := range p {
 		list = slices.DeleteFunc(list, func(f former[V]) bool { return f.until <= revision })
 		if p[key] = list; len(list) == 0 {
 			delete(p, key)
 		}
 	}
+	if had > 0 && len(p) == 0 {
+		return make(past[K, V])
+	}
+	return p
 }
 
 // history is what was otherwise in recent revisions.
 type history struct {
 	ports    past[uint32, *endpoint]
-	members  past[groupMember, *policyv1.Member]
+	members  past[groupMember, *memberFacts]
 	names    past[netip.Addr, []nameCount]
 	policies map[storage.ScopeID]map[*policy]struct{} // That are not in force any more, by applied-to group.
 	changed  bool                                     // Something is otherwise since the last Update.
@@ -104,7 +110,7 @@ type groupMember struct {
 }
 
 func newHistory() history {
-	return history{ports: make(past[uint32, *endpoint]), members: make(past[groupMember, *policyv1.Member]), names: make(past[netip.Addr, []nameCount]),
+	return history{ports: make(past[uint32, *endpoint]), members: make(past[groupMember, *memberFacts]), names: make(past[netip.Addr, []nameCount]),
 		policies: make(map[storage.ScopeID]map[*policy]struct{})}
 }
 
@@ -145,9 +151,8 @@ func (c *Compiler) revise() {
 // Forget forgets what was otherwise before a revision: the reports of packets
 // that earlier ones judged have come.
 func (c *Compiler) Forget(revision uint64) {
-	c.history.ports.forget(revision)
-	c.history.names.forget(revision)
-	c.history.members.forget(revision)
+	h := &c.history
+	h.ports, h.names, h.members = h.ports.forget(revision), h.names.forget(revision), h.members.forget(revision)
 	for g, keys := range c.blocks {
 		for key := range keys {
 			if _, was := c.history.members[groupMember{g, key}]; !was && c.groups[g][key] == nil {
@@ -189,11 +194,20 @@ func (c *Compiler) guardingAt(ep *endpoint, revision uint64) map[*policy]struct{
 }
 
 // memberAt is a member of a group in a revision; nil where it was none.
-func (c *Compiler) memberAt(m groupMember, revision uint64) *policyv1.Member {
-	return c.history.members.at(m, revision, c.groups[m.group][m.key])
+func (c *Compiler) memberAt(m groupMember, revision uint64) *memberFacts {
+	was := c.history.members.at(m, revision, c.groups[m.group][m.key])
+	if was != nil && was.since > revision {
+		return nil
+	}
+	return was
 }
 
 // namesAt are whose an address was in a revision.
 func (c *Compiler) namesAt(a netip.Addr, revision uint64) []nameCount {
-	return c.history.names.at(a, revision, c.names[a])
+	list := c.history.names.at(a, revision, c.names[a])
+	later := func(n nameCount) bool { return n.since > revision }
+	if slices.ContainsFunc(list, later) {
+		list = slices.DeleteFunc(slices.Clone(list), later)
+	}
+	return list
 }

@@ -38,24 +38,31 @@ var (
 	ErrVersion = errors.New("file is of another version")
 )
 
-// Write puts the content in the place of the file's, atomically and durably.
-func Write(path string, format Format, content []byte) error {
+// Write puts the content, which may be in parts, in the place of the file's,
+// atomically and durably.
+func Write(path string, format Format, content ...[]byte) error {
 	return replace(path, encode(format, content), true)
 }
 
 // WriteVolatile is Write for what need not outlive the machine, only the process:
 // nothing is synced.
 func WriteVolatile(path string, format Format, content []byte) error {
-	return replace(path, encode(format, content), false)
+	return replace(path, encode(format, [][]byte{content}), false)
 }
 
-func encode(format Format, content []byte) []byte {
-	out := make([]byte, 0, header+len(content))
+// encode puts the header before the parts of a content.
+func encode(format Format, content [][]byte) [][]byte {
+	length, hash := 0, xxh3.New()
+	for _, part := range content {
+		length += len(part)
+		_, _ = hash.Write(part) // Which never fails.
+	}
+	out := make([]byte, 0, header)
 	out = append(out, format.Magic...)
 	out = binary.BigEndian.AppendUint32(out, format.Version)
-	out = binary.BigEndian.AppendUint64(out, uint64(len(content)))
-	sum := xxh3.Hash128(content).Bytes()
-	return append(append(out, sum[:]...), content...)
+	out = binary.BigEndian.AppendUint64(out, uint64(length))
+	sum := hash.Sum128().Bytes()
+	return append([][]byte{append(out, sum[:]...)}, content...)
 }
 
 // unfinished ends the names of files that are being written.
@@ -72,7 +79,7 @@ func Clean(dir string) error {
 	return err
 }
 
-func replace(path string, content []byte, durable bool) (err error) {
+func replace(path string, content [][]byte, durable bool) (err error) {
 	name := filepath.Base(path)
 	f, err := os.CreateTemp(filepath.Dir(path), "."+name+".*"+unfinished)
 	if err != nil {
@@ -88,8 +95,10 @@ func replace(path string, content []byte, durable bool) (err error) {
 			}
 		}
 	}()
-	if _, err = f.Write(content); err != nil {
-		return err
+	for _, part := range content {
+		if _, err = f.Write(part); err != nil {
+			return err
+		}
 	}
 	if durable {
 		if err = f.Sync(); err != nil {

@@ -44,11 +44,17 @@ func Save(path string, c Checkpoint) error {
 	if err != nil {
 		return fmt.Errorf("save checkpoint: %w", err)
 	}
-	var body []byte
-	for _, part := range [][]byte{[]byte(c.Node), state, c.Assignment} {
-		body = protowire.AppendBytes(body, part)
+	return SaveEncoded(path, c.Node, state, c.Assignment)
+}
+
+// SaveEncoded is Save of a state that is encoded already: see
+// storage.Replica.EncodedSnapshot.
+func SaveEncoded(path, node string, state, assignment []byte) error {
+	var parts [][]byte
+	for _, part := range [][]byte{[]byte(node), state, assignment} {
+		parts = append(parts, protowire.AppendVarint(nil, uint64(len(part))), part)
 	}
-	if err := atomicfile.Write(path, format, body); err != nil {
+	if err := atomicfile.Write(path, format, parts...); err != nil {
 		return fmt.Errorf("save checkpoint: %w", err)
 	}
 	return nil

@@ -50,6 +50,7 @@ func command() *cobra.Command {
 			if cfg.TLS == (credentials.Files{}) && !insecure {
 				return errors.New("no certificate given: use --ca, --cert and --key (weirctl pki init makes them), --ca and --token-file in a Pod of a cluster, or --insecure for plain text")
 			}
+			boundMemory(cmd.Context())
 			s, err := shim.New(cfg)
 			if err != nil {
 				return err
