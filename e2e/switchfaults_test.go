@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -156,4 +157,69 @@ func TestSwitchToldToFailOpenIsClosed(t *testing.T) {
 	if passed > int(sent)/10 {
 		t.Errorf("of %d denied packets %d passed", sent, passed)
 	}
+}
+
+// A meter that somebody removed comes back under the flows that name it: it counts what
+// they report again, although another meter has taken its place in the switch.
+func TestMetersComeBackUnderTheirFlows(t *testing.T) {
+	t.Parallel()
+	c := smallCluster(t)
+	set(t, c, smallObjects(true), policy("deny-all", "{podSelector: {matchLabels: {app: nginx}}, ingress: []}"))
+	node, ctx := c.Nodes["node-1"], t.Context()
+	denied := func(n int) {
+		for range n {
+			must(t, c.Pod("default/client").NS.Do(func() error {
+				conn, err := net.Dial("udp", "10.9.1.2:80")
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				_, err = conn.Write([]byte("denied"))
+				return err
+			}))
+		}
+	}
+	// reporting is the meter of the flow that has reported most, with how much.
+	reporting := func() (meter, packets uint64) {
+		out, err := node.OVS.Ofctl(ctx, "dump-flows", harness.Bridge, "table=22,cookie=0x5700050000000000/0xff00ff0000000000")
+		must(t, err)
+		for line := range strings.Lines(out) {
+			n := countPackets(line)
+			if _, rest, reports := strings.Cut(line, "meter_id="); reports && n > packets {
+				packets = n
+				fmt.Sscanf(rest, "%d", &meter)
+			}
+		}
+		return meter, packets
+	}
+	metered := func(meter uint64) (packets uint64) {
+		out, err := node.OVS.Ofctl(ctx, "meter-stats", harness.Bridge, fmt.Sprintf("meter=%d", meter))
+		must(t, err)
+		if _, rest, there := strings.Cut(out, "packet_in_count:"); there {
+			fmt.Sscanf(rest, "%d", &packets)
+		}
+		return packets
+	}
+	denied(20)
+	var meter uint64
+	eventually(t, func() error {
+		var packets uint64
+		if meter, packets = reporting(); packets < 20 || metered(meter) < 20 {
+			return fmt.Errorf("meter %d counted %d of %d", meter, metered(meter), packets)
+		}
+		return nil
+	})
+	start := time.Now()
+	for _, args := range [][]string{{"del-meter", harness.Bridge, fmt.Sprintf("meter=%d", meter)}, {"add-meter", harness.Bridge, "meter=9000,pktps,band=type=drop,rate=1"}} {
+		_, err := node.OVS.Ofctl(ctx, args...)
+		must(t, err)
+	}
+	restored(t, node, "a meter whose place is taken", start)
+	denied(20)
+	eventually(t, func() error {
+		if now, packets := reporting(); now != meter || metered(now) < 20 {
+			return fmt.Errorf("meter %d counted %d of the last 20; its flow %d in all", now, metered(now), packets)
+		}
+		return nil
+	})
 }

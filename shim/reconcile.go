@@ -53,6 +53,30 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 	return err != nil || !bridge.Diff(wantedShared(l.compiler), bridge.State{Content: shared}).IsEmpty()
 }
 
+// bindMeters has the flows put again whose meters are missing. Open vSwitch looks a
+// controller action's meter up when the flow is put, and not again: a flow from before
+// has the place of the meter that is gone, where any of those that come may be.
+func (l *loop) bindMeters(change *bridge.Change, actual bridge.State) {
+	missing := make(map[uint32]bool)
+	for _, m := range change.PutMeters {
+		if _, there := actual.Meters[m.ID]; !there {
+			missing[m.ID] = true
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	put := make(map[openflow.FlowKey]bool, len(change.Upsert))
+	for _, f := range change.Upsert {
+		put[f.Key()] = true
+	}
+	for _, f := range l.compiler.Metered(missing) {
+		if !put[f.Key()] {
+			change.Upsert = append(change.Upsert, f)
+		}
+	}
+}
+
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
 func (l *loop) reconcile(ctx context.Context) error {
 	if l.adopting != nil && !l.complete { // Or it would go on with half of a state.
@@ -100,6 +124,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
 	change.Upsert = append(change.Upsert, recover...)
+	l.bindMeters(&change, actual)
 	l.countBefore(ctx, change, readBack{actual, counting, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {

@@ -226,6 +226,19 @@ func (c *Compiler) Meters() []openflow.Meter {
 	return out
 }
 
+// Metered are the flows of Desired whose reports meters of some ids limit.
+func (c *Compiler) Metered(ids map[uint32]bool) (out []openflow.Flow) {
+	c.flows.all(func(f openflow.Flow) {
+		for _, a := range f.Actions.List() {
+			if to, is := a.(openflow.Controller); is && ids[to.MeterID] {
+				out = append(out, f)
+				return
+			}
+		}
+	})
+	return out
+}
+
 func (c *Compiler) logMeter(id uint32) openflow.Meter {
 	return openflow.Meter{ID: id, Rate: c.cfg.RuleLogRate, Burst: c.cfg.RuleLogBurst}
 }

@@ -182,3 +182,27 @@ func TestFewMetersAreShared(t *testing.T) {
 		t.Errorf("without meters flows name %v", logMetersOf(t, c))
 	}
 }
+
+// What is to be put again with a meter is all that names it, and nothing else.
+func TestMetered(t *testing.T) {
+	w := newTierWorld(t)
+	c := New(config, Assignment{})
+	for i := range 3 {
+		w.add(logging(fmt.Sprint("p", i), i))
+	}
+	w.bring(c)
+	const meter = firstLogMeter + 1
+	flows := c.Metered(map[uint32]bool{meter: true, meter + 1000: true})
+	if len(flows) == 0 {
+		t.Fatal("no flow has the meter")
+	}
+	for _, f := range c.Desired() {
+		names := slices.ContainsFunc(f.Actions.List(), func(a openflow.Action) bool {
+			to, is := a.(openflow.Controller)
+			return is && to.MeterID == meter
+		})
+		if found := slices.ContainsFunc(flows, func(g openflow.Flow) bool { return g.Key() == f.Key() }); found != names {
+			t.Errorf("%v: found %t, names it %t", f, found, names)
+		}
+	}
+}
