@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/weirnet/weir/e2e/harness"
@@ -74,12 +77,19 @@ spec:
 func TestProbeComparesPacketsWithPolicies(t *testing.T) {
 	c := smallCluster(t, "--reconcile", "1h")
 	set(t, c, smallObjects(false), probePolicies)
+	probe := func(args ...string) (p probed, code int, out string) {
+		t.Helper()
+		code, out = weirctl(t, c, append([]string{"probe", "-o", "json", "--limit", "1s"}, args...)...)
+		if err := json.Unmarshal([]byte(out), &p); err != nil {
+			t.Fatalf("probe %v: status %d: %v\n%s", args, code, err, out)
+		}
+		return p, code, out
+	}
 	run := func(want int, args ...string) probed {
 		t.Helper()
-		code, out := weirctl(t, c, append([]string{"probe", "-o", "json", "--limit", "1s"}, args...)...)
-		var p probed
-		if err := json.Unmarshal([]byte(out), &p); err != nil || code != want {
-			t.Fatalf("probe %v: status %d, want %d: %v\n%s", args, code, want, err, out)
+		p, code, out := probe(args...)
+		if code != want {
+			t.Fatalf("probe %v: status %d, want %d:\n%s", args, code, want, out)
 		}
 		return p
 	}
@@ -165,23 +175,34 @@ func TestProbeComparesPacketsWithPolicies(t *testing.T) {
 		t.Errorf("connections of probes are left: %s, %v", tracked, err)
 	}
 
-	// Somebody drops what the policies allow.
-	if _, err := n1.OVS.Ofctl(t.Context(), "add-flow", harness.Bridge, "table=20,priority=65534,tcp,nw_src=10.9.1.1,actions=drop"); err != nil {
-		t.Fatal(err)
-	}
-	p := run(1, "--from", "default/client", "--to", "default/nginx", "--port", "80")
-	if p.Agrees || p.Seen != "drop" || p.Expected.Verdict != "allow" || len(p.Nodes) != 1 || p.Nodes[0].Passes || len(p.Nodes[0].Decisions) == 0 {
-		t.Fatalf("a flow of somebody's drops the packet: %+v", p)
-	}
-	if d := p.Nodes[0].Decisions[len(p.Nodes[0].Decisions)-1]; d.Table != "AntreaPolicyIngressRule (20)" || d.Meaning != "foreign" || d.Action != "drop" {
-		t.Errorf("decided by %+v", d)
-	}
-	code, out := weirctl(t, c, "probe", "--limit", "1s", "--from", "default/client", "--to", "default/nginx", "--port", "80")
-	for _, want := range []string{"DISAGREES   allow      drop", "AntreaPolicyIngressRule (20)", "foreign", nginx} {
-		if code != 1 || !strings.Contains(out, want) {
-			t.Errorf("status %d, and %q is not in:\n%s", code, want, out)
+	// Somebody drops what the policies allow, again and again, for the shim puts it right.
+	ctx, cancel := context.WithCancel(t.Context())
+	var tampering sync.WaitGroup
+	tampering.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = n1.OVS.Ofctl(ctx, "add-flow", harness.Bridge, "table=20,priority=65534,tcp,nw_src=10.9.1.1,actions=drop")
 		}
-	}
+	})
+	defer func() { cancel(); tampering.Wait() }()
+	eventually(t, func() error {
+		p, code, out := probe("--from", "default/client", "--to", "default/nginx", "--port", "80")
+		if code != 1 || p.Agrees || p.Seen != "drop" || p.Expected.Verdict != "allow" || len(p.Nodes) != 1 || p.Nodes[0].Passes || len(p.Nodes[0].Decisions) == 0 {
+			return fmt.Errorf("a flow of somebody's drops the packet: status %d\n%s", code, out)
+		}
+		if d := p.Nodes[0].Decisions[len(p.Nodes[0].Decisions)-1]; d.Table != "AntreaPolicyIngressRule (20)" || d.Meaning != "foreign" || d.Action != "drop" {
+			return fmt.Errorf("decided by %+v", d)
+		}
+		return nil
+	})
+	eventually(t, func() error {
+		code, out := weirctl(t, c, "probe", "--limit", "1s", "--from", "default/client", "--to", "default/nginx", "--port", "80")
+		for _, want := range []string{"DISAGREES   allow      drop", "AntreaPolicyIngressRule (20)", "foreign", nginx} {
+			if code != 1 || !strings.Contains(out, want) {
+				return fmt.Errorf("status %d, and %q is not in:\n%s", code, want, out)
+			}
+		}
+		return nil
+	})
 
 	for _, args := range [][]string{
 		{"--from", "node:node-1", "--to", "default/nginx", "--port", "80"},

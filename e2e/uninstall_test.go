@@ -19,9 +19,10 @@ func TestUninstallFromACluster(t *testing.T) {
 	t.Parallel()
 	requireDataplane(t)
 	k := startKube(t, harness.KubeConfig{})
-	must(t, k.Install(t.Context(), "../deploy/overlays/production"))
-	kubectl(t, k, sourceObjects, "apply", "-f", "-")
+	must(t, k.ApplyWeirCRDs(t.Context()))
+	kubectl(t, k, sourceObjects, "apply", "-f", "-") // While no webhook asks for a policy service, which this cluster has not.
 	kubectl(t, k, sourceACNP, "apply", "-f", "-")
+	must(t, k.Install(t.Context(), "../deploy/overlays/production"))
 	weirctl := func(args ...string) (string, error) {
 		out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "weirctl"), append(args, "--kubeconfig", k.AdminKubeconfig())...).CombinedOutput()
 		return string(out), err
@@ -64,7 +65,7 @@ func TestUninstallFromACluster(t *testing.T) {
 		t.Fatalf("uninstall: %v\n%s", err, out)
 	}
 	<-done
-	for _, gone := range []string{"deployment/weir-policyd", "statefulset/weir-auditd", "secret/weir-pki", "clusterrole/weir-policyd", "crd/nodeendpoints.weir.dev"} {
+	for _, gone := range []string{"deployment/weir-policyd", "statefulset/weir-auditd", "secret/weir-pki", "clusterrole/weir-policyd", "crd/nodeendpoints.weir.dev", "validatingwebhookconfiguration/weir", "mutatingwebhookconfiguration/weir"} {
 		if _, err := k.Kubectl(t.Context(), nil, "get", "-n", "weir-system", gone); err == nil {
 			t.Errorf("%s is still there", gone)
 		}

@@ -35,6 +35,8 @@ var daemonSets = appsv1.SchemeGroupVersion.WithResource("daemonsets")
 // they go: who enforces first, and what protects or permits something last.
 var installed = []schema.GroupVersionResource{
 	daemonSets,
+	{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"}, // Before who answers them.
+	{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},
 	appsv1.SchemeGroupVersion.WithResource("deployments"),
 	appsv1.SchemeGroupVersion.WithResource("statefulsets"),
 	{Group: "policy", Version: "v1", Resource: "poddisruptionbudgets"},
