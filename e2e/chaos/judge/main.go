@@ -1,4 +1,4 @@
-// Judge judges a chaos run that was kept: it prints what was checked of each
+// Command judge judges a chaos run that was kept: it prints what was checked of each
 // invariant and what breaks it, and ends with status 1 where something does.
 //
 //	go run ./e2e/chaos/judge [-o json] DIR
