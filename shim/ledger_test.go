@@ -16,6 +16,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/packetlog"
 )
 
@@ -215,6 +216,89 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	packets(6, 5)
 	converge("after the switch went as well", 1)
+}
+
+// What meters counted that others take away, while a shim is there or is not, goes with
+// them: that is stated as not known, once, and from there on all is exact again, over the
+// lives that follow.
+func TestLossesAreExactAfterMetersWereTaken(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sw, w, objects := twoPods(t)
+	dir, c := t.TempDir(), startStubCollector(t)
+	c.serve(1 << 20)
+	s, die := accounted(t, sw, w, dir, c)
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("web", "web"))...)).err)
+	must(t, s.loop.reconcile(ctx))
+	s.loop.save(true)
+	at, total := time.Unix(1000, 0), uint64(0)
+	packets := func(n int) {
+		flood(sw, n, 1, 2)
+		total += uint64(n)
+	}
+	read := func() {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+	}
+	// exact reads until losses have lasted, and what was sent is accounted for.
+	exact := func(what string, wantUnknown int) {
+		t.Helper()
+		deadline := time.Now().Add(10 * time.Second)
+		for n := 0; ; n++ {
+			read()
+			kept, lost, unknown := c.sums()
+			if n > 9 && kept["web"]+lost["web"] == total && unknown == wantUnknown {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: kept %v, lost %v, unknown %d, not %d; sent %d", what, kept, lost, unknown, wantUnknown, total)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	taken := func() {
+		state, err := sw.Fake.Read(ctx)
+		must(t, err)
+		must(t, sw.Fake.Apply(ctx, bridge.Change{DeleteMeters: slices.Sorted(maps.Keys(state.Meters))}))
+		sw.look(func() { sw.older += 2 * packetlog.BornSlack }) // What is put is another, by its birth too.
+	}
+	next := func() { // The next life, and there was none for a while.
+		die()
+		packets(20)
+		s, die = accounted(t, sw, w, dir, c)
+	}
+	packets(700)
+	exact("at first", 0)
+	next()
+	packets(30)
+	exact("the second life", 0)
+
+	taken()
+	must(t, s.loop.reconcile(ctx))
+	exact("they were taken", 1)
+	packets(5)
+	exact("they are there again", 1)
+	next()
+	exact("after that life", 1)
+
+	taken()
+	exact("they are missed", 2)
+	must(t, s.loop.reconcile(ctx))
+	packets(5)
+	exact("they were missed", 3) // What their flows reported meanwhile, nobody counted.
+	next()
+	exact("after that life", 3)
+
+	die()
+	taken()
+	s, die = accounted(t, sw, w, dir, c)
+	must(t, s.loop.reconcile(ctx))
+	packets(6)
+	exact("they were taken between lives", 4)
+	next()
+	exact("after that life", 4)
 }
 
 // A life without a checkpoint gives its rules other meters than the one before. What a
