@@ -276,8 +276,8 @@ func TestLosses(t *testing.T) {
 			[]losses{{}, {}, {}, {}, {ovs: 3}}},
 		{"nor does what another meter had let through", []Reading{{Born: hour, Metered: 100, Received: 100}, {Born: 2 * hour, Metered: 5, Received: 125, Before: 100}, {Born: 2 * hour, Metered: 9, Received: 127, Before: 100},
 			{Born: 2 * hour, Metered: 9, Received: 127, Before: 100}, {Born: 2 * hour, Metered: 9, Received: 127, Before: 100}}, []losses{{}, {unknown: 0}, {}, {}, {ovs: 2}}},
-		{"a meter that was put under flows that named none", []Reading{{Born: hour, Metered: 100, Received: 100}, {Born: hour, Metered: 105, Received: 150, Before: 120, Unbound: true}, {Born: hour, Metered: 109, Received: 151, Before: 120},
-			{Born: hour, Metered: 109, Received: 151, Before: 120}, {Born: hour, Metered: 109, Received: 151, Before: 120}}, []losses{{}, {unknown: 0}, {}, {}, {ovs: 3}}},
+		{"a meter that was put under flows that named none", []Reading{{Born: hour, Metered: 100, Received: 100}, {Born: 2 * hour, Metered: 105, Received: 150, Before: 120, Unbound: true}, {Born: 2 * hour, Metered: 109, Received: 151, Before: 120},
+			{Born: 2 * hour, Metered: 109, Received: 151, Before: 120}, {Born: 2 * hour, Metered: 109, Received: 151, Before: 120}}, []losses{{}, {unknown: 0}, {}, {}, {ovs: 3}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var l Losses
