@@ -25,8 +25,8 @@ type logLosses struct {
 	gone map[uint32]bool              // Of these, those that are no more.
 	// put is what had come by a meter's number before it was put last.
 	put map[uint32]uint64
-	// unbound are those put since they were read last while flows reported that were to
-	// be under them, and were under none or under another.
+	// unbound are those put since they were read last while flows reported under meters
+	// that were gone.
 	unbound map[uint32]bool
 	// retired are how often meters were read since no packet meets them any more.
 	retired map[uint32]int

@@ -18,8 +18,8 @@ type Reading struct {
 	Limited  uint64        // Of these, over its rate.
 	Received uint64        // Packet-ins that the switch delivered, before Metered was read: each was counted there.
 	Before   uint64        // Of these, before the meter was put.
-	Unbound  bool          // It was put since the last reading, while flows reported that were under none, or under another.
 	Unread   uint64        // Of these, dropped by our own queue or unreadable.
+	Unbound  bool          // It was put since the last reading, while flows reported under meters that were gone: it may have counted of these.
 }
 
 // Losses works out from the counters of a meter how many reports were lost, and where.
