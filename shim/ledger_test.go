@@ -27,14 +27,15 @@ type stubCollector struct {
 
 	mu   sync.Mutex // Guards what follows.
 	high map[string]uint64
-	room int // For how many events more it answers.
+	last map[string]int // The last stream of each boot: no other stores any more.
+	room int            // For how many events more it answers.
 	kept []*auditv1.Event
 }
 
 func startStubCollector(t *testing.T) *stubCollector {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	c := &stubCollector{addr: listener.Addr().String(), high: make(map[string]uint64)}
+	c := &stubCollector{addr: listener.Addr().String(), high: make(map[string]uint64), last: make(map[string]int)}
 	g := grpc.NewServer()
 	auditv1.RegisterCollectorServiceServer(g, c)
 	go g.Serve(listener)
@@ -48,6 +49,10 @@ func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportReq
 		return err
 	}
 	boot := hello.GetHello().GetBoot()
+	c.mu.Lock()
+	c.last[boot]++
+	this := c.last[boot]
+	c.mu.Unlock()
 	for ack := true; ; {
 		c.mu.Lock()
 		high := c.high[boot]
@@ -62,6 +67,10 @@ func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportReq
 			return err
 		}
 		c.mu.Lock()
+		if c.last[boot] != this {
+			c.mu.Unlock()
+			return nil
+		}
 		ack = c.room > 0
 		for i, e := range r.GetBatch().GetEvents() {
 			if seq := r.GetBatch().GetFirstSequence() + uint64(i); seq == c.high[boot]+1 && c.room > 0 {
