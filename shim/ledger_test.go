@@ -125,6 +125,16 @@ func (c *stubCollector) sums() (kept, lost map[string]uint64, unknown int) {
 	return kept, lost, unknown
 }
 
+// unknowns are the losses of the log that are not known.
+func (c *stubCollector) unknowns() (out []*auditv1.LossEvent) {
+	for _, e := range c.events() {
+		if l := e.GetLoss(); l.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN && l.GetReason() == "" {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
 // accounted is a shim with a collector, and how it dies.
 func accounted(t *testing.T, sw *tap, w *world, dir string, c *stubCollector) (s *Shim, die func()) {
 	s = newShim(t, sw, w, dir)
@@ -297,6 +307,9 @@ func TestLossesAreExactAfterMetersWereTaken(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	packets(5)
 	exact("they were missed", 3) // What their flows reported meanwhile, nobody counted.
+	if unknowns := c.unknowns(); unknowns[2].GetFrom().AsTime().After(unknowns[1].GetTo().AsTime()) {
+		t.Errorf("nothing is stated of between %v and %v", unknowns[1], unknowns[2])
+	}
 	next()
 	exact("after that life", 3)
 

@@ -22,7 +22,7 @@ import (
 type logLosses struct {
 	of   map[uint32]*packetlog.Losses // By meter.
 	read time.Time                    // When meters were read last. Zero: never.
-	gone map[uint32]bool              // Of these, those that are no more.
+	gone map[uint32]bool              // Of these, those that are no more: whether others took it, so that flows may report on.
 	// put is what had come by a meter's number before it was put last.
 	put map[uint32]uint64
 	// unbound are those put since they were read last while flows reported under meters
@@ -161,6 +161,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 			from = ledger.Since()
 		}
 	}
+	since := from                    // Since when something is unknown.
 	unknown := make(map[string]bool) // By reason.
 	meters := make(map[string]int)   // Of which that is so, by why.
 	doubt := func(id uint32, why string) {
@@ -172,6 +173,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 			continue
 		}
 		losses, known := g.of[id]
+		_, gone := g.gone[id]
 		if !known {
 			losses = new(packetlog.Losses)
 			g.of[id] = losses
@@ -181,7 +183,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 			if l.takeUp(losses, id, r) {
 				doubt(id, "nothing says what of its reports a former shim had brought to record")
 			}
-		case !known || g.gone[id]:
+		case !known || gone && !r.Unbound: // Else it is not known since it was read last.
 			losses.Begin(g.read, g.put[id])
 		}
 		delete(g.gone, id)
@@ -194,17 +196,23 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		for _, e := range lost {
 			if e.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
 				doubt(id, "its counters went back")
+				if e.GetFrom().AsTime().Before(since) {
+					since = e.GetFrom().AsTime()
+				}
 			} else {
 				l.loseOf(id, e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER, e)
 			}
 		}
 	}
+	taken := false
 	for id := range g.of {
 		if _, there := readings[id]; !there {
-			if !g.gone[id] {
+			if _, known := g.gone[id]; !known {
 				doubt(id, "it is gone, and its last counters with it")
+				l.forgetMeter(id)
+				g.gone[id] = true
 			}
-			l.forgetMeter(id)
+			taken = taken || g.gone[id]
 		}
 	}
 	if g.read.IsZero() && ledger != nil {
@@ -217,14 +225,14 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 		ledger.Discard(gone) // So that it is said once.
 	}
-	if g.read = now; ledger != nil {
+	if g.read = now; ledger != nil && !taken { // Else the next life would take what follows for known.
 		ledger.Read(now)
 	}
 	for why, n := range meters {
 		l.shim.logger.Warn("how many reports to the log were lost is not known", "meters", n, "why", why)
 	}
 	for reason := range unknown { // Of whichever rules: one statement does.
-		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
+		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(since), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
 	}
 	for id, lost := range l.shim.reports.TakeLost() {
 		for stage, n := range map[auditv1.LossStage]uint64{auditv1.LossStage_LOSS_STAGE_METER: lost.OverRate, auditv1.LossStage_LOSS_STAGE_QUEUE: lost.Dropped} {
@@ -382,7 +390,7 @@ func (l *loop) dropMeters(ctx context.Context) {
 func (l *loop) forgetMeter(id uint32) {
 	g := &l.logLosses
 	if _, known := g.of[id]; known {
-		g.gone[id] = true
+		g.gone[id] = false
 		delete(g.unbound, id)
 		delete(g.retired, id)
 	}
