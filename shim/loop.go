@@ -202,7 +202,6 @@ func (l *loop) run(ctx context.Context) error {
 		case <-s.portsChanged:
 			l.refreshPorts(ctx)
 		case <-s.reconnected:
-			l.switchConnected()
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
@@ -387,6 +386,7 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
 	l.learn(c.Upsert)
+	l.putMeters(c.PutMeters)
 	faultpoint.Reach("shim.apply.learned")
 	if err := l.sw.Apply(ctx, c); err != nil {
 		return err

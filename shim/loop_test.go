@@ -123,6 +123,8 @@ type tap struct {
 	failed  []bridge.Change
 	mac     *[6]byte
 	meters  []openflow.MeterStats
+	older   time.Duration       // By how much more meters have aged.
+	metered func()              // What comes to pass once meters are read, with the lock. Nil: nothing.
 	settle  chan struct{}       // Settle waits for it to close. Nil: it does not.
 	settles int                 // Calls begun.
 	noCount error               // Of Counters.
@@ -212,7 +214,14 @@ func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) 
 	if b.meters != nil {
 		return b.meters, nil
 	}
-	return b.Fake.MeterCounters(ctx)
+	out, err := b.Fake.MeterCounters(ctx)
+	for i := range out {
+		out[i].Age += b.older
+	}
+	if b.metered != nil {
+		b.metered()
+	}
+	return out, err
 }
 
 func (b *tap) Settle(ctx context.Context, touch openflow.Flow) error {

@@ -55,7 +55,8 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 
 // bindMeters has the flows put again whose meters are missing. Open vSwitch looks a
 // controller action's meter up when the flow is put, and not again: a flow from before
-// has the place of the meter that is gone, where any of those that come may be.
+// has the place of the meter that is gone, where any of those that come may be. So any
+// of those may count what such flows report meanwhile.
 func (l *loop) bindMeters(change *bridge.Change, actual bridge.State) {
 	missing := make(map[uint32]bool)
 	for _, m := range change.PutMeters {
@@ -70,10 +71,14 @@ func (l *loop) bindMeters(change *bridge.Change, actual bridge.State) {
 	for _, f := range change.Upsert {
 		put[f.Key()] = true
 	}
+	n := len(change.Upsert)
 	for _, f := range l.compiler.Metered(missing) {
 		if !put[f.Key()] {
 			change.Upsert = append(change.Upsert, f)
 		}
+	}
+	if len(change.Upsert) > n {
+		maps.Copy(l.logLosses.unbound, missing)
 	}
 }
 
