@@ -34,14 +34,11 @@ type replicaScope struct {
 }
 
 // replicaItem is an item as Encode has it: decoded, it is several times as large.
-type replicaItem struct {
-	body string
-	hash Digest
-}
+type replicaItem string
 
 func (i replicaItem) decode() *policyv1.Item {
 	item := &policyv1.Item{}
-	if err := proto.Unmarshal([]byte(i.body), item); err != nil {
+	if err := proto.Unmarshal([]byte(i), item); err != nil {
 		panic("storage: decode what was encoded: " + err.Error())
 	}
 	return item
@@ -211,14 +208,16 @@ func (r *Replica) upserts(arrived *arrivingScope, old stale, touched Touched) {
 		old[id] = sc.forgotten(sd)
 	}
 	for _, e := range arrived.upserts {
-		h := itemHash(id, e.Body)
 		delete(old[id], e.Key)
-		was := sc.items[e.Key].hash
-		if was == h {
+		was, held := sc.items[e.Key]
+		if held && string(was) == e.Body {
 			continue
 		}
-		delta := h.Minus(was)
-		sc.items[e.Key] = replicaItem{e.Body, h}
+		delta := itemHash(id, e.Body)
+		if held {
+			delta = delta.Minus(itemHash(id, string(was)))
+		}
+		sc.items[e.Key] = replicaItem(e.Body)
 		sc.sum, r.digest = sc.sum.Plus(delta), r.digest.Plus(delta)
 		touched.item(id, e.Key)
 	}
@@ -254,7 +253,8 @@ func (r *Replica) remove(id ScopeID, key string, touched Touched) {
 		return
 	}
 	delete(sc.items, key)
-	sc.sum, r.digest = sc.sum.Minus(item.hash), r.digest.Minus(item.hash)
+	hash := itemHash(id, string(item))
+	sc.sum, r.digest = sc.sum.Minus(hash), r.digest.Minus(hash)
 	touched.item(id, key)
 }
 
@@ -384,7 +384,7 @@ func (r *Replica) EncodedSnapshot() []byte {
 			items := r.scopes[id].items
 			change := ScopeChange{ID: id, Kind: kind, Reset: true, Upserts: make([]string, 0, len(items))}
 			for _, key := range slices.Sorted(maps.Keys(items)) {
-				change.Upserts = append(change.Upserts, items[key].body)
+				change.Upserts = append(change.Upserts, string(items[key]))
 			}
 			cut.Scopes = append(cut.Scopes, change)
 		}
