@@ -154,6 +154,7 @@ func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applies++
+	c.Upsert, c.More = slices.Collect(c.EachUpsert), nil // What it would list later may be otherwise.
 	if b.fail != nil {
 		b.failed = append(b.failed, c)
 		return b.fail
@@ -199,13 +200,13 @@ func (b *tap) Ports(ctx context.Context) ([]bridge.Port, error) {
 	return ports, err
 }
 
-func (b *tap) Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
+func (b *tap) Counters(ctx context.Context, filter openflow.FlowFilter, read func(openflow.Flow)) error {
 	defer b.signal()
-	flows, err := b.Fake.Counters(ctx, filter)
+	err := b.Fake.Counters(ctx, filter, read)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counted++
-	return flows, errors.Join(err, b.noCount)
+	return errors.Join(err, b.noCount)
 }
 
 func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) {
