@@ -8,20 +8,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync/atomic"
 
+	"github.com/go-logr/logr/funcr"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	informers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/cert"
+	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 )
 
@@ -119,7 +123,18 @@ func (u *Users) Run(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("follow the authority of client certificates: %w", err)
 	}
-	informer.RunWithContext(ctx)
+	said := "" // The reflector's goroutine's.
+	if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		if errors.Is(err, io.EOF) || apierrors.IsResourceExpired(err) || err.Error() == said {
+			return
+		}
+		said = err.Error()
+		u.cfg.Logger.Warn("the authority of client certificates cannot be read; what was read counts, and it is tried again", "configmap", authoritiesSpace+"/"+authoritiesObject, "err", err)
+	}); err != nil {
+		return fmt.Errorf("follow the authority of client certificates: %w", err)
+	}
+	logger := funcr.New(func(prefix, args string) { u.cfg.Logger.Trace("informer", "of", prefix, "said", args) }, funcr.Options{})
+	informer.RunWithContext(klog.NewContext(ctx, logger)) // What fails is told above.
 	return ctx.Err()
 }
 
