@@ -209,6 +209,25 @@ func TestNothingForeignIsAnswered(t *testing.T) {
 	}
 }
 
+// TestEveryFieldWasJudged fails when a message that is told to users has a new field,
+// until somebody has said here, and in server.redactPolicies, server.groupsOf or
+// evaluate.AnswerTo, whether who sees some Namespaces may see it.
+func TestEveryFieldWasJudged(t *testing.T) {
+	for _, tt := range []struct {
+		message proto.Message
+		fields  int
+	}{
+		{&policyv1.ListPoliciesResponse{}, 1}, {&policyv1.PolicySummary{}, 19}, {&policyv1.PolicyRef{}, 3}, {&policyv1.RuleStats{}, 7}, {&policyv1.Condition{}, 4},
+		{&policyv1.ListGroupsResponse{}, 2}, {&policyv1.GroupSummary{}, 6}, {&policyv1.GroupDefinition{}, 8},
+		{&policyv1.ExplainResponse{}, 4}, {&policyv1.DirectionExplanation{}, 6}, {&policyv1.EvaluationStep{}, 4}, {&policyv1.ConsideredRule{}, 4},
+	} {
+		d := tt.message.ProtoReflect().Descriptor()
+		if n := d.Fields().Len(); n != tt.fields {
+			t.Errorf("%s has %d fields, of which %d were judged", d.FullName(), n, tt.fields)
+		}
+	}
+}
+
 // TestInspectionByUsers: which methods are for whom.
 func TestInspectionByUsers(t *testing.T) {
 	s, as := inspected(t, manifest)
