@@ -40,10 +40,11 @@ func (s *Server) ready(ctx context.Context) error {
 
 // ListPolicies implements InspectionService.
 func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesRequest) (*policyv1.ListPoliciesResponse, error) {
-	scope, err := s.scope(ctx, "list", req.GetNamespace())
+	scope, leave, err := s.scope(ctx, "list", req.GetNamespace())
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	infos, conflicts := s.cfg.Model.Policies(), s.cfg.Model.Conflicts()
 	if req.GetByEffectivePriority() {
 		slices.SortStableFunc(infos, engine.ByEffectivePriority)
@@ -164,10 +165,11 @@ func (s *Server) failures(p engine.PolicyInfo, span map[string]uint64) []engine.
 
 // ListGroups implements InspectionService.
 func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest) (*policyv1.ListGroupsResponse, error) {
-	scope, err := s.scope(ctx, "list", req.GetNamespace())
+	scope, leave, err := s.scope(ctx, "list", req.GetNamespace())
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	resp := &policyv1.ListGroupsResponse{}
 	if ns := req.GetNamespace(); ns != "" || !scope.All {
 		s.groupsOf(resp, func(namespace string) bool { return scope.Sees(namespace) && (ns == "" || namespace == ns) }, scope, req.GetMembers())
@@ -199,8 +201,13 @@ func definition(d engine.GroupDefinition) *policyv1.GroupDefinition {
 
 // ListNodes implements InspectionService.
 func (s *Server) ListNodes(ctx context.Context, req *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
-	if err := s.everything(ctx, "list"); err != nil {
+	scope, leave, err := s.scope(ctx, "list")
+	if err != nil {
 		return nil, err
+	}
+	defer leave()
+	if !scope.All {
+		return nil, status.Errorf(codes.PermissionDenied, "it takes %s %s", identity.Right{Resource: identity.Inspections, Verb: "list"}, whereTo(""))
 	}
 	revision, position := s.cfg.Store.Revision()
 	resp := &policyv1.ListNodesResponse{Epoch: s.cfg.Store.Epoch(), Revision: revision, Position: &policyv1.Position{Sources: position}}
@@ -269,10 +276,11 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 
 // Explain implements InspectionService.
 func (s *Server) Explain(ctx context.Context, req *policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
-	scope, err := s.scope(ctx, "get", namedNamespaces(req)...)
+	scope, leave, err := s.scope(ctx, "get", namedNamespaces(req)...)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	var sees func(string) bool
 	if !scope.All {
 		sees = scope.Sees

@@ -79,16 +79,17 @@ type Server struct {
 	policyv1.UnimplementedReplicaServiceServer
 	policyv1.UnimplementedPolicyServiceServer
 	policyv1.UnimplementedInspectionServiceServer
-	cfg      Config
-	sessions sessions
-	barriers *barriers
-	commits  commits
-	absences absences
-	tallies  *tallies
-	pace     pace
-	probes   probes
-	watchers watchers
-	stopping chan struct{} // Closed when Run ends.
+	cfg       Config
+	sessions  sessions
+	barriers  *barriers
+	commits   commits
+	absences  absences
+	tallies   *tallies
+	pace      pace
+	probes    probes
+	userCalls chan struct{} // A slot for each call of a user.
+	watchers  watchers
+	stopping  chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
 	repairs   prometheus.Counter
@@ -110,13 +111,14 @@ const (
 // New returns a server; Register puts it on a gRPC server, and Run drives it.
 func New(cfg Config) (*Server, error) {
 	s := &Server{
-		cfg:      cfg,
-		sessions: sessions{byNode: make(map[string]*session)},
-		tallies:  newTallies(),
-		pace:     pace{passed: make(chan struct{}, 1)},
-		probes:   probes{slots: make(chan struct{}, maxProbes)},
-		watchers: watchers{open: make(map[*watcher]struct{})},
-		stopping: make(chan struct{}),
+		cfg:       cfg,
+		sessions:  sessions{byNode: make(map[string]*session)},
+		tallies:   newTallies(),
+		pace:      pace{passed: make(chan struct{}, 1)},
+		probes:    probes{slots: make(chan struct{}, maxProbes)},
+		userCalls: make(chan struct{}, maxUserCalls),
+		watchers:  watchers{open: make(map[*watcher]struct{})},
+		stopping:  make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{

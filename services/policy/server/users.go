@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,25 +20,33 @@ type Users interface {
 	Review(context.Context, identity.Proof, identity.Right) (identity.User, identity.Scope, error)
 }
 
+// maxUserCalls is how many calls of users are answered at a time: each reads what the
+// writer of changes waits for.
+const maxUserCalls = 4
+
 // scope says what a caller sees of the Namespaces that it asks for; of all, where it
-// names none.
-func (s *Server) scope(ctx context.Context, verb string, namespaces ...string) (identity.Scope, error) {
-	scope, err := s.review(ctx, identity.Right{Resource: identity.Inspections, Verb: verb,
+// names none. Leave ends the call.
+func (s *Server) scope(ctx context.Context, verb string, namespaces ...string) (scope identity.Scope, leave func(), err error) {
+	scope, user, err := s.review(ctx, identity.Right{Resource: identity.Inspections, Verb: verb,
 		Namespaces: slices.DeleteFunc(namespaces, func(n string) bool { return n == "" })})
-	if err != nil {
-		return identity.Scope{}, err
+	if err == nil {
+		err = s.ready(ctx)
 	}
-	return scope, s.ready(ctx)
+	if err != nil || !user {
+		return scope, func() {}, err
+	}
+	select {
+	case s.userCalls <- struct{}{}:
+		return scope, func() { <-s.userCalls }, nil
+	case <-ctx.Done():
+		return identity.Scope{}, nil, status.FromContextError(ctx.Err()).Err()
+	case <-time.After(userWait):
+		return identity.Scope{}, nil, status.Errorf(codes.ResourceExhausted, "%d calls of users are being answered; try again", maxUserCalls)
+	}
 }
 
-// everything admits those who see all.
-func (s *Server) everything(ctx context.Context, verb string) error {
-	scope, err := s.scope(ctx, verb)
-	if err == nil && !scope.All {
-		err = status.Errorf(codes.PermissionDenied, "it takes %s %s", identity.Right{Resource: identity.Inspections, Verb: verb}, whereTo(""))
-	}
-	return err
-}
+// userWait is how long a user's call waits for others to be answered.
+const userWait = 5 * time.Second
 
 // whereTo says where a right is needed.
 func whereTo(namespace string) string {
@@ -47,23 +56,22 @@ func whereTo(namespace string) string {
 	return "in Namespace " + namespace + ", by a RoleBinding there"
 }
 
-func (s *Server) review(ctx context.Context, want identity.Right) (identity.Scope, error) {
+func (s *Server) review(ctx context.Context, want identity.Right) (scope identity.Scope, user bool, err error) {
 	refused := s.cfg.MayInspect(ctx)
 	if refused == nil {
-		return identity.Scope{All: true}, nil
+		return identity.Scope{All: true}, false, nil
 	}
 	if _, verified, err := identity.FromContext(ctx); s.cfg.Users == nil || verified || err == nil {
-		return identity.Scope{}, status.Errorf(codes.PermissionDenied, "inspection: %v", refused)
+		return identity.Scope{}, false, status.Errorf(codes.PermissionDenied, "inspection: %v", refused)
 	}
 	proof, err := identity.ProofFromContext(ctx)
 	if err != nil {
-		return identity.Scope{}, status.Error(codes.Unauthenticated, err.Error())
+		return identity.Scope{}, true, status.Error(codes.Unauthenticated, err.Error())
 	}
-	_, scope, err := s.cfg.Users.Review(ctx, proof, want)
-	if err != nil {
-		return identity.Scope{}, identity.ReviewStatus(err)
+	if _, scope, err = s.cfg.Users.Review(ctx, proof, want); err != nil {
+		return identity.Scope{}, true, identity.ReviewStatus(err)
 	}
-	return scope, nil
+	return scope, true, nil
 }
 
 // redactPolicies takes out what nodes say of policies, which may be of anything that
