@@ -42,6 +42,7 @@ type installation struct {
 	network         *harness.Network
 	nodes           map[string]*installedNode
 	replicas, shims []*installedPod
+	collector       *installedPod
 	env             map[string]string // What the kubelet tells Pods of Services.
 	running         map[string]*harness.Process
 }

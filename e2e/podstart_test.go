@@ -270,11 +270,14 @@ func (r *startRun) startAll(ctx context.Context, pods int) {
 	places.Wait()
 }
 
-// end silences the Pods that are left.
+// end silences the Pods that are left: all, before the first is deaf.
 func (r *startRun) end() {
 	for _, p := range r.present() {
+		p.closed = r.now()
 		close(p.stop)
 		<-p.ended
+	}
+	for _, p := range r.present() {
 		p.ear.Close()
 		<-p.deaf
 		r.vanish(p)

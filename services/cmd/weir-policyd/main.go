@@ -74,7 +74,7 @@ func command() *cobra.Command {
 	f.BoolVar(&cfg.ChangeTrail, "change-trail", true, "tell those who watch changes what policies, tiers and groups say and who wrote it; keeping that costs about 400 bytes each")
 	f.StringVar(&cfg.Listen, "listen", identity.DefaultPolicyAddress, "address of gRPC")
 	f.StringVar(&cfg.Metrics, "metrics-listen", "127.0.0.1:9750", "address of /metrics, /healthz and /readyz; none if empty")
-	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority, PEM")
+	f.StringVar(&cfg.TLS.CA, "ca", "", "file of the certificate authority of Weir's parts, PEM; never that of the cluster's client certificates, whose holders could then pass for parts")
 	f.StringVar(&cfg.TLS.Cert, "cert", "", "file of the server's certificate, PEM")
 	f.StringVar(&cfg.TLS.Key, "key", "", "file of the certificate's key, PEM")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "listen in plain text beyond loopback")

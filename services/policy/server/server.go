@@ -20,14 +20,16 @@ import (
 type Model interface {
 	Policies() []engine.PolicyInfo
 	Groups(members bool) []engine.GroupInfo
-	Definitions() []engine.GroupDefinition
+	// Definitions counts the Pods of Namespaces for which of is true; nil: of all.
+	Definitions(of func(namespace string) bool) []engine.GroupDefinition
 	// Conflicts says of policies, in sentences, which of their rules contradict
 	// others of equal precedence.
 	Conflicts() map[api.Ref][]string
 	// PolicyUID is the UID of a policy's object, which may be empty; false where there is none.
 	PolicyUID(ref api.Ref) (uid string, known bool)
-	// Explain returns an error that names the field which it cannot read.
-	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
+	// Explain returns an error that names the field which it cannot read. Sees says
+	// what of a connection may be told, see evaluate.State.AnswerTo; nil: all.
+	Explain(req *policyv1.ExplainRequest, sees func(namespace string) bool) (*policyv1.ExplainResponse, error)
 	// Ends are who a connection is between; errors are as those of Explain.
 	Ends(*policyv1.ExplainRequest) (from, to End, err error)
 	// Names are those of all objects of which there may be something to tell, as
@@ -38,7 +40,7 @@ type Model interface {
 	Objects(names []api.Ref) []Object
 }
 
-// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
+// Config of a Server. All fields but Users, Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -47,6 +49,9 @@ type Config struct {
 	NodeOf func(context.Context) (string, error)
 	// MayInspect decides over inspection from transport credentials.
 	MayInspect func(context.Context) error
+	// Users judges callers whom MayInspect refuses and who are no part of Weir. Nil:
+	// they stay refused.
+	Users Users
 	// MayReplicate decides over ReplicaService from transport credentials.
 	MayReplicate func(context.Context) error
 	// Replicas are host:port of all replicas, which may include this one; a name
@@ -74,16 +79,17 @@ type Server struct {
 	policyv1.UnimplementedReplicaServiceServer
 	policyv1.UnimplementedPolicyServiceServer
 	policyv1.UnimplementedInspectionServiceServer
-	cfg      Config
-	sessions sessions
-	barriers *barriers
-	commits  commits
-	absences absences
-	tallies  *tallies
-	pace     pace
-	probes   probes
-	watchers watchers
-	stopping chan struct{} // Closed when Run ends.
+	cfg       Config
+	sessions  sessions
+	barriers  *barriers
+	commits   commits
+	absences  absences
+	tallies   *tallies
+	pace      pace
+	probes    probes
+	userCalls chan struct{} // A slot for each call of a user.
+	watchers  watchers
+	stopping  chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
 	repairs   prometheus.Counter
@@ -105,13 +111,14 @@ const (
 // New returns a server; Register puts it on a gRPC server, and Run drives it.
 func New(cfg Config) (*Server, error) {
 	s := &Server{
-		cfg:      cfg,
-		sessions: sessions{byNode: make(map[string]*session)},
-		tallies:  newTallies(),
-		pace:     pace{passed: make(chan struct{}, 1)},
-		probes:   probes{slots: make(chan struct{}, maxProbes)},
-		watchers: watchers{open: make(map[*watcher]struct{})},
-		stopping: make(chan struct{}),
+		cfg:       cfg,
+		sessions:  sessions{byNode: make(map[string]*session)},
+		tallies:   newTallies(),
+		pace:      pace{passed: make(chan struct{}, 1)},
+		probes:    probes{slots: make(chan struct{}, maxProbes)},
+		userCalls: make(chan struct{}, maxUserCalls),
+		watchers:  watchers{open: make(map[*watcher]struct{})},
+		stopping:  make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
