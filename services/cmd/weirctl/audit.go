@@ -128,7 +128,7 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings 
 	defer conn.Close()
 	req.Batch = 1000
 	t := tailer{client: auditv1.NewAuditServiceClient(conn), req: req, warnings: warnings, print: print}
-	for said := false; ; {
+	for said := ""; ; {
 		before := t.answered
 		err := t.read(ctx)
 		var call *callError
@@ -140,9 +140,9 @@ func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings 
 		case status.Code(call.error) != codes.Unavailable || t.answered.IsZero() || !req.Follow && time.Since(t.answered) > server.timeout:
 			return server.failed("audit tail", call.error)
 		}
-		if said = said && t.answered.Equal(before); !said {
-			said = true
-			fmt.Fprintf(warnings, "%v; going on behind cursor %d\n", server.failed("audit tail", call.error), req.After)
+		if why := server.failed("audit tail", call.error).Error(); why != said || !t.answered.Equal(before) {
+			said = why
+			fmt.Fprintf(warnings, "%s; going on behind cursor %d\n", why, req.After)
 		}
 		select {
 		case <-ctx.Done():
