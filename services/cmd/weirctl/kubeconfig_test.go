@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -33,7 +34,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	clientportforward "k8s.io/client-go/tools/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
@@ -41,13 +45,14 @@ import (
 )
 
 // kubeCluster is an API server with Weir behind it, as far as weirctl sees of both.
-// It has no WebSockets: what it forwards comes by SPDY.
+// What it forwards comes by SPDY, in a WebSocket where it has them.
 type kubeCluster struct {
 	t      *testing.T
 	api    *httptest.Server
 	pki    string              // Of Weir, see identity.Init.
 	pods   map[string]string   // Where their port is; empty: nobody listens there.
 	behind map[string][]string // Pods by Service, in their order.
+	socket bool                // Whether it has WebSockets.
 
 	mu        sync.Mutex // Guards what follows.
 	forbidden []string   // Resources.
@@ -56,6 +61,7 @@ type kubeCluster struct {
 	tails     []*auditv1.TailRequest
 	lose      bool // The next Tail says no more after two records.
 	forwards  []net.Conn
+	sockets   int // WebSockets opened.
 }
 
 // caller is who called Weir.
@@ -78,7 +84,11 @@ func startKubeCluster(t *testing.T) *kubeCluster {
 	mux.HandleFunc("GET /apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", k.serveSlices)
 	mux.HandleFunc("POST /api/v1/namespaces/weir-system/pods/{pod}/portforward", k.servePort)
 	mux.HandleFunc("GET /api/v1/namespaces/weir-system/pods/{pod}/portforward", func(w http.ResponseWriter, r *http.Request) {
-		if k.allowed(w, r, "pods", r.PathValue("pod")) {
+		switch {
+		case !k.allowed(w, r, "pods", r.PathValue("pod")):
+		case k.socket:
+			k.serveSocket(w, r)
+		default:
 			http.Error(w, "no WebSockets here", http.StatusBadRequest)
 		}
 	})
@@ -181,6 +191,35 @@ func (k *kubeCluster) servePort(w http.ResponseWriter, r *http.Request) {
 	if k.allowed(w, r, "pods", r.PathValue("pod")) {
 		portforward.ServePortForward(w, r, k, r.PathValue("pod"), "", nil, time.Minute, 10*time.Second, portforward.SupportedProtocols)
 	}
+}
+
+// serveSocket serves one connection to a Pod.
+func (k *kubeCluster) serveSocket(w http.ResponseWriter, r *http.Request) {
+	upgrader := websocket.Upgrader{Subprotocols: []string{portforward.WebsocketsSPDYTunnelingPortForwardV1}}
+	socket, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		k.t.Error(err)
+		return
+	}
+	accepted := make(chan httpstream.Stream, 2)
+	conn, err := spdy.NewServerConnection(clientportforward.NewTunnelingConnection("server", socket), func(s httpstream.Stream, _ <-chan struct{}) error {
+		accepted <- s
+		return nil
+	})
+	if err != nil {
+		k.t.Error(err)
+		return
+	}
+	defer conn.Close()
+	complaints, data := <-accepted, <-accepted
+	k.mu.Lock()
+	k.sockets++
+	k.mu.Unlock()
+	if err := k.PortForward(r.Context(), r.PathValue("pod"), "", 9740, data); err != nil {
+		_, _ = io.WriteString(complaints, err.Error())
+	}
+	_ = complaints.Close()
+	<-conn.CloseChan()
 }
 
 // PortForward implements portforward.PortForwarder.
@@ -336,6 +375,23 @@ func TestKubeconfigUser(t *testing.T) {
 			t.Errorf("status %d %s\nthe API server is asked by %q, Weir by %q", code, errs, users, calls)
 		}
 	})
+}
+
+// TestKubeconfigWebSocket: where the API server has WebSockets, these are taken.
+func TestKubeconfigWebSocket(t *testing.T) {
+	k := startKubeCluster(t)
+	k.socket = true
+	path := k.kubeconfig(&clientcmdapi.AuthInfo{Token: "static"})
+	out, errs, code := run(t, "get", "nodes", "--kubeconfig", path)
+	if code != 0 || !strings.Contains(out, "bridge is away") || k.sockets == 0 {
+		t.Errorf("status %d %s\n%s\n%d WebSockets", code, errs, out, k.sockets)
+	}
+	k.behind["weir-policyd"] = []string{"policyd-dead"}
+	_, errs, code = run(t, "get", "nodes", "--kubeconfig", path)
+	if code != 1 {
+		t.Errorf("status %d", code)
+	}
+	holds(t, errs, "port-forward: ", "port 9740 of policyd-dead: connection refused")
 }
 
 // TestKubeconfigTail: a stream whose port-forward is lost goes on behind its cursor,
