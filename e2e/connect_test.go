@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,28 +19,52 @@ import (
 )
 
 // TestWeirctlByKubeconfig: outside of the cluster's network, with nothing but a
-// kubeconfig, weirctl comes to Weir through a real API server and a port-forward; in
-// a Pod, with nothing at all, by the Service. What it is shown there is by the
-// operator's certificate.
+// kubeconfig, weirctl comes to Weir through a real API server and a port-forward, and
+// in a Pod, with nothing at all, by the Service. Its user sees what RBAC lets it: an
+// administrator everything, by a client certificate, and who may view one Namespace
+// that, by a token.
 func TestWeirctlByKubeconfig(t *testing.T) {
 	t.Parallel()
 	in := install(t, "dev", listsOnly)
 	in.startAll()
+	node, roots := in.thirdNode()
+	kubectl(t, in.Kube, seer+team("shop")+team("bank"), "apply", "-f", "-")
+	for i, name := range []string{"shop", "bank"} {
+		kubectl(t, in.Kube, "", "patch", "pod", name+"-pod", "-n", name, "--subresource=status", "-p", fmt.Sprintf(`{"status": {"phase": "Running", "podIP": "10.244.1.%[1]d", "podIPs": [{"ip": "10.244.1.%[1]d"}]}}`, 11+i))
+	}
+	in.reportDenials(in.collector, node, roots)
 	kubelets := in.startKubelets()
 	outside, _, err := in.network.Host(t.Context())
 	must(t, err)
-	operator := in.operator()[2:] // Without the authority, which the cluster says.
-	c := &connector{in: in, ns: outside, identity: operator, kubeconfig: in.AdminKubeconfig()}
-	kubectl(t, in.Kube, policy("deny", "{podSelector: {}}"), "apply", "-f", "-")
-	c.shows("K8sNetworkPolicy", "get", "policies")
-	c.shows("allow", "explain", "--from", "203.0.113.7", "--to", "203.0.113.8", "--port", "80")
-	c.shows("received ", "audit", "stats")
-	c.tailGoesOn(kubelets)
-	c.needsRole()
-	c.insideOfPod()
+	admin := &connector{in: in, ns: outside, kubeconfig: in.AdminKubeconfig()}
+	admin.shows([]string{"node-1", "node-2"}, nil, "get", "nodes")
+	admin.shows([]string{"shop-policy", "bank-policy"}, nil, "get", "policies")
+	admin.shows([]string{"drop"}, nil, "explain", "--from", "bank/bank-pod", "--to", "shop/shop-pod", "--port", "80")
+	admin.shows([]string{"shop/shop-pod", "bank/bank-pod"}, nil, "audit", "tail")
+	admin.shows([]string{"received "}, nil, "audit", "stats")
+	admin.tailGoesOn(kubelets)
+
+	token, err := in.TokenFor(t.Context(), "shop", "viewer")
+	must(t, err)
+	path, err := in.Kubeconfig("viewer", token)
+	must(t, err)
+	viewer := &connector{in: in, ns: outside, kubeconfig: path}
+	kubectl(t, in.Kube, bound("shop"), "apply", "-f", "-")
+	viewer.needsRole()
+	others := []string{"bank", "10.244.1.12"}
+	viewer.shows([]string{"shop-policy"}, others, "get", "policies")
+	viewer.shows([]string{"shop/shop-pod"}, others, "audit", "tail", "--changes")
+	viewer.shows([]string{"drop", "shop-policy"}, []string{"bank"}, "explain", "--from", "10.244.1.12", "--to", "shop/shop-pod", "--port", "80")
+	for _, args := range [][]string{{"get", "nodes"}, {"get", "policies", "-n", "bank"}, {"audit", "tail", "--namespace", "bank"}, {"audit", "stats"}} {
+		if out, err := viewer.run(args...); err == nil || !strings.Contains(err.Error(), "PermissionDenied") {
+			t.Errorf("weirctl %s: %s, %v", strings.Join(args, " "), out, err)
+		}
+	}
+	in.insideOfPod(token)
+
 	in.replicas[0].kill("policyd")
 	for range 6 { // The order of Pods is another each time.
-		c.shows("node-2", "get", "nodes")
+		admin.shows([]string{"node-2"}, nil, "get", "nodes")
 	}
 }
 
@@ -74,12 +97,11 @@ func (p *installedPod) kill(container string) { p.in.running[p.object.Name+"/"+c
 type connector struct {
 	in         *installation
 	ns         *harness.NetNS
-	identity   []string // Flags.
 	kubeconfig string
 }
 
 func (c *connector) command(args ...string) *exec.Cmd {
-	cmd := c.ns.Command(c.in.t.Context(), filepath.Join(bin, "weirctl"), slices.Concat(args, c.identity)...)
+	cmd := c.ns.Command(c.in.t.Context(), filepath.Join(bin, "weirctl"), args...)
 	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+c.kubeconfig)
 	return cmd
 }
@@ -93,14 +115,24 @@ func (c *connector) run(args ...string) (string, error) {
 	return string(out), err
 }
 
-// shows runs a command that says something.
-func (c *connector) shows(want string, args ...string) {
+// shows runs a command that says some things and others not, at the latest when Weir
+// has read all.
+func (c *connector) shows(want, not []string, args ...string) {
 	c.in.t.Helper()
-	out, err := c.run(args...)
-	must(c.in.t, err)
-	if !strings.Contains(out, want) {
-		c.in.t.Errorf("weirctl %s does not say %q:\n%s", strings.Join(args, " "), want, out)
-	}
+	must(c.in.t, harness.Eventually(c.in.t.Context(), 30*time.Second, func() error {
+		out, err := c.run(args...)
+		for _, part := range want {
+			if err == nil && !strings.Contains(out, part) {
+				err = fmt.Errorf("weirctl %s does not say %q:\n%s", strings.Join(args, " "), part, out)
+			}
+		}
+		for _, part := range not {
+			if strings.Contains(out, part) {
+				c.in.t.Errorf("weirctl %s says %q:\n%s", strings.Join(args, " "), part, out)
+			}
+		}
+		return err
+	}))
 }
 
 // tailGoesOn breaks the way of a stream between two changes that it shows.
@@ -155,21 +187,15 @@ func (c *connector) tailGoesOn(kubelets []*harness.Kubelet) {
 	}
 }
 
-// needsRole: a user with no other permission needs all of the Role's, and uses them
-// all.
+// needsRole: a user who may do nothing with Weir's Namespace needs all of the Role's
+// permissions, and uses them all.
 func (c *connector) needsRole() {
 	t := c.in.t
 	t.Helper()
-	kubectl(t, c.in.Kube, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: jane, namespace: default}\n", "apply", "-f", "-")
-	token, err := c.in.TokenFor(t.Context(), "default", "jane")
-	must(t, err)
-	jane := *c
-	jane.kubeconfig, err = c.in.Kubeconfig("jane", token)
-	must(t, err)
 	refused := func(parts ...string) {
 		t.Helper()
 		must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
-			_, err := jane.run("get", "nodes")
+			_, err := c.run("get", "policies")
 			for _, part := range append(parts, "is forbidden", "Role weir-connect of Namespace weir-system permits it") {
 				if err == nil || !strings.Contains(err.Error(), part) {
 					return fmt.Errorf("%q is missing: %v", part, err)
@@ -179,13 +205,13 @@ func (c *connector) needsRole() {
 		}))
 	}
 	refused(`certificate authority: configmaps "weir-ca"`)
-	kubectl(t, c.in.Kube, "", "create", "rolebinding", "jane", "-n", weirNamespace, "--role", "weir-connect", "--serviceaccount", "default:jane")
-	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error { _, err := jane.run("get", "nodes"); return err }))
+	kubectl(t, c.in.Kube, "", "create", "rolebinding", "viewer", "-n", weirNamespace, "--role", "weir-connect", "--serviceaccount", "shop:viewer")
+	c.shows([]string{"shop-policy"}, nil, "get", "policies")
 	var role rbacv1.Role
 	c.in.get(&role, "role", "weir-connect", "-n", weirNamespace)
 	var used []permission
 	c.in.eachRequest(func(r apiRequest) {
-		if r.User.Username == janesName && r.ObjectRef != nil && r.ResponseStatus.Code < 300 { // 101: a WebSocket.
+		if r.User.Username == viewersName && r.ObjectRef != nil && r.ResponseStatus.Code < 300 { // 101: a WebSocket.
 			used = append(used, r.permission())
 		}
 	})
@@ -208,27 +234,24 @@ func (c *connector) needsRole() {
 
 // insideOfPod runs weirctl in a Pod: there is no kubeconfig, no kubelet is asked, and
 // the Service has a name.
-func (c *connector) insideOfPod() {
-	in := c.in
+func (in *installation) insideOfPod(token string) {
 	in.t.Helper()
-	token, err := in.TokenFor(in.t.Context(), "default", "jane")
-	must(in.t, err)
-	account := in.path("jane")
+	account := in.path("viewer")
 	must(in.t, os.MkdirAll(account, 0o755))
 	must(in.t, os.WriteFile(filepath.Join(account, "token"), []byte(token), 0o644))
 	ca, err := os.ReadFile(in.CAFile())
 	must(in.t, err)
 	must(in.t, os.WriteFile(filepath.Join(account, "ca.crt"), ca, 0o644))
-	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "weirctl", Command: slices.Concat([]string{"/usr/local/bin/weirctl", "get", "nodes"}, c.identity),
+	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "weirctl", Command: []string{"/usr/local/bin/weirctl", "get", "policies"},
 		SecurityContext: &corev1.SecurityContext{Capabilities: &corev1.Capabilities{}}}}}}
 	pod.Name = "weirctl"
-	run := harness.Container{Pod: pod, Name: "weirctl", NS: in.nodes["node-2"].ns, Bin: bin, Dir: in.path("c", "weirctl"), Env: maps.Clone(in.env), Hosts: in.hosts(),
+	run := harness.Container{Pod: pod, Name: "weirctl", NS: in.nodes["node-2"].ns, Bin: bin, Dir: in.path("c", "weirctl"), Env: in.env, Hosts: in.hosts(),
 		Mounts: map[string]string{"/var/run/secrets/kubernetes.io/serviceaccount": account}}
 	p, err := run.Process()
 	must(in.t, err)
 	must(in.t, p.Start())
 	must(in.t, harness.Eventually(in.t.Context(), 20*time.Second, func() error { return running(p) }))
-	if said := p.Tail(); !strings.Contains(said, "node-2") {
+	if said := p.Tail(); !strings.Contains(said, "shop-policy") || strings.Contains(said, "bank") {
 		in.t.Errorf("in a Pod weirctl says %s", said)
 	}
 }

@@ -59,8 +59,8 @@ func (in *installation) startAll() string {
 	in.replicas, in.shims = nil, nil
 	var later []*installedPod // Until the policy service has made an authority.
 	collector := in.pod("statefulset/weir-auditd", "weir-auditd-0", "node-1")
-	in.collector = collector
 	collector.start("auditd")
+	in.collector = collector
 	later = append(later, collector)
 	for _, name := range []string{"node-1", "node-2"} {
 		in.startSwitch(in.nodes[name])
@@ -165,6 +165,7 @@ func (in *installation) useAll() {
 		}
 	}
 	in.announce()
+	in.askAsUser()
 }
 
 // reported waits until so many nodes report to a collector.
@@ -219,10 +220,8 @@ func (in *installation) useNodeLogs(operator []string) {
 func (in *installation) announce() {
 	t := in.t
 	t.Helper()
-	kubectl(t, in.Kube, "apiVersion: v1\nkind: Node\nmetadata: {name: node-3}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec: {nodeName: node-3, containers: [{name: c, image: i}]}\n", "apply", "-f", "-")
-	in.nodes["node-3"] = &installedNode{name: "node-3", ns: in.nodes["node-1"].ns, address: netip.MustParseAddr("198.18.0.99"), folders: map[string]string{"/run/openvswitch": in.dir}}
-	p := in.pod("daemonset/weir-shim", "weir-shim-node-3", "node-3")
-	cert, roots := in.enrollNode(p.token("--audience", "weir"))
+	kubectl(t, in.Kube, "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec: {nodeName: node-3, containers: [{name: c, image: i}]}\n", "apply", "-f", "-")
+	cert, roots := in.thirdNode()
 	conn, err := in.replicas[0].dial("127.0.0.1:9740", credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*cert}, RootCAs: roots}))
 	must(t, err)
 	defer conn.Close()
@@ -241,6 +240,15 @@ func (in *installation) announce() {
 		})
 		must(t, err)
 	}
+}
+
+// thirdNode is the certificate of a node of which nothing runs, and the authority.
+func (in *installation) thirdNode() (*tls.Certificate, *x509.CertPool) {
+	in.t.Helper()
+	kubectl(in.t, in.Kube, "apiVersion: v1\nkind: Node\nmetadata: {name: node-3}\n", "apply", "-f", "-")
+	in.nodes["node-3"] = &installedNode{name: "node-3", ns: in.nodes["node-1"].ns, address: netip.MustParseAddr("198.18.0.99"), folders: map[string]string{"/run/openvswitch": in.dir}}
+	p := in.pod("daemonset/weir-shim", "weir-shim-node-3", "node-3")
+	return in.enrollNode(p.token("--audience", "weir"))
 }
 
 // dial connects to an address in the Pod's network.

@@ -12,8 +12,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 )
 
-// janesName is that of a user who has but what tests give her.
-const janesName = "system:serviceaccount:default:jane"
+// viewersName is that of a user who may do what tests let it, and nothing else.
+const viewersName = "system:serviceaccount:shop:viewer"
 
 // auditPolicy has the API server record who asked for what.
 const auditPolicy = `
@@ -25,7 +25,7 @@ rules:
 - level: Metadata
   userGroups: ["system:serviceaccounts:weir-system"]
 - level: Metadata
-  users: ["` + janesName + `"]
+  users: ["` + viewersName + `"]
 - level: None
 `
 

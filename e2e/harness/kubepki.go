@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -67,6 +68,27 @@ func (p *kubePKI) issue(name string, c *x509.Certificate) error {
 		return fmt.Errorf("certificate of %s: %w", name, err)
 	}
 	return p.write(name+".crt", "CERTIFICATE", der)
+}
+
+// ClientCertificate makes a key and a certificate of the cluster's authority, for what a
+// template says, as an authority does that looks at nothing.
+func (k *Kube) ClientCertificate(template *x509.Certificate) (*tls.Certificate, error) {
+	ca, err := tls.LoadX509KeyPair(k.CAFile(), k.path("pki", "ca.key"))
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	c := *template
+	c.SerialNumber, c.ExtKeyUsage = big.NewInt(time.Now().UnixNano()), []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &c, ca.Leaf, &key.PublicKey, ca.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("certificate of %s: %w", c.Subject.CommonName, err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
 func (p *kubePKI) writeKey(name string) (*ecdsa.PrivateKey, error) {

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -12,86 +11,79 @@ import (
 	"github.com/weirnet/weir/services/identity"
 )
 
-// accessRule says which Namespaces' record a caller with a certificate may read.
-// Certificates say it themselves (certified); what asks the cluster's own access
-// reviews would be another one.
-type accessRule interface {
-	// Namespaces is either all of the record, or the named ones' part of it. An error
-	// says what the caller lacks.
-	Namespaces(ctx context.Context, id identity.Identity) (all bool, names []string, err error)
-}
-
-// certified goes by the certificate's role and Namespaces.
-type certified struct{}
-
-var errNotReader = errors.New("a certificate of an operator (weir://role/operator) or of a reader (weir://role/reader, with weir://namespace/NAME) is needed")
-
-// Namespaces implements accessRule.
-func (certified) Namespaces(_ context.Context, id identity.Identity) (bool, []string, error) {
-	switch {
-	case id.Has(identity.RoleOperator):
-		return true, nil, nil
-	case id.Has(identity.RoleReader):
-		return false, id.Namespaces, nil
-	default:
-		return false, nil, errNotReader
-	}
-}
-
 // view is what one caller sees of the record. It is immutable.
 type view struct {
-	holder     string // Who it is.
-	all        bool   // An operator's; namespaces then say nothing.
-	namespaces map[string]bool
+	holder string // Who it is.
+	identity.Scope
+	// proof is what a user of the cluster showed, whose view is to be reviewed again for
+	// as long as it is used. Nil: no user's.
+	proof *identity.Proof
 }
 
-// access says what a caller sees. Without TLS those who come over loopback, or
-// whom the operator let in by --insecure, see all.
-func (s *Service) access(ctx context.Context) (*view, error) {
+// access says what a caller sees who wants to do something with the record, of some
+// Namespaces alone where it names any. Certificates of ours say it themselves: an
+// operator's all, a reader's its Namespaces. Of users of the cluster the policy service
+// says it. Without TLS those who come over loopback, or whom the operator let in by
+// --insecure, see all.
+func (s *Service) access(ctx context.Context, verb string, namespaces ...string) (*view, error) {
 	id, verified, err := identity.FromContext(ctx)
+	switch {
+	case err != nil && s.reviewer != nil:
+		return s.userView(ctx, verb, namespaces)
+	case err != nil:
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	case !verified || id.Has(identity.RoleOperator):
+		return &view{holder: id.String(), Scope: identity.Scope{All: true}}, nil
+	case id.Has(identity.RoleReader):
+		return &view{holder: id.String(), Scope: identity.ScopeOf(id.Namespaces...)}, nil
+	}
+	return nil, status.Errorf(codes.PermissionDenied,
+		"%s may not read the record: a certificate of an operator (weir://role/operator) or of a reader (weir://role/reader, with weir://namespace/NAME) is needed", id)
+}
+
+func (s *Service) userView(ctx context.Context, verb string, namespaces []string) (*view, error) {
+	proof, err := identity.ProofFromContext(ctx)
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
-	v := &view{holder: id.String(), all: !verified}
-	if v.all {
-		return v, nil
-	}
-	all, names, err := s.rule.Namespaces(ctx, id)
-	if err != nil {
-		return nil, status.Errorf(codes.PermissionDenied, "%s may not read the record: %v", id, err)
-	}
-	v.all, v.namespaces = all, make(map[string]bool, len(names))
-	for _, name := range names {
-		v.namespaces[name] = true
-	}
-	return v, nil
+	return s.reviewer.review(ctx, &proof, verb, namespaces)
 }
 
-// mayRead admits operators alone, to what is not of some Namespaces; and all
-// where there is no TLS.
+// mayRead admits those who see all, to what is not of some Namespaces.
 func (s *Service) mayRead(ctx context.Context) error {
-	v, err := s.access(ctx)
-	if err == nil && !v.all {
-		err = status.Errorf(codes.PermissionDenied, "%s may not read this; an operator's certificate (weir://role/operator) is needed", v.holder)
+	v, err := s.access(ctx, "get")
+	switch {
+	case err != nil || v.All:
+		return err
+	case v.proof != nil:
+		return status.Errorf(codes.PermissionDenied, "%s may not read this; it takes %s in all Namespaces, by a ClusterRoleBinding", v.holder, identity.Right{Resource: identity.Records, Verb: "get"})
 	}
-	return err
+	return status.Errorf(codes.PermissionDenied, "%s may not read this; an operator's certificate (weir://role/operator) is needed", v.holder)
+}
+
+// mayOperate admits operators, to what leaves traces.
+func (s *Service) mayOperate(ctx context.Context) error {
+	if _, _, err := identity.FromContext(ctx); err != nil {
+		return status.Errorf(codes.PermissionDenied, "an operator's certificate (weir://role/operator) is needed: %v", err)
+	}
+	return s.mayRead(ctx)
 }
 
 // sees says whether an event concerns the caller: a packet of which one Pod or
 // Service that is named is of its Namespaces, a change of an object in them, and
 // every loss, since nobody knows whose packets they were.
 func (v *view) sees(e *record.Event) bool {
-	if v.all {
+	if v.All {
 		return true
 	}
 	switch e.Kind {
 	case record.KindPacket:
 		p, c := &e.Packet, e.Context
-		return v.owns(p.AppliedTo) || v.owns(p.Peer) || c != nil && (v.namespaces[c.Source.Namespace] || v.namespaces[c.Destination.Namespace])
+		return v.owns(p.AppliedTo) || v.owns(p.Peer) || c != nil && (v.Sees(c.Source.Namespace) || v.Sees(c.Destination.Namespace))
 	case record.KindLoss:
 		return true
 	case record.KindChange:
-		return v.namespaces[e.Change.Object.GetNamespace()]
+		return v.Sees(e.Change.Object.GetNamespace())
 	default:
 		return false
 	}
@@ -100,7 +92,7 @@ func (v *view) sees(e *record.Event) bool {
 // owns reads "NAMESPACE/POD" and "service:NAMESPACE/NAME", as packets name them.
 func (v *view) owns(name string) bool {
 	namespace, _, ok := strings.Cut(strings.TrimPrefix(name, servicePrefix), "/")
-	return ok && v.namespaces[namespace]
+	return ok && v.Sees(namespace)
 }
 
 const servicePrefix = "service:"

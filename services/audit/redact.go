@@ -15,7 +15,7 @@ const reasonSpoof = "spoof"
 // Namespaces with their rules; and the node that reported, unless it is the one
 // of the caller's own Pod. Names of cluster-scoped policies stay.
 func (v *view) redact(r *auditv1.Record) bool {
-	if v.all {
+	if v.All {
 		return false
 	}
 	e := r.GetEvent()
@@ -51,7 +51,7 @@ func (v *view) own(e *end) bool {
 		}
 	}
 	if e.context != nil {
-		return v.namespaces[e.context.GetNamespace()]
+		return v.Sees(e.context.GetNamespace())
 	}
 	return len(e.names) > 0
 }
@@ -164,7 +164,7 @@ func (v *view) redactPolicies(h *hider, p *auditv1.PacketEvent, c *auditv1.Packe
 // knows says whether the caller may know of a policy: of its own Namespaces, and
 // cluster-scoped.
 func (v *view) knows(ref *policyv1.PolicyRef) bool {
-	return ref.GetNamespace() == "" || v.namespaces[ref.GetNamespace()]
+	return ref.GetNamespace() == "" || v.Sees(ref.GetNamespace())
 }
 
 func (v *view) hideName(h *hider, name *string) {

@@ -26,7 +26,7 @@ import (
 
 // shopReader sees the Namespace shop.
 func shopReader() *view {
-	return &view{holder: "a reader", namespaces: map[string]bool{"shop": true}}
+	return &view{holder: "a reader", Scope: identity.ScopeOf("shop")}
 }
 
 func podEnd(namespace, pod string) *auditv1.PacketEnd {

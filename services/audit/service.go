@@ -74,6 +74,7 @@ type Config struct {
 	MaxSubscribers int
 
 	retell time.Duration // Of the watcher. Zero: retellInterval.
+	review time.Duration // Of the reviewer. Zero: reviewInterval.
 }
 
 // DefaultMaxSubscribers is Config.MaxSubscribers where it is zero.
@@ -97,7 +98,7 @@ type Service struct {
 	enrolled  []*identity.Enrolled // Whose certificates are to be got and renewed.
 	metrics   metrics
 	sessions  sessions
-	rule      accessRule
+	reviewer  *reviewer // Nil: users of the cluster are not let in.
 	feed      *feed
 	seats     seats
 	overview  *overview
@@ -114,7 +115,7 @@ func New(cfg Config) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now, rule: certified{},
+	s := &Service{cfg: cfg, logger: cfg.Logger, metrics: newMetrics(), stopping: make(chan struct{}), now: time.Now,
 		seats:    seats{most: cmp.Or(cfg.MaxSubscribers, DefaultMaxSubscribers), by: make(map[string]int)},
 		sessions: sessions{byBoot: make(map[[2]string]*session)}, decoders: sync.Pool{New: func() any { return record.NewDecoder() }}}
 	var err error
@@ -177,6 +178,11 @@ func (s *Service) open() error {
 	if s.own != nil {
 		cfg.TLS = s.own.Server()
 	}
+	if s.own != nil && len(s.cfg.PolicyServers) > 0 {
+		s.reviewer = &reviewer{addresses: s.cfg.PolicyServers, creds: s.own.Client(), interval: s.cfg.review, conns: make(map[string]*grpc.ClientConn)}
+		cfg.Credentials = identity.WithUsers(s.own)
+		cfg.Anyone = []string{"/" + auditv1.AuditService_ServiceDesc.ServiceName + "/"}
+	}
 	if s.rpc, err = rpc.New(cfg); err != nil {
 		return err
 	}
@@ -206,6 +212,9 @@ func (s *Service) Addr() string { return s.rpc.Addr().String() }
 func (s *Service) Run(ctx context.Context) (err error) {
 	s.logger.Info("serving", "address", s.Addr(), "dir", s.cfg.Dir, "tls", s.cfg.TLS.Set() || s.cfg.Enroll != nil, "sinks", len(s.sinks))
 	defer func() { err = errors.Join(err, s.log.Close()) }()
+	if s.reviewer != nil {
+		defer s.reviewer.close()
+	}
 	rpcCtx, stopRPC := context.WithCancel(ctx)
 	defer stopRPC()
 	inner, stopInner := context.WithCancel(context.WithoutCancel(ctx))

@@ -23,13 +23,16 @@ const (
 
 // subscription is one Tail. It belongs to the call's goroutine.
 type subscription struct {
-	feed  *feed
-	view  *view
-	match *record.Filter
-	call  grpc.ServerStream
-	now   func() time.Time
-	left  uint32 // Records that may still be sent. Zero: no limit.
-	batch int    // Records of a response. Zero: one, as such.
+	feed *feed
+	view *view
+	// reviewed has the view that counts from now on, whenever there is another. Nil: it
+	// stays.
+	reviewed <-chan *view
+	match    *record.Filter
+	call     grpc.ServerStream
+	now      func() time.Time
+	left     uint32 // Records that may still be sent. Zero: no limit.
+	batch    int    // Records of a response. Zero: one, as such.
 
 	after  uint64    // Everything up to it was sent, or does not match.
 	last   uint64    // Where to end.
@@ -67,7 +70,7 @@ func (c *subscription) run(ctx context.Context, follow bool, stopping <-chan str
 		case <-wake:
 		case <-due:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-stopping:
 			return errStopping
 		}
@@ -91,7 +94,11 @@ func (c *subscription) send(r *auditv1.TailResponse) error {
 // advance reads on by a page. More: it is not behind the newest.
 func (c *subscription) advance(ctx context.Context) (more bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return false, context.Cause(ctx)
+	}
+	select {
+	case c.view = <-c.reviewed:
+	default:
 	}
 	if _, newest := c.feed.log.Range(); c.after >= min(newest, c.last) {
 		return false, nil
@@ -118,6 +125,9 @@ func (c *subscription) advance(ctx context.Context) (more bool, err error) {
 		}
 		if e.Cursor > c.last {
 			break
+		}
+		if c.reviewed != nil && ctx.Err() != nil { // A slow caller may have lost its right since the page was read.
+			return false, context.Cause(ctx)
 		}
 		wire := e.wire
 		if !own {
@@ -158,7 +168,7 @@ func (c *subscription) span() span {
 	if c.batch > 0 {
 		s.records, s.bytes = c.batch, batchBytes
 	}
-	s.undecoded = c.view.all && c.match == nil
+	s.undecoded = c.view.All && c.match == nil
 	return s
 }
 
@@ -202,7 +212,7 @@ func (c *subscription) pick(e *eventlog.Entry, event *record.Event, encoded resp
 	if !c.view.sees(event) || !c.match.Matches(e.Node, event) {
 		return nil, nil
 	}
-	if c.view.all {
+	if c.view.All {
 		if encoded == nil {
 			encoded = encodeResponse(e)
 		}

@@ -1,10 +1,12 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,7 +22,8 @@ var errStopping = status.Error(codes.Unavailable, "the collector is stopping")
 
 // Tail implements AuditService.
 func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer[auditv1.TailResponse]) error {
-	v, err := s.access(call.Context())
+	verb, namespaces := asked(req)
+	v, err := s.access(call.Context(), verb, namespaces...)
 	if err != nil {
 		return err
 	}
@@ -39,7 +42,7 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 	defer leave()
 	oldest, newest := s.log.Range()
 	c := subscription{feed: s.feed, view: v, match: match, call: call, now: s.now, left: req.GetLimit(), after: req.GetAfter(), told: req.GetAfter(), last: math.MaxUint64}
-	if v.all && req.GetBatch() > 0 { // What is redacted is told of each record.
+	if v.All && req.GetBatch() > 0 { // What is redacted is told of each record.
 		c.batch = int(min(req.GetBatch(), batchRecords))
 	}
 	// Without follow, the answer is what there is now: a log that grows faster
@@ -58,7 +61,28 @@ func (s *Service) Tail(req *auditv1.TailRequest, call grpc.ServerStreamingServer
 		}
 		c.after = max(c.after, begin)
 	}
-	return tailStatus(c.run(call.Context(), req.GetFollow(), s.stopping))
+	ctx, end := context.WithCancelCause(call.Context())
+	defer end(nil)
+	if v.proof != nil {
+		slot := make(chan *view, 1)
+		c.reviewed = slot
+		go s.reviewer.follow(ctx, end, v, verb, namespaces, slot)
+	}
+	return tailStatus(c.run(ctx, req.GetFollow(), s.stopping))
+}
+
+// asked is what a request asks to do with the record, and of which Namespaces; none:
+// of any.
+func asked(req *auditv1.TailRequest) (verb string, namespaces []string) {
+	verb = "list"
+	if req.GetFollow() {
+		verb = "watch"
+	}
+	namespace, _, _ := strings.Cut(req.GetFilter().GetPod(), "/")
+	if namespace = cmp.Or(req.GetFilter().GetNamespace(), namespace); namespace != "" {
+		namespaces = []string{namespace}
+	}
+	return verb, namespaces
 }
 
 // tailStatus says what ended a call.

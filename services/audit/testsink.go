@@ -27,7 +27,7 @@ const testTimeout = time.Minute
 // TestSink implements AuditService: it stores an event for one sink, and tells how
 // it fares there, until it is acknowledged, or the caller has seen enough.
 func (s *Service) TestSink(req *auditv1.TestSinkRequest, call grpc.ServerStreamingServer[auditv1.TestSinkResponse]) error {
-	if err := s.mayRead(call.Context()); err != nil {
+	if err := s.mayOperate(call.Context()); err != nil {
 		return err
 	}
 	k, err := s.testable(req.GetSink())

@@ -176,6 +176,12 @@ func serve(t *testing.T, config *tls.Config) (addr string, called func() (Identi
 		id, verified, idErr = FromContext(ctx)
 		return h(ctx, req)
 	}))
+	return serveOn(t, s), func() (Identity, bool, error) { return id, verified, idErr }
+}
+
+// serveOn runs a health service on a server.
+func serveOn(t *testing.T, s *grpc.Server) (addr string) {
+	t.Helper()
 	grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -183,7 +189,7 @@ func serve(t *testing.T, config *tls.Config) (addr string, called func() (Identi
 	}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(s.Stop)
-	return l.Addr().String(), func() (Identity, bool, error) { return id, verified, idErr }
+	return l.Addr().String()
 }
 
 func call(t *testing.T, addr string, creds credentials.TransportCredentials) error {

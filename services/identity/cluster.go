@@ -57,22 +57,28 @@ func NewCluster(cfg ClusterConfig) (*Cluster, error) {
 	if _, err := (request{hosts: cfg.Hosts}).template(time.Time{}); err != nil {
 		return nil, fmt.Errorf("certificates by the cluster: %w", err)
 	}
-	var config *rest.Config
-	var err error
-	if cfg.Kubeconfig == "" {
-		config, err = rest.InClusterConfig()
-	} else {
-		config, err = clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("certificates by the cluster: %w", err)
-	}
-	config.UserAgent, config.QPS, config.Burst = "weir-policyd", reviewRate, reviewBurst
-	api, err := kubernetes.NewForConfig(config)
+	api, err := newClient(cfg.Kubeconfig, reviewRate, reviewBurst)
 	if err != nil {
 		return nil, fmt.Errorf("certificates by the cluster: %w", err)
 	}
 	return &Cluster{cfg: cfg, api: api, issued: make(chan struct{})}, nil
+}
+
+// newClient is a client of the API server of a kubeconfig or, where that is empty, of
+// the cluster that the process runs in.
+func newClient(kubeconfig string, rate float32, burst int) (kubernetes.Interface, error) {
+	var config *rest.Config
+	var err error
+	if kubeconfig == "" {
+		config, err = rest.InClusterConfig()
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent, config.QPS, config.Burst = "weir-policyd", rate, burst
+	return kubernetes.NewForConfig(config)
 }
 
 // Issued is closed once this process has a certificate.

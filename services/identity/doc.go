@@ -15,11 +15,15 @@
 // node cannot pose as a server. Server certificates are good for both: the
 // services talk to each other.
 //
+// Users of a cluster are no part of Weir, and have no such certificate: WithUsers lets
+// them connect, ProofFromContext is what they show, and Users has the cluster say who
+// they are and what they may see.
+//
 // Serving beyond loopback needs TLS, or the operator's word (CheckListen).
 //
 // Used by the roots of the policy service and the collector, and by weirctl,
 // which makes certificates (Init) or gets one (EnrollFiles). The shim has a small
 // client of its own.
 //
-// Read certificate_test.go first.
+// Read certificate_test.go and users_test.go first.
 package identity

@@ -28,7 +28,7 @@ type Account struct {
 // Errors of a review, besides that the cluster cannot be asked.
 var (
 	ErrToken = errors.New("the cluster does not take the token")
-	ErrBusy  = errors.New("too many tokens are being reviewed; try again")
+	ErrBusy  = errors.New("too much is being reviewed; try again")
 )
 
 // Reviewer asks the cluster whose a token is.
@@ -65,35 +65,50 @@ func (r *tokenReviewer) Review(ctx context.Context, token string) (Account, erro
 	if err := plausible(token, time.Now()); err != nil {
 		return Account{}, fmt.Errorf("%w: %w", ErrToken, err)
 	}
+	user, err := r.ask(ctx, token, true)
+	if err != nil {
+		return Account{}, err
+	}
+	name, is := strings.CutPrefix(user.Username, "system:serviceaccount:")
+	namespace, name, found := strings.Cut(name, ":")
+	if !is || !found {
+		return Account{}, fmt.Errorf("%w: %s is no service account", ErrToken, user.Username)
+	}
+	a := Account{Namespace: namespace, Name: name}
+	if nodes := user.Extra[nodeOfPodsToken]; len(nodes) == 1 {
+		a.Node = nodes[0]
+	}
+	return a, nil
+}
+
+// ask has the cluster say whose a token is, which is made out to us, or to the API
+// server itself.
+func (r *tokenReviewer) ask(ctx context.Context, token string, ours bool) (authv1.UserInfo, error) {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	default:
-		return Account{}, ErrBusy
+		return authv1.UserInfo{}, ErrBusy
 	}
 	if !r.rate.Allow() {
-		return Account{}, ErrBusy
+		return authv1.UserInfo{}, ErrBusy
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
-	got, err := r.api.AuthenticationV1().TokenReviews().Create(ctx,
-		&authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{Audience}}}, metav1.CreateOptions{})
-	if err != nil {
-		return Account{}, fmt.Errorf("review a token: %w", err)
+	spec := authv1.TokenReviewSpec{Token: token}
+	if ours {
+		spec.Audiences = []string{Audience}
 	}
-	if !got.Status.Authenticated || !slices.Contains(got.Status.Audiences, Audience) {
-		return Account{}, fmt.Errorf("%w: %s", ErrToken, orElse(got.Status.Error, "it is not valid for the audience "+Audience))
+	got, err := r.api.AuthenticationV1().TokenReviews().Create(ctx, &authv1.TokenReview{Spec: spec}, metav1.CreateOptions{})
+	switch {
+	case err != nil:
+		return authv1.UserInfo{}, fmt.Errorf("review a token: %w", err)
+	case ours && (!got.Status.Authenticated || !slices.Contains(got.Status.Audiences, Audience)):
+		return authv1.UserInfo{}, fmt.Errorf("%w: %s", ErrToken, orElse(got.Status.Error, "it is not valid for the audience "+Audience))
+	case !got.Status.Authenticated || got.Status.User.Username == "":
+		return authv1.UserInfo{}, fmt.Errorf("%w: %s", ErrToken, orElse(got.Status.Error, "it is not valid"))
 	}
-	name, is := strings.CutPrefix(got.Status.User.Username, "system:serviceaccount:")
-	namespace, name, found := strings.Cut(name, ":")
-	if !is || !found {
-		return Account{}, fmt.Errorf("%w: %s is no service account", ErrToken, got.Status.User.Username)
-	}
-	a := Account{Namespace: namespace, Name: name}
-	if nodes := got.Status.User.Extra[nodeOfPodsToken]; len(nodes) == 1 {
-		a.Node = nodes[0]
-	}
-	return a, nil
+	return got.Status.User, nil
 }
 
 func orElse(text, other string) string {
@@ -109,23 +124,10 @@ func plausible(token string, now time.Time) error {
 	if len(token) > maxTokenBytes {
 		return fmt.Errorf("it has %d bytes, at most %d", len(token), maxTokenBytes)
 	}
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return errors.New("it is no JSON web token")
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return errors.New("it is no JSON web token")
-	}
-	var claims struct {
-		Audience audiences `json:"aud"`
-		Expires  int64     `json:"exp"`
-		Subject  string    `json:"sub"`
-	}
-	if err := json.Unmarshal(raw, &claims); err != nil {
-		return errors.New("it is no JSON web token")
-	}
+	claims, ok := claimsOf(token)
 	switch {
+	case !ok:
+		return errors.New("it is no JSON web token")
 	case !slices.Contains(claims.Audience, Audience):
 		return fmt.Errorf("it is for the audience %q, not %s", claims.Audience, Audience)
 	case !strings.HasPrefix(claims.Subject, "system:serviceaccount:"):
@@ -134,6 +136,22 @@ func plausible(token string, now time.Time) error {
 		return errors.New("it has expired")
 	}
 	return nil
+}
+
+// claims are what a JSON web token says of itself.
+type claims struct {
+	Audience audiences `json:"aud"`
+	Expires  int64     `json:"exp"`
+	Subject  string    `json:"sub"`
+}
+
+func claimsOf(token string) (c claims, ok bool) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return c, false
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
+	return c, err == nil && json.Unmarshal(raw, &c) == nil
 }
 
 // audiences is a list, or one string, as RFC 7519, section 4.1.3 has it.

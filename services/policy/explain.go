@@ -6,9 +6,12 @@ import (
 )
 
 // Explain implements server.Model: the evaluator's answer on the live objects.
-func (s *Service) Explain(req *policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
+func (s *Service) Explain(req *policyv1.ExplainRequest, sees func(namespace string) bool) (*policyv1.ExplainResponse, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if sees != nil {
+		return s.evaluator.AnswerTo(req, sees)
+	}
 	return s.evaluator.Answer(req)
 }
 

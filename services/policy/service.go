@@ -79,6 +79,7 @@ type Service struct {
 	synced  atomic.Bool
 	read    chan struct{}     // Closed when synced becomes true.
 	cluster *identity.Cluster // Nil: certificates are not the cluster's.
+	users   *identity.Users   // Nil: there are none.
 	webhook *webhook          // Nil: none is served.
 
 	mu        sync.RWMutex // Guards what follows; the writer is Run's.
@@ -153,6 +154,12 @@ func New(cfg Config) (*Service, error) {
 	if creds != nil {
 		faceCfg.ReplicaCredentials = creds.Client()
 	}
+	if creds != nil && cfg.Kubernetes {
+		if s.users, err = identity.NewUsers(identity.UsersConfig{Kubeconfig: cfg.Kubeconfig, Namespaces: s.namespaces, Logger: cfg.Logger.Named("users")}); err != nil {
+			return nil, err
+		}
+		faceCfg.Users = s.users
+	}
 	s.face, err = server.New(faceCfg)
 	if err != nil {
 		return nil, err
@@ -163,6 +170,10 @@ func New(cfg Config) (*Service, error) {
 	}
 	if enrollment != nil {
 		rpcCfg.Anyone = []string{identity.EnrollMethod}
+	}
+	if s.users != nil {
+		rpcCfg.Credentials = identity.WithUsers(creds)
+		rpcCfg.Anyone = append(rpcCfg.Anyone, "/"+policyv1.InspectionService_ServiceDesc.ServiceName+"/")
 	}
 	if s.rpc, err = s.face.Transport(rpcCfg); err != nil {
 		return nil, err
@@ -175,6 +186,7 @@ func New(cfg Config) (*Service, error) {
 	if enrollment != nil {
 		policyv1.RegisterEnrollmentServiceServer(s.rpc.GRPC, enrollment)
 	}
+	policyv1.RegisterAccessServiceServer(s.rpc.GRPC, identity.NewAccess(s.users))
 	return s, nil
 }
 
@@ -240,6 +252,9 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.source.Run(ctx) })
 	if s.cluster != nil {
 		g.Go(func() error { return s.cluster.Run(ctx) })
+	}
+	if s.users != nil {
+		g.Go(func() error { return s.users.Run(ctx) })
 	}
 	if s.webhook != nil {
 		g.Go(func() error { return s.webhook.run(ctx) })
@@ -351,9 +366,16 @@ func (s *Service) Groups(members bool) []engine.GroupInfo {
 	return s.engine.Groups(members)
 }
 
-// Definitions implements server.Model.
-func (s *Service) Definitions() []engine.GroupDefinition {
+// namespaces are those that there are.
+func (s *Service) namespaces() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.engine.Definitions()
+	return s.evaluator.Namespaces()
+}
+
+// Definitions implements server.Model.
+func (s *Service) Definitions(of func(namespace string) bool) []engine.GroupDefinition {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.engine.Definitions(of)
 }

@@ -38,6 +38,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 )
 
@@ -60,10 +62,16 @@ const (
 // Config of a Server.
 type Config struct {
 	Listen  string      // TCP address of the gRPC side.
-	TLS     *tls.Config // Nil: plain text.
+	TLS     *tls.Config // Nil: plain text, or Credentials.
 	Metrics string      // TCP address of the HTTP side. Empty: none.
-	// Anyone are the methods that callers without a certificate may call, where
-	// TLS lets such callers in; health is always one of them. Empty: TLS decides.
+	// Credentials are for callers of whom TLS alone cannot tell who they are. Nil: TLS
+	// counts.
+	Credentials credentials.TransportCredentials
+	// Anyone are the methods that callers without a verified certificate may call,
+	// where TLS or Credentials let such callers in, and services, such as
+	// "/weir.audit.v1.AuditService/", which then judge the callers themselves. Health
+	// and reflection, which tell nothing that is secret, are always among them. Empty:
+	// TLS decides.
 	Anyone  []string
 	Options []grpc.ServerOption
 	// MaxConnectionAge is after how long, give or take a tenth, a client is sent
@@ -110,7 +118,10 @@ func New(cfg Config) (*Server, error) {
 		grpc.ChainUnaryInterceptor(metrics.UnaryServerInterceptor(), logging.UnaryServerInterceptor(sink(logger), logOpts...), recovery.UnaryServerInterceptor(recoverOpt), admitUnary),
 		grpc.ChainStreamInterceptor(metrics.StreamServerInterceptor(), logging.StreamServerInterceptor(sink(logger), logOpts...), recovery.StreamServerInterceptor(recoverOpt), admitStream),
 	}
-	if cfg.TLS != nil {
+	switch {
+	case cfg.Credentials != nil:
+		opts = append(opts, grpc.Creds(cfg.Credentials))
+	case cfg.TLS != nil:
 		opts = append(opts, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
 	s := &Server{cfg: cfg, GRPC: grpc.NewServer(append(opts, cfg.Options...)...), Health: health.NewServer()}
@@ -136,11 +147,12 @@ func New(cfg Config) (*Server, error) {
 // some. Without such methods, the transport has decided.
 func admit(anyone []string) (grpc.UnaryServerInterceptor, grpc.StreamServerInterceptor) {
 	open := make(map[string]bool)
-	for _, m := range append([]string{healthv1.Health_Check_FullMethodName}, anyone...) {
+	for _, m := range append([]string{healthv1.Health_Check_FullMethodName, "/" + reflectionv1.ServerReflection_ServiceDesc.ServiceName + "/",
+		"/" + reflectionv1alpha.ServerReflection_ServiceDesc.ServiceName + "/"}, anyone...) {
 		open[m] = true
 	}
 	check := func(ctx context.Context, method string) error {
-		if len(anyone) == 0 || open[method] {
+		if len(anyone) == 0 || open[method] || open[method[:strings.LastIndexByte(method, '/')+1]] {
 			return nil
 		}
 		if p, ok := peer.FromContext(ctx); ok {
@@ -148,7 +160,7 @@ func admit(anyone []string) (grpc.UnaryServerInterceptor, grpc.StreamServerInter
 				return nil
 			}
 		}
-		return status.Error(codes.Unauthenticated, "the caller shows no certificate")
+		return status.Error(codes.Unauthenticated, "the caller shows no certificate of ours, which this method takes")
 	}
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			if err := check(ctx, info.FullMethod); err != nil {

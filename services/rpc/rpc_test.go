@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net/http"
 	"slices"
@@ -13,8 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
@@ -217,3 +221,32 @@ func TestReflectionListsServices(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoShowsNoCertificate: may call what is for anyone, by method or by service.
+func TestWhoShowsNoCertificate(t *testing.T) {
+	unary, stream := admit([]string{"/weir.audit.v1.AuditService/", "/weir.policy.v1.EnrollmentService/Enroll"})
+	plain := peer.NewContext(t.Context(), &peer.Peer{})
+	with := func(chains ...[]*x509.Certificate) context.Context {
+		return peer.NewContext(t.Context(), &peer.Peer{AuthInfo: credentials.TLSInfo{State: tls.ConnectionState{VerifiedChains: chains}}})
+	}
+	for method, open := range map[string]bool{"/weir.audit.v1.AuditService/Tail": true, "/weir.policy.v1.EnrollmentService/Enroll": true, "/grpc.health.v1.Health/Check": true,
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": true, "/weir.audit.v1.CollectorService/Report": false, "/weir.policy.v1.EnrollmentService/Other": false,
+		"/weir.audit.v1.AuditServiceX/Tail": false, "/grpc.channelz.v1.Channelz/GetServers": false} {
+		for ctx, want := range map[context.Context]bool{with(): open, with([]*x509.Certificate{{}}): true, plain: true} {
+			called := 0
+			_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) { called++; return nil, nil })
+			streamErr := stream(nil, callOf{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: method}, func(any, grpc.ServerStream) error { called++; return nil })
+			if (called == 2) != want || (status.Code(err) == codes.Unauthenticated) == want || (status.Code(streamErr) == codes.Unauthenticated) == want {
+				t.Errorf("%s: called %d times, %v, %v", method, called, err, streamErr)
+			}
+		}
+	}
+}
+
+// callOf is a call with a context and nothing else.
+type callOf struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (c callOf) Context() context.Context { return c.ctx }

@@ -9,25 +9,26 @@ import (
 // GroupDefinition is a ClusterGroup or Group object, and what it comes to.
 type GroupDefinition struct {
 	Object   *api.Group
-	Members  int      // Pods.
+	Members  int      // Pods, of the Namespaces that were asked for.
 	Blocks   int      // Blocks of addresses.
 	Policies int      // That name it, themselves or by a parent.
 	Warnings []string // What it names that is not there.
 }
 
-// Definitions lists all group objects by kind, Namespace and name.
-func (e *Engine) Definitions() []GroupDefinition {
+// Definitions lists all group objects by kind, Namespace and name. Pods are counted of
+// Namespaces for which of is true; nil: of all.
+func (e *Engine) Definitions(of func(namespace string) bool) []GroupDefinition {
 	var out []GroupDefinition
 	for _, r := range e.referents {
 		if g, is := r.obj.(*api.Group); is {
-			out = append(out, e.define(g, len(r.users)))
+			out = append(out, e.define(g, len(r.users), of))
 		}
 	}
 	slices.SortFunc(out, func(a, b GroupDefinition) int { return compareRefs(a.Object.Ref(), b.Object.Ref()) })
 	return out
 }
 
-func (e *Engine) define(g *api.Group, policies int) GroupDefinition {
+func (e *Engine) define(g *api.Group, policies int, of func(string) bool) GroupDefinition {
 	d := GroupDefinition{Object: g, Policies: policies}
 	var n normaliser
 	seen := make(map[*class]struct{})
@@ -37,7 +38,7 @@ func (e *Engine) define(g *api.Group, policies int) GroupDefinition {
 		d.Blocks += len(child.IPBlocks)
 		for _, s := range e.membersOf(pl, child) {
 			e.classesOf(s, &n, func(c *class) {
-				if _, twice := seen[c]; !twice {
+				if _, twice := seen[c]; !twice && (of == nil || of(c.ns.name)) {
 					seen[c] = struct{}{}
 					d.Members += c.pods.len()
 				}

@@ -177,7 +177,7 @@ func TestDefinitions(t *testing.T) {
 	}
 	e.Flush()
 	var got []string
-	for _, d := range e.Definitions() {
+	for _, d := range e.Definitions(nil) {
 		got = append(got, fmt.Sprint(d.Object.Ref(), " ", d.Members, " Pods, ", d.Blocks, " blocks, ", d.Policies, " policies ", d.Warnings))
 	}
 	want := `ClusterGroup blocks 0 Pods, 1 blocks, 1 policies []

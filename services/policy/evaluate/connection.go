@@ -66,11 +66,17 @@ type party struct {
 	node string // Name of the Node whose host it is. Empty: no host.
 	name string // Domain name by which it was resolved. Empty: by none that policies see.
 	addr netip.Addr
+	// hidden has reasons call it by what was asked for, and not say who it is.
+	hidden bool
 }
 
 // String names the party in reasons.
 func (p party) String() string {
 	switch {
+	case p.hidden && p.name != "":
+		return p.name
+	case p.hidden:
+		return p.addr.String()
 	case p.pod != nil:
 		return p.pod.Namespace + "/" + p.pod.Name
 	case p.node != "":

@@ -130,6 +130,9 @@ func (s *State) Apply(e api.Event) {
 	s.Set(e.Object)
 }
 
+// Namespaces are the names of the Namespaces that there are, sorted.
+func (s *State) Namespaces() []string { return slices.Sorted(maps.Keys(s.namespaces)) }
+
 // labelsOf is a label list as a map.
 func labelsOf(list api.Labels) map[string]string {
 	m := make(map[string]string, len(list))

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,14 +16,21 @@ import (
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/engine"
+	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/storage"
 )
 
+// admit admits parts of Weir and operators, who see all.
 func (s *Server) admit(ctx context.Context) error {
 	if err := s.cfg.MayInspect(ctx); err != nil {
 		return status.Errorf(codes.PermissionDenied, "inspection: %v", err)
 	}
+	return s.ready(ctx)
+}
+
+func (s *Server) ready(ctx context.Context) error {
 	if !s.cfg.Synced() {
 		return status.Error(codes.Unavailable, "sources have not been read yet; try again shortly")
 	}
@@ -32,7 +40,8 @@ func (s *Server) admit(ctx context.Context) error {
 
 // ListPolicies implements InspectionService.
 func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesRequest) (*policyv1.ListPoliciesResponse, error) {
-	if err := s.admit(ctx); err != nil {
+	scope, err := s.scope(ctx, "list", req.GetNamespace())
+	if err != nil {
 		return nil, err
 	}
 	infos, conflicts := s.cfg.Model.Policies(), s.cfg.Model.Conflicts()
@@ -44,7 +53,7 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 	}
 	resp := &policyv1.ListPoliciesResponse{}
 	for _, p := range infos {
-		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns {
+		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns || !scope.Sees(p.Ref.Namespace) {
 			continue
 		}
 		span := s.span(p)
@@ -70,6 +79,9 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		mergePolicies(resp.Policies, elsewhere(ctx, r, func(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListPoliciesResponse, error) {
 			return c.ListPolicies(ctx, ask, opts...)
 		}))
+	}
+	if !scope.All {
+		redactPolicies(resp, infos)
 	}
 	return resp, nil
 }
@@ -152,10 +164,15 @@ func (s *Server) failures(p engine.PolicyInfo, span map[string]uint64) []engine.
 
 // ListGroups implements InspectionService.
 func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest) (*policyv1.ListGroupsResponse, error) {
-	if err := s.admit(ctx); err != nil {
+	scope, err := s.scope(ctx, "list", req.GetNamespace())
+	if err != nil {
 		return nil, err
 	}
 	resp := &policyv1.ListGroupsResponse{}
+	if ns := req.GetNamespace(); ns != "" || !scope.All {
+		s.groupsOf(resp, func(namespace string) bool { return scope.Sees(namespace) && (ns == "" || namespace == ns) }, scope, req.GetMembers())
+		return resp, nil
+	}
 	for _, g := range s.cfg.Model.Groups(req.GetMembers()) {
 		uses := map[policyv1.GroupUse]bool{policyv1.GroupUse_GROUP_USE_ADDRESS: g.Address, policyv1.GroupUse_GROUP_USE_APPLIED_TO: g.AppliedTo}
 		for _, use := range []policyv1.GroupUse{policyv1.GroupUse_GROUP_USE_ADDRESS, policyv1.GroupUse_GROUP_USE_APPLIED_TO} {
@@ -166,19 +183,23 @@ func (s *Server) ListGroups(ctx context.Context, req *policyv1.ListGroupsRequest
 				Id: g.ID[:], Use: use, Selector: g.Selector, Members: uint32(g.Members), Nodes: uint32(g.Nodes), MemberNames: g.Names})
 		}
 	}
-	for _, d := range s.cfg.Model.Definitions() {
-		resp.Definitions = append(resp.Definitions, &policyv1.GroupDefinition{
-			Namespace: d.Object.Namespace, Name: d.Object.Name, Uid: d.Object.UID, Generation: d.Object.Generation,
-			Members: uint32(d.Members), Blocks: uint32(d.Blocks), Policies: uint32(d.Policies),
-			Conditions: []*policyv1.Condition{{Type: "GroupMembersComputed", Status: true, Message: strings.Join(d.Warnings, "; ")}},
-		})
+	for _, d := range s.cfg.Model.Definitions(nil) {
+		resp.Definitions = append(resp.Definitions, definition(d))
 	}
 	return resp, nil
 }
 
+func definition(d engine.GroupDefinition) *policyv1.GroupDefinition {
+	return &policyv1.GroupDefinition{
+		Namespace: d.Object.Namespace, Name: d.Object.Name, Uid: d.Object.UID, Generation: d.Object.Generation,
+		Members: uint32(d.Members), Blocks: uint32(d.Blocks), Policies: uint32(d.Policies),
+		Conditions: []*policyv1.Condition{{Type: "GroupMembersComputed", Status: true, Message: strings.Join(d.Warnings, "; ")}},
+	}
+}
+
 // ListNodes implements InspectionService.
 func (s *Server) ListNodes(ctx context.Context, req *policyv1.ListNodesRequest) (*policyv1.ListNodesResponse, error) {
-	if err := s.admit(ctx); err != nil {
+	if err := s.everything(ctx, "list"); err != nil {
 		return nil, err
 	}
 	revision, position := s.cfg.Store.Revision()
@@ -248,11 +269,20 @@ func (s *Server) nodeSummary(name string, now time.Time) *policyv1.NodeSummary {
 
 // Explain implements InspectionService.
 func (s *Server) Explain(ctx context.Context, req *policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
-	if err := s.admit(ctx); err != nil {
+	scope, err := s.scope(ctx, "get", namedNamespaces(req)...)
+	if err != nil {
 		return nil, err
 	}
-	resp, err := s.cfg.Model.Explain(req)
-	if err != nil {
+	var sees func(string) bool
+	if !scope.All {
+		sees = scope.Sees
+	}
+	resp, err := s.cfg.Model.Explain(req, sees)
+	var hidden *evaluate.Hidden
+	switch {
+	case errors.As(err, &hidden):
+		return nil, status.Errorf(codes.PermissionDenied, "%v: it takes %s %s", err, identity.Right{Resource: identity.Inspections, Verb: "get"}, whereTo(hidden.Namespace))
+	case err != nil:
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return resp, nil

@@ -130,7 +130,7 @@ func (s *Server) newProbe(req *policyv1.InspectionServiceProbeRequest) (*probe, 
 	if number == 1 || number == 58 {
 		p.wire.DestinationPort, explain.SourcePort = 0, 0
 	}
-	p.expected, err = s.cfg.Model.Explain(explain)
+	p.expected, err = s.cfg.Model.Explain(explain, nil)
 	return p, err
 }
 

@@ -21,7 +21,7 @@ type twoPods struct {
 	verdict policyv1.Verdict
 }
 
-func (m twoPods) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
+func (m twoPods) Explain(*policyv1.ExplainRequest, func(string) bool) (*policyv1.ExplainResponse, error) {
 	return &policyv1.ExplainResponse{Verdict: m.verdict}, nil
 }
 

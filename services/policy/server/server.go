@@ -20,14 +20,16 @@ import (
 type Model interface {
 	Policies() []engine.PolicyInfo
 	Groups(members bool) []engine.GroupInfo
-	Definitions() []engine.GroupDefinition
+	// Definitions counts the Pods of Namespaces for which of is true; nil: of all.
+	Definitions(of func(namespace string) bool) []engine.GroupDefinition
 	// Conflicts says of policies, in sentences, which of their rules contradict
 	// others of equal precedence.
 	Conflicts() map[api.Ref][]string
 	// PolicyUID is the UID of a policy's object, which may be empty; false where there is none.
 	PolicyUID(ref api.Ref) (uid string, known bool)
-	// Explain returns an error that names the field which it cannot read.
-	Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error)
+	// Explain returns an error that names the field which it cannot read. Sees says
+	// what of a connection may be told, see evaluate.State.AnswerTo; nil: all.
+	Explain(req *policyv1.ExplainRequest, sees func(namespace string) bool) (*policyv1.ExplainResponse, error)
 	// Ends are who a connection is between; errors are as those of Explain.
 	Ends(*policyv1.ExplainRequest) (from, to End, err error)
 	// Names are those of all objects of which there may be something to tell, as
@@ -38,7 +40,7 @@ type Model interface {
 	Objects(names []api.Ref) []Object
 }
 
-// Config of a Server. All fields but Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
+// Config of a Server. All fields but Users, Replicas, ReplicaCredentials, Settle, Ports and RuleMetrics are required.
 type Config struct {
 	Store *storage.Store
 	Model Model
@@ -47,6 +49,9 @@ type Config struct {
 	NodeOf func(context.Context) (string, error)
 	// MayInspect decides over inspection from transport credentials.
 	MayInspect func(context.Context) error
+	// Users judges callers whom MayInspect refuses and who are no part of Weir. Nil:
+	// they stay refused.
+	Users Users
 	// MayReplicate decides over ReplicaService from transport credentials.
 	MayReplicate func(context.Context) error
 	// Replicas are host:port of all replicas, which may include this one; a name

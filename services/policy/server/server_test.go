@@ -43,12 +43,12 @@ type fixture struct {
 
 type noModel struct{}
 
-func (noModel) Policies() []engine.PolicyInfo         { return nil }
-func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
-func (noModel) Definitions() []engine.GroupDefinition { return nil }
-func (noModel) Conflicts() map[api.Ref][]string       { return nil }
-func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
-func (noModel) Explain(*policyv1.ExplainRequest) (*policyv1.ExplainResponse, error) {
+func (noModel) Policies() []engine.PolicyInfo                          { return nil }
+func (noModel) Groups(bool) []engine.GroupInfo                         { return nil }
+func (noModel) Definitions(func(string) bool) []engine.GroupDefinition { return nil }
+func (noModel) Conflicts() map[api.Ref][]string                        { return nil }
+func (noModel) PolicyUID(api.Ref) (string, bool)                       { return "", false }
+func (noModel) Explain(*policyv1.ExplainRequest, func(string) bool) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }
 func (noModel) Ends(*policyv1.ExplainRequest) (from, to End, err error) {

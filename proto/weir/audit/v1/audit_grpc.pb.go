@@ -151,11 +151,24 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuditService answers those who read the record.
+// AuditService answers those who read the record: operators, readers of some
+// Namespaces by certificate, and, where the policy service reads an API server, users
+// of the cluster, by a bearer token in the metadata or a client certificate of the
+// cluster's. Users may call all methods but TestSink. What they see is what the cluster
+// lets them do with the virtual resource records of the API group weir.dev.
+//
+// Errors of every method: UNAUTHENTICATED, PERMISSION_DENIED (the message says what to
+// grant), UNAVAILABLE (the policy service cannot be asked what the caller may see),
+// RESOURCE_EXHAUSTED.
 type AuditServiceClient interface {
 	// Tail sends records from a place in the log, and on from there if asked to follow.
+	// It takes the verb list, or watch to follow, in the filter's Namespace or, where it
+	// has none, in any: who may in some Namespaces is sent their part. What a user may is
+	// asked again every 10 seconds; who may not any more is sent nothing more, and
+	// PERMISSION_DENIED or UNAUTHENTICATED ends the stream.
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailResponse], error)
-	// Stats says what was received, kept, merged and lost.
+	// Stats says what was received, kept, merged and lost. As the two below, it takes
+	// the verb get in all Namespaces.
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
 	// Summarize groups the packets of a time range by who talked to whom, and with
 	// which verdict.
@@ -166,7 +179,7 @@ type AuditServiceClient interface {
 	ObjectAt(ctx context.Context, in *ObjectAtRequest, opts ...grpc.CallOption) (*ObjectAtResponse, error)
 	// TestSink puts a marked event into the log and tells how it fares on its way
 	// to one sink, a response a hop. The stream ends behind the last hop, or the
-	// first that failed.
+	// first that failed. It takes an operator's certificate.
 	//
 	// Errors: NOT_FOUND (no sink of that name; the message lists them).
 	TestSink(ctx context.Context, in *TestSinkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TestSinkResponse], error)
@@ -252,11 +265,24 @@ type AuditService_TestSinkClient = grpc.ServerStreamingClient[TestSinkResponse]
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
 //
-// AuditService answers those who read the record.
+// AuditService answers those who read the record: operators, readers of some
+// Namespaces by certificate, and, where the policy service reads an API server, users
+// of the cluster, by a bearer token in the metadata or a client certificate of the
+// cluster's. Users may call all methods but TestSink. What they see is what the cluster
+// lets them do with the virtual resource records of the API group weir.dev.
+//
+// Errors of every method: UNAUTHENTICATED, PERMISSION_DENIED (the message says what to
+// grant), UNAVAILABLE (the policy service cannot be asked what the caller may see),
+// RESOURCE_EXHAUSTED.
 type AuditServiceServer interface {
 	// Tail sends records from a place in the log, and on from there if asked to follow.
+	// It takes the verb list, or watch to follow, in the filter's Namespace or, where it
+	// has none, in any: who may in some Namespaces is sent their part. What a user may is
+	// asked again every 10 seconds; who may not any more is sent nothing more, and
+	// PERMISSION_DENIED or UNAUTHENTICATED ends the stream.
 	Tail(*TailRequest, grpc.ServerStreamingServer[TailResponse]) error
-	// Stats says what was received, kept, merged and lost.
+	// Stats says what was received, kept, merged and lost. As the two below, it takes
+	// the verb get in all Namespaces.
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	// Summarize groups the packets of a time range by who talked to whom, and with
 	// which verdict.
@@ -267,7 +293,7 @@ type AuditServiceServer interface {
 	ObjectAt(context.Context, *ObjectAtRequest) (*ObjectAtResponse, error)
 	// TestSink puts a marked event into the log and tells how it fares on its way
 	// to one sink, a response a hop. The stream ends behind the last hop, or the
-	// first that failed.
+	// first that failed. It takes an operator's certificate.
 	//
 	// Errors: NOT_FOUND (no sink of that name; the message lists them).
 	TestSink(*TestSinkRequest, grpc.ServerStreamingServer[TestSinkResponse]) error

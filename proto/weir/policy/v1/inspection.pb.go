@@ -1263,8 +1263,10 @@ func (x *Condition) GetMessage() string {
 }
 
 type ListGroupsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       bool                   `protobuf:"varint,1,opt,name=members,proto3" json:"members,omitempty"` // Lists the members too.
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Members bool                   `protobuf:"varint,1,opt,name=members,proto3" json:"members,omitempty"` // Lists the members too.
+	// What is of this Namespace: groups that its policies guard, and its Group objects. Empty: all.
+	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1304,6 +1306,13 @@ func (x *ListGroupsRequest) GetMembers() bool {
 		return x.Members
 	}
 	return false
+}
+
+func (x *ListGroupsRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
 }
 
 type ListGroupsResponse struct {
@@ -2330,9 +2339,10 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\bR\x06status\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"-\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"K\n" +
 	"\x11ListGroupsRequest\x12\x18\n" +
-	"\amembers\x18\x01 \x01(\bR\amembers\"\x8d\x01\n" +
+	"\amembers\x18\x01 \x01(\bR\amembers\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"\x8d\x01\n" +
 	"\x12ListGroupsResponse\x124\n" +
 	"\x06groups\x18\x01 \x03(\v2\x1c.weir.policy.v1.GroupSummaryR\x06groups\x12A\n" +
 	"\vdefinitions\x18\x02 \x03(\v2\x1f.weir.policy.v1.GroupDefinitionR\vdefinitions\"\xfe\x01\n" +

@@ -34,16 +34,30 @@ const (
 // InspectionService answers what is in force, where, and why. It is for
 // people and their tools; nodes do not use it.
 //
+// Where the service reads an API server, its users may call all methods but Probe
+// and WatchChanges, by a bearer token in the metadata or a client certificate of
+// the cluster's. What they see is what the cluster lets them do with the virtual
+// resource inspections of the API group weir.dev: in every Namespace, everything;
+// in some Namespaces, what concerns these, as each method says.
+//
 // Errors of every method: INVALID_ARGUMENT (a field that cannot be read is
-// named), NOT_FOUND, UNAVAILABLE (sources have not been read yet).
+// named), NOT_FOUND, UNAVAILABLE (sources have not been read yet, or the cluster
+// cannot be asked who the caller is), UNAUTHENTICATED, PERMISSION_DENIED (the
+// message says what to grant), RESOURCE_EXHAUSTED (too much is being reviewed).
 type InspectionServiceClient interface {
 	// ListPolicies lists policies by kind, Namespace and name, or in the order in which they take effect.
+	// Users with the verb list in some Namespaces: those of these, without what nodes say of errors.
 	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
-	// ListGroups lists the groups that policies use.
+	// ListGroups lists the groups that policies use. Users with the verb list in some
+	// Namespaces: what policies of these guard, and the Group objects of these; of
+	// other Namespaces no member is named or counted.
 	ListGroups(ctx context.Context, in *ListGroupsRequest, opts ...grpc.CallOption) (*ListGroupsResponse, error)
-	// ListNodes lists the nodes and how far each has come.
+	// ListNodes lists the nodes and how far each has come. It takes the verb list in
+	// all Namespaces.
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
-	// Explain says which verdict one connection gets, and why.
+	// Explain says which verdict one connection gets, and why. Users with the verb get
+	// in some Namespaces may ask about Pods of these, and name what is of these; at the
+	// other end it says what is done, and not why.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
 	// Probe sends one real packet from a Pod's port and compares what becomes of it
 	// with what Explain says. Of connections it disturbs none: it chooses a source
@@ -145,16 +159,30 @@ type InspectionService_WatchChangesClient = grpc.ServerStreamingClient[WatchChan
 // InspectionService answers what is in force, where, and why. It is for
 // people and their tools; nodes do not use it.
 //
+// Where the service reads an API server, its users may call all methods but Probe
+// and WatchChanges, by a bearer token in the metadata or a client certificate of
+// the cluster's. What they see is what the cluster lets them do with the virtual
+// resource inspections of the API group weir.dev: in every Namespace, everything;
+// in some Namespaces, what concerns these, as each method says.
+//
 // Errors of every method: INVALID_ARGUMENT (a field that cannot be read is
-// named), NOT_FOUND, UNAVAILABLE (sources have not been read yet).
+// named), NOT_FOUND, UNAVAILABLE (sources have not been read yet, or the cluster
+// cannot be asked who the caller is), UNAUTHENTICATED, PERMISSION_DENIED (the
+// message says what to grant), RESOURCE_EXHAUSTED (too much is being reviewed).
 type InspectionServiceServer interface {
 	// ListPolicies lists policies by kind, Namespace and name, or in the order in which they take effect.
+	// Users with the verb list in some Namespaces: those of these, without what nodes say of errors.
 	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
-	// ListGroups lists the groups that policies use.
+	// ListGroups lists the groups that policies use. Users with the verb list in some
+	// Namespaces: what policies of these guard, and the Group objects of these; of
+	// other Namespaces no member is named or counted.
 	ListGroups(context.Context, *ListGroupsRequest) (*ListGroupsResponse, error)
-	// ListNodes lists the nodes and how far each has come.
+	// ListNodes lists the nodes and how far each has come. It takes the verb list in
+	// all Namespaces.
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
-	// Explain says which verdict one connection gets, and why.
+	// Explain says which verdict one connection gets, and why. Users with the verb get
+	// in some Namespaces may ask about Pods of these, and name what is of these; at the
+	// other end it says what is done, and not why.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
 	// Probe sends one real packet from a Pod's port and compares what becomes of it
 	// with what Explain says. Of connections it disturbs none: it chooses a source
