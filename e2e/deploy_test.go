@@ -409,8 +409,8 @@ func running(p *harness.Process) error {
 	return nil
 }
 
-// weirctl runs the command in the network of a replica of the policy service, as
-// kubectl port-forward would let it, and weirctlAt in another's.
+// weirctl runs the command in the network of a replica of the policy service, whose
+// loopback is what kubectl port-forward leads to, and weirctlAt in another's.
 func (in *installation) weirctl(stdin string, args ...string) (string, error) {
 	return in.weirctlAt(in.nodes["node-1"].ns, stdin, args...)
 }

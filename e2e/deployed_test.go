@@ -94,17 +94,25 @@ func (in *installation) startAll() string {
 	return in.secrets()
 }
 
-// serve says, in place of the controller that does it on a cluster, that the Service
-// of the policy services leads to them, and waits until the API server calls their
-// webhooks.
+// serve says, in place of the controller that does it on a cluster, that the Services
+// of the policy services and of the collector lead to them, and waits until the API
+// server calls the webhooks.
 func (in *installation) serve() {
 	in.t.Helper()
-	var endpoints []string
-	for _, p := range in.replicas {
-		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], conditions: {ready: true}}", p.address))
+	for _, s := range []struct {
+		name, ports string
+		pods        []*installedPod
+	}{
+		{"weir-policyd", "{name: grpc, port: 9740, protocol: TCP}, {name: webhook, port: 9743, protocol: TCP}", in.replicas},
+		{"weir-auditd", "{name: grpc, port: 9741, protocol: TCP}", []*installedPod{in.collector}},
+	} {
+		var endpoints []string
+		for _, p := range s.pods {
+			endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], conditions: {ready: true}, targetRef: {kind: Pod, namespace: %s, name: %s}}", p.address, weirNamespace, p.object.Name))
+		}
+		kubectl(in.t, in.Kube, fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: %s-1, namespace: %s, labels: {kubernetes.io/service-name: %s}}\n"+
+			"addressType: IPv4\nports: [%s]\nendpoints: [%s]\n", s.name, weirNamespace, s.name, s.ports, strings.Join(endpoints, ", ")), "apply", "-f", "-")
 	}
-	kubectl(in.t, in.Kube, fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: weir-policyd-1, namespace: %s, labels: {kubernetes.io/service-name: weir-policyd}}\n"+
-		"addressType: IPv4\nports: [{name: grpc, port: 9740, protocol: TCP}, {name: webhook, port: 9743, protocol: TCP}]\nendpoints: [%s]\n", weirNamespace, strings.Join(endpoints, ", ")), "apply", "-f", "-")
 	must(in.t, harness.Eventually(in.t.Context(), 30*time.Second, func() error {
 		_, err := in.Kubectl(in.t.Context(), []byte(acnp("tier: nowhere")), "create", "--dry-run=server", "-f", "-")
 		if err == nil || !strings.Contains(err.Error(), "Tier nowhere does not exist") {
@@ -129,7 +137,7 @@ func (in *installation) useAll() {
 	t.Helper()
 	operator := in.operator()
 	err := harness.Eventually(t.Context(), 20*time.Second, func() error {
-		out, err := in.weirctl("", append([]string{"get", "nodes", "-o", "json"}, operator...)...)
+		out, err := in.weirctl("", append([]string{"get", "nodes", "-o", "json", "--server", "127.0.0.1:9740"}, operator...)...)
 		if err != nil {
 			return err
 		}
@@ -141,7 +149,7 @@ func (in *installation) useAll() {
 		return nil
 	})
 	must(t, err)
-	_, err = in.weirctlAt(in.network.NS, "", append([]string{"audit", "stats"}, operator...)...)
+	_, err = in.weirctlAt(in.network.NS, "", append([]string{"audit", "stats", "--server", "127.0.0.1:9741"}, operator...)...)
 	must(t, err)
 	if slices.ContainsFunc(in.shims[0].object.Spec.Containers, func(c corev1.Container) bool { return c.Name == "auditd" }) {
 		in.useNodeLogs(operator)
@@ -199,7 +207,7 @@ func (in *installation) useNodeLogs(operator []string) {
 		return err
 	}))
 	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
-		out, err := in.weirctlAt(in.network.NS, "", append([]string{"audit", "tail", "-o", "json"}, operator...)...)
+		out, err := in.weirctlAt(in.network.NS, "", append([]string{"audit", "tail", "-o", "json", "--server", "127.0.0.1:9741"}, operator...)...)
 		if err == nil && (!strings.Contains(out, p.node.name) || !strings.Contains(out, "10.244.2.9")) {
 			err = fmt.Errorf("the collector has %q", out)
 		}

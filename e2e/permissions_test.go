@@ -12,6 +12,9 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 )
 
+// viewersName is that of a user who may do what tests let it, and nothing else.
+const viewersName = "system:serviceaccount:shop:viewer"
+
 // auditPolicy has the API server record who asked for what.
 const auditPolicy = `
 apiVersion: audit.k8s.io/v1
@@ -21,6 +24,8 @@ omitManagedFields: true
 rules:
 - level: Metadata
   userGroups: ["system:serviceaccounts:weir-system"]
+- level: Metadata
+  users: ["` + viewersName + `"]
 - level: None
 `
 
@@ -128,49 +133,66 @@ func finest(rules []rbacv1.PolicyRule, namespace string) (out []permission) {
 // error.
 func (in *installation) used() map[string][]permission {
 	in.t.Helper()
-	f, err := os.Open(in.path("audit.log"))
-	must(in.t, err)
-	defer f.Close()
 	seen := make(map[string]map[permission]bool)
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e struct {
-			Verb, RequestURI string
-			User             struct{ Username string }
-			ObjectRef        *struct{ Resource, Namespace, Name, APIGroup, Subresource string }
-			ResponseStatus   struct{ Code int }
-		}
-		must(in.t, json.Unmarshal(lines.Bytes(), &e))
-		account, ours := strings.CutPrefix(e.User.Username, "system:serviceaccount:"+weirNamespace+":")
+	in.eachRequest(func(r apiRequest) {
+		account, ours := strings.CutPrefix(r.User.Username, "system:serviceaccount:"+weirNamespace+":")
 		if !ours {
-			continue
+			return
 		}
-		if e.ResponseStatus.Code == 403 {
-			in.t.Errorf("%s was refused: %s %s", account, e.Verb, e.RequestURI)
-			continue
+		if r.ResponseStatus.Code == 403 {
+			in.t.Errorf("%s was refused: %s %s", account, r.Verb, r.RequestURI)
+			return
 		}
-		if e.ObjectRef == nil {
-			in.t.Errorf("%s asks for %s", account, e.RequestURI)
-			continue
+		if r.ObjectRef == nil {
+			in.t.Errorf("%s asks for %s", account, r.RequestURI)
+			return
 		}
 		if seen[account] == nil {
 			seen[account] = make(map[permission]bool)
 		}
-		p := permission{e.Verb, e.ObjectRef.APIGroup, e.ObjectRef.Resource, e.ObjectRef.Namespace, e.ObjectRef.Name}
-		if e.ObjectRef.Subresource != "" {
-			p.resource += "/" + e.ObjectRef.Subresource
-		}
+		p := r.permission()
 		seen[account][p] = true
-		if p.verb == "patch" && e.ResponseStatus.Code == 201 { // Applying what is not there takes both.
+		if p.verb == "patch" && r.ResponseStatus.Code == 201 { // Applying what is not there takes both.
 			p.verb = "create"
 			seen[account][p] = true
 		}
-	}
-	must(in.t, lines.Err())
+	})
 	out := make(map[string][]permission)
 	for account, permissions := range seen {
 		out[account] = slices.Collect(maps.Keys(permissions))
 	}
 	return out
+}
+
+// apiRequest is a line of the API server's audit log.
+type apiRequest struct {
+	Verb, RequestURI string
+	User             struct{ Username string }
+	ObjectRef        *struct{ Resource, Namespace, Name, APIGroup, Subresource string }
+	ResponseStatus   struct{ Code int }
+}
+
+// permission is what the request takes.
+func (r apiRequest) permission() permission {
+	p := permission{r.Verb, r.ObjectRef.APIGroup, r.ObjectRef.Resource, r.ObjectRef.Namespace, r.ObjectRef.Name}
+	if r.ObjectRef.Subresource != "" {
+		p.resource += "/" + r.ObjectRef.Subresource
+	}
+	return p
+}
+
+// eachRequest goes through the API server's audit log; see auditPolicy.
+func (in *installation) eachRequest(do func(apiRequest)) {
+	in.t.Helper()
+	f, err := os.Open(in.path("audit.log"))
+	must(in.t, err)
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var r apiRequest
+		must(in.t, json.Unmarshal(lines.Bytes(), &r))
+		do(r)
+	}
+	must(in.t, lines.Err())
 }

@@ -193,6 +193,7 @@ func (k *Kube) serverArgs() []string {
 	return []string{"--etcd-servers", "unix://etcd-client:1",
 		"--bind-address", k.cfg.Address.String(), "--advertise-address", k.cfg.Address.String(), "--secure-port", fmt.Sprint(k.address.Port()), "--permit-port-sharing",
 		"--tls-cert-file", pki("server.crt"), "--tls-private-key-file", pki("server.key"), "--client-ca-file", pki("ca.crt"), "--authorization-mode", "RBAC",
+		"--kubelet-client-certificate", pki("kubelet-client.crt"), "--kubelet-client-key", pki("kubelet-client.key"),
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-signing-key-file", pki("service-account.key"), "--service-account-key-file", pki("service-account.key"),
 		"--service-cluster-ip-range", kubeService.String() + "/16,fd00:10:96::/112",
 		// Webhooks are called at their Service's endpoints: nobody balances here.

@@ -25,7 +25,7 @@ type kubePKI struct {
 	last int64 // Serial number.
 }
 
-// makeKubePKI writes the keys and certificates ca, server, admin and
+// makeKubePKI writes the keys and certificates ca, server, admin, kubelet-client and
 // service-account (a key alone), each as .crt and .key.
 func makeKubePKI(dir string, server netip.Addr) error {
 	p := &kubePKI{dir: dir}
@@ -39,6 +39,10 @@ func makeKubePKI(dir string, server netip.Addr) error {
 		return err
 	}
 	if err := p.issue("admin", &x509.Certificate{Subject: pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return err
+	}
+	if err := p.issue("kubelet-client", &x509.Certificate{Subject: pkix.Name{CommonName: "kube-apiserver-kubelet-client"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return err
 	}

@@ -16,7 +16,6 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/audit/record"
-	"github.com/weirnet/weir/services/identity"
 )
 
 func newAudit(streams Streams) *cobra.Command {
@@ -61,7 +60,7 @@ func newAuditTail(streams Streams) *cobra.Command {
 	flags.StringVar(&direction, "direction", "", "ingress or egress")
 	flags.StringVar(&since, "since", "", "not before: a time such as 2006-01-02T15:04:05Z, or how long ago, such as 10m")
 	flags.StringVar(&until, "until", "", "before: as --since")
-	server.flags(cmd, identity.DefaultAuditAddress)
+	server.flags(cmd, auditService)
 	output := recordFormat(table)
 	flags.VarP(&output, "output", "o", "how to show records")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -115,38 +114,88 @@ func moment(flag, s string, now time.Time) (*timestamppb.Timestamp, error) {
 	return timestamppb.New(t), nil
 }
 
+// resumeInterval is how soon a stream that was lost is begun anew.
+const resumeInterval = time.Second
+
 // tail prints what the collector sends. There is no timeout: a quiet log is no failure.
+// Where the collector is lost on the way, it goes on behind the last cursor: for as
+// long as it follows, or else until the collector did not answer for the timeout.
 func tail(ctx context.Context, server *dial, req *auditv1.TailRequest, warnings io.Writer, print func(*auditv1.Record) error) error {
-	conn, err := server.client()
+	conn, err := server.client(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	req.Batch = 1000
-	stream, err := auditv1.NewAuditServiceClient(conn).Tail(ctx, req)
+	t := tailer{client: auditv1.NewAuditServiceClient(conn), req: req, warnings: warnings, print: print}
+	for said := ""; ; {
+		before := t.answered
+		err := t.read(ctx)
+		var call *callError
+		switch {
+		case !errors.As(err, &call):
+			return err
+		case ctx.Err() != nil:
+			return nil // Interrupted.
+		case status.Code(call.error) != codes.Unavailable || t.answered.IsZero() || !req.Follow && time.Since(t.answered) > server.timeout:
+			return server.failed("audit tail", call.error)
+		}
+		if why := server.failed("audit tail", call.error).Error(); why != said || !t.answered.Equal(before) {
+			said = why
+			fmt.Fprintf(warnings, "%s; going on behind cursor %d\n", why, req.After)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(resumeInterval):
+		}
+	}
+}
+
+// tailer reads a log by as many calls as it takes.
+type tailer struct {
+	client   auditv1.AuditServiceClient
+	req      *auditv1.TailRequest // Of the next call: what was printed is behind.
+	answered time.Time            // When the collector said something last.
+	warnings io.Writer
+	print    func(*auditv1.Record) error
+}
+
+// callError is how a call ended, other than by what was to be done with its answers.
+type callError struct{ error }
+
+func (t *tailer) read(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := t.client.Tail(ctx, t.req)
 	if err != nil {
-		return server.failed("audit tail", err)
+		return &callError{err}
 	}
 	for {
 		resp, err := stream.Recv()
 		switch {
 		case err == io.EOF:
 			return nil
-		case err != nil && status.Code(err) == codes.Canceled && ctx.Err() != nil:
-			return nil // Interrupted.
 		case err != nil:
-			return server.failed("audit tail", err)
+			return &callError{err}
 		}
+		t.answered = time.Now()
 		if n := resp.GetSkipped(); n > 0 {
-			fmt.Fprintf(warnings, "%d records behind cursor %d are not there any more\n", n, resp.GetCursor())
+			fmt.Fprintf(t.warnings, "%d records behind cursor %d are not there any more\n", n, resp.GetCursor())
 		}
 		records := resp.GetRecords()
 		if r := resp.GetRecord(); r != nil { // Of a reader of some Namespaces.
 			records = append(records, r)
 		}
 		for _, r := range records { // None: how far the log was read.
-			if err := print(r); err != nil {
+			if err := t.print(r); err != nil {
 				return err
+			}
+		}
+		t.req.After, t.req.FromEnd = resp.GetCursor(), false
+		if limit := t.req.Limit; limit > 0 {
+			if t.req.Limit -= min(limit, uint32(len(records))); t.req.Limit == 0 {
+				return nil
 			}
 		}
 	}

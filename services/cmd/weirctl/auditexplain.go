@@ -19,7 +19,6 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/audit/record"
-	"github.com/weirnet/weir/services/identity"
 )
 
 func newAuditExplain(streams Streams) *cobra.Command {
@@ -32,7 +31,7 @@ func newAuditExplain(streams Streams) *cobra.Command {
 		Example: "  weirctl audit explain 481516",
 		Args:    cobra.ExactArgs(1),
 	}
-	server.flags(cmd, identity.DefaultAuditAddress)
+	server.flags(cmd, auditService)
 	output := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cursor, err := strconv.ParseUint(args[0], 10, 64)

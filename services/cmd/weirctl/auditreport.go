@@ -13,7 +13,6 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/audit/record"
-	"github.com/weirnet/weir/services/identity"
 )
 
 // reportFormat is the flag -o of a report.
@@ -52,7 +51,7 @@ func newAuditReport(streams Streams) *cobra.Command {
 			"every packet, logged or not, since they began to count.",
 		Example: "  weirctl audit report --since 24h --namespace shop\n" +
 			"  weirctl audit report --since 1h -o dot | dot -Tsvg > flows.svg\n" +
-			"  weirctl audit report --counters policyd.weir.svc:9740",
+			"  weirctl audit report --counters weir-policyd",
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
@@ -65,9 +64,9 @@ func newAuditReport(streams Streams) *cobra.Command {
 	flags.StringVar(&action, "action", "", "allow, drop or reject")
 	flags.BoolVar(&filter.Staged, "staged", false, "only packets that fare otherwise with the staged policies")
 	flags.Uint32Var(&req.Limit, "limit", 0, "rows at most, those with most packets; zero for 10,000")
-	flags.StringVar(&counters, "counters", "", "address of the policy service, HOST:PORT, to add the rules' counters of the policies named")
+	flags.StringVar(&counters, "counters", "", "add the rules' counters of the policies named, of the policy service at HOST:PORT, or weir-policyd: of the kubeconfig's cluster")
 	flags.VarP(&output, "output", "o", "how to show the answer")
-	server.flags(cmd, identity.DefaultAuditAddress)
+	server.flags(cmd, auditService)
 	if err := flags.Set("timeout", "5m"); err != nil { // A log of millions of records is read.
 		panic(err)
 	}
@@ -119,8 +118,11 @@ func countersOf(ctx context.Context, server dial, address string, resp *auditv1.
 			named[p] = true
 		}
 	}
-	server.server = address
-	conn, err := server.client()
+	server.service, server.server = policyService, ""
+	if address != policyService.name {
+		server.server, server.kubeconfig = address, kubeconfig{}
+	}
+	conn, err := server.client(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -8,13 +8,12 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
-	"github.com/weirnet/weir/services/identity"
 )
 
 func newAuditStats(streams Streams) *cobra.Command {
 	var server dial
 	cmd := &cobra.Command{Use: "stats", Short: "Say what was received, kept, merged and lost", Args: cobra.NoArgs}
-	server.flags(cmd, identity.DefaultAuditAddress)
+	server.flags(cmd, auditService)
 	output := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conn, ctx, done, err := server.connect(cmd.Context())

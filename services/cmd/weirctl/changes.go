@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -40,7 +39,7 @@ func newGetChanges(streams Streams) *cobra.Command {
 	var server dial
 	var watch bool
 	cmd := &cobra.Command{Use: "changes", Short: "List policies, tiers and groups as they were changed last, and by whom", Args: cobra.NoArgs}
-	server.flags(cmd, identity.DefaultPolicyAddress)
+	server.flags(cmd, policyService)
 	output := formatFlag(cmd)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print each change as it is read, until the service ends the connection (--max-connection-age)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

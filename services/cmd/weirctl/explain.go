@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/services/policy/evaluate"
 	"github.com/weirnet/weir/services/policy/source/manifests"
@@ -60,7 +59,7 @@ func newExplain(streams Streams) *cobra.Command {
 			"considered before it did not. With -f the answer follows from manifests alone; without it the policy\n" +
 			"service is asked. Ends may also be node:NAME, and destinations service:NS/NAME or fqdn:NAME.",
 		Example: "  weirctl explain -f cluster/ --from shop/cart --to shop/db --port 5432\n" +
-			"  weirctl explain --server policy.example:9740 --ca ca.crt --cert operator.crt --key operator.key --from 203.0.113.7 --to shop/web --port 443",
+			"  weirctl explain --from 203.0.113.7 --to shop/web --port 443",
 		Args: cobra.NoArgs,
 	}
 	flags := cmd.Flags()
@@ -74,7 +73,7 @@ func newExplain(streams Streams) *cobra.Command {
 	flags.Uint8Var(&icmpCode, "icmp-code", 0, "of ICMP")
 	must(cmd.MarkFlagRequired("from"))
 	must(cmd.MarkFlagRequired("to"))
-	server.flags(cmd, identity.DefaultPolicyAddress)
+	server.flags(cmd, policyService)
 	output := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		number, ok := protocolNumbers[strings.ToUpper(protocol)]

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/services/identity"
 	"github.com/weirnet/weir/services/policy/api"
 )
 
@@ -30,7 +29,7 @@ func newGet(streams Streams) *cobra.Command {
 func lister(streams Streams, use, short string, ask func(context.Context, policyv1.InspectionServiceClient) (proto.Message, error), show func(proto.Message) ([]string, [][]string), notes func(proto.Message) []string) *cobra.Command {
 	var server dial
 	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
-	server.flags(cmd, identity.DefaultPolicyAddress)
+	server.flags(cmd, policyService)
 	output := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conn, ctx, done, err := server.connect(cmd.Context())

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/services/identity"
 )
 
 // probed is the answer of probe. Its JSON is a stable interface.
@@ -75,7 +74,7 @@ func newProbe(streams Streams) *cobra.Command {
 	flags.DurationVar(&limit, "limit", 2*time.Second, "how long to watch for the packet, at most 5s")
 	must(cmd.MarkFlagRequired("from"))
 	must(cmd.MarkFlagRequired("to"))
-	server.flags(cmd, identity.DefaultPolicyAddress)
+	server.flags(cmd, policyService)
 	timeout := flags.Lookup("timeout") // There is more to wait for than an answer.
 	timeout.DefValue = "20s"
 	must(timeout.Value.Set(timeout.DefValue))

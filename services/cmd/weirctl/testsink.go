@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
-	"github.com/weirnet/weir/services/identity"
 )
 
 func newAuditTestSink(streams Streams) *cobra.Command {
@@ -24,7 +23,7 @@ func newAuditTestSink(streams Streams) *cobra.Command {
 		Example: "  weirctl audit test-sink siem",
 		Args:    cobra.ExactArgs(1),
 	}
-	server.flags(cmd, identity.DefaultAuditAddress)
+	server.flags(cmd, auditService)
 	output := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return testSink(cmd.Context(), &server, args[0], func(h *auditv1.TestSinkResponse) error {

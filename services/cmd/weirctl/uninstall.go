@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weirnet/weir/services/policy/api"
 )
@@ -61,7 +60,7 @@ var kept = []schema.GroupVersionResource{
 
 func newUninstall(streams Streams) *cobra.Command {
 	u := uninstall{streams: streams}
-	var kubeconfig string
+	var cluster kubeconfig
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take Weir out of a cluster, and leave traffic flowing",
@@ -73,17 +72,15 @@ are of, stay, as does the record of the audit collector; --purge removes them to
 		Args: cobra.NoArgs,
 	}
 	f := cmd.Flags()
-	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; KUBECONFIG or ~/.kube/config by default")
-	f.StringVar(&u.namespace, "namespace", "weir-system", "Namespace that Weir is in")
+	cluster.flags(cmd)
+	f.StringVar(&u.namespace, "namespace", weirNamespace, "Namespace that Weir is in")
 	f.BoolVar(&u.purge, "purge", false, "remove the CustomResourceDefinitions, and with them all policies, tiers and groups of these kinds, and the audit record, too")
 	f.DurationVar(&u.timeout, "timeout", 5*time.Minute, "how long nodes may take to be cleaned, and kinds to go")
 	f.BoolVar(&u.force, "force", false, "go on although nodes were not cleaned in time: they stay closed until their bridge is removed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		rules := clientcmd.NewDefaultClientConfigLoadingRules()
-		rules.ExplicitPath = kubeconfig
-		config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+		config, _, err := cluster.load()
 		if err != nil {
-			return fmt.Errorf("kubeconfig: %w", err)
+			return err
 		}
 		if u.api, err = dynamic.NewForConfig(config); err != nil {
 			return fmt.Errorf("kubeconfig: %w", err)
