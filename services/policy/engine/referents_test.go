@@ -51,11 +51,11 @@ func TestAGroupSaysWhatIsWrongWithIt(t *testing.T) {
 	g := &api.Group{Kind: api.KindClusterGroup, Name: "g", Children: []string{"none"}}
 	e.Apply(api.Event{Ref: g.Ref(), Object: g, Fault: "spec.childGroups[0]: ClusterGroup b has children"})
 	e.Flush()
-	if got := strings.Join(e.Definitions()[0].Warnings, "; "); got != "spec.childGroups[0]: ClusterGroup b has children; ClusterGroup none is not there, and adds nothing" {
+	if got := strings.Join(e.Definitions(nil)[0].Warnings, "; "); got != "spec.childGroups[0]: ClusterGroup b has children; ClusterGroup none is not there, and adds nothing" {
 		t.Errorf("got %q", got)
 	}
 	e.Apply(upsert(g))
-	if got := strings.Join(e.Definitions()[0].Warnings, "; "); got != "ClusterGroup none is not there, and adds nothing" {
+	if got := strings.Join(e.Definitions(nil)[0].Warnings, "; "); got != "ClusterGroup none is not there, and adds nothing" {
 		t.Errorf("mended: %q", got)
 	}
 }
