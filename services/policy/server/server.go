@@ -83,6 +83,8 @@ type Server struct {
 	pace     pace
 	probes   probes
 	watchers watchers
+	acks     acknowledgements
+	begun    time.Time
 	stopping chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -111,6 +113,7 @@ func New(cfg Config) (*Server, error) {
 		pace:     pace{passed: make(chan struct{}, 1)},
 		probes:   probes{slots: make(chan struct{}, maxProbes)},
 		watchers: watchers{open: make(map[*watcher]struct{})},
+		begun:    time.Now(),
 		stopping: make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),
