@@ -46,7 +46,7 @@ func (r *Realization) Realized() int {
 // the others know nothing. And how long two replicas may have read something
 // else of a policy that does not change.
 const (
-	latePatience  = 2 * time.Second
+	latePatience  = 5 * time.Second
 	gonePatience  = 15 * time.Second
 	lossPatience  = time.Minute
 	apartPatience = 10 * time.Second
