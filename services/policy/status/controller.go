@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -116,21 +117,23 @@ func (c *Controller) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		var leading sync.WaitGroup
 		leading.Add(1)
-		begun := false
+		var begun atomic.Bool
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: &resourcelock.LeaseLock{LeaseMeta: metav1.ObjectMeta{Namespace: c.cfg.Namespace, Name: leaseName}, Client: c.clients.typed.CoordinationV1(),
 				LockConfig: resourcelock.ResourceLockConfig{Identity: c.cfg.Identity}},
 			LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod, ReleaseOnCancel: true, Name: leaseName,
 			Callbacks: leaderelection.LeaderCallbacks{
-				OnStartedLeading: func(ctx context.Context) { begun = true; defer leading.Done(); c.lead(ctx) },
+				OnStartedLeading: func(ctx context.Context) { begun.Store(true); defer leading.Done(); c.lead(ctx) },
 				OnStoppedLeading: func() {},
 			}})
 		if err != nil {
 			return fmt.Errorf("status of policies: %w", err)
 		}
 		elector.Run(ctx)
-		if begun {
-			leading.Wait() // Before another life of it begins here.
+		// Before another life of it begins here. It ends without having begun only with
+		// the context; what begins after that ends at once.
+		if begun.Load() || ctx.Err() == nil {
+			leading.Wait()
 		}
 	}
 	return ctx.Err()
