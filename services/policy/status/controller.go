@@ -281,10 +281,14 @@ func unreadable(problems map[api.Ref]Problem) (out []Policy) {
 	return out
 }
 
-// refused adds the groups that are not in force.
+// refused adds the groups that are not in force at all.
 func refused(groups []Group, problems map[api.Ref]Problem) []Group {
+	there := make(map[api.Ref]bool, len(groups))
+	for i := range groups {
+		there[groups[i].Ref] = true
+	}
 	for ref, p := range problems {
-		if ref.Kind == api.KindClusterGroup || ref.Kind == api.KindGroup {
+		if (ref.Kind == api.KindClusterGroup || ref.Kind == api.KindGroup) && !there[ref] {
 			groups = append(groups, Group{Ref: ref, UID: p.UID})
 		}
 	}

@@ -201,6 +201,10 @@ func TestWritesAreSpaced(t *testing.T) {
 }
 
 func TestGroups(t *testing.T) {
+	ref, other := api.Ref{Kind: api.KindClusterGroup, Name: "g"}, api.Ref{Kind: api.KindClusterGroup, Name: "h"}
+	if all := refused([]Group{{Ref: ref, Computed: true}}, map[api.Ref]Problem{ref: {}, other: {}, {Kind: api.KindTier, Name: "t"}: {}}); len(all) != 2 || !all[0].Computed || all[1].Computed || all[1].Ref != other {
+		t.Errorf("%+v", all)
+	}
 	g := &Group{Computed: true}
 	s, urgent := g.next(nil, at(0))
 	if urgent != truths || s.Conditions[0].Status != "True" {
