@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,18 +85,25 @@ func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
 
 	// Nothing is left of the isolation of nginx; the allow rule lets through what it
 	// does not record; a flow of nobody's; a meter that lets everything through.
-	ofctl("del-flows", harness.Bridge, "table=22,cookie=0x5700050000000000/0xff00ff0000000000")
 	rule := ofctl("dump-flows", harness.Bridge, "table=21,cookie=0x5700040000000000/0xff00ff0000000000")
 	_, match, _ := strings.Cut(rule, "conj_id=")
 	match, _, _ = strings.Cut(match, " ")
-	ofctl("--strict", "mod-flows", harness.Bridge, "table=21,priority=190,conj_id="+match+",actions=goto_table:23")
-	ofctl("add-flow", harness.Bridge, "table=20,priority=65534,ip,nw_src=10.9.9.9,actions=goto_table:23")
-	ofctl("-O", "OpenFlow15", "mod-meter", harness.Bridge, "meter=1,pktps,burst,stats,band=type=drop,rate=1,burst_size=1")
+	tamper := func(ctx context.Context) {
+		for _, args := range [][]string{
+			{"del-flows", harness.Bridge, "table=22,cookie=0x5700050000000000/0xff00ff0000000000"},
+			{"--strict", "mod-flows", harness.Bridge, "table=21,priority=190,conj_id=" + match + ",actions=goto_table:23"},
+			{"add-flow", harness.Bridge, "table=20,priority=65534,ip,nw_src=10.9.9.9,actions=goto_table:23"},
+			{"-O", "OpenFlow15", "mod-meter", harness.Bridge, "meter=1,pktps,burst,stats,band=type=drop,rate=1,burst_size=1"},
+		} {
+			if _, err := n.OVS.Ofctl(ctx, args...); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		}
+	}
 
-	verify := func(r checked) {
-		t.Helper()
+	verify := func(r checked) error {
 		if r.Missing != 1 || r.Changed != 2 || r.Unexpected != 1 || len(r.Differences) != 4 || r.DigestDiffers {
-			t.Fatalf("differences %+v", r)
+			return fmt.Errorf("differences %+v", r)
 		}
 		for i, want := range []struct{ kind, table, meaning, pod, policy, rule string }{
 			{"DIFFERENCE_KIND_UNEXPECTED", "AntreaPolicyIngressRule", "foreign", "", "", ""},
@@ -107,29 +117,52 @@ func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
 				name, rule = d.Meaning.Rules[0].Policy.Name, d.Meaning.Rules[0].Rule
 			}
 			if d.Kind != want.kind || d.TableName != want.table || d.Meaning.Kind != want.meaning || d.Meaning.Pod != want.pod || name != want.policy || rule != want.rule {
-				t.Errorf("difference %d is %+v, want %+v", i, d, want)
+				return fmt.Errorf("difference %d is %+v, want %+v", i, d, want)
 			}
 		}
 		if d := r.Differences[1]; !strings.Contains(d.Intended, "controller(") || strings.Contains(d.Installed, "controller(") {
-			t.Errorf("another action: %+v", d)
+			return fmt.Errorf("another action: %+v", d)
 		}
 		if d := r.Differences[3]; d.Object != "meter" || d.ID != 1 || !strings.Contains(d.Intended, "rate=100,") || !strings.Contains(d.Installed, "rate=1,") {
-			t.Errorf("another meter: %+v", d)
+			return fmt.Errorf("another meter: %+v", d)
 		}
+		return nil
 	}
-	verify(asJSON(1))
-	code, out := checkBridge(t, n)
-	for _, want := range []string{"DIFFERENCE   WHERE", "missing      IngressDefaultRule (22)", "isolation of default/nginx of K8sNetworkPolicy:default/access-nginx",
-		"rule of K8sNetworkPolicy:default/access-nginx ingress[0]", "1 missing, 2 changed, 1 unexpected"} {
-		if code != 1 || !strings.Contains(out, want) {
-			t.Errorf("status %d, and %q is not in:\n%s", code, want, out)
+	// Again and again, for the shim puts it right.
+	ctx, cancel := context.WithCancel(t.Context())
+	var tampering sync.WaitGroup
+	tampering.Go(func() {
+		for ctx.Err() == nil {
+			tamper(ctx)
 		}
-	}
+	})
+	defer func() { cancel(); tampering.Wait() }()
+	eventually(t, func() error {
+		code, out := checkBridge(t, n, "-o", "json")
+		var r checked
+		if err := json.Unmarshal([]byte(out), &r); err != nil || code != 1 {
+			return fmt.Errorf("status %d, want 1: %v\n%s", code, err, out)
+		}
+		return verify(r)
+	})
+	eventually(t, func() error {
+		code, out := checkBridge(t, n)
+		for _, want := range []string{"DIFFERENCE   WHERE", "missing      IngressDefaultRule (22)", "isolation of default/nginx of K8sNetworkPolicy:default/access-nginx",
+			"rule of K8sNetworkPolicy:default/access-nginx ingress[0]", "1 missing, 2 changed, 1 unexpected"} {
+			if code != 1 || !strings.Contains(out, want) {
+				return fmt.Errorf("status %d, and %q is not in:\n%s", code, want, out)
+			}
+		}
+		return nil
+	})
+	cancel()
+	tampering.Wait()
 
 	n.Shim.Terminate()
+	tamper(t.Context())
 	r := asJSON(1)
-	if verify(r); !r.Checkpoint || len(r.Notes) != 1 {
-		t.Errorf("without a shim: %+v", r)
+	if err := verify(r); err != nil || !r.Checkpoint || len(r.Notes) != 1 {
+		t.Errorf("without a shim: %v: %+v", err, r)
 	}
 	if code, out := checkBridge(t, n, "--state-dir", t.TempDir()); code != 2 || !strings.Contains(out, "no checkpoint") {
 		t.Errorf("without a shim or a checkpoint: status %d:\n%s", code, out)

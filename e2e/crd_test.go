@@ -165,14 +165,8 @@ func (s *schemas) testDefinitions(t *testing.T) {
 	}
 }
 
-// What kubectl get shows, as the reference has it, by long and short names.
-func (s *schemas) testListings(t *testing.T) {
-	s.kubectl(t, `
-apiVersion: crd.antrea.io/v1beta1
-kind: Tier
-metadata: {name: emergency}
-spec: {priority: 50}
----
+// listed are objects of each kind. The static tiers are there too.
+const listed = `
 apiVersion: crd.antrea.io/v1beta1
 kind: Tier
 metadata: {name: mytier}
@@ -202,28 +196,42 @@ apiVersion: weir.dev/v1alpha1
 kind: NodeEndpoints
 metadata: {name: node}
 endpoints: [{namespace: default, name: pod, ips: [10.9.8.7]}]
-`, "apply", "--validate=strict", "--filename", "-")
-	for _, test := range []struct {
-		names []string
-		want  string
-	}{
-		{[]string{"tiers", "tiers.crd.antrea.io", "tr", "tr.crd.antrea.io"}, "NAME PRIORITY AGE|mytier 10 #|emergency 50 #"},
-		{[]string{"clusternetworkpolicies.crd.antrea.io", "acnp", "acnp.crd.antrea.io"}, "NAME TIER PRIORITY AGE|test-cnp emergency 5 #"},
-		{[]string{"networkpolicies.crd.antrea.io", "annp", "annp.crd.antrea.io"}, "NAME TIER PRIORITY AGE|test-annp securityops 5.5 #"},
-		{[]string{"clustergroups.crd.antrea.io", "cg", "cg.crd.antrea.io"}, "NAME AGE|test-cg #"},
-		{[]string{"groups.crd.antrea.io", "grp", "grp.crd.antrea.io"}, "NAME AGE|test-grp #"},
-		{[]string{"nodeendpoints", "nep"}, "NAME AGE|node #"},
+`
+
+// What kubectl get shows, with the columns of the reference, by long and short
+// names, of one Namespace, of all, and of more columns.
+func (s *schemas) testListings(t *testing.T) {
+	for _, tier := range api.StaticTiers() {
+		s.kubectl(t, tierOf(tier.Name, int(tier.Priority)), "create", "--filename", "-")
+	}
+	s.kubectl(t, listed, "apply", "--validate=strict", "--filename", "-")
+	var b strings.Builder
+	for _, test := range []struct{ names, flags []string }{
+		{[]string{"tiers", "tiers.crd.antrea.io", "tr", "tr.crd.antrea.io"}, []string{"--sort-by=.spec.priority"}},
+		{[]string{"clusternetworkpolicies", "clusternetworkpolicies.crd.antrea.io", "acnp", "acnp.crd.antrea.io"}, nil},
+		{[]string{"networkpolicies.crd.antrea.io", "annp", "annp.crd.antrea.io"}, nil},
+		{[]string{"clustergroups", "clustergroups.crd.antrea.io", "cg", "cg.crd.antrea.io"}, nil},
+		{[]string{"groups", "groups.crd.antrea.io", "grp", "grp.crd.antrea.io"}, nil},
+		{[]string{"nodeendpoints", "nep"}, nil},
+		{[]string{"annp"}, []string{"--all-namespaces"}},
+		{[]string{"grp"}, []string{"--all-namespaces"}},
+		{[]string{"acnp"}, []string{"--output=wide"}},
+		{[]string{"annp"}, []string{"--output=wide"}},
 	} {
+		first := ""
 		for _, name := range test.names {
-			var lines []string
-			for line := range strings.Lines(s.kubectl(t, "", "get", name, "--sort-by=.spec.priority")) {
-				lines = append(lines, regexp.MustCompile(` \d+s$`).ReplaceAllString(strings.Join(strings.Fields(line), " "), " #"))
+			args := append([]string{"get", name}, test.flags...)
+			out := regexp.MustCompile(`(?m)\d+s$`).ReplaceAllString(s.kubectl(t, "", args...), "1s")
+			if first == "" {
+				first = out
+				fmt.Fprintf(&b, "$ kubectl %s\n%s\n", strings.Join(args, " "), out)
 			}
-			if got := strings.Join(lines, "|"); got != test.want {
-				t.Errorf("get %s: %s, want %s", name, got, test.want)
+			if out != first {
+				t.Errorf("kubectl %s shows\n%s\nand by %s\n%s", strings.Join(args, " "), out, test.names[0], first)
 			}
 		}
 	}
+	sameAsGolden(t, "listings.golden", b.String())
 	for _, name := range []string{"acnp/test-cnp", "annp/test-annp", "cg/test-cg", "grp/test-grp"} {
 		s.kubectl(t, "", "patch", name, "--subresource=status", "--type=merge", "--patch", `{"status": {"conditions": [{"type": "A", "status": "True", "lastTransitionTime": null}]}}`)
 		if got := s.kubectl(t, "", "get", name, "--output", "jsonpath={.status.conditions}"); got != `[{"status":"True","type":"A"}]` {
@@ -232,15 +240,17 @@ endpoints: [{namespace: default, name: pod, ips: [10.9.8.7]}]
 	}
 }
 
+// What kubectl explain says of fields, of whole kinds, and, in the document that it
+// reads, of every field there is.
 func (s *schemas) testExplained(t *testing.T) {
 	for path, want := range map[string]string{
 		"acnp.spec.egress.to.fqdn":      "Name of hosts",
 		"annp.spec.ingress.action":      "What becomes of the traffic",
-		"tiers.spec.priority":           "it cannot be changed",
+		"tiers.spec.priority":           "It cannot be changed",
 		"clustergroups.spec.ipBlocks":   "Addresses of some prefixes",
 		"grp.spec.podSelector":          "Pods with these labels",
 		"nodeendpoints.endpoints.ips":   "Addresses of the Pod",
-		"acnp.status.conditions.reason": "Why, in one word",
+		"acnp.status.conditions.reason": "Why it holds or not, in one word",
 	} {
 		// The API server publishes the schema of a kind some time after it serves the kind.
 		eventually(t, func() error {
@@ -250,6 +260,54 @@ func (s *schemas) testExplained(t *testing.T) {
 			}
 			return err
 		})
+	}
+	for kind, fields := range map[string]string{
+		"tiers": "spec <Object> -required- description <string> priority <integer> -required-",
+		"acnp":  "ports <[]Object> endPort <integer> port <integer|string> protocol <string>",
+		"annp":  "status <Object> conditions <[]Object>", "cg": "childGroups <[]string>", "grp": "serviceReference <Object> name <string> -required- namespace <string> -required-",
+		"nodeendpoints": "endpoints <[]Object> ips <[]string> name <string> -required-",
+	} {
+		got := strings.Join(strings.Fields(s.kubectl(t, "", "explain", kind, "--recursive")), " ")
+		if !strings.Contains(got, fields) {
+			t.Errorf("explain %s --recursive does not have %q:\n%s", kind, fields, got)
+		}
+	}
+	for _, path := range []string{"crd.antrea.io/v1beta1", "weir.dev/v1alpha1"} {
+		var document struct {
+			Components struct{ Schemas map[string]published }
+		}
+		must(t, json.Unmarshal([]byte(s.kubectl(t, "", "get", "--raw", "/openapi/v3/apis/"+path)), &document))
+		for name, p := range document.Components.Schemas {
+			if !strings.HasPrefix(name, "io.k8s.") { // Those are the API server's own.
+				p.explained(t, name)
+			}
+		}
+	}
+}
+
+// published is a schema as the API server tells it to clients.
+type published struct {
+	Description          string
+	Properties           map[string]published
+	Items                *published
+	AdditionalProperties *published
+}
+
+func (p published) explained(t *testing.T, path string) {
+	t.Helper()
+	if len(strings.Fields(p.Description)) < 5 {
+		t.Errorf("%s is explained as %q", path, p.Description)
+	}
+	for name, sub := range p.Properties {
+		if name != "metadata" { // The API server's own.
+			sub.explained(t, path+"."+name)
+		}
+	}
+	if p.Items != nil && len(p.Items.Properties) > 0 {
+		p.Items.explained(t, path+"[]")
+	}
+	if p.AdditionalProperties != nil {
+		p.AdditionalProperties.explained(t, path+"{}")
 	}
 }
 

@@ -304,7 +304,7 @@ func TestPodsStartWithoutAGap(t *testing.T) {
 		r.startAll(ctx, *podstartPods)
 		t.Logf("%d Pods in %s", *podstartPods, (r.now() - begun).Round(time.Millisecond))
 		r.end()
-		r.judge().report(t, true)
+		r.judge().report(t)
 		for _, node := range r.nodes {
 			if n := r.timeouts(node); n != 0 {
 				t.Errorf("%d ports of %s opened before the nodes concerned knew their addresses", n, node)
@@ -348,7 +348,7 @@ func startsOverARestart(t *testing.T) {
 	<-started
 	r.end()
 	t.Logf("%d ADDs failed and were tried again", r.failed.Load())
-	r.judge().report(t, false)
+	r.judge().report(t)
 }
 
 // noneFromC drops what Pods of app c send to those of app b.
@@ -427,7 +427,7 @@ func startsWithoutANode(t *testing.T) {
 	j.excuse(func(g gap) bool {
 		return g.to.node == "node-2" && slices.Contains(pods, g.from) && (g.at < known || g.steady)
 	})
-	j.report(t, false)
+	j.report(t)
 }
 
 // BenchmarkPodStart starts one Pod after the other that the policy service knows,

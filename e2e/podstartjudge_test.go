@@ -279,9 +279,8 @@ func (j *startJudge) objects(set *objectSet, later ...*startingPod) (all []api.O
 	return all
 }
 
-// report says what was found. With a part of the cluster away it is about gaps alone:
-// what is lost to that is not told from what is lost otherwise, and only shown.
-func (j *startJudge) report(t *testing.T, whole bool) {
+// report says what was found.
+func (j *startJudge) report(t *testing.T) {
 	t.Helper()
 	quantile := func(q float64) time.Duration { return j.delays[min(len(j.delays)-1, int(q*float64(len(j.delays))))] }
 	if len(j.delays) > 0 {
@@ -300,7 +299,7 @@ func (j *startJudge) report(t *testing.T, whole bool) {
 	if j.excused > 0 {
 		t.Logf("%d datagrams came through after a barrier's counted timeout", j.excused)
 	}
-	if j.lost > j.overflow && whole {
+	if j.lost > j.overflow {
 		t.Errorf("%d datagrams that everything allowed did not come, and %d found a full buffer", j.lost, j.overflow)
 		for _, loss := range j.losses {
 			t.Log("lost: ", loss)

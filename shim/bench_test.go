@@ -31,6 +31,7 @@ type recorder struct {
 }
 
 func (r *recorder) Apply(ctx context.Context, c bridge.Change) error {
+	c.Upsert, c.More = slices.Collect(c.EachUpsert), nil // These are gone by the time that they are looked at.
 	r.mu.Lock()
 	r.changes = append(r.changes, c)
 	r.mu.Unlock()

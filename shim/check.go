@@ -116,7 +116,7 @@ func compare(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State)
 		}
 		resp.Differences = append(resp.Differences, d)
 	}
-	for _, f := range change.Upsert {
+	for f := range change.EachUpsert {
 		have, there := actual.Flows[f.Key()]
 		if !there {
 			have, there = actual.Foreign[f.Key()]

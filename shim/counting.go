@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
-	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/counters"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage/atomicfile"
@@ -324,15 +323,4 @@ func ruleCounter(line counters.Line) *policyv1.RuleCounter {
 	s, t := line.Subject, line.Tally
 	return &policyv1.RuleCounter{Policy: &policyv1.PolicyRef{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name}, Uid: s.UID, Direction: s.Direction,
 		Rule: s.Rule, Index: s.Index, Isolation: s.Isolation, Sessions: t.Sessions, Packets: t.Packets, Bytes: t.Bytes}
-}
-
-// countingFlows are those of flows that count.
-func countingFlows(flows []openflow.Flow) []counters.Flow {
-	out := make([]counters.Flow, 0, len(flows))
-	for _, f := range flows {
-		if count, ok := pipeline.CountOf(f); ok {
-			out = append(out, counters.Flow{Flow: f, Count: count})
-		}
-	}
-	return out
 }

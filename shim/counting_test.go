@@ -546,7 +546,7 @@ func TestReportsAreBounded(t *testing.T) {
 	var flows []counters.Flow
 	for id := range uint32(2*reportedRules + 1) {
 		c.learn(id+1, []pipeline.Subject{{Kind: policyv1.PolicyKind_POLICY_KIND_K8S_NETWORK_POLICY, Namespace: "x", Name: fmt.Sprintf("p%05d", id)}})
-		flows = append(flows, counters.Flow{Flow: openflow.Flow{Table: 13, Priority: uint16(id), Packets: 1}, Count: pipeline.Count{ID: id + 1, Packets: true}})
+		flows = append(flows, counters.FlowOf(openflow.Flow{Table: 13, Priority: uint16(id), Packets: 1}, pipeline.Count{ID: id + 1, Packets: true}))
 	}
 	must(t, c.enter(0, counters.Reading{Began: c.now(), Ended: c.now(), Flows: flows}, false))
 	list, mark := c.report(0, func() *policyv1.NodeStats {

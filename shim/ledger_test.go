@@ -16,6 +16,7 @@ import (
 
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
+	"github.com/weirnet/weir/shim/bridge"
 	"github.com/weirnet/weir/shim/packetlog"
 )
 
@@ -26,14 +27,15 @@ type stubCollector struct {
 
 	mu   sync.Mutex // Guards what follows.
 	high map[string]uint64
-	room int // For how many events more it answers.
+	last map[string]int // The last stream of each boot: no other stores any more.
+	room int            // For how many events more it answers.
 	kept []*auditv1.Event
 }
 
 func startStubCollector(t *testing.T) *stubCollector {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	c := &stubCollector{addr: listener.Addr().String(), high: make(map[string]uint64)}
+	c := &stubCollector{addr: listener.Addr().String(), high: make(map[string]uint64), last: make(map[string]int)}
 	g := grpc.NewServer()
 	auditv1.RegisterCollectorServiceServer(g, c)
 	go g.Serve(listener)
@@ -47,6 +49,10 @@ func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportReq
 		return err
 	}
 	boot := hello.GetHello().GetBoot()
+	c.mu.Lock()
+	c.last[boot]++
+	this := c.last[boot]
+	c.mu.Unlock()
 	for ack := true; ; {
 		c.mu.Lock()
 		high := c.high[boot]
@@ -61,6 +67,10 @@ func (c *stubCollector) Report(stream grpc.BidiStreamingServer[auditv1.ReportReq
 			return err
 		}
 		c.mu.Lock()
+		if c.last[boot] != this {
+			c.mu.Unlock()
+			return nil
+		}
 		ack = c.room > 0
 		for i, e := range r.GetBatch().GetEvents() {
 			if seq := r.GetBatch().GetFirstSequence() + uint64(i); seq == c.high[boot]+1 && c.room > 0 {
@@ -113,6 +123,16 @@ func (c *stubCollector) sums() (kept, lost map[string]uint64, unknown int) {
 		}
 	}
 	return kept, lost, unknown
+}
+
+// unknowns are the losses of the log that are not known.
+func (c *stubCollector) unknowns() (out []*auditv1.LossEvent) {
+	for _, e := range c.events() {
+		if l := e.GetLoss(); l.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN && l.GetReason() == "" {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // accounted is a shim with a collector, and how it dies.
@@ -215,6 +235,92 @@ func TestWhatDiedWithAShimIsStated(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	packets(6, 5)
 	converge("after the switch went as well", 1)
+}
+
+// What meters counted that others take away, while a shim is there or is not, goes with
+// them: that is stated as not known, once, and from there on all is exact again, over the
+// lives that follow.
+func TestLossesAreExactAfterMetersWereTaken(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	sw, w, objects := twoPods(t)
+	dir, c := t.TempDir(), startStubCollector(t)
+	c.serve(1 << 20)
+	s, die := accounted(t, sw, w, dir, c)
+	must(t, s.loop.apply(ctx, w.replica, w.cut(append(objects, deny("web", "web"))...)).err)
+	must(t, s.loop.reconcile(ctx))
+	s.loop.save(true)
+	at, total := time.Unix(1000, 0), uint64(0)
+	packets := func(n int) {
+		flood(sw, n, 1, 2)
+		total += uint64(n)
+	}
+	read := func() {
+		at = at.Add(time.Second)
+		s.loop.hear()
+		s.log.Flush(at.Add(1e6 * time.Hour))
+		s.loop.countLosses(ctx, at)
+	}
+	// exact reads until losses have lasted, and what was sent is accounted for.
+	exact := func(what string, wantUnknown int) {
+		t.Helper()
+		deadline := time.Now().Add(10 * time.Second)
+		for n := 0; ; n++ {
+			read()
+			kept, lost, unknown := c.sums()
+			if n > 9 && kept["web"]+lost["web"] == total && unknown == wantUnknown {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: kept %v, lost %v, unknown %d, not %d; sent %d", what, kept, lost, unknown, wantUnknown, total)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	taken := func() {
+		state, err := sw.Fake.Read(ctx)
+		must(t, err)
+		must(t, sw.Fake.Apply(ctx, bridge.Change{DeleteMeters: slices.Sorted(maps.Keys(state.Meters))}))
+		sw.look(func() { sw.older += 2 * packetlog.BornSlack }) // What is put is another, by its birth too.
+	}
+	next := func() { // The next life, and there was none for a while.
+		die()
+		packets(20)
+		s, die = accounted(t, sw, w, dir, c)
+	}
+	packets(700)
+	exact("at first", 0)
+	next()
+	packets(30)
+	exact("the second life", 0)
+
+	taken()
+	must(t, s.loop.reconcile(ctx))
+	exact("they were taken", 1)
+	packets(5)
+	exact("they are there again", 1)
+	next()
+	exact("after that life", 1)
+
+	taken()
+	exact("they are missed", 2)
+	must(t, s.loop.reconcile(ctx))
+	packets(5)
+	exact("they were missed", 3) // What their flows reported meanwhile, nobody counted.
+	if unknowns := c.unknowns(); unknowns[2].GetFrom().AsTime().After(unknowns[1].GetTo().AsTime()) {
+		t.Errorf("nothing is stated of between %v and %v", unknowns[1], unknowns[2])
+	}
+	next()
+	exact("after that life", 3)
+
+	die()
+	taken()
+	s, die = accounted(t, sw, w, dir, c)
+	must(t, s.loop.reconcile(ctx))
+	packets(6)
+	exact("they were taken between lives", 4)
+	next()
+	exact("after that life", 4)
 }
 
 // A life without a checkpoint gives its rules other meters than the one before. What a

@@ -11,6 +11,7 @@ import (
 	auditv1 "github.com/weirnet/weir/proto/weir/audit/v1"
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/bridge/openflow"
 	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 	"github.com/weirnet/weir/storage/faultpoint"
@@ -21,10 +22,12 @@ import (
 type logLosses struct {
 	of   map[uint32]*packetlog.Losses // By meter.
 	read time.Time                    // When meters were read last. Zero: never.
-	// gone is what had come by a meter's number when it was no more.
-	gone map[uint32]uint64
-	// before is what had come by a meter's number when the switch was connected last.
-	before map[uint32]uint64
+	gone map[uint32]bool              // Of these, those that are no more: whether others took it, so that flows may report on.
+	// put is what had come by a meter's number before it was put last.
+	put map[uint32]uint64
+	// unbound are those put since they were read last while flows reported under meters
+	// that were gone.
+	unbound map[uint32]bool
 	// retired are how often meters were read since no packet meets them any more.
 	retired map[uint32]int
 	// opened are accounts as the ledger has them.
@@ -32,7 +35,7 @@ type logLosses struct {
 }
 
 func newLogLosses() logLosses {
-	return logLosses{of: make(map[uint32]*packetlog.Losses), gone: make(map[uint32]uint64), before: make(map[uint32]uint64),
+	return logLosses{of: make(map[uint32]*packetlog.Losses), gone: make(map[uint32]bool), put: make(map[uint32]uint64), unbound: make(map[uint32]bool),
 		retired: make(map[uint32]int), opened: make(map[uint32]packetlog.Account)}
 }
 
@@ -50,19 +53,14 @@ const retiredFor = 5
 // countLosses compares what the flows reported, to the log and of what was
 // forged, observed and rejected, with what arrived of each.
 func (l *loop) countLosses(ctx context.Context, now time.Time) {
-	counters, err := l.sw.MeterCounters(ctx)
+	readings, err := l.readMeters(ctx, now)
 	if err != nil {
 		return // The bridge is away; reconcile says so.
 	}
-	up := l.counts.now().Up
-	readings := make(map[uint32]packetlog.Reading, len(counters))
-	for _, m := range counters {
-		r := packetlog.Reading{Time: now, Metered: m.Packets, Limited: m.Dropped, Before: l.logLosses.before[m.ID]}
-		if m.Age > 0 {
-			r.Born = up - m.Age
+	for id := range ownControllers {
+		if id != pipeline.SpoofMeter { // That is one of the log's.
+			delete(l.logLosses.unbound, id)
 		}
-		r.Received, r.Unread = l.received(m.ID)
-		readings[m.ID] = r
 	}
 	for _, e := range l.unanswered.Next(readings[pipeline.RejectMeter]) {
 		outcome := answerLost
@@ -86,28 +84,70 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	l.dropMeters(ctx)
 }
 
-// received is what arrived of a meter's reports, and what of that could not be read.
-func (l *loop) received(meter uint32) (received, unread uint64) {
-	if id, own := ownControllers[meter]; own {
+// meterTries is how often meters are read where each time it takes so long that their
+// births are not known.
+const meterTries = 3
+
+// readMeters reads all meters, after what has arrived of their reports. It reads them
+// again where the shim was kept from its work meanwhile: a meter's birth is known only as
+// well as when its age was read.
+func (l *loop) readMeters(ctx context.Context, now time.Time) (map[uint32]packetlog.Reading, error) {
+	var received map[uint32]arrived
+	var counters []openflow.MeterStats
+	var up time.Duration
+	for try, took := 0, packetlog.BornSlack; took >= packetlog.BornSlack/2 && try < meterTries; try++ {
+		received = l.received()
+		began := l.counts.now().Up
+		var err error
+		if counters, err = l.sw.MeterCounters(ctx); err != nil {
+			return nil, err
+		}
+		up = l.counts.now().Up
+		took = up - began
+	}
+	readings := make(map[uint32]packetlog.Reading, len(counters))
+	for _, m := range counters {
+		r := packetlog.Reading{Time: now, Metered: m.Packets, Limited: m.Dropped, Received: received[m.ID].n, Unread: received[m.ID].unread,
+			Before: l.logLosses.put[m.ID], Unbound: l.logLosses.unbound[m.ID]}
+		if m.Age > 0 {
+			r.Born = up - m.Age
+		}
+		readings[m.ID] = r
+	}
+	return readings, nil
+}
+
+// arrived is what arrived of a meter's reports in all, and what of that could not be read.
+type arrived struct{ n, unread uint64 }
+
+// received is what arrived, by meter.
+func (l *loop) received() map[uint32]arrived {
+	out := make(map[uint32]arrived)
+	for meter, n := range l.shim.reports.Came() {
+		out[meter] = arrived{n: n}
+	}
+	for meter, id := range ownControllers {
 		in := l.sw.PacketInStats(id)
-		return in.Received, in.Dropped + in.Bad
+		out[meter] = arrived{in.Received, in.Dropped + in.Bad}
 	}
-	if meter == pipeline.ObserveMeter {
-		lost := l.shim.samples.TakeLost()[0]
-		l.samplesLost += lost.OverRate + lost.Dropped
-		return l.shim.samples.Came(0), l.samplesLost
-	}
-	return l.shim.reports.Came(meter), 0
+	came := l.shim.samples.Came()[0] // Before what became of it.
+	lost := l.shim.samples.TakeLost()[0]
+	l.samplesLost += lost.OverRate + lost.Dropped
+	out[pipeline.ObserveMeter] = arrived{came, l.samplesLost}
+	return out
 }
 
 // ownControllers are the controllers that have a meter of their own.
 var ownControllers = map[uint32]uint16{pipeline.SpoofMeter: pipeline.SpoofController, pipeline.RejectMeter: pipeline.RejectController, pipeline.RecoveryMeter: pipeline.RecoveryController}
 
-// switchConnected notes what had come of the switch that was there before, if
-// this is another: there are no meters in it yet.
-func (l *loop) switchConnected() {
-	for id := range l.logLosses.of {
-		l.logLosses.before[id], _ = l.received(id)
+// putMeters notes what had come by the numbers of meters that are about to be put.
+func (l *loop) putMeters(meters []openflow.Meter) {
+	if len(meters) == 0 {
+		return
+	}
+	received := l.received()
+	for _, m := range meters {
+		l.logLosses.put[m.ID] = received[m.ID].n
 	}
 }
 
@@ -121,6 +161,7 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 			from = ledger.Since()
 		}
 	}
+	since := from                    // Since when something is unknown.
 	unknown := make(map[string]bool) // By reason.
 	meters := make(map[string]int)   // Of which that is so, by why.
 	doubt := func(id uint32, why string) {
@@ -131,22 +172,22 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		if !pipeline.IsLogMeter(id) && id != pipeline.SpoofMeter && id != pipeline.ObserveMeter {
 			continue
 		}
-		losses := g.of[id]
-		came, gone := g.gone[id]
-		switch {
-		case losses == nil && g.read.IsZero():
+		losses, known := g.of[id]
+		_, gone := g.gone[id]
+		if !known {
 			losses = new(packetlog.Losses)
+			g.of[id] = losses
+		}
+		switch {
+		case !known && g.read.IsZero():
 			if l.takeUp(losses, id, r) {
 				doubt(id, "nothing says what of its reports a former shim had brought to record")
 			}
-		case losses == nil:
-			losses = new(packetlog.Losses)
-			losses.Begin(g.read, 0)
-		case gone:
-			losses.Begin(g.read, came)
+		case !known || gone && !r.Unbound: // Else it is not known since it was read last.
+			losses.Begin(g.read, g.put[id])
 		}
-		g.of[id] = losses
 		delete(g.gone, id)
+		delete(g.unbound, id)
 		lost := losses.Next(r)
 		if a := losses.Account(); ledger != nil && (a.Base != g.opened[id].Base || a.OverRate != g.opened[id].OverRate || !packetlog.SameMeter(a.Born, g.opened[id].Born)) {
 			ledger.Begin(id, a)
@@ -155,17 +196,23 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		for _, e := range lost {
 			if e.GetStage() == auditv1.LossStage_LOSS_STAGE_UNKNOWN {
 				doubt(id, "its counters went back")
+				if e.GetFrom().AsTime().Before(since) {
+					since = e.GetFrom().AsTime()
+				}
 			} else {
 				l.loseOf(id, e.GetStage() == auditv1.LossStage_LOSS_STAGE_METER, e)
 			}
 		}
 	}
+	taken := false
 	for id := range g.of {
 		if _, there := readings[id]; !there {
 			if _, known := g.gone[id]; !known {
 				doubt(id, "it is gone, and its last counters with it")
+				l.forgetMeter(id)
+				g.gone[id] = true
 			}
-			l.forgetMeter(id)
+			taken = taken || g.gone[id]
 		}
 	}
 	if g.read.IsZero() && ledger != nil {
@@ -178,14 +225,14 @@ func (l *loop) countLogLosses(readings map[uint32]packetlog.Reading, now time.Ti
 		}
 		ledger.Discard(gone) // So that it is said once.
 	}
-	if g.read = now; ledger != nil {
+	if g.read = now; ledger != nil && !taken { // Else the next life would take what follows for known.
 		ledger.Read(now)
 	}
 	for why, n := range meters {
 		l.shim.logger.Warn("how many reports to the log were lost is not known", "meters", n, "why", why)
 	}
 	for reason := range unknown { // Of whichever rules: one statement does.
-		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(from), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
+		l.shim.lose(&auditv1.LossEvent{From: timestamppb.New(since), To: timestamppb.New(now), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN, Reason: reason})
 	}
 	for id, lost := range l.shim.reports.TakeLost() {
 		for stage, n := range map[auditv1.LossStage]uint64{auditv1.LossStage_LOSS_STAGE_METER: lost.OverRate, auditv1.LossStage_LOSS_STAGE_QUEUE: lost.Dropped} {
@@ -264,7 +311,9 @@ func (l *loop) takeUp(losses *packetlog.Losses, meter uint32, r packetlog.Readin
 	case ledger.Since().IsZero() && r.Born < l.born: // There is no ledger, but there was a shim.
 		return r.Metered > 0
 	}
-	losses.Resume(r.Time, packetlog.Account{Born: r.Born}) // It was put since.
+	if put, own := l.logLosses.put[meter]; own || !known { // It was put since.
+		losses.Resume(r.Time, packetlog.Account{Born: r.Born, Base: -int64(put)})
+	} // Else the former shim put it, and nothing says what of it that had brought to record.
 	return known
 }
 
@@ -341,7 +390,8 @@ func (l *loop) dropMeters(ctx context.Context) {
 func (l *loop) forgetMeter(id uint32) {
 	g := &l.logLosses
 	if _, known := g.of[id]; known {
-		g.gone[id], _ = l.received(id)
+		g.gone[id] = false
+		delete(g.unbound, id)
 		delete(g.retired, id)
 	}
 }

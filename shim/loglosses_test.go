@@ -10,6 +10,8 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 	"github.com/weirnet/weir/services/policy/api"
 	"github.com/weirnet/weir/shim/bridge"
+	"github.com/weirnet/weir/shim/counters"
+	"github.com/weirnet/weir/shim/packetlog"
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
@@ -149,6 +151,32 @@ func TestMetersAreMended(t *testing.T) {
 	must(t, s.loop.reconcile(ctx))
 	if resp, err := s.loop.check(ctx); err != nil || len(resp.GetDifferences()) != 0 {
 		t.Errorf("mended: %v, %v", resp, err)
+	}
+}
+
+// A shim that is stopped while it reads meters takes them for no others.
+func TestStopWhileMetersAreRead(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	s, sw, _, now := loggedNode(t, func(*Config) {})
+	clock := s.counts.now
+	s.counts.now = func() counters.Stamp {
+		at := clock()
+		at.Up += sw.older
+		return at
+	}
+	for _, stops := range []int{0, 1, meterTries - 1, 0} {
+		sw.metered = func() {
+			if stops > 0 {
+				stops, sw.older = stops-1, sw.older+2*packetlog.BornSlack // Of the switch too that time has passed.
+			}
+		}
+		flood(sw, 7, 1, 2)
+		*now = now.Add(time.Second)
+		s.loop.countLosses(ctx, *now)
+	}
+	if kept, lost := tallied(t, s); kept["web"] != 28 || len(lost) != 0 {
+		t.Errorf("kept %v, lost %v", kept, lost)
 	}
 }
 

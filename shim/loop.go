@@ -31,8 +31,9 @@ type Switch interface {
 	// ReadShared is Read of groups and meters alone.
 	ReadShared(ctx context.Context) (bridge.Content, error)
 	Ports(ctx context.Context) ([]bridge.Port, error)
-	// Counters reads the flows of a filter with what they counted.
-	Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error)
+	// Counters tells the flows of a filter with what they counted, one after the other,
+	// from another goroutine.
+	Counters(ctx context.Context, filter openflow.FlowFilter, read func(openflow.Flow)) error
 	MeterCounters(ctx context.Context) ([]openflow.MeterStats, error)
 	// MeterLimit is the highest id that a meter may have.
 	MeterLimit(ctx context.Context) (uint32, error)
@@ -202,7 +203,6 @@ func (l *loop) run(ctx context.Context) error {
 		case <-s.portsChanged:
 			l.refreshPorts(ctx)
 		case <-s.reconnected:
-			l.switchConnected()
 			l.stale = true
 			l.refreshPorts(ctx)
 			s.pods.kick()
@@ -372,6 +372,9 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 		return l.reconcile(ctx)
 	}
 	c := bridge.Change{Upsert: change.Upsert, Delete: change.Delete, PutGroups: change.PutGroups, DeleteGroups: change.DeleteGroups, PutMeters: change.PutMeters}
+	if change.More != nil {
+		c.More = change.More
+	}
 	if c.IsEmpty() {
 		return nil
 	}
@@ -380,13 +383,14 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 		l.stale = true
 		return fmt.Errorf("apply to bridge: %w", err)
 	}
-	l.shim.metrics.applied(len(change.Upsert)+len(change.Delete), time.Since(start))
+	l.shim.metrics.applied(c.Upserts()+len(c.Delete), time.Since(start))
 	return nil
 }
 
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
-	l.learn(c.Upsert)
+	l.learn(c.EachUpsert)
+	l.putMeters(c.PutMeters)
 	faultpoint.Reach("shim.apply.learned")
 	if err := l.sw.Apply(ctx, c); err != nil {
 		return err

@@ -123,6 +123,8 @@ type tap struct {
 	failed  []bridge.Change
 	mac     *[6]byte
 	meters  []openflow.MeterStats
+	older   time.Duration       // By how much more meters have aged.
+	metered func()              // What comes to pass once meters are read, with the lock. Nil: nothing.
 	settle  chan struct{}       // Settle waits for it to close. Nil: it does not.
 	settles int                 // Calls begun.
 	noCount error               // Of Counters.
@@ -152,6 +154,7 @@ func (b *tap) Apply(ctx context.Context, c bridge.Change) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.applies++
+	c.Upsert, c.More = slices.Collect(c.EachUpsert), nil // What it would list later may be otherwise.
 	if b.fail != nil {
 		b.failed = append(b.failed, c)
 		return b.fail
@@ -197,13 +200,13 @@ func (b *tap) Ports(ctx context.Context) ([]bridge.Port, error) {
 	return ports, err
 }
 
-func (b *tap) Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
+func (b *tap) Counters(ctx context.Context, filter openflow.FlowFilter, read func(openflow.Flow)) error {
 	defer b.signal()
-	flows, err := b.Fake.Counters(ctx, filter)
+	err := b.Fake.Counters(ctx, filter, read)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counted++
-	return flows, errors.Join(err, b.noCount)
+	return errors.Join(err, b.noCount)
 }
 
 func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) {
@@ -212,7 +215,14 @@ func (b *tap) MeterCounters(ctx context.Context) ([]openflow.MeterStats, error) 
 	if b.meters != nil {
 		return b.meters, nil
 	}
-	return b.Fake.MeterCounters(ctx)
+	out, err := b.Fake.MeterCounters(ctx)
+	for i := range out {
+		out[i].Age += b.older
+	}
+	if b.metered != nil {
+		b.metered()
+	}
+	return out, err
 }
 
 func (b *tap) Settle(ctx context.Context, touch openflow.Flow) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -76,11 +77,14 @@ func (l *loop) leaving() map[uint32]bool {
 // any goroutine.
 func (l *loop) enterReading(ctx context.Context, serial uint64, leaving map[uint32]bool) error {
 	r := counters.Reading{Began: l.counts.now(), Leaving: leaving}
-	flows, err := l.sw.Counters(ctx, pipeline.CountFilter())
-	if err != nil {
+	if err := l.sw.Counters(ctx, pipeline.CountFilter(), func(f openflow.Flow) {
+		if count, counts := pipeline.CountOf(f); counts {
+			r.Flows = append(r.Flows, counters.FlowOf(f, count))
+		}
+	}); err != nil {
 		return err
 	}
-	r.Ended, r.Flows = l.counts.now(), countingFlows(flows)
+	r.Ended = l.counts.now()
 	return l.counts.enter(serial, r, false)
 }
 
@@ -148,9 +152,9 @@ func (l *loop) lastReading(ctx context.Context) {
 }
 
 // learn says for what flows count that are to be put in.
-func (l *loop) learn(flows []openflow.Flow) {
-	for i := range flows {
-		if count, ok := pipeline.CountOf(flows[i]); ok {
+func (l *loop) learn(flows iter.Seq[openflow.Flow]) {
+	for f := range flows {
+		if count, ok := pipeline.CountOf(f); ok {
 			l.counts.learn(count.ID, l.compiler.Subjects(count.ID))
 		}
 	}
@@ -193,14 +197,12 @@ func (l *loop) readPart(ctx context.Context, ids map[uint32]bool) error {
 	serial := l.counts.overtake()
 	r := counters.Reading{Began: l.counts.now()}
 	for _, filter := range filters {
-		flows, err := l.sw.Counters(ctx, filter)
-		if err != nil {
-			return err
-		}
-		for _, f := range countingFlows(flows) {
-			if ids[f.Count.ID] {
-				r.Flows = append(r.Flows, f)
+		if err := l.sw.Counters(ctx, filter, func(f openflow.Flow) {
+			if count, counts := pipeline.CountOf(f); counts && ids[count.ID] {
+				r.Flows = append(r.Flows, counters.FlowOf(f, count))
 			}
+		}); err != nil {
+			return err
 		}
 	}
 	r.Ended = l.counts.now()
@@ -211,15 +213,15 @@ func (l *loop) readPart(ctx context.Context, ids map[uint32]bool) error {
 func (l *loop) enterNow(ctx context.Context, r counters.Reading) error {
 	ctx, cancel := context.WithTimeout(ctx, readingTimeout)
 	defer cancel()
-	counts := make(map[openflow.FlowKey]pipeline.Count, len(r.Flows))
+	counts := make(map[counters.Key]pipeline.Count, len(r.Flows))
 	for _, f := range r.Flows {
-		counts[f.Flow.Key()] = f.Count
+		counts[f.Key] = f.Count
 	}
 	serial := l.counts.overtake()
 	r.Began, r.Flows = l.counts.now(), nil
 	if _, err := l.sw.ReadBut(ctx, func(f openflow.Flow) bool {
-		if count, is := counts[f.Key()]; is {
-			r.Flows = append(r.Flows, counters.Flow{Flow: f, Count: count})
+		if count, is := counts[counters.KeyOf(f.Key())]; is {
+			r.Flows = append(r.Flows, counters.FlowOf(f, count))
 		}
 		return true
 	}); err != nil {
@@ -256,19 +258,19 @@ func (l *loop) keepOrphans(remove []openflow.FlowKey, actual bridge.State) []ope
 // or where nothing has been entered yet by this shim or this compiler. It is
 // done before ids are learned to count for others.
 func (l *loop) countBefore(ctx context.Context, change bridge.Change, at readBack) {
-	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: l.leaving(), Replacing: make(map[openflow.FlowKey]bool)}
+	r := counters.Reading{Began: at.began, Ended: at.ended, Leaving: l.leaving(), Replacing: make(map[counters.Key]bool)}
 	need := !l.counted
 	for _, key := range change.Delete {
 		if count, counts := pipeline.CountOf(at.state.Flows[key]); counts {
 			r.Leaving[count.ID], need = true, true
 		}
 	}
-	for _, f := range change.Upsert {
+	for f := range change.EachUpsert {
 		old, there := at.state.Flows[f.Key()]
 		if count, counts := pipeline.CountOf(f); counts && there {
-			r.Replacing[f.Key()], need = true, true
+			r.Replacing[counters.KeyOf(f.Key())], need = true, true
 			if _, same := pipeline.CountOf(old); !same { // Of another layout.
-				r.Flows = append(r.Flows, counters.Flow{Flow: old, Count: count})
+				r.Flows = append(r.Flows, counters.FlowOf(old, count))
 			}
 		}
 	}

@@ -55,8 +55,9 @@ func (l *loop) due(ctx context.Context, now time.Time) bool {
 
 // bindMeters has the flows put again whose meters are missing. Open vSwitch looks a
 // controller action's meter up when the flow is put, and not again: a flow from before
-// has the place of the meter that is gone, where any of those that come may be.
-func (l *loop) bindMeters(change *bridge.Change, actual bridge.State) {
+// has the place of the meter that is gone, where any of those that come may be. So any
+// of those may count what such flows report meanwhile.
+func (l *loop) bindMeters(change *bridge.Change, comparison *pipeline.Comparison, actual bridge.State) {
 	missing := make(map[uint32]bool)
 	for _, m := range change.PutMeters {
 		if _, there := actual.Meters[m.ID]; !there {
@@ -66,14 +67,14 @@ func (l *loop) bindMeters(change *bridge.Change, actual bridge.State) {
 	if len(missing) == 0 {
 		return
 	}
-	put := make(map[openflow.FlowKey]bool, len(change.Upsert))
-	for _, f := range change.Upsert {
-		put[f.Key()] = true
-	}
+	n := len(change.Upsert)
 	for _, f := range l.compiler.Metered(missing) {
-		if !put[f.Key()] {
+		if comparison.HasMet(f.Key()) { // Else it is put anyway.
 			change.Upsert = append(change.Upsert, f)
 		}
+	}
+	if len(change.Upsert) > n {
+		maps.Copy(l.logLosses.unbound, missing)
 	}
 }
 
@@ -95,7 +96,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 	var counting []counters.Flow
 	comparison, actual, err := compared(ctx, l.sw, l.compiler, func(f openflow.Flow) {
 		if count, counts := pipeline.CountOf(f); counts {
-			counting = append(counting, counters.Flow{Flow: f, Count: count})
+			counting = append(counting, counters.FlowOf(f, count))
 		}
 	})
 	if err != nil {
@@ -124,7 +125,7 @@ func (l *loop) reconcile(ctx context.Context) error {
 		change.Delete, change.DeleteGroups, change.DeleteMeters = nil, nil, nil
 	}
 	change.Upsert = append(change.Upsert, recover...)
-	l.bindMeters(&change, actual)
+	l.bindMeters(&change, comparison, actual)
 	l.countBefore(ctx, change, readBack{actual, counting, serial, began, ended})
 	if change.IsEmpty() {
 		if err := l.settle(ctx); err != nil {
@@ -148,13 +149,13 @@ func (l *loop) reconcile(ctx context.Context) error {
 		l.keepRecovery(ctx)
 	}
 	if l.settled { // Else it is what a cut or a start brings.
-		l.shim.metrics.mended.Add(float64(len(change.Upsert) + len(change.Delete)))
+		l.shim.metrics.mended.Add(float64(change.Upserts() + len(change.Delete)))
 		l.shim.metrics.mendedShared.Add(float64(len(change.PutGroups) + len(change.DeleteGroups) + len(change.PutMeters) + len(change.DeleteMeters)))
-		l.shim.logger.Warn("others changed what the bridge holds, which is put right", "put", len(change.Upsert), "removed", len(change.Delete),
+		l.shim.logger.Warn("others changed what the bridge holds, which is put right", "put", change.Upserts(), "removed", len(change.Delete),
 			"groups", len(change.PutGroups)+len(change.DeleteGroups), "meters", len(change.PutMeters)+len(change.DeleteMeters))
 	}
 	l.settled = true
-	l.shim.logger.Info("bridge reconciled", "put", len(change.Upsert), "removed", len(change.Delete), "flows", l.compiler.FlowCount())
+	l.shim.logger.Info("bridge reconciled", "put", change.Upserts(), "removed", len(change.Delete), "flows", l.compiler.FlowCount())
 	l.stale, l.lastReport = false, ""
 	l.publish(nil)
 	return nil
@@ -177,7 +178,7 @@ func compared(ctx context.Context, sw interface {
 // compared. Flows of others go too: the bridge is ours.
 func amends(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) bridge.Change {
 	change := bridge.Diff(wantedShared(c), bridge.State{Content: bridge.Content{Groups: actual.Groups, Meters: actual.Meters}})
-	change.Upsert = by.Rest()
+	change.More = by.Rest()
 	for _, flows := range []map[openflow.FlowKey]openflow.Flow{actual.Flows, actual.Foreign} {
 		for key := range flows {
 			if !by.Wants(key) {

@@ -83,15 +83,15 @@ func restore(cfg *Config) (r restored) {
 // readCheckpoint is the state that a checkpoint has, and the assignment, if it has
 // one that can be used.
 func readCheckpoint(cfg *Config) (*storage.Replica, pipeline.Assignment, error) {
-	c, err := checkpoint.Load(cfg.checkpoint(), cfg.Node)
+	state, places, err := checkpoint.LoadEncoded(cfg.checkpoint(), cfg.Node)
 	if err != nil {
 		return nil, pipeline.Assignment{}, err
 	}
 	replica := &storage.Replica{}
-	if _, _, err := replica.Apply(c.State); err != nil {
+	if _, _, err := replica.ApplyEncoded(state); err != nil {
 		return nil, pipeline.Assignment{}, fmt.Errorf("checkpoint %s: %w", cfg.checkpoint(), err)
 	}
-	assignment, err := pipeline.DecodeAssignment(c.Assignment)
+	assignment, err := pipeline.DecodeAssignment(places)
 	if err != nil {
 		cfg.Logger.Warn("the checkpoint's assignment cannot be used; flows get new ids", "err", err)
 	}

@@ -19,11 +19,9 @@ type spoofCounts struct {
 func (l *loop) countSpoofs(ctx context.Context) {
 	var flows []openflow.Flow
 	for _, filter := range []openflow.FlowFilter{pipeline.SpoofFilter(), pipeline.StrangerFilter()} {
-		list, err := l.sw.Counters(ctx, filter)
-		if err != nil {
+		if err := l.sw.Counters(ctx, filter, func(f openflow.Flow) { flows = append(flows, f) }); err != nil {
 			return // The bridge is away; reconcile says so.
 		}
-		flows = append(flows, list...)
 	}
 	former := l.spoofs.last
 	l.spoofs.last = make(map[openflow.FlowKey]uint64, len(flows))
@@ -55,7 +53,7 @@ func (l *loop) countSpoofs(ctx context.Context) {
 // guardChanges says whether a change is about SpoofGuard: then what its flows
 // counted is read before they go, or are another Pod's.
 func guardChanges(c pipeline.Change) bool {
-	return slices.ContainsFunc(c.Upsert, func(f openflow.Flow) bool { return f.Table == pipeline.TableSpoofGuard }) ||
+	return c.More != nil || slices.ContainsFunc(c.Upsert, func(f openflow.Flow) bool { return f.Table == pipeline.TableSpoofGuard }) ||
 		slices.ContainsFunc(c.Delete, func(k openflow.FlowKey) bool { return k.Table == pipeline.TableSpoofGuard })
 }
 

@@ -171,7 +171,7 @@ func (r *Replica) Inventory(req *policyv1.InventoryRequest) (*policyv1.Inventory
 		}
 		sums := make([]uint64, n)
 		for key, item := range sc.items {
-			sums[bucketOf(key, len(sums))] += item.hash.lo
+			sums[bucketOf(key, len(sums))] += itemHash(id, string(item)).lo
 		}
 		m.Scopes = append(m.Scopes, &policyv1.ScopeInventory{Id: id.slice(), Digest: sc.sum.lo, Buckets: sums})
 	}

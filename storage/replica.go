@@ -24,7 +24,7 @@ type Replica struct {
 	scopes   map[ScopeID]*replicaScope
 	digest   Digest
 
-	frames []*policyv1.Cut // Of a cut whose last frame has not come.
+	arriving *arriving // A cut whose last frame has not come. Nil: none is.
 }
 
 type replicaScope struct {
@@ -34,14 +34,11 @@ type replicaScope struct {
 }
 
 // replicaItem is an item as Encode has it: decoded, it is several times as large.
-type replicaItem struct {
-	body string
-	hash Digest
-}
+type replicaItem string
 
 func (i replicaItem) decode() *policyv1.Item {
 	item := &policyv1.Item{}
-	if err := proto.Unmarshal([]byte(i.body), item); err != nil {
+	if err := proto.Unmarshal([]byte(i), item); err != nil {
 		panic("storage: decode what was encoded: " + err.Error())
 	}
 	return item
@@ -50,8 +47,8 @@ func (i replicaItem) decode() *policyv1.Item {
 // stale is the keys that a cut forgets, by scope, unless it brings them again.
 type stale map[ScopeID]map[string]struct{}
 
-// Touched names the items that a cut changed, by scope; an empty set of keys
-// with All means that any item of the scope may have changed.
+// Touched names the items that a cut changed, by scope; All means that any item of
+// the scope may have changed, whatever the keys.
 type Touched map[ScopeID]*TouchedScope
 
 // TouchedScope is what a cut touched in one scope.
@@ -66,32 +63,59 @@ type TouchedScope struct {
 //
 // The digest that the cut carries is not compared here: see Digest.
 func (r *Replica) Apply(frame *policyv1.Cut) (touched Touched, done bool, err error) {
-	if err := r.check(frame); err != nil {
-		r.frames = nil
+	scopes := make([]arrivingScope, 0, len(frame.GetScopes()))
+	for _, sd := range frame.GetScopes() {
+		s, err := arrivingOf(sd)
+		for _, item := range sd.GetUpserts() {
+			if err == nil {
+				err = s.upsert(item)
+			}
+		}
+		if err != nil {
+			r.arriving = nil
+			return nil, false, fmt.Errorf("cut %d: %w", frame.GetRevision(), err)
+		}
+		scopes = append(scopes, s)
+	}
+	return r.apply(frame, scopes)
+}
+
+// ApplyEncoded is Apply of a frame that is encoded. It decodes one item at a time.
+func (r *Replica) ApplyEncoded(frame []byte) (touched Touched, done bool, err error) {
+	head, scopes, err := decodeFrame(frame)
+	if err != nil {
+		r.arriving = nil
 		return nil, false, err
 	}
-	r.frames = append(r.frames, frame)
+	return r.apply(head, scopes)
+}
+
+// apply takes a frame, and its scopes apart.
+func (r *Replica) apply(frame *policyv1.Cut, scopes []arrivingScope) (touched Touched, done bool, err error) {
+	if err := r.check(frame); err != nil {
+		r.arriving = nil
+		return nil, false, err
+	}
+	if r.arriving == nil {
+		r.arriving = &arriving{epoch: frame.GetEpoch(), revision: frame.GetRevision(), snapshot: frame.GetSnapshot()}
+	}
+	r.arriving.scopes = append(r.arriving.scopes, scopes...)
 	if frame.GetMore() {
 		return nil, false, nil
 	}
-	frames := r.frames
-	r.frames = nil
+	scopes = r.arriving.scopes
+	r.arriving = nil
 	touched = make(Touched)
 	if frame.GetSnapshot() {
-		r.dropAllBut(frames, touched)
+		r.dropAllBut(scopes, touched)
 	}
 	old := make(stale)
-	for _, f := range frames {
-		for _, sd := range f.GetScopes() {
-			r.upserts(sd, old, touched)
-		}
+	for i := range scopes {
+		r.upserts(&scopes[i], old, touched)
 	}
-	for _, f := range frames {
-		for _, sd := range f.GetScopes() {
-			id, _ := ScopeIDFromBytes(sd.GetId())
-			for _, key := range sd.GetRemovals() {
-				r.remove(id, key, touched)
-			}
+	for i := range scopes {
+		for _, key := range scopes[i].delta.GetRemovals() {
+			r.remove(scopes[i].id, key, touched)
 		}
 	}
 	for id, keys := range old {
@@ -119,18 +143,15 @@ func (r *Replica) arrive(frame *policyv1.Cut) {
 
 // Begin forgets the frames of a cut whose last has not come: a new stream
 // begins.
-func (r *Replica) Begin() { r.frames = nil }
+func (r *Replica) Begin() { r.arriving = nil }
 
 func (r *Replica) check(frame *policyv1.Cut) error {
 	if frame.GetRevision() == 0 || frame.GetEpoch() == "" && r.epoch == "" {
 		return fmt.Errorf("cut without revision or, on a new stream, epoch")
 	}
-	if n := len(r.frames); n > 0 {
-		first := r.frames[0]
-		if first.GetRevision() != frame.GetRevision() || first.GetEpoch() != frame.GetEpoch() || first.GetSnapshot() != frame.GetSnapshot() {
-			return fmt.Errorf("frame of revision %d of epoch %q among the frames of revision %d of epoch %q",
-				frame.GetRevision(), frame.GetEpoch(), first.GetRevision(), first.GetEpoch())
-		}
+	if a := r.arriving; a != nil && (a.revision != frame.GetRevision() || a.epoch != frame.GetEpoch() || a.snapshot != frame.GetSnapshot()) {
+		return fmt.Errorf("frame of revision %d of epoch %q among the frames of revision %d of epoch %q",
+			frame.GetRevision(), frame.GetEpoch(), a.revision, a.epoch)
 	}
 	if len(frame.GetMoved()) > 0 {
 		if _, err := Position(r.position.GetSources()).move(frame.GetMoved()); err != nil || frame.GetEpoch() != "" {
@@ -142,33 +163,13 @@ func (r *Replica) check(frame *policyv1.Cut) error {
 			return fmt.Errorf("cut %d with a digest of %d bytes", frame.GetRevision(), len(frame.GetDigest()))
 		}
 	}
-	for _, sd := range frame.GetScopes() {
-		id, ok := ScopeIDFromBytes(sd.GetId())
-		if !ok {
-			return fmt.Errorf("cut %d with a scope id of %d bytes", frame.GetRevision(), len(sd.GetId()))
-		}
-		if !sd.GetGone() && sd.GetKind() == 0 {
-			return fmt.Errorf("cut %d: scope %s has no kind", frame.GetRevision(), id)
-		}
-		if n := sd.GetBuckets(); len(sd.GetResetBuckets()) > 0 && (n == 0 || n&(n-1) != 0) {
-			return fmt.Errorf("cut %d: scope %s resets %d buckets of %d", frame.GetRevision(), id, len(sd.GetResetBuckets()), n)
-		}
-		for _, item := range sd.GetUpserts() {
-			if _, err := KeyOf(item); err != nil {
-				return fmt.Errorf("cut %d: scope %s: %w", frame.GetRevision(), id, err)
-			}
-		}
-	}
 	return nil
 }
 
-func (r *Replica) dropAllBut(frames []*policyv1.Cut, touched Touched) {
+func (r *Replica) dropAllBut(scopes []arrivingScope, touched Touched) {
 	keep := make(map[ScopeID]struct{})
-	for _, f := range frames {
-		for _, sd := range f.GetScopes() {
-			id, _ := ScopeIDFromBytes(sd.GetId())
-			keep[id] = struct{}{}
-		}
+	for i := range scopes {
+		keep[scopes[i].id] = struct{}{}
 	}
 	for id := range r.scopes {
 		if _, ok := keep[id]; !ok {
@@ -187,8 +188,8 @@ func (r *Replica) drop(id ScopeID, touched Touched) {
 
 // upserts takes in the items of one scope. Those that are held already are not
 // touched, be they forgotten and brought again.
-func (r *Replica) upserts(sd *policyv1.ScopeDelta, old stale, touched Touched) {
-	id, _ := ScopeIDFromBytes(sd.GetId())
+func (r *Replica) upserts(arrived *arrivingScope, old stale, touched Touched) {
+	id, sd := arrived.id, arrived.delta
 	if sd.GetGone() {
 		r.drop(id, touched)
 		return
@@ -206,18 +207,19 @@ func (r *Replica) upserts(sd *policyv1.ScopeDelta, old stale, touched Touched) {
 	if sd.GetReset_() || len(sd.GetResetBuckets()) > 0 {
 		old[id] = sc.forgotten(sd)
 	}
-	for _, item := range sd.GetUpserts() {
-		e := Encode(item)
-		h := itemHash(id, e.Body)
+	for _, e := range arrived.upserts {
 		delete(old[id], e.Key)
-		was := sc.items[e.Key].hash
-		if was == h {
+		was, held := sc.items[e.Key]
+		if held && string(was) == e.Body {
 			continue
 		}
-		delta := h.Minus(was)
-		sc.items[e.Key] = replicaItem{e.Body, h}
+		delta := itemHash(id, e.Body)
+		if held {
+			delta = delta.Minus(itemHash(id, string(was)))
+		}
+		sc.items[e.Key] = replicaItem(e.Body)
 		sc.sum, r.digest = sc.sum.Plus(delta), r.digest.Plus(delta)
-		touched.scope(id).Keys[e.Key] = struct{}{}
+		touched.item(id, e.Key)
 	}
 }
 
@@ -251,8 +253,9 @@ func (r *Replica) remove(id ScopeID, key string, touched Touched) {
 		return
 	}
 	delete(sc.items, key)
-	sc.sum, r.digest = sc.sum.Minus(item.hash), r.digest.Minus(item.hash)
-	touched.scope(id).Keys[key] = struct{}{}
+	hash := itemHash(id, string(item))
+	sc.sum, r.digest = sc.sum.Minus(hash), r.digest.Minus(hash)
+	touched.item(id, key)
 }
 
 func (t Touched) scope(id ScopeID) *TouchedScope {
@@ -262,6 +265,13 @@ func (t Touched) scope(id ScopeID) *TouchedScope {
 		t[id] = ts
 	}
 	return ts
+}
+
+// item touches one item, unless that goes without saying.
+func (t Touched) item(id ScopeID, key string) {
+	if ts := t.scope(id); !ts.All {
+		ts.Keys[key] = struct{}{}
+	}
 }
 
 // Epoch, Revision and Position are those of the last cut applied: zero values
@@ -374,7 +384,7 @@ func (r *Replica) EncodedSnapshot() []byte {
 			items := r.scopes[id].items
 			change := ScopeChange{ID: id, Kind: kind, Reset: true, Upserts: make([]string, 0, len(items))}
 			for _, key := range slices.Sorted(maps.Keys(items)) {
-				change.Upserts = append(change.Upserts, items[key].body)
+				change.Upserts = append(change.Upserts, string(items[key]))
 			}
 			cut.Scopes = append(cut.Scopes, change)
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
@@ -152,11 +154,55 @@ func TestSnapshotHoldsEveryKind(t *testing.T) {
 	if _, _, err := r.Apply(cut); err != nil {
 		t.Fatal(err)
 	}
-	again := &Replica{}
+	again, encoded := &Replica{}, &Replica{}
 	if _, _, err := again.Apply(r.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
-	if again.Digest() != r.Digest() {
-		t.Error("a replica of the snapshot holds something else")
+	if _, done, err := encoded.ApplyEncoded(r.EncodedSnapshot()); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	for _, is := range []*Replica{again, encoded} {
+		if is.Digest() != r.Digest() || is.Epoch() != "e" || is.Revision() != 1 || !proto.Equal(is.Snapshot(), r.Snapshot()) {
+			t.Error("a replica of the snapshot holds something else")
+		}
+	}
+}
+
+// What is encoded is refused as what it decodes to would be, and leaves the state as
+// it was.
+func TestApplyEncodedRefusesWhatIsMalformed(t *testing.T) {
+	id := NewScopeID(ScopeAddressGroup, "g")
+	cut := func(change func(*policyv1.Cut)) []byte {
+		c := &policyv1.Cut{Epoch: "e", Revision: 1, Digest: make([]byte, 16), Snapshot: true, Scopes: []*policyv1.ScopeDelta{
+			{Id: id[:], Kind: ScopeAddressGroup, Reset_: true, Upserts: []*policyv1.Item{member("a", 1)}}}}
+		change(c)
+		b, err := proto.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := cut(func(*policyv1.Cut) {})
+	bad := map[string][]byte{
+		"no revision":     cut(func(c *policyv1.Cut) { c.Revision = 0 }),
+		"no digest":       cut(func(c *policyv1.Cut) { c.Digest = nil }),
+		"no kind":         cut(func(c *policyv1.Cut) { c.Scopes[0].Kind = 0 }),
+		"short id":        cut(func(c *policyv1.Cut) { c.Scopes[0].Id = id[1:] }),
+		"item of nothing": cut(func(c *policyv1.Cut) { c.Scopes[0].Upserts = append(c.Scopes[0].Upserts, &policyv1.Item{}) }),
+		"torn":            good[:len(good)-1],
+		"torn item":       cut(func(c *policyv1.Cut) { c.Scopes[0].ProtoReflect().SetUnknown([]byte{0x0a, 0x05, 1}) }),
+	}
+	r := &Replica{}
+	if _, _, err := r.ApplyEncoded(good); err != nil {
+		t.Fatal(err)
+	}
+	before := r.Digest()
+	for name, b := range bad {
+		if touched, done, err := r.ApplyEncoded(b); err == nil || done || touched != nil || r.Digest() != before {
+			t.Errorf("%s: done %v, touched %v, %v", name, done, touched, err)
+		}
+	}
+	if touched, _, err := r.ApplyEncoded(good); err != nil || len(touched) != 0 {
+		t.Errorf("the same again touches %v, %v", touched, err)
 	}
 }

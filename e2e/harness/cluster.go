@@ -193,8 +193,13 @@ func (c *Cluster) startFabric(ctx context.Context) (err error) {
 	if c.Fabric, err = newNetNS(ctx, c.prefix+"fab"); err != nil {
 		return err
 	}
-	return c.Fabric.IP(ctx, "link add fab0 type bridge", "link set fab0 up",
-		"addr add "+fabric4.String()+"/24 dev fab0", "addr add "+fabric6.String()+"/64 dev fab0 nodad")
+	if err := c.Fabric.IP(ctx, "link add fab0 type bridge"); err != nil {
+		return err
+	}
+	if err := c.Fabric.linkUp(ctx, "fab0"); err != nil {
+		return err
+	}
+	return c.Fabric.IP(ctx, "addr add "+fabric4.String()+"/24 dev fab0", "addr add "+fabric6.String()+"/64 dev fab0 nodad")
 }
 
 func (c *Cluster) makePKI() error {
@@ -314,7 +319,10 @@ func (n *Node) start(ctx context.Context, i int) (err error) {
 	if err := c.Fabric.IP(ctx, fmt.Sprintf("link add %s type veth peer name uplink netns %s", link, n.NS.Name), fmt.Sprintf("link set %s master fab0 up", link)); err != nil {
 		return err
 	}
-	lines := []string{"link set uplink up",
+	if err := n.NS.linkUp(ctx, "uplink"); err != nil {
+		return err
+	}
+	lines := []string{
 		fmt.Sprintf("addr add %s/24 dev uplink", n.via[0]), fmt.Sprintf("addr add %s/64 dev uplink nodad", n.via[1]),
 		fmt.Sprintf("route add default via %s", fabric4), fmt.Sprintf("route add default via %s", fabric6)}
 	for _, ip := range n.IPs {

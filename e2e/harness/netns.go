@@ -45,6 +45,19 @@ func (n *NetNS) IP(ctx context.Context, lines ...string) error {
 	return run(ctx, []byte(strings.Join(lines, "\n")+"\n"), "ip", "-n", n.Name, "-batch", "-")
 }
 
+// linkUp sets a link up whose IPv6 address of the link is good at once. The kernel
+// asks for a neighbour of what it forwards from that address, and asks nothing
+// while it looks for a duplicate of it: up to two seconds of packets would be lost.
+func (n *NetNS) linkUp(ctx context.Context, link string) error {
+	err := n.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/accept_dad", []byte("0"), 0o644)
+	})
+	if err != nil {
+		return err
+	}
+	return n.IP(ctx, "link set "+link+" up")
+}
+
 // Do calls fn on a thread that is in the namespace. Sockets that fn makes stay
 // there.
 func (n *NetNS) Do(fn func() error) error {

@@ -34,18 +34,16 @@ var errTooLarge = errors.New("does not fit into one message")
 
 // check finds what the switch could not even be told.
 func (c *Change) check() error {
-	upserted := map[openflow.FlowKey]struct{}{} // needed only where flows are deleted
-	for i := range c.Upsert {
-		if !c.Upsert[i].Fits() {
-			return &ChangeError{shorten(c.Upsert[i].String()), errTooLarge}
-		}
-		if len(c.Delete) > 0 {
-			upserted[c.Upsert[i].Key()] = struct{}{}
-		}
-	}
+	deleted := make(map[openflow.FlowKey]struct{}, len(c.Delete))
 	for _, key := range c.Delete {
-		if _, ok := upserted[key]; ok {
-			return &ChangeError{"delete of flow " + key.String(), errors.New("the same change puts the flow")}
+		deleted[key] = struct{}{}
+	}
+	for f := range c.EachUpsert {
+		if !f.Fits() {
+			return &ChangeError{shorten(f.String()), errTooLarge}
+		}
+		if _, ok := deleted[f.Key()]; ok {
+			return &ChangeError{"delete of flow " + f.Key().String(), errors.New("the same change puts the flow")}
 		}
 	}
 	for i := range c.PutGroups {
@@ -293,10 +291,11 @@ func (c *Change) appendItem(b []byte, xid uint32, i int) []byte {
 	if i < len(c.PutGroups) {
 		return openflow.AppendGroupPut(b, xid, &c.PutGroups[i])
 	}
-	if i -= len(c.PutGroups); i < len(c.Upsert) {
-		return openflow.AppendFlowAdd(b, xid, &c.Upsert[i])
+	if i -= len(c.PutGroups); i < c.Upserts() {
+		f := c.upsert(i)
+		return openflow.AppendFlowAdd(b, xid, &f)
 	}
-	if i -= len(c.Upsert); i < len(c.Delete) {
+	if i -= c.Upserts(); i < len(c.Delete) {
 		return openflow.AppendFlowDelete(b, xid, &c.Delete[i])
 	}
 	return openflow.AppendGroupDelete(b, xid, c.DeleteGroups[i-len(c.Delete)])
@@ -310,10 +309,10 @@ func (c *Change) itemText(i int) string {
 	if i < len(c.PutGroups) {
 		return "group " + c.PutGroups[i].String()
 	}
-	if i -= len(c.PutGroups); i < len(c.Upsert) {
-		return "flow " + c.Upsert[i].String()
+	if i -= len(c.PutGroups); i < c.Upserts() {
+		return "flow " + c.upsert(i).String()
 	}
-	if i -= len(c.Upsert); i < len(c.Delete) {
+	if i -= c.Upserts(); i < len(c.Delete) {
 		return "delete of flow " + c.Delete[i].String()
 	}
 	return fmt.Sprintf("delete of group %d", c.DeleteGroups[i-len(c.Delete)])

@@ -36,11 +36,43 @@ type State struct {
 // deleted.
 type Change struct {
 	Upsert       []openflow.Flow    // added, or put in place of the flow with their key
+	More         Flows              // upserted too; nil: none
 	Delete       []openflow.FlowKey // removed if they are there
 	PutGroups    []openflow.Group   // added or replaced, before the flows
 	DeleteGroups []uint32           // removed after the flows, with what still refers to them
 	PutMeters    []openflow.Meter   // added or changed, before everything
 	DeleteMeters []uint32           // removed after everything, with what still refers to them
+}
+
+// Flows are very many flows: they are made one by one, as they are written, and never
+// in memory as a whole.
+type Flows interface {
+	Len() int
+	At(i int) openflow.Flow
+}
+
+// Upserts is how many flows are upserted.
+func (c Change) Upserts() int {
+	if c.More == nil {
+		return len(c.Upsert)
+	}
+	return len(c.Upsert) + c.More.Len()
+}
+
+// EachUpsert yields the flows that are upserted.
+func (c Change) EachUpsert(yield func(openflow.Flow) bool) {
+	for i := range c.Upserts() {
+		if !yield(c.upsert(i)) {
+			return
+		}
+	}
+}
+
+func (c *Change) upsert(i int) openflow.Flow {
+	if i < len(c.Upsert) {
+		return c.Upsert[i]
+	}
+	return c.More.At(i - len(c.Upsert))
 }
 
 // IsEmpty tells whether nothing is to change.
@@ -50,7 +82,7 @@ func (c Change) IsEmpty() bool {
 
 // bundled is the number of messages that belong into the bundle.
 func (c Change) bundled() int {
-	return len(c.Upsert) + len(c.Delete) + len(c.PutGroups) + len(c.DeleteGroups)
+	return c.Upserts() + len(c.Delete) + len(c.PutGroups) + len(c.DeleteGroups)
 }
 
 // Diff is the change that turns what a bridge holds into what it should hold,

@@ -199,10 +199,10 @@ func (f *Fake) applyItemLocked(c *Change, i int, done *undo) error {
 	if i < len(c.PutGroups) {
 		return f.putGroupLocked(c.PutGroups[i], done)
 	}
-	if i -= len(c.PutGroups); i < len(c.Upsert) {
-		return f.putFlowLocked(c.Upsert[i], done)
+	if i -= len(c.PutGroups); i < c.Upserts() {
+		return f.putFlowLocked(c.upsert(i), done)
 	}
-	if i -= len(c.Upsert); i < len(c.Delete) {
+	if i -= c.Upserts(); i < len(c.Delete) {
 		f.deleteFlowLocked(c.Delete[i], done)
 		return nil
 	}
@@ -382,20 +382,19 @@ func (f *Fake) ReadShared(ctx context.Context) (Content, error) {
 }
 
 // Counters is as Bridge.Counters.
-func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
+func (f *Fake) Counters(_ context.Context, filter openflow.FlowFilter, read func(openflow.Flow)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.connected {
-		return nil, ErrDisconnected
+		return ErrDisconnected
 	}
-	var out []openflow.Flow
 	for _, flow := range f.flows {
 		if filter.Table != openflow.AllTables && filter.Table != flow.flow.Table || flow.flow.Cookie&filter.CookieMask != filter.Cookie&filter.CookieMask {
 			continue
 		}
-		out = append(out, flow.read())
+		read(flow.read())
 	}
-	return out, nil
+	return nil
 }
 
 // FlowCounts is as Bridge.FlowCounts.

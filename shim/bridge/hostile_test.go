@@ -108,7 +108,7 @@ func TestBrokenFramesEndTheConnectionOnly(t *testing.T) {
 			if err := b.WaitConnected(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := b.Counters(ctx, of.FlowFilter{Table: of.AllTables}); err == nil {
+			if err := b.Counters(ctx, of.FlowFilter{Table: of.AllTables}, func(of.Flow) {}); err == nil {
 				t.Error("the answer was taken")
 			} else if errors.Is(err, context.DeadlineExceeded) {
 				t.Error("the answer was waited for")

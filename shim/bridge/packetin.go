@@ -16,8 +16,8 @@ type PacketInStats struct {
 // listener receives the packet-ins of one controller id, over all connections.
 type listener struct {
 	id      uint16
-	packets chan openflow.PacketIn
-	deliver func(openflow.PacketIn) // Takes them in place of the queue. Nil: nobody does.
+	packets chan openflow.PacketIn  // Nil: deliver takes them.
+	deliver func(openflow.PacketIn) // Nil: they are queued.
 
 	received, dropped, bad atomic.Uint64
 }
@@ -75,7 +75,8 @@ func (l *listener) stats() PacketInStats {
 }
 
 // PacketIns are the packets that flows sent to a controller id of the Config;
-// nil if it is not one of these. The channel is never closed.
+// nil if it is not one of these, or has its packets delivered. The channel is never
+// closed.
 func (b *Bridge) PacketIns(id uint16) <-chan openflow.PacketIn {
 	if l := b.listeners[id]; l != nil {
 		return l.packets
@@ -88,7 +89,7 @@ func (b *Bridge) PacketIns(id uint16) <-chan openflow.PacketIn {
 // not wait for anything, and is set before Run.
 func (b *Bridge) Deliver(id uint16, take func(openflow.PacketIn)) {
 	if l := b.listeners[id]; l != nil {
-		l.deliver = take
+		l.deliver, l.packets = take, nil
 	}
 }
 

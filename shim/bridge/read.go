@@ -71,19 +71,19 @@ func (c Content) readMeters() question {
 	}}
 }
 
-// Counters reads the flows of a filter, with their counters, in no order.
-func (b *Bridge) Counters(ctx context.Context, filter openflow.FlowFilter) ([]openflow.Flow, error) {
-	var out []openflow.Flow
+// Counters tells the flows of a filter, with their counters, one after the other, in
+// no order, from another goroutine.
+func (b *Bridge) Counters(ctx context.Context, filter openflow.FlowFilter, read func(openflow.Flow)) error {
 	err := b.ask(ctx, question{
 		func(buf []byte, xid uint32) []byte { return openflow.AppendFlowStatsRequest(buf, xid, filter) },
 		func(p openflow.Part) error {
-			return openflow.DecodeFlowStats(p.Body, func(f openflow.Flow) { out = append(out, f) })
+			return openflow.DecodeFlowStats(p.Body, read)
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read counters of bridge %s: %w", b.cfg.Name, err)
+		return fmt.Errorf("read counters of bridge %s: %w", b.cfg.Name, err)
 	}
-	return out, nil
+	return nil
 }
 
 // MeterCounters reads the counters of all meters.

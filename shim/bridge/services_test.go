@@ -111,10 +111,9 @@ func (s *subject) hold(want bridge.Content) {
 	s.must(s.Apply(s.ctx, bridge.Diff(want, state)))
 }
 
-func (s *subject) learned() []of.Flow {
+func (s *subject) learned() (list []of.Flow) {
 	s.t.Helper()
-	list, err := s.Counters(s.ctx, of.FlowFilter{Table: of.AllTables, Cookie: learnedMark, CookieMask: ^uint64(0)})
-	s.must(err)
+	s.must(s.Counters(s.ctx, of.FlowFilter{Table: of.AllTables, Cookie: learnedMark, CookieMask: ^uint64(0)}, func(f of.Flow) { list = append(list, f) }))
 	return list
 }
 

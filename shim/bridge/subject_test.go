@@ -22,7 +22,7 @@ type api interface {
 	Apply(context.Context, bridge.Change) error
 	Read(context.Context) (bridge.State, error)
 	ReadBut(ctx context.Context, except func(of.Flow) bool) (bridge.State, error)
-	Counters(context.Context, of.FlowFilter) ([]of.Flow, error)
+	Counters(context.Context, of.FlowFilter, func(of.Flow)) error
 	MeterCounters(context.Context) ([]of.MeterStats, error)
 	MeterLimit(context.Context) (uint32, error)
 	FlowCounts(context.Context) (map[uint8]int, error)

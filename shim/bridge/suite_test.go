@@ -168,7 +168,8 @@ func TestReplaceKeepsCountersAndDeleteIsStrict(t *testing.T) {
 		if got.Packets != 1 || !got.Same(next) {
 			t.Errorf("after replacing: %v with %d packets", got, got.Packets)
 		}
-		counted, err := s.Counters(s.ctx, of.FlowFilter{Table: 0, Cookie: ours | 0xabc, CookieMask: ^uint64(0)})
+		var counted []of.Flow
+		err := s.Counters(s.ctx, of.FlowFilter{Table: 0, Cookie: ours | 0xabc, CookieMask: ^uint64(0)}, func(f of.Flow) { counted = append(counted, f) })
 		if err != nil || len(counted) != 1 || counted[0].Packets != 1 {
 			t.Errorf("counters by cookie: %v, %v", counted, err)
 		}

@@ -48,7 +48,7 @@ type Books struct {
 	subjects  map[pipeline.Subject]*account
 	ids       map[uint32]*owner
 	highest   uint32 // Of all ids that there ever were.
-	flows     map[key]*flow
+	flows     map[Key]*flow
 }
 
 // account is a subject's.
@@ -68,10 +68,11 @@ type owner struct {
 	counted  Stamp // When one of them last counted, or came, or the last reading before the id was known.
 }
 
-// key is the hash of a flow's key.
-type key [16]byte
+// Key is the hash of a flow's key.
+type Key [16]byte
 
-func keyOf(k openflow.FlowKey) key {
+// KeyOf is that of a flow.
+func KeyOf(k openflow.FlowKey) Key {
 	var buf [128]byte
 	return xxh3.Hash128(k.Append(buf[:0])).Bytes()
 }
@@ -90,7 +91,7 @@ type flow struct {
 // New are the books of a node that has none.
 func New(node string, now time.Time) *Books {
 	return &Books{node: node, began: now,
-		subjects: make(map[pipeline.Subject]*account), ids: make(map[uint32]*owner), flows: make(map[key]*flow)}
+		subjects: make(map[pipeline.Subject]*account), ids: make(map[uint32]*owner), flows: make(map[Key]*flow)}
 }
 
 // Uncounted states that what matched from one time until another may not be in

@@ -20,9 +20,8 @@ func at(seconds float64) Stamp {
 // counted is the flow that counts the packets of an id, with what it counted, at
 // an age in seconds.
 func counted(id uint32, packets uint64, age float64) Flow {
-	k := openflow.FlowKey{Table: 13, Priority: uint16(id)}
-	return Flow{Count: pipeline.Count{ID: id, Packets: true}, Flow: openflow.Flow{Table: k.Table, Priority: k.Priority,
-		Packets: packets, Bytes: 100 * packets, Age: time.Duration(age * float64(time.Second))}}
+	return FlowOf(openflow.Flow{Table: 13, Priority: uint16(id), Packets: packets, Bytes: 100 * packets, Age: time.Duration(age * float64(time.Second))},
+		pipeline.Count{ID: id, Packets: true})
 }
 
 func reading(seconds float64, flows ...Flow) Reading {
@@ -75,10 +74,10 @@ func TestFlowsThatBeginAnew(t *testing.T) {
 		{"it was to go, and has stayed", []Reading{
 			{Began: at(10), Ended: at(10), Flows: []Flow{counted(1, 7, 10)}, Leaving: map[uint32]bool{1: true}}, reading(20, counted(1, 9, 20)), reading(30)}, 9, [][2]float64{{20, 30}}},
 		{"it was put in its own place", []Reading{
-			{Began: at(10), Ended: at(10), Flows: []Flow{counted(1, 7, 10)}, Replacing: map[openflow.FlowKey]bool{counted(1, 0, 0).Flow.Key(): true}},
+			{Began: at(10), Ended: at(10), Flows: []Flow{counted(1, 7, 10)}, Replacing: map[Key]bool{counted(1, 0, 0).Key: true}},
 			reading(20, counted(1, 30, 4)), reading(30, counted(1, 33, 14))}, 33, nil},
 		{"it was put in its own place, and then anew", []Reading{
-			{Began: at(10), Ended: at(10), Flows: []Flow{counted(1, 7, 10)}, Replacing: map[openflow.FlowKey]bool{counted(1, 0, 0).Flow.Key(): true}},
+			{Began: at(10), Ended: at(10), Flows: []Flow{counted(1, 7, 10)}, Replacing: map[Key]bool{counted(1, 0, 0).Key: true}},
 			reading(20, counted(1, 30, 4)), reading(30, counted(1, 33, 3))}, 63, [][2]float64{{20, 27}}},
 		{"the machine was started anew", []Reading{reading(10, counted(1, 7, 10)),
 			{Began: Stamp{Wall: at(40).Wall, Up: at(35).Up, Boot: "two"}, Ended: Stamp{Wall: at(40).Wall, Up: at(35).Up, Boot: "two"}, Flows: []Flow{counted(1, 9, 25)}}}, 16, [][2]float64{{10, 15}}},
@@ -320,10 +319,8 @@ func BenchmarkTake(b *testing.B) {
 	for id := range uint32(10000) {
 		books.Learn(Learned{ID: id, Subjects: []pipeline.Subject{subject(int(id))}})
 		for i := range uint8(4) {
-			f := counted(id, 0, 0)
-			f.Flow.Table += i
-			f.Flow.Match = openflow.NewMatch(openflow.Masked(openflow.FieldCTLabel, openflow.Uint(uint64(id)), openflow.Ones(0, 32)))
-			r.Flows = append(r.Flows, f)
+			match := openflow.NewMatch(openflow.Masked(openflow.FieldCTLabel, openflow.Uint(uint64(id)), openflow.Ones(0, 32)))
+			r.Flows = append(r.Flows, FlowOf(openflow.Flow{Table: 13 + i, Match: match}, pipeline.Count{ID: id, Packets: true}))
 		}
 	}
 	n := 0.0
@@ -331,9 +328,9 @@ func BenchmarkTake(b *testing.B) {
 		n++
 		r.Began, r.Ended = at(10*n), at(10*n)
 		for i := range r.Flows {
-			r.Flows[i].Flow.Age = at(10 * n).Up
+			r.Flows[i].Age = at(10 * n).Up
 			if i%10 == 0 {
-				r.Flows[i].Flow.Packets++
+				r.Flows[i].Packets++
 			}
 		}
 		if !books.Take(r) || len(books.Encode()) == 0 || books.lost != 0 {

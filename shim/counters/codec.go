@@ -101,7 +101,7 @@ func Decode(content []byte, node string) (*Books, error) {
 		b.ids[id] = o
 	}
 	for range r.count() {
-		var k key
+		var k Key
 		copy(k[:], r.take(len(k)))
 		f := &flow{count: pipeline.Count{ID: uint32(r.number())}}
 		r.bits(&f.count.Packets, &f.count.Sessions, &f.count.Carried, &f.leaving, &f.replaced)

@@ -145,7 +145,7 @@ func (m *model) read() (stored bool) {
 	r := Reading{Began: m.stamp(), Leaving: maps.Clone(m.retired)}
 	m.pass(50 * time.Millisecond)
 	for k, f := range m.flows {
-		r.Flows = append(r.Flows, Flow{Count: f.count, Flow: openflow.Flow{Table: k.Table, Priority: k.Priority, Match: k.Match, Packets: f.packets, Bytes: f.bytes, Age: m.now - f.born}})
+		r.Flows = append(r.Flows, FlowOf(openflow.Flow{Table: k.Table, Priority: k.Priority, Match: k.Match, Packets: f.packets, Bytes: f.bytes, Age: m.now - f.born}, f.count))
 	}
 	m.pass(50 * time.Millisecond)
 	r.Ended = m.stamp()

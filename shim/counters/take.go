@@ -9,10 +9,18 @@ import (
 	"github.com/weirnet/weir/shim/pipeline"
 )
 
-// Flow is a counting flow as it was read, and what it counts.
+// Flow is what a counting flow had counted when it was read, and for what.
 type Flow struct {
-	Flow  openflow.Flow
-	Count pipeline.Count
+	Key            Key
+	Count          pipeline.Count
+	Packets, Bytes uint64
+	Age            time.Duration
+}
+
+// FlowOf is a flow that was read and counts. It keeps nothing of the flow: of all that
+// are read at once there may be very many.
+func FlowOf(f openflow.Flow, count pipeline.Count) Flow {
+	return Flow{KeyOf(f.Key()), count, f.Packets, f.Bytes, f.Age}
 }
 
 // Reading is all counting flows of a bridge as they were at one time: between
@@ -25,7 +33,7 @@ type Reading struct {
 	Leaving map[uint32]bool
 	// Replacing are flows that will be put in anew in the place of what was read,
 	// whose counters they keep, though not its age.
-	Replacing map[openflow.FlowKey]bool
+	Replacing map[Key]bool
 }
 
 // slack is by how much a flow's age may seem less than it is: the switch counts
@@ -64,7 +72,7 @@ func (b *Books) TakePart(r Reading) (changed bool) {
 
 // enter takes one flow's counters.
 func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
-	k := keyOf(read.Flow.Key())
+	k := read.Key
 	f := b.flows[k]
 	id := read.Count.ID
 	o := b.owner(id)
@@ -74,8 +82,8 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 		b.flows[k] = f
 		o.flows++
 	}
-	birth := r.Ended.Wall.Add(-read.Flow.Age)
-	packets, bytes := read.Flow.Packets, read.Flow.Bytes
+	birth := r.Ended.Wall.Add(-read.Age)
+	packets, bytes := read.Packets, read.Bytes
 	switch {
 	case f == nil:
 		f = &flow{}
@@ -83,11 +91,11 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 		o.flows++
 		o.counted = r.Ended
 		changed = true
-	case b.another(f, r, &read.Flow):
+	case b.another(f, r, read):
 		if !birth.After(b.last.Wall) { // Somebody set its counters back.
 			birth = r.Ended.Wall
 		}
-		b.lose(b.last.Wall, birth, "%s is %v old with %d packets, and was %v with %d, %v before", read.Flow.Key(), read.Flow.Age, packets, f.age, f.packets, r.Ended.Up-f.at)
+		b.lose(b.last.Wall, birth, "a flow of id %d is %v old with %d packets, and was %v with %d, %v before", id, read.Age, packets, f.age, f.packets, r.Ended.Up-f.at)
 		o.counted = r.Ended
 		changed = true
 	default:
@@ -100,14 +108,14 @@ func (b *Books) enter(r *Reading, read *Flow) (changed bool) {
 			b.lose(later(b.last.Wall, birth), r.Ended.Wall, "nobody knows what id %d counts for", id)
 		}
 	}
-	if leaving, replaced := r.Leaving[id], r.Replacing[read.Flow.Key()]; f.leaving != leaving || f.replaced != replaced {
+	if leaving, replaced := r.Leaving[id], r.Replacing[k]; f.leaving != leaving || f.replaced != replaced {
 		f.leaving, f.replaced, changed = leaving, replaced, true
 	}
 	o.carried = o.carried || read.Count.Carried
 	for _, a := range o.accounts {
 		a.add(read.Count, packets, bytes, b.reading)
 	}
-	f.count, f.packets, f.bytes, f.age, f.at, f.seen = read.Count, read.Flow.Packets, read.Flow.Bytes, read.Flow.Age, r.Ended.Up, b.reading
+	f.count, f.packets, f.bytes, f.age, f.at, f.seen = read.Count, read.Packets, read.Bytes, read.Age, r.Ended.Up, b.reading
 	return changed
 }
 
@@ -120,7 +128,7 @@ func (b *Books) lose(from, to time.Time, format string, args ...any) {
 }
 
 // another says whether a flow is another than the one that was last read.
-func (b *Books) another(f *flow, r *Reading, now *openflow.Flow) bool {
+func (b *Books) another(f *flow, r *Reading, now *Flow) bool {
 	_, same := r.Began.since(b.last)
 	if f.replaced && same {
 		return now.Packets < f.packets || now.Bytes < f.bytes
@@ -158,7 +166,7 @@ func plus(n, difference uint64) uint64 {
 }
 
 // remove takes a flow out, and its id with its last flow.
-func (b *Books) remove(k key, f *flow) {
+func (b *Books) remove(k Key, f *flow) {
 	delete(b.flows, k)
 	o := b.ids[f.count.ID]
 	if o.flows--; o.flows == 0 && f.leaving {

@@ -123,8 +123,8 @@ func TestIntakeIsFair(t *testing.T) {
 			lost := in.TakeLost()
 			for class, n := range came {
 				total += got[class]
-				if l := lost[class]; got[class]+l.OverRate+l.Dropped != n || in.Came(class) != n {
-					t.Errorf("class %d: %d taken and %+v lost of %d; %d counted", class, got[class], l, n, in.Came(class))
+				if l := lost[class]; got[class]+l.OverRate+l.Dropped != n || in.Came()[class] != n {
+					t.Errorf("class %d: %d taken and %+v lost of %d; %d counted", class, got[class], l, n, in.Came()[class])
 				}
 				if class != 0 && (got[class]*uint64(floods) < rate*seconds*8/10 || lost[class].OverRate == 0) {
 					t.Errorf("class %d has %d of %d", class, got[class], rate*seconds)
@@ -150,8 +150,8 @@ func TestIntakeOverflowsFairly(t *testing.T) {
 	got := map[bool]int{}
 	in.TakeAll(start, func(_ time.Time, i int) { got[i%1000 == 0]++ })
 	lost := in.TakeLost()
-	if n := uint64(10 * intakeMost); lost[2] != (IntakeLoss{Dropped: 1}) || lost[1].Dropped+intakeMost-82 != n || lost[1].OverRate != 0 || in.Came(2) != 83 {
-		t.Errorf("lost %+v, %d of the second came", lost, in.Came(2))
+	if n := uint64(10 * intakeMost); lost[2] != (IntakeLoss{Dropped: 1}) || lost[1].Dropped+intakeMost-82 != n || lost[1].OverRate != 0 || in.Came()[2] != 83 {
+		t.Errorf("lost %+v, %d of the second came", lost, in.Came()[2])
 	}
 	in.Put(start, 1, 1)
 	in.Take(start.Add(time.Nanosecond), 1, func(time.Time, int) { t.Error("what was taken at once is not made up for") })

@@ -1,6 +1,7 @@
 package packetlog
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -142,11 +143,11 @@ func (i *Intake[T]) give(n int, use func(at time.Time, v T)) {
 	}
 }
 
-// Came is how many reports of a class came in all.
-func (i *Intake[T]) Came(class uint32) uint64 {
+// Came is how many reports came in all, by class.
+func (i *Intake[T]) Came() map[uint32]uint64 {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.came[class]
+	return maps.Clone(i.came)
 }
 
 // TakeLost is what was lost since it was called last, by class.

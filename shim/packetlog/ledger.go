@@ -82,11 +82,11 @@ func addShare(to map[uint32]*Account, s share) {
 // ledgerMost is how long the file gets before it is written anew.
 const ledgerMost = 1 << 20
 
-// bornSlack is by how much two readings of the age of one meter may be apart.
-const bornSlack = time.Second
+// BornSlack is by how much two births of one meter may be apart, as they are read.
+const BornSlack = time.Second
 
 // SameMeter says whether two times of birth are one meter's.
-func SameMeter(a, b time.Duration) bool { return max(a, b)-min(a, b) < bornSlack && a >= 0 && b >= 0 }
+func SameMeter(a, b time.Duration) bool { return max(a, b)-min(a, b) < BornSlack && a >= 0 && b >= 0 }
 
 // NewLedger returns a ledger of a file. The machine is named by what it gets anew
 // with each start.

@@ -254,6 +254,7 @@ func TestLossesOfANewMeter(t *testing.T) {
 
 func TestLosses(t *testing.T) {
 	const meter, ovs, queue, unknown = auditv1.LossStage_LOSS_STAGE_METER, auditv1.LossStage_LOSS_STAGE_OVS, auditv1.LossStage_LOSS_STAGE_QUEUE, auditv1.LossStage_LOSS_STAGE_UNKNOWN
+	const hour = time.Hour
 	type losses map[auditv1.LossStage]uint64
 	for _, test := range []struct {
 		name     string
@@ -271,6 +272,12 @@ func TestLosses(t *testing.T) {
 			[]losses{{}, {}, {}, {ovs: 2}, {}, {}}},
 		{"counters that go back", []Reading{{Metered: 10, Limited: 5, Received: 5}, {Metered: 3, Limited: 1, Received: 7}, {Metered: 4, Limited: 2, Received: 7}},
 			[]losses{{}, {unknown: 0}, {meter: 1}}},
+		{"what was under way at the first look hides no loss", []Reading{{Metered: 10, Received: 4}, {Metered: 10, Received: 10}, {Metered: 15, Received: 12}, {Metered: 15, Received: 12}, {Metered: 15, Received: 12}},
+			[]losses{{}, {}, {}, {}, {ovs: 3}}},
+		{"nor does what another meter had let through", []Reading{{Born: hour, Metered: 100, Received: 100}, {Born: 2 * hour, Metered: 5, Received: 125, Before: 100}, {Born: 2 * hour, Metered: 9, Received: 127, Before: 100},
+			{Born: 2 * hour, Metered: 9, Received: 127, Before: 100}, {Born: 2 * hour, Metered: 9, Received: 127, Before: 100}}, []losses{{}, {unknown: 0}, {}, {}, {ovs: 2}}},
+		{"a meter that was put under flows that named none", []Reading{{Born: hour, Metered: 100, Received: 100}, {Born: 2 * hour, Metered: 105, Received: 150, Before: 120, Unbound: true}, {Born: 2 * hour, Metered: 109, Received: 151, Before: 120},
+			{Born: 2 * hour, Metered: 109, Received: 151, Before: 120}, {Born: 2 * hour, Metered: 109, Received: 151, Before: 120}}, []losses{{}, {unknown: 0}, {}, {}, {ovs: 3}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var l Losses

@@ -16,9 +16,10 @@ type Reading struct {
 	Born     time.Duration // The meter, by the machine's monotonic clock. Zero: not known.
 	Metered  uint64        // Packets that came to the meter: all that log flows reported.
 	Limited  uint64        // Of these, over its rate.
-	Received uint64        // Packet-ins that the switch delivered.
-	Before   uint64        // Of these, before the switch that is there now.
+	Received uint64        // Packet-ins that the switch delivered, before Metered was read: each was counted there.
+	Before   uint64        // Of these, before the meter was put.
 	Unread   uint64        // Of these, dropped by our own queue or unreadable.
+	Unbound  bool          // It was put since the last reading, while flows reported under meters that were gone: it may have counted of these.
 }
 
 // Losses works out from the counters of a meter how many reports were lost, and where.
@@ -30,7 +31,7 @@ type Losses struct {
 	heir     time.Time // Since when reports may be missing that a former shim had.
 	heirFor  int       // Readings for which what is missing is taken for these.
 	stated   uint64    // As lost on the way, so far, net of the base.
-	base     int64     // Deficit at the first reading.
+	base     int64     // Deficit while nothing was lost that is to be stated.
 	deficits []uint64  // As the latest readings were followed.
 
 	limited, missed uint64  // Stated in all: over the rate, and lost on the way.
@@ -38,8 +39,8 @@ type Losses struct {
 }
 
 // Begin takes the meter to begin with nothing, when so many reports had come before.
-func (l *Losses) Begin(at time.Time, received uint64) {
-	l.begin(Reading{Time: at, Received: received}, -int64(received))
+func (l *Losses) Begin(at time.Time, before uint64) {
+	l.begin(Reading{Time: at}, -int64(before))
 }
 
 // Resume takes up the meter as a former shim left it, that was there until a time and
@@ -71,18 +72,24 @@ func (l *Losses) Next(r Reading) []*auditv1.LossEvent {
 	deficit := int64(r.Metered) - int64(r.Limited) - int64(r.Received)
 	var out []*auditv1.LossEvent
 	another := l.begun && l.last.Born != 0 && !SameMeter(r.Born, l.last.Born)
-	back := l.heirFor == settle*settle && int64(r.Metered) < l.origin.Base+l.origin.OverRate
-	if another || back || !l.begun || r.Metered < l.last.Metered || r.Limited < l.last.Limited {
+	back := l.heirFor == settle*settle && int64(r.Metered) < l.origin.Base+l.origin.OverRate || r.Metered < l.last.Metered || r.Limited < l.last.Limited
+	if another || back || r.Unbound || !l.begun {
 		// The first look, or the switch began to count anew.
 		if l.begun {
 			out = append(out, &auditv1.LossEvent{From: timestamppb.New(l.last.Time), To: timestamppb.New(r.Time), Stage: auditv1.LossStage_LOSS_STAGE_UNKNOWN})
 		}
-		if !another {
+		if !another || r.Unbound {
 			l.begin(r, deficit)
 			l.looked = true
 			return out
 		}
 		l.begin(Reading{Time: l.last.Time, Born: r.Born, Unread: l.last.Unread}, -int64(r.Before))
+	}
+	if more := l.base - deficit; more > 0 {
+		// More has come than that says: it was under way at the first look, or is of
+		// another meter, that was there before. Else as much would hide what is lost next.
+		l.base -= more
+		l.origin.Base -= more
 	}
 	add := func(stage auditv1.LossStage, from time.Time, count uint64) {
 		if count > 0 {

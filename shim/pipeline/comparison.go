@@ -53,22 +53,28 @@ func (c *Comparison) Wants(key openflow.FlowKey) bool {
 	return is
 }
 
+// HasMet says whether a flow met that of a key.
+func (c *Comparison) HasMet(key openflow.FlowKey) bool {
+	d := c.flows.flows[key]
+	return d != nil && d.met == c.flows.round
+}
+
 // Met is how many flows of Desired were met.
 func (c *Comparison) Met() int { return c.met }
 
 // Rest are those of Desired that no flow met so far, in the order of the keys.
-func (c *Comparison) Rest() []openflow.Flow {
-	rest := make([]openflow.Flow, 0, len(c.flows.flows)-c.met)
+func (c *Comparison) Rest() *Flows {
+	var rest []touched
 	for key, d := range c.flows.flows {
 		if d.met == c.flows.round {
 			continue
 		}
-		if f, is := c.wanted(key, d); is {
-			rest = append(rest, f)
+		if _, is := c.wanted(key, d); is {
+			rest = append(rest, touched{key, d, c.shown[key]})
 		}
 	}
-	slices.SortFunc(rest, func(a, b openflow.Flow) int { return CompareKeys(a.Key(), b.Key()) })
-	return rest
+	slices.SortFunc(rest, func(a, b touched) int { return CompareKeys(a.key, b.key) })
+	return &Flows{rest}
 }
 
 func (c *Comparison) wanted(key openflow.FlowKey, d *desired) (openflow.Flow, bool) {

@@ -181,6 +181,9 @@ func New(cfg Config, former Assignment) *Compiler {
 // the same key, and flows to take out.
 type Change struct {
 	Upsert []openflow.Flow
+	// More are all that are put in, in place of Upsert, where they are very many. They
+	// are as they are to be until the next Update.
+	More   *Flows
 	Delete []openflow.FlowKey
 	// PutGroups are put in, in place of those of the same id, before the flows;
 	// DeleteGroups are taken out after them. PutMeters are put in before all else.
@@ -248,8 +251,8 @@ func (c *Compiler) Update(state *storage.Replica, touched storage.Touched, ports
 	c.settleForms()
 	c.forgetPlaces()
 	c.revise()
-	up, del := c.flows.take()
-	change := Change{Upsert: up, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted(), Unserved: c.unserved}
+	up, more, del := c.flows.take()
+	change := Change{Upsert: up, More: more, Delete: del, Vacated: c.takeVacated(), Recounted: c.counts.takeRecounted(), Unserved: c.unserved}
 	change.PutGroups, change.DeleteGroups = c.takeGroups()
 	for _, id := range c.meters.takeFresh() {
 		change.PutMeters = append(change.PutMeters, c.logMeter(id))

@@ -102,8 +102,8 @@ func (c *Compiler) Drop(ids []uint32) Change {
 	for _, id := range ids {
 		c.counts.drop(&c.flows, id)
 	}
-	up, del := c.flows.take()
-	return Change{Upsert: up, Delete: del}
+	up, more, del := c.flows.take()
+	return Change{Upsert: up, More: more, Delete: del}
 }
 
 // policyID tells policies apart, also those that come again by one name.

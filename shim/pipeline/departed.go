@@ -29,11 +29,15 @@ func AddressesOf(state *storage.Replica) Addresses {
 		default:
 			return
 		}
+		pods := 0
+		state.Keys(id, func(string) { pods++ })
+		list := slices.Grow(out[in], pods) // Most have one address.
 		state.Scope(id, func(key string, item *policyv1.Item) {
 			for _, a := range podAddresses(item) {
-				out[in] = append(out[in], podAddress{key, a})
+				list = append(list, podAddress{key, a})
 			}
 		})
+		out[in] = list
 	})
 	return out
 }

@@ -62,32 +62,33 @@ func SaveEncoded(path, node string, state, assignment []byte) error {
 
 // Load reads the checkpoint of a node.
 func Load(path, node string) (Checkpoint, error) {
-	body, err := atomicfile.Read(path, format)
+	state, assignment, err := LoadEncoded(path, node)
 	if err != nil {
-		return Checkpoint{}, fmt.Errorf("load checkpoint %s: %w", path, err)
+		return Checkpoint{}, err
 	}
-	c, err := decode(body)
-	if err == nil && c.Node != node {
-		err = fmt.Errorf("%w: %q, not %q", ErrNode, c.Node, node)
-	}
-	if err != nil {
-		return Checkpoint{}, fmt.Errorf("load checkpoint %s: %w", path, err)
+	c := Checkpoint{Node: node, State: &policyv1.Cut{}, Assignment: assignment}
+	if err := proto.Unmarshal(state, c.State); err != nil {
+		return Checkpoint{}, fmt.Errorf("load checkpoint %s: %w: %v", path, ErrCorrupt, err)
 	}
 	return c, nil
 }
 
-func decode(body []byte) (Checkpoint, error) {
+// LoadEncoded is Load that leaves the state encoded: see storage.Replica.ApplyEncoded.
+func LoadEncoded(path, node string) (state, assignment []byte, err error) {
+	body, err := atomicfile.Read(path, format)
+	if err != nil {
+		return nil, nil, fmt.Errorf("load checkpoint %s: %w", path, err)
+	}
 	var parts [3][]byte
 	for i := range parts {
 		v, n := protowire.ConsumeBytes(body)
 		if n < 0 {
-			return Checkpoint{}, fmt.Errorf("%w: part %d", ErrCorrupt, i)
+			return nil, nil, fmt.Errorf("load checkpoint %s: %w: part %d", path, ErrCorrupt, i)
 		}
 		parts[i], body = v, body[n:]
 	}
-	c := Checkpoint{Node: string(parts[0]), State: &policyv1.Cut{}, Assignment: parts[2]}
-	if err := proto.Unmarshal(parts[1], c.State); err != nil {
-		return Checkpoint{}, fmt.Errorf("%w: %v", ErrCorrupt, err)
+	if of := string(parts[0]); of != node {
+		return nil, nil, fmt.Errorf("load checkpoint %s: %w: %q, not %q", path, ErrNode, of, node)
 	}
-	return c, nil
+	return parts[1], parts[2], nil
 }

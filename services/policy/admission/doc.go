@@ -12,8 +12,9 @@
 // what this replica has read. Two requests that are under way at the same time, be
 // it at two replicas, may so each be right by itself and wrong together: a priority
 // that two new tiers take, a group that becomes a child while it is given children.
-// Then both objects are there, and the source keeps one of them out of force (package
-// validate decides which, the same everywhere); that one's fault is reported.
+// Then both objects are there, and the source hands on what of them can stand together
+// (package validate decides what, the same everywhere); the fault of the other is
+// reported.
 //
 // Read webhook_test.go first.
 package admission

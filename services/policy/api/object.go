@@ -79,6 +79,9 @@ type Object interface {
 type Event struct {
 	Ref    Ref
 	Object Object
+	// Fault says why the object is not in force as it is written, where that is
+	// for what stands beside it. Empty: it is, or is gone.
+	Fault string
 	// Version is the object as its source has it, in force or not; nil where it
 	// has none, or where versions of the kind are not kept.
 	Version *Version

@@ -37,6 +37,23 @@ func (v Violation) String() string {
 	return v.Name() + ": " + v.Field + ": " + v.Message
 }
 
+// Faults are what is wrong with each of some objects: "field: message", several
+// with semicolons between.
+func Faults(list []Violation) map[Ref]string {
+	faults := make(map[Ref]string, len(list))
+	for _, v := range list {
+		text := v.Message
+		if v.Field != "" {
+			text = v.Field + ": " + text
+		}
+		if former := faults[v.Object]; former != "" {
+			text = former + "; " + text
+		}
+		faults[v.Object] = text
+	}
+	return faults
+}
+
 // Invalid is the error of a text or object that must be refused. It holds
 // every violation, at least one.
 type Invalid struct {

@@ -12,7 +12,7 @@ type GroupDefinition struct {
 	Members  int      // Pods.
 	Blocks   int      // Blocks of addresses.
 	Policies int      // That name it, themselves or by a parent.
-	Warnings []string // What it names that is not there.
+	Warnings []string // What is wrong with it, and what it names that is not there.
 }
 
 // Definitions lists all group objects by kind, Namespace and name.
@@ -20,7 +20,11 @@ func (e *Engine) Definitions() []GroupDefinition {
 	var out []GroupDefinition
 	for _, r := range e.referents {
 		if g, is := r.obj.(*api.Group); is {
-			out = append(out, e.define(g, len(r.users)))
+			d := e.define(g, len(r.users))
+			if r.fault != "" {
+				d.Warnings = append([]string{r.fault}, d.Warnings...)
+			}
+			out = append(out, d)
 		}
 	}
 	slices.SortFunc(out, func(a, b GroupDefinition) int { return compareRefs(a.Object.Ref(), b.Object.Ref()) })

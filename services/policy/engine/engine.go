@@ -78,12 +78,12 @@ func (e *Engine) Apply(ev api.Event) {
 	case api.KindService:
 		obj, _ := ev.Object.(*api.Service)
 		e.applyService(ev.Ref, obj)
-		e.applyReferent(ev.Ref, ev.Object)
+		e.applyReferent(ev.Ref, ev.Object, ev.Fault)
 	case api.KindEndpointSlice:
 		obj, _ := ev.Object.(*api.EndpointSlice)
 		e.applySlice(ev.Ref, obj)
 	case api.KindTier, api.KindClusterGroup, api.KindGroup:
-		e.applyReferent(ev.Ref, ev.Object)
+		e.applyReferent(ev.Ref, ev.Object, ev.Fault)
 	case api.KindAdminNetworkPolicy, api.KindBaselineAdminNetworkPolicy, api.KindClusterNetworkPolicy,
 		api.KindAntreaClusterNetworkPolicy, api.KindAntreaNetworkPolicy:
 		obj, _ := ev.Object.(*api.OrderedPolicy)

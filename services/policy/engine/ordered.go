@@ -73,7 +73,11 @@ func (e *Engine) plan(p *api.OrderedPolicy) *plan {
 	pl := &plan{policy: p, keys: p.SameLabelKeys()}
 	rank, ok := e.rank(pl)
 	if !ok {
-		pl.fault(ReasonTierNotFound, true, "tier %s is not there; the policy is held back until it is", p.Tier)
+		what := "not there"
+		if r := e.referents[api.Ref{Kind: api.KindTier, Name: p.Tier}]; r != nil && r.fault != "" {
+			what = "not in force (" + r.fault + ")"
+		}
+		pl.fault(ReasonTierNotFound, true, "tier %s is %s; the policy is held back until it is", p.Tier, what)
 		return pl
 	}
 	pl.rank = rank

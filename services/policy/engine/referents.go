@@ -23,20 +23,21 @@ type ordered struct {
 
 // referent is an object that policies name, whether it is there or not.
 type referent struct {
-	obj   api.Object // Nil: not there (yet).
+	obj   api.Object // Nil: not there (yet), or not in force.
+	fault string     // Why it is not in force as it is written. Empty: it is.
 	users map[*ordered]struct{}
 }
 
-func (e *Engine) applyReferent(ref api.Ref, obj api.Object) {
+func (e *Engine) applyReferent(ref api.Ref, obj api.Object, fault string) {
 	r := e.referents[ref]
 	if r == nil {
-		if obj == nil {
+		if obj == nil && fault == "" {
 			return
 		}
 		r = &referent{}
 		e.referents[ref] = r
 	}
-	r.obj = obj
+	r.obj, r.fault = obj, fault
 	e.releaseReferent(ref, r)
 	users := make([]*ordered, 0, len(r.users))
 	for o := range r.users {
@@ -49,7 +50,7 @@ func (e *Engine) applyReferent(ref api.Ref, obj api.Object) {
 }
 
 func (e *Engine) releaseReferent(ref api.Ref, r *referent) {
-	if r.obj == nil && len(r.users) == 0 {
+	if r.obj == nil && r.fault == "" && len(r.users) == 0 {
 		delete(e.referents, ref)
 	}
 }

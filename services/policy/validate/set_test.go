@@ -3,6 +3,7 @@ package validate
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -235,6 +236,47 @@ func TestSetDoesNotDependOnOrder(t *testing.T) {
 	again, warned := Set(list)
 	if !slices.Equal(again, violations) || !slices.Equal(warned, warnings) {
 		t.Errorf("reversed: %v and %v, was %v and %v", texts(again), texts(warned), texts(violations), texts(warnings))
+	}
+}
+
+// What is in force of a group that nests twice is what its author meant: the leaves
+// of its children, however deep, each once, in the order in which they are met. A
+// circle adds nothing, and a name of which there is no group stays.
+func TestNestedGroupsAreMadeFlat(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		groups []string
+		want   map[string][]string // Children in force of those that are refused.
+	}{
+		{"once", []string{clusterGroup("a", "childGroups: [b, none]"), clusterGroup("b", "podSelector: {}")}, nil},
+		{"twice", []string{clusterGroup("a", "childGroups: [b, d, c]"), clusterGroup("b", "childGroups: [c, none]"), clusterGroup("c", "podSelector: {}"), clusterGroup("d", "podSelector: {}")}, map[string][]string{"a": {"c", "none", "d"}}},
+		{"three times", []string{clusterGroup("a", "childGroups: [b]"), clusterGroup("b", "childGroups: [c]"), clusterGroup("c", "childGroups: [d]"), clusterGroup("d", "podSelector: {}")}, map[string][]string{"a": {"d"}, "b": {"d"}}},
+		{"each a child of the other", []string{clusterGroup("a", "childGroups: [b, c]"), clusterGroup("b", "childGroups: [a]"), clusterGroup("c", "podSelector: {}")}, map[string][]string{"a": {"c"}, "b": {"c"}}},
+		{"in a circle alone", []string{clusterGroup("a", "childGroups: [b]"), clusterGroup("b", "childGroups: [a]")}, map[string][]string{"a": nil, "b": nil}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			list := objects(t, test.groups...)
+			violations, flat := Refused(list)
+			got := map[string][]string{}
+			for ref, g := range flat {
+				got[ref.Name] = g.Children
+			}
+			if len(got)+len(test.want) > 0 && !reflect.DeepEqual(got, test.want) {
+				t.Errorf("in force are %v, want %v", got, test.want)
+			}
+			for _, v := range violations {
+				if flat[v.Object] == nil {
+					t.Errorf("of %s nothing is in force", v)
+				}
+			}
+			if again, _ := Refused(Standing(list, violations, flat)); len(again) > 0 {
+				t.Errorf("what is in force is refused: %v", texts(again))
+			}
+			slices.Reverse(list)
+			if _, again := Refused(list); !reflect.DeepEqual(again, flat) {
+				t.Errorf("in another order %v are in force, and were %v", again, flat)
+			}
+		})
 	}
 }
 

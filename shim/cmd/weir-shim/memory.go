@@ -13,7 +13,7 @@ import (
 // cheap, as long as that stays below memoryAim. What is in use may be more. Then a
 // fixed limit would have the collector run all the time, and the limit rises.
 const (
-	memoryAim    = 160 << 20 // Without the program itself, and what else is no Go memory.
+	memoryAim    = 144 << 20 // Without the program itself, and what else is no Go memory.
 	memoryRoom   = 10        // The part of what is in use that may be garbage at the least: a tenth.
 	memoryFollow = 200 * time.Millisecond
 	memoryStep   = 4 << 20 // By less the limit does not move.

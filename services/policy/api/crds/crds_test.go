@@ -1,7 +1,9 @@
 package main
 
 import (
+	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -23,8 +25,7 @@ var types = map[string]any{
 	"nodeendpoints.weir.dev":               weirv1alpha1.NodeEndpoints{},
 }
 
-// A schema has the fields of its Go type and no others, each with a description:
-// what it lacks would be lost without a word, and what it has beyond would be
+// A schema has the fields of its Go type and no others: what it lacks would be lost without a word, and what it has beyond would be
 // stored and not read.
 func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 	for _, k := range kinds() {
@@ -42,9 +43,6 @@ func compare(t *testing.T, path string, of reflect.Type, s *apiextensionsv1.JSON
 	t.Helper()
 	for of.Kind() == reflect.Pointer {
 		of = of.Elem()
-	}
-	if s.Description == "" && !strings.HasSuffix(path, ".metadata") && s.XPreserveUnknownFields == nil {
-		t.Errorf("%s has no description", path)
 	}
 	switch {
 	case s.XPreserveUnknownFields != nil || strings.HasSuffix(path, ".metadata") || s.Type == "string" || s.XIntOrString: // Looked into no further.
@@ -83,6 +81,52 @@ func jsonNames(of reflect.Type) map[string]reflect.Type {
 		names[name] = f.Type
 	}
 	return names
+}
+
+// Kubectl explain has a sentence for each field, and another one for each: one that
+// says no more than the field's name, or the same as its neighbour's, helps nobody.
+func TestFieldsAreExplained(t *testing.T) {
+	count := 0
+	for _, k := range kinds() {
+		s := apiextensionsv1.JSONSchemaProps(k.schema())
+		explained(t, k.names.Kind, &s, &count)
+		for _, c := range k.columns {
+			if c.Description == "" {
+				t.Errorf("column %s of %s has no description", c.Name, k.name())
+			}
+		}
+	}
+	if count < 500 {
+		t.Errorf("%d fields have been looked at, which are not all", count)
+	}
+}
+
+var sentence = regexp.MustCompile(`^[A-Z].*[^.\s]\.$`)
+
+func explained(t *testing.T, path string, s *apiextensionsv1.JSONSchemaProps, count *int) {
+	t.Helper()
+	*count++
+	if words := strings.Fields(s.Description); len(words) < 5 || !sentence.MatchString(s.Description) || strings.Contains(s.Description, "  ") {
+		t.Errorf("%s is explained as %q, which is no sentence of five words", path, s.Description)
+	}
+	said := make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(s.Properties)) {
+		sub := s.Properties[name]
+		if s.Type == "object" && name == "metadata" { // The API server explains it.
+			continue
+		}
+		if other := said[sub.Description]; other != "" {
+			t.Errorf("%s.%s is explained as its neighbour %s is: %q", path, name, other, sub.Description)
+		}
+		said[sub.Description] = name
+		explained(t, path+"."+name, &sub, count)
+	}
+	if s.Items != nil && s.Items.Schema.XPreserveUnknownFields == nil {
+		explained(t, path+"[]", s.Items.Schema, count)
+	}
+	if s.AdditionalProperties != nil {
+		explained(t, path+"{}", s.AdditionalProperties.Schema, count)
+	}
 }
 
 // What a rule says of a violation names what to write instead; and rules end up

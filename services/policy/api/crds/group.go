@@ -27,16 +27,16 @@ var groupRules = []rule{
 
 // groupSpec is how a group selects. What is wrong between groups is for the webhook.
 func groupSpec(qualified string) schema {
-	return object("What the group holds, chosen in one way.", fields{
-		"podSelector":            selector("Pods with these labels."),
-		"namespaceSelector":      selector("Pods of the Namespaces with these labels."),
-		"nodeSelector":           refused("Not supported: a group holds no Nodes.", "a group holds no Nodes; write nodeSelector in a policy's appliedTo or in a rule's peer"),
-		"ipBlock":                block("Addresses of one prefix; ipBlocks is its newer form."),
-		"ipBlocks":               list("Addresses of some prefixes.", 0, block("Addresses of one prefix.")),
-		"serviceReference":       reference("The Pods that a Service selects.", "Service"),
-		"externalEntitySelector": refused("Not supported: what it selects is beyond the cluster.", beyond+"write podSelector, namespaceSelector or ipBlocks"),
-		"childGroups": list("Names of groups whose members are the members of this one.", mostChildren,
-			text("Name of a group of the same kind.", must("!self.contains('/')", qualified)).length(1, 253)),
+	return object("What the group holds: Pods by podSelector and namespaceSelector, blocks of addresses, the Pods of a Service, or other groups; one of these ways alone.", fields{
+		"podSelector":            selector(pods),
+		"namespaceSelector":      selector("Pods of the Namespaces with these labels, all of them where podSelector is left out."),
+		"nodeSelector":           refused("Refused: a group holds no Nodes, which policies select by themselves.", "a group holds no Nodes; write nodeSelector in a policy's appliedTo or in a rule's peer"),
+		"ipBlock":                block("Addresses of one prefix. ipBlocks is the newer form, and is written instead of it."),
+		"ipBlocks":               list("Addresses of some prefixes, multicast ones or others, not both.", 0, block(addresses)),
+		"serviceReference":       reference("The Pods that a Service selects, whatever its ports are; none for a Service without selector.", "Service"),
+		"externalEntitySelector": refused(notSupported, beyond+"write podSelector, namespaceSelector or ipBlocks"),
+		"childGroups": list("Names of groups whose members are those of this one. They have no children of their own; one that is not there counts as empty until it is.", mostChildren,
+			text("Name of a group of the same kind and, where it has one, the same Namespace.", must("!self.contains('/')", qualified)).length(1, 253)),
 	},
 		must("!(has(self.ipBlock) && "+filled("self.ipBlocks")+")", "ipBlock stands beside ipBlocks; move it into that list"),
 		must(alone(hasAny("podSelector", "namespaceSelector"), "has(self.ipBlock)", filled("self.ipBlocks"), "has(self.serviceReference)", filled("self.childGroups")),
@@ -44,11 +44,11 @@ func groupSpec(qualified string) schema {
 }
 
 func groupStatus() schema {
-	return object("What has become of the group.", fields{
-		"conditions": listMap("Conditions of the group.", object("One condition.", fields{
-			"type":               text("What it is about, such as GroupMembersComputed."),
-			"status":             oneOf("Whether it holds.", "True", "False", "Unknown"),
-			"lastTransitionTime": text("When the status last changed.").format("date-time"),
+	return object("What has become of the group. Weir writes it, and nobody else need.", fields{
+		"conditions": listMap("What is true of the group, by type of condition.", object(condition, fields{
+			"type":               text("What the condition is about: GroupMembersComputed, that the members are known."),
+			"status":             oneOf(conditionStatus, "True", "False", "Unknown"),
+			"lastTransitionTime": text(conditionSince).format("date-time"),
 		}), "type"),
 	})
 }

@@ -31,8 +31,8 @@ func (k kind) name() string { return k.names.Plural + "." + k.group }
 
 func (k kind) schema() schema {
 	all := fields{
-		"apiVersion": text("Group and version of the kind."),
-		"kind":       text("Name of the kind."),
+		"apiVersion": text("Group and version of the kind, which say by which schema the object is read."),
+		"kind":       text("Name of the kind that the object is of."),
 		"metadata":   {Type: "object"},
 	}
 	maps.Copy(all, k.fields)

@@ -47,12 +47,12 @@ var policyColumns = []apiextensionsv1.CustomResourceColumnDefinition{
 
 // policySpec is the spec of both kinds of policies.
 func policySpec(namespaced bool) schema {
-	return object("What the policy says.", fields{
-		"tier":      text("Name of the policy's tier; application where it is left out.").length(0, 253),
-		"priority":  {Type: "number", Format: "double", Description: "Place of the policy in its tier, from 1.0 to 10000.0, the lowest of which is judged first.", Minimum: new(1.0), Maximum: new(10000.0)},
-		"appliedTo": appliedTo("What the policy applies to; left out where every rule says it.", namespaced, false, false),
-		"ingress":   list("Rules for the traffic that arrives, judged in their order.", mostRules, policyRule(namespaced, false), uniqueNames),
-		"egress":    list("Rules for the traffic that leaves, judged in their order.", mostRules, policyRule(namespaced, true), uniqueNames),
+	return object("What the policy applies to, where it stands among others, and its rules.", fields{
+		"tier":      text("Name of the policy's tier, which must be there; application where it is left out.").length(0, 253),
+		"priority":  {Type: "number", Format: "double", Description: "Place of the policy in its tier, from 1.0 to 10000.0, the lowest of which is judged first. Policies may share one; of their rules in one place the strictest decides.", Minimum: new(1.0), Maximum: new(10000.0)},
+		"appliedTo": appliedTo("What the policy applies to, all entries together; left out where every rule says it.", namespaced, false, false),
+		"ingress":   list("Rules for the traffic that arrives, judged in their order: the first that matches decides.", mostRules, policyRule(namespaced, false), uniqueNames),
+		"egress":    list("Rules for the traffic that leaves, judged in their order: the first that matches decides.", mostRules, policyRule(namespaced, true), uniqueNames),
 	}, specRules()...).requires("priority")
 }
 
@@ -98,15 +98,15 @@ func specRules() []rule {
 
 // appliedTo is a list of targets, of a policy or of one of its rules.
 func appliedTo(about string, namespaced, ofRule, egress bool) schema {
-	entry := object("One kind of target.", fields{
-		"podSelector":            selector("Pods with these labels."),
-		"namespaceSelector":      selector("Pods of the Namespaces with these labels."),
-		"group":                  text("Name of a group whose Pods are meant."),
-		"serviceAccount":         reference("Pods that run as this service account.", "service account"),
-		"service":                reference("The clients of a NodePort Service, as they arrive from outside.", "Service"),
-		"nodeSelector":           selector("Nodes with these labels."),
-		"externalEntitySelector": refused("Not supported: what it selects is beyond the cluster.", beyond+"write podSelector or namespaceSelector, or remove the entry"),
-		"ipBlock":                refused("Not possible: a policy does not apply to addresses.", "a policy applies to Pods, Nodes or Services, not to addresses; write podSelector, namespaceSelector, group, serviceAccount, service or nodeSelector"),
+	entry := object("Pods, Nodes or a Service to which the policy or rule applies.", fields{
+		"podSelector":            selector(pods),
+		"namespaceSelector":      selector("Pods of the Namespaces with these labels, all of them where podSelector is left out."),
+		"group":                  text("Name of a ClusterGroup or, in a NetworkPolicy, of a Group of its Namespace. The policy applies to its Pods, and to none while the group is not there."),
+		"serviceAccount":         reference(accounts, "service account"),
+		"service":                reference("The clients of a NodePort Service, as they arrive from outside; for ingress rules whose peers are blocks of addresses.", "Service"),
+		"nodeSelector":           selector("Nodes with these labels: what their hosts receive and send themselves."),
+		"externalEntitySelector": refused(notSupported, beyond+"write podSelector or namespaceSelector, or remove the entry"),
+		"ipBlock":                refused("Refused: a policy does not apply to addresses, but to Pods, Nodes or Services.", "a policy applies to Pods, Nodes or Services, not to addresses; write podSelector, namespaceSelector, group, serviceAccount, service or nodeSelector"),
 	},
 		must(hasAny("podSelector", "namespaceSelector", "group", "serviceAccount", "service", "nodeSelector", "externalEntitySelector", "ipBlock"),
 			"the entry selects nothing; write podSelector, namespaceSelector, group, serviceAccount, service or nodeSelector, podSelector: {} for all Pods"),
@@ -115,15 +115,15 @@ func appliedTo(about string, namespaced, ofRule, egress bool) schema {
 	if namespaced {
 		const own = "a NetworkPolicy applies to Pods of its own Namespace; "
 		entry = entry.but(fields{
-			"namespaceSelector": selector("Not possible in a NetworkPolicy.", must("false", own+"remove namespaceSelector, or write a ClusterNetworkPolicy")),
-			"nodeSelector":      selector("Not possible in a NetworkPolicy.", must("false", own+"write a ClusterNetworkPolicy for Nodes")),
+			"namespaceSelector": selector("Refused: a NetworkPolicy applies to Pods of its own Namespace.", must("false", own+"remove namespaceSelector, or write a ClusterNetworkPolicy")),
+			"nodeSelector":      selector("Refused: a NetworkPolicy does not apply to Nodes.", must("false", own+"write a ClusterNetworkPolicy for Nodes")),
 		})
 	}
 	if ofRule && !namespaced {
-		entry = entry.but(fields{"nodeSelector": selector("Not possible on a rule.", must("false", "nodeSelector stands on a rule; write it in spec.appliedTo of a policy for Nodes"))})
+		entry = entry.but(fields{"nodeSelector": selector("Refused: a whole policy applies to Nodes, never a single rule.", must("false", "nodeSelector stands on a rule; write it in spec.appliedTo of a policy for Nodes"))})
 	}
 	if ofRule && egress {
-		service := reference("Not possible in an egress rule.", "Service")
+		service := reference("Refused: a Service only receives, so that no egress rule applies to it.", "Service")
 		service.XValidations = []rule{must("false", "an egress rule applies to a Service, which only receives; write an ingress rule, or apply it to Pods")}
 		entry = entry.but(fields{"service": service})
 	}
@@ -133,17 +133,17 @@ func appliedTo(about string, namespaced, ofRule, egress bool) schema {
 }
 
 func policyStatus() schema {
-	return object("What has become of the policy.", fields{
-		"phase":                text("How far the policy is in force: Pending, Realizing, Realized or Failed."),
-		"observedGeneration":   count("Generation of the spec that the status is about.", "int64"),
-		"currentNodesRealized": count("How many nodes enforce that generation.", "int32"),
-		"desiredNodesRealized": count("How many nodes must enforce it.", "int32"),
-		"conditions": listMap("Conditions of the policy.", object("One condition.", fields{
-			"type":               text("What it is about, such as Realizable."),
-			"status":             oneOf("Whether it holds.", "True", "False", "Unknown"),
-			"lastTransitionTime": text("When the status last changed.").format("date-time"),
-			"reason":             text("Why, in one word."),
-			"message":            text("Why, for readers."),
+	return object("What has become of the policy. Weir writes it, and nobody else need.", fields{
+		"phase":                text("How far the policy is in force, in a word: Pending, Realizing, Realized or Failed. Conditions say why."),
+		"observedGeneration":   count("Generation of the object that the status is about. Below metadata.generation it tells of an earlier spec.", "int64"),
+		"currentNodesRealized": count("How many nodes enforce that generation, with the members that its groups and selectors have now.", "int32"),
+		"desiredNodesRealized": count("How many nodes must enforce it: those that have Pods to which it applies, or are selected themselves.", "int32"),
+		"conditions": listMap("What is true of the policy, by type of condition.", object(condition, fields{
+			"type":               text("What the condition is about, such as Realizable: that the policy can be in force as it is written."),
+			"status":             oneOf(conditionStatus, "True", "False", "Unknown"),
+			"lastTransitionTime": text(conditionSince).format("date-time"),
+			"reason":             text("Why it holds or not, in one word for programs."),
+			"message":            text("Why it holds or not, in words for people: what is wrong, and where."),
 		}), "type"),
 	})
 }

@@ -27,10 +27,10 @@ func tier() kind {
 	return kind{
 		group: antrea, version: antreaVersion, names: names("Tier", "tier", "tiers", "tr"),
 		about: "A Tier orders policies: those of a tier with a lower priority are judged before those of one with a higher.",
-		fields: fields{"spec": object("What the tier is.", fields{
-			"priority": integer("Place of the tier among the tiers, the lowest of which is judged first; it cannot be changed.", 0, 255,
+		fields: fields{"spec": object("Where the tier stands among the others, and what it is for.", fields{
+			"priority": integer("Place of the tier among the tiers, the lowest of which is judged first: 0 to 249, other than that of any other tier. It cannot be changed.", 0, 255,
 				must("self == oldSelf", "the priority of a tier cannot be changed; write the former one, or make another tier")),
-			"description": text("What the tier is for, for its readers."),
+			"description": text("What the tier is for, in words for its readers; nothing depends on it."),
 		}).requires("priority")},
 		required: []string{"spec"},
 		rules: []rule{

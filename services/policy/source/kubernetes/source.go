@@ -57,8 +57,9 @@ type Source struct {
 	mu       sync.Mutex // Guards what follows.
 	objects  map[api.Ref]api.Object
 	versions map[api.Ref]*api.Version
-	problems map[api.Ref]Problem // Objects that cannot be read.
-	refused  map[api.Ref]string  // Objects that cannot stand beside others.
+	problems map[api.Ref]Problem    // Objects that cannot be read.
+	refused  map[api.Ref]string     // Objects that cannot stand beside others, with the reason.
+	flat     map[api.Ref]*api.Group // What is in force of those groups among them.
 	related  map[api.Ref]api.Object
 	stale    bool                           // refused is to be worked out again.
 	dirty    map[api.Ref]struct{}           // May differ from what was handed out.
@@ -257,7 +258,7 @@ func (s *Source) take(progress bool) (Batch, bool) {
 	b := Batch{Position: s.position, Read: s.read, Problems: len(s.problems) + len(s.refused)}
 	b.Events = make([]api.Event, 0, len(s.dirty))
 	for ref := range s.dirty {
-		b.Events = append(b.Events, api.Event{Ref: ref, Object: s.effectiveLocked(ref), Version: s.versions[ref]})
+		b.Events = append(b.Events, api.Event{Ref: ref, Object: s.effectiveLocked(ref), Fault: s.refused[ref], Version: s.versions[ref]})
 	}
 	if len(s.dirty) > 1024 {
 		s.dirty = make(map[api.Ref]struct{})
@@ -269,21 +270,23 @@ func (s *Source) take(progress bool) (Batch, bool) {
 	return b, true
 }
 
-// judgeLocked finds what cannot stand beside others.
+// judgeLocked finds what cannot stand beside others, and what is in force of it.
 func (s *Source) judgeLocked() {
 	if !s.stale {
 		return
 	}
 	s.stale = false
-	former := s.refused
-	s.refused = make(map[api.Ref]string)
-	for _, v := range validate.Refused(slices.Collect(maps.Values(s.related))) {
-		s.refused[v.Object] = v.String()
-		if former[v.Object] != v.String() {
-			s.logger.Error("object cannot stand beside others and is not in force", "object", v.Object, "field", v.Field, "err", v.Message)
+	former, was := s.refused, s.flat
+	var violations []api.Violation
+	violations, s.flat = validate.Refused(slices.Collect(maps.Values(s.related)))
+	s.refused = api.Faults(violations)
+	for ref, fault := range s.refused {
+		if former[ref] != fault {
+			s.logger.Error("object cannot stand beside others and is not in force as it is written", "object", ref, "err", fault)
+			s.dirty[ref] = struct{}{}
 		}
-		if former[v.Object] == "" {
-			s.dirty[v.Object] = struct{}{}
+		if g, old := s.flat[ref], was[ref]; g != nil && old != nil && !slices.Equal(g.Children, old.Children) {
+			s.dirty[ref] = struct{}{}
 		}
 	}
 	for ref := range former {
@@ -296,7 +299,13 @@ func (s *Source) judgeLocked() {
 // effectiveLocked is what counts as an object; nil for none.
 func (s *Source) effectiveLocked(ref api.Ref) api.Object {
 	o := s.objects[ref]
-	if o == nil || s.refused[ref] != "" {
+	if o == nil {
+		return nil
+	}
+	if s.refused[ref] != "" {
+		if g := s.flat[ref]; g != nil {
+			return g
+		}
 		return nil
 	}
 	if p, is := o.(*api.Pod); is {

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -205,6 +206,52 @@ func TestWhatCannotStandBesideOthersIsNotInForce(t *testing.T) {
 		}
 		if got := next(s); got != step.want || problems() != step.problems {
 			t.Errorf("%s: %q with %d problems, want %q with %d", step.name, got, problems(), step.want, step.problems)
+		}
+	}
+}
+
+// A group that nests twice is in force by its children's children, follows them, and
+// is told of for as long as it nests.
+func TestANestedGroupIsFlat(t *testing.T) {
+	s := newTestSource(t)
+	s.readAll(1)
+	groups := s.mirrorOf(s.kindOf(api.KindClusterGroup))
+	group := func(name, version string, children ...any) *unstructured.Unstructured {
+		spec := map[string]any{"childGroups": children}
+		if len(children) == 0 {
+			spec = map[string]any{"podSelector": map[string]any{}}
+		}
+		return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": "ClusterGroup",
+			"metadata": map[string]any{"name": name, "resourceVersion": version}, "spec": spec}}
+	}
+	const nested = "a=[%s] (spec.childGroups[0]: ClusterGroup b has children of its own (%s), and groups nest once; write these instead)"
+	for _, step := range []struct {
+		name string
+		do   func() error
+		want string
+	}{
+		{"a parent", func() error { return groups.Add(group("a", "2", "b")) }, "a=[b]"},
+		{"its child has a child", func() error { return groups.Add(group("b", "3", "c")) }, fmt.Sprintf(nested, "c", "c") + " b=[c]"},
+		{"which has one, too", func() error { return groups.Add(group("c", "4", "d")) },
+			fmt.Sprintf(nested, "d", "c") + " b=[d] (spec.childGroups[0]: ClusterGroup c has children of its own (d), and groups nest once; write these instead) c=[d]"},
+		{"another, far below", func() error { return groups.Update(group("c", "5", "e")) },
+			fmt.Sprintf(nested, "e", "c") + " b=[e] (spec.childGroups[0]: ClusterGroup c has children of its own (e), and groups nest once; write these instead) c=[e]"},
+		{"none of which has children", func() error { return groups.Update(group("b", "6")) }, "a=[b] b=[]"},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		b, _ := s.take(false)
+		var got []string
+		for _, ev := range b.Events {
+			text := fmt.Sprintf("%s=%v", ev.Ref.Name, ev.Object.(*api.Group).Children)
+			if ev.Fault != "" {
+				text += " (" + ev.Fault + ")"
+			}
+			got = append(got, text)
+		}
+		if text := strings.Join(got, " "); text != step.want {
+			t.Errorf("%s: %s, want %s", step.name, text, step.want)
 		}
 	}
 }

@@ -32,14 +32,18 @@ type catalog struct {
 	places  map[api.Ref]Problem
 	// versions are of what is defined.
 	versions map[api.Ref]*api.Version
-	// refused is what cannot stand beside other objects that are defined.
+	// refused is what cannot stand beside other objects that are defined, and flat
+	// what is in force of groups of it.
 	refused []api.Violation
+	flat    map[api.Ref]*api.Group
 	// warned is what is said of objects beside each other; it is stale where
 	// something else than Pods and their like has changed since.
 	warned []api.Violation
 	stale  bool
-	// inForce and told are the objects and versions that the last diff handed out.
+	// inForce, faults and told are the objects, what is wrong with them and their
+	// versions, as the last diff handed them out.
 	inForce map[api.Ref]api.Object
+	faults  map[api.Ref]string
 	told    map[api.Ref]*api.Version
 }
 
@@ -136,7 +140,7 @@ func (c *catalog) define(objects map[api.Ref]api.Object) {
 	}
 	c.defined = objects
 	if judge {
-		c.refused = validate.Refused(slices.Collect(maps.Values(objects)))
+		c.refused, c.flat = validate.Refused(slices.Collect(maps.Values(objects)))
 	}
 }
 
@@ -150,12 +154,16 @@ func (c *catalog) diff() (events []api.Event, problems, warnings []Problem) {
 		delete(objects, v.Object)
 		problems = append(problems, c.locate(v))
 	}
+	for ref, g := range c.flat {
+		objects[ref] = g
+	}
 	sortProblems(problems)
-	for ref := range differ(c.inForce, objects, differ(c.told, c.versions, nil)) {
-		events = append(events, api.Event{Ref: ref, Object: objects[ref], Version: c.versions[ref]})
+	faults := api.Faults(c.refused)
+	for ref := range differ(c.inForce, objects, differ(c.faults, faults, differ(c.told, c.versions, nil))) {
+		events = append(events, api.Event{Ref: ref, Object: objects[ref], Fault: faults[ref], Version: c.versions[ref]})
 	}
 	slices.SortFunc(events, func(a, b api.Event) int { return compareRefs(a.Ref, b.Ref) })
-	c.inForce, c.told = objects, c.versions
+	c.inForce, c.faults, c.told = objects, faults, c.versions
 	return events, problems, warnings
 }
 

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,6 +122,9 @@ func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
 			if e.Object == nil {
 				sign = "-"
 			}
+			if e.Fault != "" {
+				sign += "(" + e.Fault + ") "
+			}
 			told = append(told, sign+e.Ref.String())
 		}
 		for _, p := range problems {
@@ -137,7 +141,7 @@ func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
 		}
 	}
 	step(map[string]string{"a.yaml": tier("one", 1), "b.yaml": namespace("a", "1") + tier("two", 1) + dropIn("p", "two", "")},
-		"+Namespace a, +Tier one, +AntreaClusterNetworkPolicy p",
+		"+Namespace a, +Tier one, -(spec.priority: 1 is the priority of Tier one too; write another) Tier two, +AntreaClusterNetworkPolicy p",
 		"b.yaml:6: Tier two: spec.priority: 1 is the priority of Tier one too; write another",
 		"b.yaml:11: AntreaClusterNetworkPolicy p: spec.tier: Tier two does not exist; the policy is held back")
 	step(map[string]string{"c.yaml": namespace("b", "1")}, "+Namespace b", "b.yaml:6: Tier two", "the policy is held back")
@@ -145,6 +149,20 @@ func TestObjectsAreJudgedBesideEachOther(t *testing.T) {
 	step(map[string]string{"c.yaml": dropIn("q", "one", "")}, "-Namespace b, +AntreaClusterNetworkPolicy q", "",
 		`c.yaml:2: AntreaClusterNetworkPolicy q: spec.ingress[0]: the rule "r" decides nothing: all that it matches is decided before, by rule "r" (spec.ingress[0]) of AntreaClusterNetworkPolicy p`)
 	step(map[string]string{"b.yaml": namespace("a", "1")}, "-Tier two, -AntreaClusterNetworkPolicy p", "", "")
+	// A group that nests twice is in force by the children of its children, and follows them.
+	nested := "spec.childGroups[0]: ClusterGroup child has children of its own (leaf%s), and groups nest once; write these instead"
+	step(map[string]string{"c.yaml": parent("top", "child") + parent("child", "leaf")},
+		"-AntreaClusterNetworkPolicy q, +ClusterGroup child, +("+fmt.Sprintf(nested, "")+") ClusterGroup top", "c.yaml:2: ClusterGroup top: spec.childGroups[0]", "c.yaml:2: ClusterGroup top: spec.childGroups[0]: ClusterGroup leaf does not exist")
+	if got := c.inForce[api.Ref{Kind: api.KindClusterGroup, Name: "top"}].(*api.Group).Children; !slices.Equal(got, []string{"leaf"}) {
+		t.Errorf("the children in force are %q", got)
+	}
+	step(map[string]string{"c.yaml": parent("top", "child") + parent("child", "leaf, other")},
+		"+ClusterGroup child, +("+fmt.Sprintf(nested, ", other")+") ClusterGroup top", "c.yaml:2: ClusterGroup top", "ClusterGroup other does not exist")
+	step(map[string]string{"c.yaml": parent("top", "leaf") + parent("child", "leaf, other")}, "+ClusterGroup top", "", "ClusterGroup other does not exist")
+}
+
+func parent(name, children string) string {
+	return fmt.Sprintf("---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterGroup\nmetadata: {name: %s}\nspec: {childGroups: [%s]}\n", name, children)
 }
 
 // Versions are told of what is defined, in force or not, and of a change that

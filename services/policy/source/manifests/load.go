@@ -46,11 +46,13 @@ func Load(paths ...string) (Loaded, error) {
 			}
 		}
 	}
-	violations, warnings := validate.Set(slices.Collect(maps.Values(all.defined)))
+	defined := slices.Collect(maps.Values(all.defined))
+	_, warnings := validate.Set(defined)
+	violations, flat := validate.Refused(defined)
 	for _, v := range violations {
 		out.Problems = append(out.Problems, all.locate(v))
-		out.Objects = slices.DeleteFunc(out.Objects, func(o api.Object) bool { return o.Ref() == v.Object })
 	}
+	out.Objects = validate.Standing(out.Objects, violations, flat)
 	for _, v := range warnings {
 		out.Warnings = append(out.Warnings, all.locate(v))
 	}

@@ -329,7 +329,7 @@ func (s *Source) report(problems, former []Problem) {
 		switch {
 		case known[p]:
 		case p.alone:
-			s.log.Error("object cannot stand beside others and is not in force",
+			s.log.Error("object cannot stand beside others and is not in force as it is written",
 				"file", p.Path, "document", p.Document, "line", p.Line, "object", p.Name(), "field", p.Field, "err", p.Message)
 		default:
 			s.log.Error("manifest has a problem, its last good content stays in force",

@@ -4,12 +4,15 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/weirnet/weir/services/policy/api"
 )
 
 // folder is a watched folder under test. Its paths are relative.
@@ -329,7 +332,10 @@ func TestLoad(t *testing.T) {
 func TestRefusedObjectsAreTold(t *testing.T) {
 	f := watch(t, map[string]string{"a.yaml": tier("one", 1) + tier("two", 1) + dropIn("p", "two", "")}, time.Hour)
 	b := f.next()
-	if len(b.Events) != 2 || len(b.Problems) != 1 || !strings.Contains(b.Problems[0].String(), "a.yaml:7: Tier two: spec.priority") {
+	told := slices.ContainsFunc(b.Events, func(ev api.Event) bool {
+		return ev.Ref.Name == "two" && ev.Object == nil && ev.Fault == "spec.priority: 1 is the priority of Tier one too; write another"
+	})
+	if len(b.Events) != 3 || !told || len(b.Problems) != 1 || !strings.Contains(b.Problems[0].String(), "a.yaml:7: Tier two: spec.priority") {
 		t.Errorf("got %v, problems %v", b.Events, b.Problems)
 	}
 	f.write("a.yaml", tier("one", 1)+tier("two", 2)+dropIn("p", "two", ""))
