@@ -166,6 +166,29 @@ func (in *installation) useAll() {
 	}
 	in.announce()
 	in.askAsUser()
+	in.useStatus()
+}
+
+// useStatus has a status of each kind written, and an Event, and waits for them.
+func (in *installation) useStatus() {
+	t := in.t
+	t.Helper()
+	const spec = "spec: {priority: 5, appliedTo: [{podSelector: {matchLabels: {app: nobody}}}], ingress: [{name: in, action: Drop}]}"
+	objects := "apiVersion: crd.antrea.io/v1beta1\nkind: ClusterNetworkPolicy\nmetadata: {name: told}\n" + spec +
+		"\n---\napiVersion: crd.antrea.io/v1beta1\nkind: NetworkPolicy\nmetadata: {name: told, namespace: default}\n" + spec +
+		"\n---\napiVersion: crd.antrea.io/v1beta1\nkind: ClusterGroup\nmetadata: {name: told}\nspec: {podSelector: {}}" +
+		"\n---\napiVersion: crd.antrea.io/v1beta1\nkind: Group\nmetadata: {name: told, namespace: default}\nspec: {podSelector: {}}\n"
+	kubectl(t, in.Kube, objects, "apply", "-f", "-")
+	kubectl(t, in.Kube, "", "wait", "--for=condition=Realized", "--timeout=60s", "acnp/told", "annp/told")
+	kubectl(t, in.Kube, "", "wait", "--for=condition=GroupMembersComputed", "--timeout=60s", "clustergroup/told", "groups.crd.antrea.io/told")
+	kubectl(t, in.Kube, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: told, namespace: default}\nspec: {podSelector: {matchLabels: {app: nobody}}}\n", "apply", "-f", "-")
+	must(t, harness.Eventually(t.Context(), 60*time.Second, func() error {
+		out, err := in.Kubectl(t.Context(), nil, "get", "events", "-n", "default", "-o", "jsonpath={.items[*].involvedObject.name}")
+		if err == nil && !strings.Contains(out, "told") {
+			err = fmt.Errorf("events are about %q", out)
+		}
+		return err
+	}))
 }
 
 // reported waits until so many nodes report to a collector.

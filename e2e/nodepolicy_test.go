@@ -259,7 +259,7 @@ func TestNodesAreNotLockedOut(t *testing.T) {
 	must(t, n.Shim.Start())
 	must(t, c.Settled(t.Context()))
 	meets(t, c, "203.0.113.6 "+controlNode+" 10250 allow", "203.0.113.7 "+controlNode+" 10250 drop", controlNode+" 203.0.113.6 6443 allow", controlNode+" 203.0.113.6 80 drop", "203.0.113.6 "+controlNode+" 80 drop")
-	if p := of(); len(p.GetConditions()) != 1 || p.GetConditions()[0].GetStatus() || p.GetConditions()[0].GetReason() != "LockoutOverruled" || p.GetNodesRealized() != 1 {
+	if p := of(); len(p.GetConditions()) != 2 || p.GetConditions()[0].GetStatus() || p.GetConditions()[1].GetStatus() || p.GetConditions()[0].GetReason() != "LockoutOverruled" || p.GetNodesRealized() != 1 {
 		t.Errorf("the policy's status: %v", p)
 	}
 	must(t, harness.Eventually(t.Context(), 20*time.Second, func() error {
@@ -280,7 +280,7 @@ func TestNodesAreNotLockedOut(t *testing.T) {
 
 	set(t, c, guardedNodes(), shut(", annotations: {weir.dev/allow-lockout: 'true'}"))
 	meets(t, c, "203.0.113.6 "+controlNode+" 10250 drop", controlNode+" 203.0.113.6 6443 drop", "203.0.113.6 "+controlNode+" 80 drop")
-	if p := of(); len(p.GetConditions()) != 1 || !p.GetConditions()[0].GetStatus() {
+	if p := of(); len(p.GetConditions()) != 2 || !p.GetConditions()[0].GetStatus() || !p.GetConditions()[1].GetStatus() {
 		t.Errorf("the policy's status: %v", p)
 	}
 }

@@ -26,6 +26,11 @@ type Process struct {
 	done       chan struct{}
 }
 
+// HostProcess is a binary that is to run on the host.
+func HostProcess(name, log, bin string, args ...string) *Process {
+	return &Process{Name: name, Log: log, bin: bin, args: args}
+}
+
 // Start starts the process; its output is appended to Log.
 func (p *Process) Start() error {
 	f, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)

@@ -22,6 +22,7 @@ import (
 	"github.com/weirnet/weir/services/policy/server"
 	"github.com/weirnet/weir/services/policy/source/kubernetes"
 	"github.com/weirnet/weir/services/policy/source/manifests"
+	"github.com/weirnet/weir/services/policy/status"
 	"github.com/weirnet/weir/services/policy/validate"
 	"github.com/weirnet/weir/services/rpc"
 	"github.com/weirnet/weir/storage"
@@ -63,6 +64,9 @@ type Config struct {
 	// WebhookConfigurations are names of MutatingWebhookConfigurations beside those
 	// of the manifests, which are given the authority too.
 	WebhookConfigurations []string
+	// Namespace is that of the service itself, where the Lease is by which one replica
+	// writes the status of policies. Empty: none does, as without an API server.
+	Namespace string
 	// Replicas are host:port of the service's replicas, this one perhaps among
 	// them. They tell each other which nodes know a new Pod.
 	Replicas []string
@@ -77,10 +81,12 @@ type Service struct {
 	face    *server.Server
 	rpc     *rpc.Server
 	synced  atomic.Bool
-	read    chan struct{}     // Closed when synced becomes true.
-	cluster *identity.Cluster // Nil: certificates are not the cluster's.
-	users   *identity.Users   // Nil: there are none.
-	webhook *webhook          // Nil: none is served.
+	read    chan struct{}      // Closed when synced becomes true.
+	cluster *identity.Cluster  // Nil: certificates are not the cluster's.
+	users   *identity.Users    // Nil: there are none.
+	webhook *webhook           // Nil: none is served.
+	status  *status.Controller // Nil: none is written.
+	told    chan struct{}      // One slot: a policy has changed.
 
 	mu        sync.RWMutex // Guards what follows; the writer is Run's.
 	engine    *engine.Engine
@@ -126,6 +132,7 @@ func New(cfg Config) (*Service, error) {
 		since:     make(map[api.Ref]int64),
 		judge:     newJudge(cfg.Webhook != ""),
 		read:      make(chan struct{}),
+		told:      make(chan struct{}, 1),
 		objects:   prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_policy_events_total", Help: "Object changes taken from the sources."}),
 		problems:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_source_problems", Help: "Files and objects that are not in force as they stand."}),
 		revision:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_policy_revision", Help: "Newest revision of the store."}),
@@ -180,6 +187,12 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.Webhook != "" {
 		if s.webhook, err = newWebhook(s, creds); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Kubernetes && cfg.Namespace != "" {
+		if s.status, err = status.New(status.Config{Kubeconfig: cfg.Kubeconfig, Namespace: cfg.Namespace, Identity: s.Epoch(), Model: known{s},
+			Registry: registry, Logger: cfg.Logger.Named("status")}); err != nil {
 			return nil, err
 		}
 	}
@@ -259,6 +272,18 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.webhook != nil {
 		g.Go(func() error { return s.webhook.run(ctx) })
 	}
+	if s.status != nil {
+		g.Go(func() error {
+			select {
+			case <-s.read: // Before that there is nothing to say.
+				return s.status.Run(ctx)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	} else if s.cfg.Kubernetes {
+		s.logger.Warn("the status of policies is not written: no Namespace of the service is given (--namespace)")
+	}
 	g.Go(func() error { return s.write(ctx) })
 	g.Go(func() error { return s.becomeReady(ctx) })
 	g.Go(func() error { return s.face.Run(ctx) })
@@ -322,6 +347,7 @@ func (s *Service) take(b Batch) {
 		revision = s.store.Commit(s.engine.Flush(), b.Position)
 	}
 	s.tellLocked(changes, read)
+	s.tellStatus(b.Events)
 	if b.Synced && s.cfg.ChangeTrail && s.begun == 0 {
 		s.begun = read.UnixNano()
 	}

@@ -476,16 +476,16 @@ func TestConditionsAreServed(t *testing.T) {
 		}
 	}
 	want := map[string]string{
-		"closed": "Realizable true\n",
-		"open": "Realizable true\nConflicting true EqualPrecedence spec.ingress[0] \"in\" (Allow) loses to rule \"out\" (spec.ingress[0]) of AntreaClusterNetworkPolicy shut (Drop), " +
+		"closed": "Realizable true\nRealized false NotEnforcedOnAllNodes 0 of 1 nodes enforce it\n",
+		"open": "Realizable true\nRealized false NotEnforcedOnAllNodes 0 of 2 nodes enforce it\nConflicting true EqualPrecedence spec.ingress[0] \"in\" (Allow) loses to rule \"out\" (spec.ingress[0]) of AntreaClusterNetworkPolicy shut (Drop), " +
 			"which matches some of the same traffic with equal precedence\n",
-		"shut": "Realizable true\nConflicting true EqualPrecedence spec.ingress[0] \"out\" (Drop) wins over rule \"in\" (spec.ingress[0]) of AntreaClusterNetworkPolicy open (Allow), " +
+		"shut": "Realizable true\nRealized false NotEnforcedOnAllNodes 0 of 2 nodes enforce it\nConflicting true EqualPrecedence spec.ingress[0] \"out\" (Drop) wins over rule \"in\" (spec.ingress[0]) of AntreaClusterNetworkPolicy open (Allow), " +
 			"which matches some of the same traffic with equal precedence\n",
-		"lost": "Realizable false TierNotFound tier nowhere is not there; the policy is held back until it is\n",
+		"lost": "Realizable false TierNotFound tier nowhere is not there; the policy is held back until it is\nRealized false NotRealizable not as it is written: see the condition Realizable\n",
 		"half": "Realizable false GroupNotFound egress[0] (egress-drop-",
 	}
 	for name, text := range want {
-		if name == "half" && strings.HasPrefix(got[name], text) && strings.HasSuffix(got[name], "): group none is not there; it matches nothing\n") {
+		if name == "half" && strings.HasPrefix(got[name], text) && strings.HasSuffix(got[name], "): group none is not there; it matches nothing\nRealized false NotRealizable not as it is written: see the condition Realizable\n") {
 			continue
 		}
 		if got[name] != text {

@@ -217,7 +217,7 @@ func TestEveryFieldWasJudged(t *testing.T) {
 		message proto.Message
 		fields  int
 	}{
-		{&policyv1.ListPoliciesResponse{}, 1}, {&policyv1.PolicySummary{}, 19}, {&policyv1.PolicyRef{}, 3}, {&policyv1.RuleStats{}, 7}, {&policyv1.Condition{}, 4},
+		{&policyv1.ListPoliciesResponse{}, 1}, {&policyv1.PolicySummary{}, 20}, {&policyv1.PolicyRef{}, 3}, {&policyv1.RuleStats{}, 7}, {&policyv1.Condition{}, 4},
 		{&policyv1.ListGroupsResponse{}, 2}, {&policyv1.GroupSummary{}, 6}, {&policyv1.GroupDefinition{}, 8},
 		{&policyv1.ExplainResponse{}, 4}, {&policyv1.DirectionExplanation{}, 6}, {&policyv1.EvaluationStep{}, 4}, {&policyv1.ConsideredRule{}, 4},
 	} {

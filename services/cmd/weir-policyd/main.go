@@ -45,7 +45,7 @@ func command() *cobra.Command {
 			inPod := os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 			cfg.Kubernetes = cfg.Kubeconfig != "" || cfg.Manifests == "" && inPod
 			cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "weir-policyd", Level: hclog.LevelFromString(level)})
-			cfg.WebhookNamespace = issuer.Namespace
+			cfg.WebhookNamespace, cfg.Namespace = issuer.Namespace, issuer.Namespace
 			if issue {
 				if cfg.TLS.Cert != "" || cfg.TLS.Key != "" {
 					return errors.New("--issue-certificates makes the service's own certificate: leave --cert and --key out")
@@ -84,7 +84,7 @@ func command() *cobra.Command {
 	f.StringSliceVar(&cfg.WebhookConfigurations, "webhook-configuration", nil, "MutatingWebhookConfiguration, beside those of the manifests, that calls the webhooks and is given the certificate authority; may be repeated")
 	f.StringSliceVar(&cfg.Replicas, "replicas", nil, "host:port of all replicas, to wait for each other's nodes before a new Pod's port opens, and to answer for each other; a name may have several addresses")
 	f.BoolVar(&issue, "issue-certificates", false, "keep a certificate authority in the Secret weir-pki of --namespace, and give certificates to who has a token; --ca then names further authorities")
-	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself; POD_NAMESPACE by default")
+	f.StringVar(&issuer.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "Namespace of Weir itself, where the replicas agree on who writes the status of policies; POD_NAMESPACE by default")
 	f.StringSliceVar(&issuer.Hosts, "server-name", nil, "name or address by which the service is reached, for its certificate; may be repeated")
 	f.DurationVar(&issuer.Lifetime, "certificate-lifetime", 8*time.Hour, "of certificates that are issued; they are renewed after two thirds of it")
 	f.StringArrayVar(&grants, "grant", nil, "who gets a certificate by a token, ROLE=NAMESPACE/SERVICEACCOUNT; the role is node, auditd (with ,HOST for each of its names), operator or reader (with ,NAMESPACE for each whose record it may read); may be repeated")

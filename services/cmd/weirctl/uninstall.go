@@ -47,6 +47,7 @@ var installed = []schema.GroupVersionResource{
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterrolebindings"},
 	{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: "clusterroles"},
 	{Version: "v1", Resource: "serviceaccounts"},
+	{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"},
 	{Version: "v1", Resource: "configmaps"},
 	{Version: "v1", Resource: "secrets"},
 }

@@ -32,6 +32,16 @@ func (e *Engine) Definitions(of func(namespace string) bool) []GroupDefinition {
 	return out
 }
 
+// GroupObjects are all group objects, in no order.
+func (e *Engine) GroupObjects() (out []*api.Group) {
+	for _, r := range e.referents {
+		if g, is := r.obj.(*api.Group); is {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
 func (e *Engine) define(g *api.Group, policies int, of func(string) bool) GroupDefinition {
 	d := GroupDefinition{Object: g, Policies: policies}
 	var n normaliser

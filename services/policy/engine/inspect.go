@@ -22,6 +22,7 @@ type PolicyInfo struct {
 	Tier      string            // Empty: the kind has none.
 	Items     []ItemPlace       // Of the policy and its parts. Empty: it has no effect.
 	AppliedTo []storage.ScopeID // Groups that it guards, in ascending order.
+	Peers     []storage.ScopeID // Address groups that its rules name, in ascending order.
 	Ingress   int               // Rules.
 	Egress    int
 	Rules     []RuleInfo // As written, ingress first.
@@ -137,7 +138,9 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 		}
 		info.Items = append(info.Items, ItemPlace{p.set.id, of.key()})
 		groups = append(groups, p.set.groups...)
+		p.eachPeer(of, func(g *group, _ policyv1.Action) { info.Peers = append(info.Peers, g.id) })
 	}
+	sortScopes(&info.Peers)
 	info.Endpoints = members(groups)
 	applies, nodes := "Pod", 0
 	for _, g := range groups {
@@ -146,8 +149,7 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 			applies, nodes = "Node", nodes+len(g.hosts)
 		}
 	}
-	slices.SortFunc(info.AppliedTo, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
-	info.AppliedTo = slices.Compact(info.AppliedTo)
+	sortScopes(&info.AppliedTo)
 	switch {
 	case len(items) == 0: // What it applies to has not been worked out.
 		info.Warnings = append(info.Warnings, "has no effect now")
@@ -155,6 +157,12 @@ func (info PolicyInfo) complete(items []*policy, d *draft) PolicyInfo {
 		info.Warnings = append(info.Warnings, "applies to no "+applies+" now")
 	}
 	return info
+}
+
+// sortScopes puts ids into ascending order, each once.
+func sortScopes(ids *[]storage.ScopeID) {
+	slices.SortFunc(*ids, func(a, b storage.ScopeID) int { return slices.Compare(a[:], b[:]) })
+	*ids = slices.Compact(*ids)
 }
 
 // members counts the Pods that are in some of the groups.

@@ -30,7 +30,7 @@ const (
 // elsewhere asks the other replicas, all at once. Answers are in the order of
 // their epochs, one for each, and without this replica's own. One that does not
 // answer is left out; that is logged until it answers again, once.
-func elsewhere[T any](ctx context.Context, r *replicas, ask func(context.Context, policyv1.InspectionServiceClient, ...grpc.CallOption) (T, error)) []T {
+func elsewhere[T any](ctx context.Context, r *replicas, ask func(context.Context, *grpc.ClientConn, ...grpc.CallOption) (T, error)) []T {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var (
@@ -41,7 +41,7 @@ func elsewhere[T any](ctx context.Context, r *replicas, ask func(context.Context
 	for address, conn := range r.others() {
 		asked.Go(func() {
 			var header metadata.MD
-			answer, err := ask(ctx, policyv1.NewInspectionServiceClient(conn), grpc.Header(&header), grpc.MaxCallRecvMsgSize(maxAnswerBytes))
+			answer, err := ask(ctx, conn, grpc.Header(&header), grpc.MaxCallRecvMsgSize(maxAnswerBytes))
 			epoch := strings.Join(header.Get(EpochHeader), "")
 			r.answered(address, epoch, err)
 			if err != nil || epoch == r.epoch {
@@ -67,6 +67,9 @@ func (r *replicas) answered(address, epoch string, err error) {
 	r.mute[address] = err != nil
 	if err == nil && epoch == r.epoch {
 		r.self[address] = true
+	}
+	if err != nil && !said {
+		r.lost = time.Now()
 	}
 	r.mu.Unlock()
 	if err != nil && !said {
@@ -99,9 +102,9 @@ func (r *replicas) theirs() map[string]bool {
 
 // nodesOf asks a replica for the nodes that it knows, with or without what names
 // stand for there.
-func nodesOf(named bool) func(context.Context, policyv1.InspectionServiceClient, ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
-	return func(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
-		return c.ListNodes(ctx, &policyv1.ListNodesRequest{Local: true, Named: named}, opts...)
+func nodesOf(named bool) func(context.Context, *grpc.ClientConn, ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
+	return func(ctx context.Context, c *grpc.ClientConn, opts ...grpc.CallOption) (*policyv1.ListNodesResponse, error) {
+		return policyv1.NewInspectionServiceClient(c).ListNodes(ctx, &policyv1.ListNodesRequest{Local: true, Named: named}, opts...)
 	}
 }
 
@@ -143,71 +146,4 @@ func closer(a, b *policyv1.NodeSummary) int {
 		return cmp.Compare(a.GetBehindSeconds(), b.GetBehindSeconds())
 	}
 	return cmp.Or(cmp.Compare(yes(a.GetInSync()), yes(b.GetInSync())), cmp.Compare(a.GetLag(), b.GetLag()), cmp.Compare(a.GetReplica(), b.GetReplica()))
-}
-
-// policyID is what makes a policy of two replicas the same content.
-type policyID struct {
-	kind                 policyv1.PolicyKind
-	namespace, name, uid string
-	generation           int64
-}
-
-func idOf(p *policyv1.PolicySummary) policyID {
-	return policyID{p.GetRef().GetKind(), p.GetRef().GetNamespace(), p.GetRef().GetName(), p.GetUid(), p.GetGeneration()}
-}
-
-// mergePolicies adds to what this replica says of policies what the others say
-// of the nodes that are connected to them. A replica that has read another
-// generation of a policy has nothing to add to it.
-func mergePolicies(own []*policyv1.PolicySummary, others []*policyv1.ListPoliciesResponse) {
-	byID := make(map[policyID]*policyv1.PolicySummary, len(own))
-	for _, p := range own {
-		byID[idOf(p)] = p
-	}
-	for _, list := range others {
-		for _, theirs := range list.GetPolicies() {
-			p := byID[idOf(theirs)]
-			if p == nil {
-				continue
-			}
-			p.NodesRealized = min(p.NodesRealized+theirs.GetNodesRealized(), p.GetNodes())
-			mergeRealizable(condition(p, typeRealizable), condition(theirs, typeRealizable))
-		}
-	}
-}
-
-func condition(p *policyv1.PolicySummary, kind string) *policyv1.Condition {
-	for _, c := range p.GetConditions() {
-		if c.GetType() == kind {
-			return c
-		}
-	}
-	return nil
-}
-
-// mergeRealizable adds another replica's reasons to a condition. Most are those
-// of the objects, which both give; what is new is of nodes, and goes first.
-func mergeRealizable(own, theirs *policyv1.Condition) {
-	if own == nil || theirs.GetMessage() == "" {
-		return
-	}
-	const between = "; "
-	messages := strings.Split(own.GetMessage(), between)
-	if own.GetMessage() == "" {
-		messages = nil
-	}
-	var added []string
-	for _, m := range strings.Split(theirs.GetMessage(), between) {
-		if !slices.Contains(messages, m) && !slices.Contains(added, m) {
-			added = append(added, m)
-		}
-	}
-	if len(added) == 0 {
-		return
-	}
-	own.Message = strings.Join(append(added, messages...), between)
-	own.Status = false
-	if own.Reason == "" || theirs.GetReason() == reasonRefused {
-		own.Reason = theirs.GetReason()
-	}
 }

@@ -48,33 +48,6 @@ func TestNodesAreMerged(t *testing.T) {
 	}
 }
 
-// Nodes that realise a policy count at each replica, and what they refuse is
-// told once. Who has read another generation has nothing to say.
-func TestPoliciesAreMerged(t *testing.T) {
-	policy := func(generation int64, realized uint32, reason string, messages ...string) *policyv1.PolicySummary {
-		return &policyv1.PolicySummary{Ref: &policyv1.PolicyRef{Namespace: "x", Name: "p"}, Generation: generation, Nodes: 5, NodesRealized: realized, Conditions: []*policyv1.Condition{
-			{Type: typeRealizable, Status: len(messages) == 0, Reason: reason, Message: strings.Join(messages, "; ")}}}
-	}
-	for name, tc := range map[string]struct {
-		own, other *policyv1.PolicySummary
-		want       *policyv1.PolicySummary
-	}{
-		"sum":              {policy(1, 2, ""), policy(1, 1, ""), policy(1, 3, "")},
-		"not beyond all":   {policy(1, 3, ""), policy(1, 4, ""), policy(1, 5, "")},
-		"other generation": {policy(2, 3, ""), policy(1, 1, reasonRefused, "node a: old"), policy(2, 3, "")},
-		"refused there":    {policy(1, 1, ""), policy(1, 0, reasonRefused, "node a: full"), policy(1, 1, reasonRefused, "node a: full")},
-		"the same fault": {policy(1, 0, "TierNotFound", "no tier"), policy(1, 0, "TierNotFound", "no tier"),
-			policy(1, 0, "TierNotFound", "no tier")},
-		"a fault, and refused there": {policy(1, 0, "GroupNotFound", "no group"), policy(1, 0, reasonRefused, "node a: full", "no group"),
-			policy(1, 0, reasonRefused, "node a: full", "no group")},
-	} {
-		mergePolicies([]*policyv1.PolicySummary{tc.own}, []*policyv1.ListPoliciesResponse{{Policies: []*policyv1.PolicySummary{tc.other, {Ref: &policyv1.PolicyRef{Name: "elsewhere alone"}}}}})
-		if !proto.Equal(tc.own, tc.want) {
-			t.Errorf("%s: %v, want %v", name, tc.own, tc.want)
-		}
-	}
-}
-
 // How long a node lacks something is counted from the commit of the oldest
 // change that it has not acknowledged; one that keeps up is never behind.
 func TestANodeIsBehindSinceTheOldestUnacknowledgedChange(t *testing.T) {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -53,19 +51,16 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		s.learnTallies(ctx)
 	}
 	resp := &policyv1.ListPoliciesResponse{}
-	for _, p := range infos {
+	for _, r := range s.gather(ctx, newReach(s.cfg.Store, infos), !req.GetLocal()) {
+		p := r.Info
 		if ns := req.GetNamespace(); ns != "" && p.Wire.GetRef().GetNamespace() != ns || !scope.Sees(p.Ref.Namespace) {
 			continue
 		}
-		span := s.span(p)
 		summary := &policyv1.PolicySummary{
 			Ref: p.Wire.Ref, Uid: p.Wire.Uid, Generation: p.Wire.Generation, Tier: p.Tier, Rank: p.Wire.Rank, Priority: p.Wire.Priority,
 			IngressRules: uint32(p.Ingress), EgressRules: uint32(p.Egress), Endpoints: uint32(p.Endpoints), Staged: p.Wire.Staged,
-			Nodes: uint32(len(span)), NodesRealized: s.realized(p, span), Warnings: p.Warnings,
-			Conditions: []*policyv1.Condition{realizable(append(s.failures(p, span), p.Faults...))},
-		}
-		if list := conflicts[p.Ref]; len(list) > 0 {
-			summary.Conditions = append(summary.Conditions, &policyv1.Condition{Type: "Conflicting", Status: true, Reason: "EqualPrecedence", Message: strings.Join(list, "; ")})
+			Nodes: uint32(r.Nodes), NodesRealized: uint32(r.Realized()), Warnings: p.Warnings, Content: r.Content,
+			Conditions: r.Conditions(conflicts[p.Ref]),
 		}
 		for _, id := range p.AppliedTo {
 			summary.AppliedTo = append(summary.AppliedTo, hex.EncodeToString(id[:]))
@@ -75,92 +70,10 @@ func (s *Server) ListPolicies(ctx context.Context, req *policyv1.ListPoliciesReq
 		}
 		resp.Policies = append(resp.Policies, summary)
 	}
-	if r := s.barriers.replicas; r != nil && !req.GetLocal() {
-		ask := &policyv1.ListPoliciesRequest{Namespace: req.GetNamespace(), Local: true}
-		mergePolicies(resp.Policies, elsewhere(ctx, r, func(ctx context.Context, c policyv1.InspectionServiceClient, opts ...grpc.CallOption) (*policyv1.ListPoliciesResponse, error) {
-			return c.ListPolicies(ctx, ask, opts...)
-		}))
-	}
 	if !scope.All {
 		redactPolicies(resp, infos)
 	}
 	return resp, nil
-}
-
-// The type of the condition that a policy is enforced as it is written, and the
-// reason where nodes say that they do not.
-const (
-	typeRealizable = "Realizable"
-	reasonRefused  = "RefusedByNode"
-)
-
-// realizable is the condition that a policy can be enforced as it is written.
-// The reason is that of the first fault by which more gets through, if any.
-func realizable(faults []engine.Fault) *policyv1.Condition {
-	c := &policyv1.Condition{Type: typeRealizable, Status: len(faults) == 0}
-	var messages []string
-	for _, f := range faults {
-		messages = append(messages, f.Message)
-	}
-	c.Message = strings.Join(messages, "; ")
-	if i := slices.IndexFunc(faults, func(f engine.Fault) bool { return f.Widens }); len(faults) > 0 {
-		c.Reason = faults[max(i, 0)].Reason
-	}
-	return c
-}
-
-// realized counts the nodes of a policy's span that have acknowledged the
-// policy's present items, and enforce all of them.
-func (s *Server) realized(p engine.PolicyInfo, span map[string]uint64) (nodes uint32) {
-	for node, need := range span {
-		se := s.sessions.find(node)
-		if se == nil {
-			continue
-		}
-		se.mu.Lock()
-		failed := slices.ContainsFunc(p.Items, func(i engine.ItemPlace) bool { return se.failed[i] != "" })
-		if se.stream != nil && !failed && se.acked >= need {
-			nodes++
-		}
-		se.mu.Unlock()
-	}
-	return nodes
-}
-
-// span are the nodes of a policy's items, each with the revision as of which it
-// holds all that reach it.
-func (s *Server) span(p engine.PolicyInfo) map[string]uint64 {
-	need := make(map[string]uint64)
-	for _, item := range p.Items {
-		revision := s.cfg.Store.ItemRevision(item.Scope, item.Key)
-		for node, joined := range s.cfg.Store.Span(item.Scope) {
-			need[node] = max(need[node], revision, joined)
-		}
-	}
-	return need
-}
-
-// failures are what nodes say of a policy's items that they do not enforce.
-func (s *Server) failures(p engine.PolicyInfo, span map[string]uint64) []engine.Fault {
-	var out []engine.Fault
-	for _, node := range slices.Sorted(maps.Keys(span)) {
-		se := s.sessions.find(node)
-		if se == nil {
-			continue
-		}
-		se.mu.Lock()
-		for _, item := range p.Items {
-			if why := se.failed[item]; why != "" {
-				out = append(out, engine.Fault{Reason: reasonRefused, Message: "node " + node + ": " + why, Widens: true})
-				break // A node's first is enough, and counted below as a node.
-			}
-		}
-		se.mu.Unlock()
-	}
-	if most := 4; len(out) > most {
-		out = append(out[:most-1], engine.Fault{Reason: reasonRefused, Message: fmt.Sprintf("and %d nodes more", len(out)-most+1)})
-	}
-	return out
 }
 
 // ListGroups implements InspectionService.

@@ -32,6 +32,7 @@ type replicas struct {
 	conns map[string]*grpc.ClientConn // By address and host.
 	self  map[string]bool             // Those that answered as this replica itself.
 	mute  map[string]bool             // Those that did not answer when they were last asked what they know.
+	lost  time.Time                   // When one of them last went or fell silent.
 	nodes map[string]bool             // That are connected to another, as of the last exchange. Immutable.
 	tally map[string]talliesMark      // How far each told its tallies.
 }
@@ -117,6 +118,9 @@ func (r *replicas) resolve(ctx context.Context) error {
 	for address, conn := range r.conns {
 		if _, still := found[address]; !still {
 			conn.Close()
+			if !r.self[address] {
+				r.lost = time.Now()
+			}
 			delete(r.conns, address)
 			delete(r.self, address)
 			delete(r.mute, address)

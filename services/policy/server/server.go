@@ -89,6 +89,8 @@ type Server struct {
 	probes    probes
 	userCalls chan struct{} // A slot for each call of a user.
 	watchers  watchers
+	acks      acknowledgements
+	begun     time.Time
 	stopping  chan struct{} // Closed when Run ends.
 
 	streams   prometheus.Gauge
@@ -118,6 +120,7 @@ func New(cfg Config) (*Server, error) {
 		probes:    probes{slots: make(chan struct{}, maxProbes)},
 		userCalls: make(chan struct{}, maxUserCalls),
 		watchers:  watchers{open: make(map[*watcher]struct{})},
+		begun:     time.Now(),
 		stopping:  make(chan struct{}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "weir_policy_streams", Help: "Nodes that are connected."}),

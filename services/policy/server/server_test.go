@@ -507,10 +507,13 @@ func TestPoliciesSayWhatNodesRefuse(t *testing.T) {
 				item := storage.Encode(&policyv1.Item{Body: &policyv1.Item_Policy{Policy: &policyv1.Policy{
 					Ref: &policyv1.PolicyRef{Kind: policyv1.PolicyKind_POLICY_KIND_ANTREA_CLUSTER_NETWORK_POLICY, Name: name}}}})
 				f.store.Commit([]storage.Change{{Op: storage.OpUpsert, Scope: scope, Kind: storage.ScopePolicies, Item: item}}, nil)
-				return engine.PolicyInfo{Items: []engine.ItemPlace{{Scope: scope, Key: item.Key}}}
+				return engine.PolicyInfo{Wire: &policyv1.Policy{Ref: &policyv1.PolicyRef{Name: name}}, Items: []engine.ItemPlace{{Scope: scope, Key: item.Key}}}
 			}
 			bad, good := policy("bad"), policy("good")
-			failures := func(p engine.PolicyInfo) []engine.Fault { return f.server.failures(p, f.server.span(p)) }
+			known := func(p engine.PolicyInfo) *Realization {
+				return &f.server.gather(t.Context(), newReach(f.store, []engine.PolicyInfo{p}), false)[0]
+			}
+			failures := func(p engine.PolicyInfo) []engine.Fault { return known(p).faults() }
 			c := f.subscribe(hello("node-1"))
 			cut := c.cut()
 			nack := tc.nack(&policyv1.ItemError{Scope: scope[:], Key: bad.Items[0].Key, Error: "no room"})
@@ -520,11 +523,11 @@ func TestPoliciesSayWhatNodesRefuse(t *testing.T) {
 			if got := failures(bad)[0]; got != (engine.Fault{Reason: "RefusedByNode", Message: "node node-1: no room", Widens: true}) {
 				t.Errorf("%+v", got)
 			}
-			if span := f.server.span(bad); len(span) != 1 || f.server.realized(bad, span) != 0 {
-				t.Errorf("realised on %d of %d nodes", f.server.realized(bad, span), len(span))
+			if r := known(bad); r.Nodes != 1 || r.Realized() != 0 {
+				t.Errorf("realised on %d of %d nodes", r.Realized(), r.Nodes)
 			}
-			if realized := f.server.realized(good, f.server.span(good)); realized != tc.realized || len(failures(good)) != 0 {
-				t.Errorf("the other is realised on %d nodes, %v", realized, failures(good))
+			if r := known(good); r.Realized() != int(tc.realized) || len(r.faults()) != 0 {
+				t.Errorf("the other is realised on %d nodes, %v", r.Realized(), r.faults())
 			}
 			f.member("a") // Another cut, which succeeds.
 			cut = c.cut()

@@ -17,9 +17,12 @@ type session struct {
 
 	mu      sync.Mutex // Guards what follows.
 	stream  *stream    // Nil: not connected.
+	began   time.Time  // When the last stream did.
+	ended   time.Time  // When it did, if it has.
 	version string
-	sent    uint64 // Newest revision sent; zero for none in this epoch.
-	acked   uint64 // Newest revision acknowledged; zero for none in this epoch.
+	sent    uint64    // Newest revision sent; zero for none in this epoch.
+	acked   uint64    // Newest revision acknowledged; zero for none in this epoch.
+	ackedAt time.Time // When the last acknowledgement came.
 	digest  storage.Digest
 	lastErr string
 	failed  map[engine.ItemPlace]string           // Items that the node says it does not enforce, with its reasons, as of its last answer.
@@ -120,7 +123,7 @@ func (se *session) begin(st *stream, hello *policyv1.Hello) (replaced bool) {
 		replaced = true
 	}
 	se.stream, se.version, se.sent, se.acked, se.lastErr, se.failed = st, hello.GetVersion(), 0, 0, "", nil
-	st.probes = hello.GetProbes()
+	st.probes, se.began = hello.GetProbes(), time.Now()
 	se.endProbesLocked()
 	se.late(time.Now()) // Until it says otherwise.
 	return replaced
@@ -138,7 +141,7 @@ func (se *session) end(st *stream, ports func(string, []*policyv1.PortState)) (g
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if se.stream == st {
-		se.stream = nil
+		se.stream, se.ended = nil, time.Now()
 		se.endProbesLocked()
 		se.late(time.Now())
 		if ports != nil {
@@ -178,6 +181,18 @@ func (se *session) caughtUp(st *stream) {
 	}
 }
 
+// lacksSince is since when the node lacks something; zero where it has all that it
+// was sent, but for items that it refuses by themselves. The caller holds mu.
+func (se *session) lacksSince() time.Time {
+	switch {
+	case se.stream != nil && len(se.stream.outstanding) > 0:
+		return se.stream.outstanding[0].since
+	case se.acked > 0 && se.acked == se.sent:
+		return time.Time{}
+	}
+	return se.behind
+}
+
 // nodeAnswer is an ack (err empty) or a nack.
 type nodeAnswer struct {
 	revision uint64
@@ -199,7 +214,7 @@ func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool, comm
 		// A cut from before a repair, which took it off the books, or one
 		// that was refused and is in force at last.
 		if known = a.revision <= se.sent; known && a.err == "" && a.revision >= se.acked {
-			se.acked, se.apply, se.lastErr, se.failed = a.revision, a.micros, "", nil
+			se.acked, se.ackedAt, se.apply, se.lastErr, se.failed = a.revision, time.Now(), a.micros, "", nil
 			if a.held != nil {
 				se.digest = *a.held
 			}
@@ -218,7 +233,7 @@ func (se *session) answered(st *stream, a nodeAnswer) (known, differs bool, comm
 	se.digest = *a.held
 	se.lastErr, se.failed = a.err, a.failed
 	if a.inForce {
-		se.acked, se.apply = a.revision, a.micros
+		se.acked, se.ackedAt, se.apply = a.revision, time.Now(), a.micros
 	}
 	if differs = want != *a.held; differs {
 		st.differs = true

@@ -79,18 +79,21 @@ func (s *Server) review(ctx context.Context, want identity.Right) (scope identit
 func redactPolicies(resp *policyv1.ListPoliciesResponse, infos []engine.PolicyInfo) {
 	faults := make(map[policyID][]engine.Fault, len(infos))
 	for _, p := range infos {
-		faults[idOf(&policyv1.PolicySummary{Ref: p.Wire.GetRef(), Uid: p.Wire.GetUid(), Generation: p.Wire.GetGeneration()})] = p.Faults
+		faults[idOf(p.Wire.GetRef(), p.Wire.GetUid())] = p.Faults
 	}
 	for _, p := range resp.GetPolicies() {
-		own := faults[idOf(p)]
+		p.Content = nil
+		own := faults[idOf(p.GetRef(), p.GetUid())]
 		for i, c := range p.GetConditions() {
-			if c.GetType() != typeRealizable {
-				continue
+			switch {
+			case c.GetType() == TypeRealizable:
+				if c.GetReason() == ReasonRefused {
+					own = append([]engine.Fault{{Reason: ReasonRefused, Message: "some nodes do not enforce it", Widens: true}}, own...)
+				}
+				p.Conditions[i] = realizable(own)
+			case c.GetType() == TypeRealized && (c.GetReason() == ReasonRefused || c.GetReason() == ReasonNotEnforced):
+				c.Message = enforcedBy(int(p.GetNodesRealized()), int(p.GetNodes()))
 			}
-			if c.GetReason() == reasonRefused {
-				own = append([]engine.Fault{{Reason: reasonRefused, Message: "some nodes do not enforce it", Widens: true}}, own...)
-			}
-			p.Conditions[i] = realizable(own)
 		}
 	}
 }

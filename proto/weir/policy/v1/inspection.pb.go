@@ -921,7 +921,7 @@ type PolicySummary struct {
 	EgressRules   uint32                 `protobuf:"varint,8,opt,name=egress_rules,json=egressRules,proto3" json:"egress_rules,omitempty"`
 	Endpoints     uint32                 `protobuf:"varint,9,opt,name=endpoints,proto3" json:"endpoints,omitempty"`                               // Pods that it applies to.
 	Nodes         uint32                 `protobuf:"varint,10,opt,name=nodes,proto3" json:"nodes,omitempty"`                                      // Nodes of its span.
-	NodesRealized uint32                 `protobuf:"varint,11,opt,name=nodes_realized,json=nodesRealized,proto3" json:"nodes_realized,omitempty"` // Of these, connected and with the policy's present content acknowledged.
+	NodesRealized uint32                 `protobuf:"varint,11,opt,name=nodes_realized,json=nodesRealized,proto3" json:"nodes_realized,omitempty"` // Of these, those that have acknowledged the policy's present content, its groups' members with it, and enforce it.
 	Warnings      []string               `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`                                 // Empty: none.
 	Conditions    []*Condition           `protobuf:"bytes,13,rep,name=conditions,proto3" json:"conditions,omitempty"`                             // By type; those that a status has.
 	AppliedTo     []string               `protobuf:"bytes,14,rep,name=applied_to,json=appliedTo,proto3" json:"applied_to,omitempty"`              // Ids of the groups that it guards, in hexadecimal. Empty: none.
@@ -932,8 +932,12 @@ type PolicySummary struct {
 	NodesCounted   uint32       `protobuf:"varint,17,opt,name=nodes_counted,json=nodesCounted,proto3" json:"nodes_counted,omitempty"`         // Nodes whose counts are in them.
 	CountedSinceMs int64        `protobuf:"varint,18,opt,name=counted_since_ms,json=countedSinceMs,proto3" json:"counted_since_ms,omitempty"` // Unix milliseconds: the latest time at which one of these nodes began to count. Zero: there are none.
 	UncountedMs    uint64       `protobuf:"varint,19,opt,name=uncounted_ms,json=uncountedMs,proto3" json:"uncounted_ms,omitempty"`            // For how long counts may have been lost, over these nodes, since the policy was created.
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Digest of the policy's items, the members of the groups that it names, and
+	// how many Pods and nodes it applies to; 16 bytes. Equal at all replicas that
+	// have read the same.
+	Content       []byte `protobuf:"bytes,20,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicySummary) Reset() {
@@ -1097,6 +1101,13 @@ func (x *PolicySummary) GetUncountedMs() uint64 {
 		return x.UncountedMs
 	}
 	return 0
+}
+
+func (x *PolicySummary) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
 }
 
 // RuleStats is what one rule matched, or what the isolation in a direction
@@ -2300,7 +2311,7 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x05local\x18\x03 \x01(\bR\x05local\x12\x14\n" +
 	"\x05stats\x18\x04 \x01(\bR\x05stats\"Q\n" +
 	"\x14ListPoliciesResponse\x129\n" +
-	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\x86\x05\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1d.weir.policy.v1.PolicySummaryR\bpolicies\"\xa0\x05\n" +
 	"\rPolicySummary\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
@@ -2326,7 +2337,8 @@ const file_weir_policy_v1_inspection_proto_rawDesc = "" +
 	"\x05rules\x18\x10 \x03(\v2\x19.weir.policy.v1.RuleStatsR\x05rules\x12#\n" +
 	"\rnodes_counted\x18\x11 \x01(\rR\fnodesCounted\x12(\n" +
 	"\x10counted_since_ms\x18\x12 \x01(\x03R\x0ecountedSinceMs\x12!\n" +
-	"\funcounted_ms\x18\x13 \x01(\x04R\vuncountedMs\"\xd8\x01\n" +
+	"\funcounted_ms\x18\x13 \x01(\x04R\vuncountedMs\x12\x18\n" +
+	"\acontent\x18\x14 \x01(\fR\acontent\"\xd8\x01\n" +
 	"\tRuleStats\x127\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x19.weir.policy.v1.DirectionR\tdirection\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x14\n" +

@@ -21,6 +21,334 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RealizationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RealizationRequest) Reset() {
+	*x = RealizationRequest{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RealizationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RealizationRequest) ProtoMessage() {}
+
+func (x *RealizationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RealizationRequest.ProtoReflect.Descriptor instead.
+func (*RealizationRequest) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+}
+
+type RealizationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`       // The answering replica's.
+	Policies      []*PolicyContent       `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"` // All that there are, by kind, Namespace and name.
+	Nodes         []*NodeRealization     `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`       // That have ever been connected to this replica, by name.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RealizationResponse) Reset() {
+	*x = RealizationResponse{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RealizationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RealizationResponse) ProtoMessage() {}
+
+func (x *RealizationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RealizationResponse.ProtoReflect.Descriptor instead.
+func (*RealizationResponse) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RealizationResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *RealizationResponse) GetPolicies() []*PolicyContent {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *RealizationResponse) GetNodes() []*NodeRealization {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// PolicyContent is what a replica has read of a policy.
+type PolicyContent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *PolicyRef             `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`                         // Empty: the source has none.
+	Generation    int64                  `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`          // Zero: the source has none.
+	Content       []byte                 `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`                 // 16 bytes, a digest of the policy's items, the members of the groups that it names, and how many Pods and nodes it applies to: equal at all replicas that have read the same.
+	StillMs       uint64                 `protobuf:"varint,5,opt,name=still_ms,json=stillMs,proto3" json:"still_ms,omitempty"` // For how long it has been so, as far as was looked.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyContent) Reset() {
+	*x = PolicyContent{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyContent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyContent) ProtoMessage() {}
+
+func (x *PolicyContent) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyContent.ProtoReflect.Descriptor instead.
+func (*PolicyContent) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PolicyContent) GetRef() *PolicyRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *PolicyContent) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *PolicyContent) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *PolicyContent) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *PolicyContent) GetStillMs() uint64 {
+	if x != nil {
+		return x.StillMs
+	}
+	return 0
+}
+
+// NodeRealization is what a node has acknowledged to a replica, during its last
+// stream there.
+type NodeRealization struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	SinceMs       uint64                 `protobuf:"varint,3,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`    // How long ago the last stream began.
+	GoneMs        uint64                 `protobuf:"varint,4,opt,name=gone_ms,json=goneMs,proto3" json:"gone_ms,omitempty"`       // How long ago it ended; zero while it is connected.
+	BehindMs      uint64                 `protobuf:"varint,5,opt,name=behind_ms,json=behindMs,proto3" json:"behind_ms,omitempty"` // For how long the node has lacked something; zero where it lacks nothing that it was sent.
+	Lacking       []uint32               `protobuf:"varint,6,rep,packed,name=lacking,proto3" json:"lacking,omitempty"`            // Positions in RealizationResponse.policies: those that reach the node, and of which it has not acknowledged the present content. Ascending.
+	Refused       []*Refusal             `protobuf:"bytes,7,rep,name=refused,proto3" json:"refused,omitempty"`                    // What it says that it does not enforce.
+	AckedMs       uint64                 `protobuf:"varint,8,opt,name=acked_ms,json=ackedMs,proto3" json:"acked_ms,omitempty"`    // How long ago it last acknowledged something.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeRealization) Reset() {
+	*x = NodeRealization{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeRealization) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeRealization) ProtoMessage() {}
+
+func (x *NodeRealization) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeRealization.ProtoReflect.Descriptor instead.
+func (*NodeRealization) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeRealization) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NodeRealization) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *NodeRealization) GetSinceMs() uint64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *NodeRealization) GetGoneMs() uint64 {
+	if x != nil {
+		return x.GoneMs
+	}
+	return 0
+}
+
+func (x *NodeRealization) GetBehindMs() uint64 {
+	if x != nil {
+		return x.BehindMs
+	}
+	return 0
+}
+
+func (x *NodeRealization) GetLacking() []uint32 {
+	if x != nil {
+		return x.Lacking
+	}
+	return nil
+}
+
+func (x *NodeRealization) GetRefused() []*Refusal {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+func (x *NodeRealization) GetAckedMs() uint64 {
+	if x != nil {
+		return x.AckedMs
+	}
+	return 0
+}
+
+// Refusal is a policy that a node does not enforce.
+type Refusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        uint32                 `protobuf:"varint,1,opt,name=policy,proto3" json:"policy,omitempty"` // Position in RealizationResponse.policies.
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`    // As the node says.
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Refusal) GetPolicy() uint32 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *Refusal) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type CountersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`  // The caller's.
@@ -32,7 +360,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +372,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[0]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +385,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{0}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CountersRequest) GetEpoch() string {
@@ -93,7 +421,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -105,7 +433,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[1]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -118,7 +446,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{1}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CountersResponse) GetNode() string {
@@ -159,7 +487,7 @@ type ProbeNodeRequest struct {
 
 func (x *ProbeNodeRequest) Reset() {
 	*x = ProbeNodeRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +499,7 @@ func (x *ProbeNodeRequest) String() string {
 func (*ProbeNodeRequest) ProtoMessage() {}
 
 func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[2]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +512,7 @@ func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeNodeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{2}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProbeNodeRequest) GetNode() string {
@@ -210,7 +538,7 @@ type ProbeNodeResponse struct {
 
 func (x *ProbeNodeResponse) Reset() {
 	*x = ProbeNodeResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +550,7 @@ func (x *ProbeNodeResponse) String() string {
 func (*ProbeNodeResponse) ProtoMessage() {}
 
 func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[3]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +563,7 @@ func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeNodeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{3}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProbeNodeResponse) GetResult() *ProbeResult {
@@ -255,7 +583,7 @@ type AwaitRequest struct {
 
 func (x *AwaitRequest) Reset() {
 	*x = AwaitRequest{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +595,7 @@ func (x *AwaitRequest) String() string {
 func (*AwaitRequest) ProtoMessage() {}
 
 func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[4]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +608,7 @@ func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
 func (*AwaitRequest) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{4}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AwaitRequest) GetEpoch() string {
@@ -309,7 +637,7 @@ type Arrival struct {
 
 func (x *Arrival) Reset() {
 	*x = Arrival{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +649,7 @@ func (x *Arrival) String() string {
 func (*Arrival) ProtoMessage() {}
 
 func (x *Arrival) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[5]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +662,7 @@ func (x *Arrival) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arrival.ProtoReflect.Descriptor instead.
 func (*Arrival) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{5}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Arrival) GetNode() string {
@@ -367,7 +695,7 @@ type AwaitResponse struct {
 
 func (x *AwaitResponse) Reset() {
 	*x = AwaitResponse{}
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +707,7 @@ func (x *AwaitResponse) String() string {
 func (*AwaitResponse) ProtoMessage() {}
 
 func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_policy_v1_replica_proto_msgTypes[6]
+	mi := &file_weir_policy_v1_replica_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +720,7 @@ func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
 func (*AwaitResponse) Descriptor() ([]byte, []int) {
-	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{6}
+	return file_weir_policy_v1_replica_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AwaitResponse) GetArrivals() []uint32 {
@@ -406,7 +734,32 @@ var File_weir_policy_v1_replica_proto protoreflect.FileDescriptor
 
 const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\"M\n" +
+	"\x1cweir/policy/v1/replica.proto\x12\x0eweir.policy.v1\x1a\x1cweir/policy/v1/service.proto\x1a\x1aweir/policy/v1/state.proto\"\x14\n" +
+	"\x12RealizationRequest\"\x9d\x01\n" +
+	"\x13RealizationResponse\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x129\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x1d.weir.policy.v1.PolicyContentR\bpolicies\x125\n" +
+	"\x05nodes\x18\x03 \x03(\v2\x1f.weir.policy.v1.NodeRealizationR\x05nodes\"\xa3\x01\n" +
+	"\rPolicyContent\x12+\n" +
+	"\x03ref\x18\x01 \x01(\v2\x19.weir.policy.v1.PolicyRefR\x03ref\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\acontent\x18\x04 \x01(\fR\acontent\x12\x19\n" +
+	"\bstill_ms\x18\x05 \x01(\x04R\astillMs\"\xfc\x01\n" +
+	"\x0fNodeRealization\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x19\n" +
+	"\bsince_ms\x18\x03 \x01(\x04R\asinceMs\x12\x17\n" +
+	"\agone_ms\x18\x04 \x01(\x04R\x06goneMs\x12\x1b\n" +
+	"\tbehind_ms\x18\x05 \x01(\x04R\bbehindMs\x12\x18\n" +
+	"\alacking\x18\x06 \x03(\rR\alacking\x121\n" +
+	"\arefused\x18\a \x03(\v2\x17.weir.policy.v1.RefusalR\arefused\x12\x19\n" +
+	"\backed_ms\x18\b \x01(\x04R\aackedMs\"7\n" +
+	"\aRefusal\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\rR\x06policy\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"M\n" +
 	"\x0fCountersRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x0e\n" +
 	"\x02of\x18\x02 \x01(\tR\x02of\x12\x14\n" +
@@ -429,11 +782,12 @@ const file_weir_policy_v1_replica_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
 	"\x03ips\x18\x03 \x03(\fR\x03ips\"+\n" +
 	"\rAwaitResponse\x12\x1a\n" +
-	"\barrivals\x18\x01 \x03(\rR\barrivals2\xfd\x01\n" +
+	"\barrivals\x18\x01 \x03(\rR\barrivals2\xd5\x02\n" +
 	"\x0eReplicaService\x12F\n" +
 	"\x05Await\x12\x1c.weir.policy.v1.AwaitRequest\x1a\x1d.weir.policy.v1.AwaitResponse0\x01\x12O\n" +
 	"\bCounters\x12\x1f.weir.policy.v1.CountersRequest\x1a .weir.policy.v1.CountersResponse0\x01\x12R\n" +
-	"\tProbeNode\x12 .weir.policy.v1.ProbeNodeRequest\x1a!.weir.policy.v1.ProbeNodeResponse0\x01B7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
+	"\tProbeNode\x12 .weir.policy.v1.ProbeNodeRequest\x1a!.weir.policy.v1.ProbeNodeResponse0\x01\x12V\n" +
+	"\vRealization\x12\".weir.policy.v1.RealizationRequest\x1a#.weir.policy.v1.RealizationResponseB7Z5github.com/weirnet/weir/proto/weir/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_weir_policy_v1_replica_proto_rawDescOnce sync.Once
@@ -447,35 +801,47 @@ func file_weir_policy_v1_replica_proto_rawDescGZIP() []byte {
 	return file_weir_policy_v1_replica_proto_rawDescData
 }
 
-var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_weir_policy_v1_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_weir_policy_v1_replica_proto_goTypes = []any{
-	(*CountersRequest)(nil),   // 0: weir.policy.v1.CountersRequest
-	(*CountersResponse)(nil),  // 1: weir.policy.v1.CountersResponse
-	(*ProbeNodeRequest)(nil),  // 2: weir.policy.v1.ProbeNodeRequest
-	(*ProbeNodeResponse)(nil), // 3: weir.policy.v1.ProbeNodeResponse
-	(*AwaitRequest)(nil),      // 4: weir.policy.v1.AwaitRequest
-	(*Arrival)(nil),           // 5: weir.policy.v1.Arrival
-	(*AwaitResponse)(nil),     // 6: weir.policy.v1.AwaitResponse
-	(*NodeStats)(nil),         // 7: weir.policy.v1.NodeStats
-	(*ProbeRequest)(nil),      // 8: weir.policy.v1.ProbeRequest
-	(*ProbeResult)(nil),       // 9: weir.policy.v1.ProbeResult
+	(*RealizationRequest)(nil),  // 0: weir.policy.v1.RealizationRequest
+	(*RealizationResponse)(nil), // 1: weir.policy.v1.RealizationResponse
+	(*PolicyContent)(nil),       // 2: weir.policy.v1.PolicyContent
+	(*NodeRealization)(nil),     // 3: weir.policy.v1.NodeRealization
+	(*Refusal)(nil),             // 4: weir.policy.v1.Refusal
+	(*CountersRequest)(nil),     // 5: weir.policy.v1.CountersRequest
+	(*CountersResponse)(nil),    // 6: weir.policy.v1.CountersResponse
+	(*ProbeNodeRequest)(nil),    // 7: weir.policy.v1.ProbeNodeRequest
+	(*ProbeNodeResponse)(nil),   // 8: weir.policy.v1.ProbeNodeResponse
+	(*AwaitRequest)(nil),        // 9: weir.policy.v1.AwaitRequest
+	(*Arrival)(nil),             // 10: weir.policy.v1.Arrival
+	(*AwaitResponse)(nil),       // 11: weir.policy.v1.AwaitResponse
+	(*PolicyRef)(nil),           // 12: weir.policy.v1.PolicyRef
+	(*NodeStats)(nil),           // 13: weir.policy.v1.NodeStats
+	(*ProbeRequest)(nil),        // 14: weir.policy.v1.ProbeRequest
+	(*ProbeResult)(nil),         // 15: weir.policy.v1.ProbeResult
 }
 var file_weir_policy_v1_replica_proto_depIdxs = []int32{
-	7, // 0: weir.policy.v1.CountersResponse.stats:type_name -> weir.policy.v1.NodeStats
-	8, // 1: weir.policy.v1.ProbeNodeRequest.probe:type_name -> weir.policy.v1.ProbeRequest
-	9, // 2: weir.policy.v1.ProbeNodeResponse.result:type_name -> weir.policy.v1.ProbeResult
-	5, // 3: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
-	4, // 4: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
-	0, // 5: weir.policy.v1.ReplicaService.Counters:input_type -> weir.policy.v1.CountersRequest
-	2, // 6: weir.policy.v1.ReplicaService.ProbeNode:input_type -> weir.policy.v1.ProbeNodeRequest
-	6, // 7: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
-	1, // 8: weir.policy.v1.ReplicaService.Counters:output_type -> weir.policy.v1.CountersResponse
-	3, // 9: weir.policy.v1.ReplicaService.ProbeNode:output_type -> weir.policy.v1.ProbeNodeResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2,  // 0: weir.policy.v1.RealizationResponse.policies:type_name -> weir.policy.v1.PolicyContent
+	3,  // 1: weir.policy.v1.RealizationResponse.nodes:type_name -> weir.policy.v1.NodeRealization
+	12, // 2: weir.policy.v1.PolicyContent.ref:type_name -> weir.policy.v1.PolicyRef
+	4,  // 3: weir.policy.v1.NodeRealization.refused:type_name -> weir.policy.v1.Refusal
+	13, // 4: weir.policy.v1.CountersResponse.stats:type_name -> weir.policy.v1.NodeStats
+	14, // 5: weir.policy.v1.ProbeNodeRequest.probe:type_name -> weir.policy.v1.ProbeRequest
+	15, // 6: weir.policy.v1.ProbeNodeResponse.result:type_name -> weir.policy.v1.ProbeResult
+	10, // 7: weir.policy.v1.AwaitRequest.arrivals:type_name -> weir.policy.v1.Arrival
+	9,  // 8: weir.policy.v1.ReplicaService.Await:input_type -> weir.policy.v1.AwaitRequest
+	5,  // 9: weir.policy.v1.ReplicaService.Counters:input_type -> weir.policy.v1.CountersRequest
+	7,  // 10: weir.policy.v1.ReplicaService.ProbeNode:input_type -> weir.policy.v1.ProbeNodeRequest
+	0,  // 11: weir.policy.v1.ReplicaService.Realization:input_type -> weir.policy.v1.RealizationRequest
+	11, // 12: weir.policy.v1.ReplicaService.Await:output_type -> weir.policy.v1.AwaitResponse
+	6,  // 13: weir.policy.v1.ReplicaService.Counters:output_type -> weir.policy.v1.CountersResponse
+	8,  // 14: weir.policy.v1.ReplicaService.ProbeNode:output_type -> weir.policy.v1.ProbeNodeResponse
+	1,  // 15: weir.policy.v1.ReplicaService.Realization:output_type -> weir.policy.v1.RealizationResponse
+	12, // [12:16] is the sub-list for method output_type
+	8,  // [8:12] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_weir_policy_v1_replica_proto_init() }
@@ -484,13 +850,14 @@ func file_weir_policy_v1_replica_proto_init() {
 		return
 	}
 	file_weir_policy_v1_service_proto_init()
+	file_weir_policy_v1_state_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_policy_v1_replica_proto_rawDesc), len(file_weir_policy_v1_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

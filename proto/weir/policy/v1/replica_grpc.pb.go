@@ -19,9 +19,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ReplicaService_Await_FullMethodName     = "/weir.policy.v1.ReplicaService/Await"
-	ReplicaService_Counters_FullMethodName  = "/weir.policy.v1.ReplicaService/Counters"
-	ReplicaService_ProbeNode_FullMethodName = "/weir.policy.v1.ReplicaService/ProbeNode"
+	ReplicaService_Await_FullMethodName       = "/weir.policy.v1.ReplicaService/Await"
+	ReplicaService_Counters_FullMethodName    = "/weir.policy.v1.ReplicaService/Counters"
+	ReplicaService_ProbeNode_FullMethodName   = "/weir.policy.v1.ReplicaService/ProbeNode"
+	ReplicaService_Realization_FullMethodName = "/weir.policy.v1.ReplicaService/Realization"
 )
 
 // ReplicaServiceClient is the client API for ReplicaService service.
@@ -55,6 +56,12 @@ type ReplicaServiceClient interface {
 	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
 	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
 	ProbeNode(ctx context.Context, in *ProbeNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ProbeNodeResponse], error)
+	// Realization tells what this replica has read of each policy, and which of the
+	// nodes that it has had lack it.
+	//
+	// Errors: UNAVAILABLE (sources have not been read yet), UNAUTHENTICATED,
+	// PERMISSION_DENIED (the caller is no policy service).
+	Realization(ctx context.Context, in *RealizationRequest, opts ...grpc.CallOption) (*RealizationResponse, error)
 }
 
 type replicaServiceClient struct {
@@ -122,6 +129,16 @@ func (c *replicaServiceClient) ProbeNode(ctx context.Context, in *ProbeNodeReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_ProbeNodeClient = grpc.ServerStreamingClient[ProbeNodeResponse]
 
+func (c *replicaServiceClient) Realization(ctx context.Context, in *RealizationRequest, opts ...grpc.CallOption) (*RealizationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RealizationResponse)
+	err := c.cc.Invoke(ctx, ReplicaService_Realization_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ReplicaServiceServer is the server API for ReplicaService service.
 // All implementations must embed UnimplementedReplicaServiceServer
 // for forward compatibility.
@@ -153,6 +170,12 @@ type ReplicaServiceServer interface {
 	// shim knows no probes), RESOURCE_EXHAUSTED (too many at a time),
 	// UNAVAILABLE (the node is gone), PERMISSION_DENIED.
 	ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error
+	// Realization tells what this replica has read of each policy, and which of the
+	// nodes that it has had lack it.
+	//
+	// Errors: UNAVAILABLE (sources have not been read yet), UNAUTHENTICATED,
+	// PERMISSION_DENIED (the caller is no policy service).
+	Realization(context.Context, *RealizationRequest) (*RealizationResponse, error)
 	mustEmbedUnimplementedReplicaServiceServer()
 }
 
@@ -171,6 +194,9 @@ func (UnimplementedReplicaServiceServer) Counters(*CountersRequest, grpc.ServerS
 }
 func (UnimplementedReplicaServiceServer) ProbeNode(*ProbeNodeRequest, grpc.ServerStreamingServer[ProbeNodeResponse]) error {
 	return status.Error(codes.Unimplemented, "method ProbeNode not implemented")
+}
+func (UnimplementedReplicaServiceServer) Realization(context.Context, *RealizationRequest) (*RealizationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Realization not implemented")
 }
 func (UnimplementedReplicaServiceServer) mustEmbedUnimplementedReplicaServiceServer() {}
 func (UnimplementedReplicaServiceServer) testEmbeddedByValue()                        {}
@@ -226,13 +252,36 @@ func _ReplicaService_ProbeNode_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ReplicaService_ProbeNodeServer = grpc.ServerStreamingServer[ProbeNodeResponse]
 
+func _ReplicaService_Realization_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RealizationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ReplicaServiceServer).Realization(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ReplicaService_Realization_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ReplicaServiceServer).Realization(ctx, req.(*RealizationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ReplicaService_ServiceDesc is the grpc.ServiceDesc for ReplicaService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var ReplicaService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "weir.policy.v1.ReplicaService",
 	HandlerType: (*ReplicaServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Realization",
+			Handler:    _ReplicaService_Realization_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Await",

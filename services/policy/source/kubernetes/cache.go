@@ -18,7 +18,9 @@ type entry[T any] struct {
 	namespace, name string
 	version         uint64 // resourceVersion.
 	value           T
-	err             error        // It cannot be read; value is zero.
+	err             error  // It cannot be read; value is zero.
+	uid             string // Of one that cannot be read, as is generation.
+	generation      int64
 	content         *api.Version // Nil: none is kept.
 }
 
@@ -91,7 +93,9 @@ func (m *mirror[T]) entryOf(o any) (*entry[T], error) {
 		}
 		e.content = m.record(typed, former) // First: converting takes something off the object.
 	}
-	e.value, e.err = m.convert(typed)
+	if e.value, e.err = m.convert(typed); e.err != nil {
+		e.uid, e.generation = string(accessor.GetUID()), accessor.GetGeneration()
+	}
 	return e, nil
 }
 
@@ -121,7 +125,7 @@ func (m *mirror[T]) put(e *entry[T]) {
 }
 
 func same[T any](a, b *entry[T]) bool {
-	if (a.err == nil) != (b.err == nil) || a.err != nil && a.err.Error() != b.err.Error() {
+	if (a.err == nil) != (b.err == nil) || a.err != nil && a.err.Error() != b.err.Error() || a.uid != b.uid || a.generation != b.generation {
 		return false
 	}
 	return reflect.DeepEqual(a.value, b.value)

@@ -57,7 +57,7 @@ type Source struct {
 	mu       sync.Mutex // Guards what follows.
 	objects  map[api.Ref]api.Object
 	versions map[api.Ref]*api.Version
-	problems map[api.Ref]string     // Objects that cannot be read, with the reason.
+	problems map[api.Ref]Problem    // Objects that cannot be read.
 	refused  map[api.Ref]string     // Objects that cannot stand beside others, with the reason.
 	flat     map[api.Ref]*api.Group // What is in force of those groups among them.
 	related  map[api.Ref]api.Object
@@ -86,7 +86,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		clients: c, takeOver: cfg.TakeOver, keep: cfg.Versions, logger: cfg.Logger, kinds: kinds(), metrics: newMetrics(), wake: make(chan struct{}, 1),
-		objects: make(map[api.Ref]api.Object), versions: make(map[api.Ref]*api.Version), problems: make(map[api.Ref]string), refused: make(map[api.Ref]string),
+		objects: make(map[api.Ref]api.Object), versions: make(map[api.Ref]*api.Version), problems: make(map[api.Ref]Problem), refused: make(map[api.Ref]string),
 		related: make(map[api.Ref]api.Object), dirty: make(map[api.Ref]struct{}), reported: make(map[string]map[key]nodeAddress),
 		unread: make(map[*kind]struct{}),
 	}
@@ -163,7 +163,7 @@ func (s *Source) changed(k *kind, name key, now *entry[api.Object], at uint64) {
 		delete(s.objects, ref)
 	case now.err != nil:
 		delete(s.objects, ref)
-		s.problems[ref] = now.err.Error()
+		s.problems[ref] = Problem{UID: now.uid, Generation: now.generation, Message: now.err.Error()}
 		s.logger.Error("object cannot be read and is not in force", "object", ref, "err", now.err)
 	default:
 		s.objects[ref] = now.value
@@ -177,6 +177,29 @@ func (s *Source) changed(k *kind, name key, now *entry[api.Object], at uint64) {
 		}
 		s.stale = true
 	}
+}
+
+// Problem is why an object is not in force.
+type Problem struct {
+	UID        string
+	Generation int64
+	Message    string // Which names the field, where it is one.
+}
+
+// Problems are the objects that are not in force as they stand: those that cannot be
+// read, and those that cannot stand beside others.
+func (s *Source) Problems() map[api.Ref]Problem {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := maps.Clone(s.problems)
+	for ref, message := range s.refused {
+		p := Problem{Message: message}
+		if o, is := s.objects[ref].(*api.Group); is { // A Tier has no status.
+			p.UID, p.Generation = o.UID, o.Generation
+		}
+		out[ref] = p
+	}
+	return out
 }
 
 // wasRead notes how far a kind has been read, and has Next look.
