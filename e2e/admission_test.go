@@ -65,7 +65,7 @@ var judgedBeside = []admissionCase{
 	{"an except beyond its cidr", "create", in("from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]")},
 	{"an except that is its cidr", "create", in("from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]")},
 	{"multicast that is rejected", "create", acnp("egress: [{action: Reject, to: [{ipBlock: {cidr: 225.1.2.3/32}}]}]")},
-	{"multicast that is passed", "create", acnp("ingress: [{action: Pass, from: [{ipBlock: {cidr: 'ff02::1/128'}}]}]")},
+	{"multicast that is passed", "create", acnp("egress: [{action: Pass, to: [{ipBlock: {cidr: 'ff02::1/128'}}]}]")},
 	{"multicast beside unicast", "create", out("to: [{ipBlock: {cidr: 225.1.2.3/32}}, {ipBlock: {cidr: 10.0.0.0/8}}]")},
 	{"multicast beside a selector", "create", out("to: [{ipBlock: {cidr: 225.1.2.3/32}}, {podSelector: {}}]")},
 	{"a group of multicast and unicast", "create", strings.Replace(clusterGroup("ipBlocks: [{cidr: 225.1.2.3/32}, {cidr: 10.0.0.0/8}]"), "name: g", "name: h", 1)},

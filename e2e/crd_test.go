@@ -263,7 +263,7 @@ func (s *schemas) testExplained(t *testing.T) {
 	}
 	for kind, fields := range map[string]string{
 		"tiers": "spec <Object> -required- description <string> priority <integer> -required-",
-		"acnp":  "ports <[]Object> endPort <integer> port <integer|string> protocol <string>",
+		"acnp":  "ports <[]Object> endPort <integer> port <Object> protocol <string> enum: TCP, UDP, SCTP",
 		"annp":  "status <Object> conditions <[]Object>", "cg": "childGroups <[]string>", "grp": "serviceReference <Object> name <string> -required- namespace <string> -required-",
 		"nodeendpoints": "endpoints <[]Object> ips <[]string> name <string> -required-",
 	} {

@@ -111,7 +111,8 @@ func (in *installation) apply(overlay string) {
 	first := apply()
 	for _, flags := range [][]string{nil, {"--server-side", "--force-conflicts"}, {"--server-side"}} {
 		for i, line := range apply(flags...) {
-			if line != first[i] {
+			// Who holds a Lease writes into it.
+			if line != first[i] && !(strings.HasPrefix(line, "Lease ") && strings.HasPrefix(first[i], "Lease ")) {
 				in.t.Errorf("applied again %q: what was\n%s\nis\n%s", flags, first[i], line)
 			}
 		}

@@ -287,6 +287,7 @@ func (in *installation) enrollNode(token string) (*tls.Certificate, *x509.CertPo
 	t := in.t
 	t.Helper()
 	dir, ca, file := in.path("node-3-pki"), in.path("ca.crt"), in.path("node-3-token")
+	must(t, os.WriteFile(ca, []byte(in.roots()), 0o644))
 	must(t, os.WriteFile(file, []byte(token), 0o600))
 	_, err := in.weirctl("", "pki", "enroll", "--token-file", file, "--ca", ca, "--dir", dir)
 	must(t, err)

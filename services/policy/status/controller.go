@@ -56,6 +56,7 @@ type Controller struct {
 	cfg     Config
 	clients *clients
 	metrics *metrics
+	ran     time.Time // When Run began.
 }
 
 // leaseName is that of the Lease.
@@ -112,8 +113,10 @@ func New(cfg Config) (*Controller, error) {
 	return c, nil
 }
 
-// Run competes for the Lease, and writes while it has it, until the context ends.
+// Run competes for the Lease, and writes while it has it, until the context ends. All
+// there is has been read once.
 func (c *Controller) Run(ctx context.Context) error {
+	c.ran = time.Now()
 	for ctx.Err() == nil {
 		var leading sync.WaitGroup
 		leading.Add(1)
@@ -147,7 +150,7 @@ func (c *Controller) lead(ctx context.Context) {
 		c.metrics.holder.Set(0)
 		c.metrics.forget()
 	}()
-	l := &leader{Controller: c, events: newEvents(c.clients.typed, c.metrics, c.cfg.Logger)}
+	l := &leader{Controller: c, events: newEvents(c.clients.typed, c.ran, c.metrics, c.cfg.Logger)}
 	// The former holder may have written just now.
 	for wait := writeInterval; sleep(ctx, wait, nil); {
 		began := time.Now()

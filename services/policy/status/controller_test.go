@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/weirnet/weir/services/policy/api"
@@ -210,5 +211,32 @@ func TestAHolderGoesOnWhereTheFormerEnded(t *testing.T) {
 	until("another object has the name", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.misses > 0 })
 	if n, _ := f.written(); n != 3 {
 		t.Error("another object of the name was written")
+	}
+}
+
+// A NetworkPolicy that is in force when a holder of the Lease looks first is told of
+// only where it came since this replica can tell: else a former holder has told it.
+func TestWhatComesBetweenHoldersIsTold(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		changed time.Time
+		told    int
+	}{{now.Add(-time.Minute), 0}, {time.Time{}, 0}, {now.Add(-time.Second), 1}} {
+		f := newFakeServer(t)
+		client, err := kubernetes.NewForConfig(&rest.Config{Host: f.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := newEvents(client, now.Add(-10*time.Second), newMetrics(), hclog.NewNullLogger())
+		p := policy(func(p *Policy) { p.Changed = tt.changed })
+		p.Ref = api.Ref{Kind: api.KindNetworkPolicy, Namespace: "ns", Name: "k"}
+		for range 2 {
+			e.tell(t.Context(), []Policy{*p}, nil, now)
+		}
+		f.mu.Lock()
+		if len(f.events) != tt.told {
+			t.Errorf("changed %v before: events %q, want %d", now.Sub(tt.changed), f.events, tt.told)
+		}
+		f.mu.Unlock()
 	}
 }

@@ -29,6 +29,7 @@ type events struct {
 	metrics *metrics
 	logger  hclog.Logger
 	limit   *rate.Limiter
+	since   time.Time            // What has changed before, a former holder of the Lease has told.
 	told    map[api.Ref]*tidings // Nil before the first look.
 }
 
@@ -38,8 +39,8 @@ type tidings struct {
 	at        time.Time
 }
 
-func newEvents(a kubernetes.Interface, m *metrics, logger hclog.Logger) *events {
-	return &events{api: a, metrics: m, logger: logger, limit: rate.NewLimiter(eventRate, eventBurst)}
+func newEvents(a kubernetes.Interface, since time.Time, m *metrics, logger hclog.Logger) *events {
+	return &events{api: a, since: since, metrics: m, logger: logger, limit: rate.NewLimiter(eventRate, eventBurst)}
 }
 
 // event is what there is to be told of an object.
@@ -75,14 +76,15 @@ func about(p *Policy) (event, bool) {
 }
 
 // tell tells what differs from what was told before. What holds when a holder of the
-// Lease begins is told only where it is bad: a former one has told the rest.
+// Lease begins is told only where it is bad, or has changed since this replica can
+// tell: a former one has told the rest.
 func (s *events) tell(ctx context.Context, policies []Policy, problems map[api.Ref]Problem, now time.Time) {
 	first := s.told == nil
 	next := make(map[api.Ref]*tidings, len(s.told))
 	for i := range policies {
 		if p := &policies[i]; p.Ref.Kind == api.KindNetworkPolicy && p.UID != "" {
 			if e, known := about(p); known {
-				s.consider(ctx, &e, next, first, now)
+				s.consider(ctx, &e, next, first && !p.Changed.After(s.since), now)
 			} else if former := s.told[p.Ref]; former != nil {
 				next[p.Ref] = former
 			}
@@ -107,7 +109,7 @@ func objectKind(k api.Kind) string {
 	return ""
 }
 
-func (s *events) consider(ctx context.Context, e *event, next map[api.Ref]*tidings, first bool, now time.Time) {
+func (s *events) consider(ctx context.Context, e *event, next map[api.Ref]*tidings, old bool, now time.Time) {
 	former := s.told[e.ref]
 	if former == nil || former.uid != e.uid {
 		former = &tidings{uid: e.uid}
@@ -116,7 +118,7 @@ func (s *events) consider(ctx context.Context, e *event, next map[api.Ref]*tidin
 	switch {
 	case former.said == e.said():
 		return
-	case first && e.good:
+	case old && e.good:
 		former.said = e.said()
 		return
 	case now.Sub(former.at) < eventInterval:
