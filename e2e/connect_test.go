@@ -27,13 +27,13 @@ func TestWeirctlByKubeconfig(t *testing.T) {
 	t.Parallel()
 	in := install(t, "dev", listsOnly)
 	in.startAll()
+	kubelets := in.startKubelets() // Of the nodes that there are: nothing runs on the third.
 	node, roots := in.thirdNode()
 	kubectl(t, in.Kube, seer+team("shop")+team("bank"), "apply", "-f", "-")
 	for i, name := range []string{"shop", "bank"} {
 		kubectl(t, in.Kube, "", "patch", "pod", name+"-pod", "-n", name, "--subresource=status", "-p", fmt.Sprintf(`{"status": {"phase": "Running", "podIP": "10.244.1.%[1]d", "podIPs": [{"ip": "10.244.1.%[1]d"}]}}`, 11+i))
 	}
 	in.reportDenials(in.collector, node, roots)
-	kubelets := in.startKubelets()
 	outside, _, err := in.network.Host(t.Context())
 	must(t, err)
 	admin := &connector{in: in, ns: outside, kubeconfig: in.AdminKubeconfig()}

@@ -133,7 +133,8 @@ func TestStatus(t *testing.T) {
 		t.Errorf("the status is %s", got)
 	}
 	must(t, harness.Eventually(t.Context(), 30*time.Second, func() error {
-		if said := c.kubectl("", "describe", "networkpolicies.networking.k8s.io/closed"); !strings.Contains(said, "12 of 12 nodes enforce it") {
+		// kubectl describe shows none of a NetworkPolicy.
+		if said := c.kubectl("", "events", "--for", "networkpolicies.networking.k8s.io/closed"); !strings.Contains(said, "12 of 12 nodes enforce it") {
 			return fmt.Errorf("no event tells that the NetworkPolicy is in force:\n%s", said)
 		}
 		return nil
