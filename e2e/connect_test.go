@@ -40,7 +40,7 @@ func TestWeirctlByKubeconfig(t *testing.T) {
 	admin.shows([]string{"node-1", "node-2"}, nil, "get", "nodes")
 	admin.shows([]string{"shop-policy", "bank-policy"}, nil, "get", "policies")
 	admin.shows([]string{"drop"}, nil, "explain", "--from", "bank/bank-pod", "--to", "shop/shop-pod", "--port", "80")
-	admin.shows([]string{"shop/shop-pod", "bank/bank-pod"}, nil, "audit", "tail")
+	admin.shows([]string{"shop-policy", "bank-policy"}, nil, "audit", "tail")
 	admin.shows([]string{"received "}, nil, "audit", "stats")
 	admin.tailGoesOn(kubelets)
 
@@ -53,7 +53,7 @@ func TestWeirctlByKubeconfig(t *testing.T) {
 	viewer.needsRole()
 	others := []string{"bank", "10.244.1.12"}
 	viewer.shows([]string{"shop-policy"}, others, "get", "policies")
-	viewer.shows([]string{"shop/shop-pod"}, others, "audit", "tail", "--changes")
+	viewer.shows([]string{"10.244.1.99", "shop-policy"}, others, "audit", "tail", "--changes")
 	viewer.shows([]string{"drop", "shop-policy"}, []string{"bank"}, "explain", "--from", "10.244.1.12", "--to", "shop/shop-pod", "--port", "80")
 	for _, args := range [][]string{{"get", "nodes"}, {"get", "policies", "-n", "bank"}, {"audit", "tail", "--namespace", "bank"}, {"audit", "stats"}} {
 		if out, err := viewer.run(args...); err == nil || !strings.Contains(err.Error(), "PermissionDenied") {
