@@ -29,7 +29,7 @@ func TestWeirctlByKubeconfig(t *testing.T) {
 	in.startAll()
 	kubelets := in.startKubelets() // Of the nodes that there are: nothing runs on the third.
 	node, roots := in.thirdNode()
-	kubectl(t, in.Kube, seer+team("shop")+team("bank"), "apply", "-f", "-")
+	kubectl(t, in.Kube, team("shop")+team("bank"), "apply", "-f", "-")
 	for i, name := range []string{"shop", "bank"} {
 		kubectl(t, in.Kube, "", "patch", "pod", name+"-pod", "-n", name, "--subresource=status", "-p", fmt.Sprintf(`{"status": {"phase": "Running", "podIP": "10.244.1.%[1]d", "podIPs": [{"ip": "10.244.1.%[1]d"}]}}`, 11+i))
 	}

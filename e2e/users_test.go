@@ -28,18 +28,7 @@ import (
 	policyv1 "github.com/weirnet/weir/proto/weir/policy/v1"
 )
 
-// seer is a role that lets its holder see what is of a Namespace.
-const seer = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: sees-weir}
-rules:
-- apiGroups: [weir.dev]
-  resources: [inspections, records]
-  verbs: [get, list, watch]
-`
-
-// team is a Namespace with a Pod and a policy; whoever is bound to seer sees it.
+// team is a Namespace with a Pod and a policy; whoever is bound there sees it.
 func team(name string) string {
 	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %[1]s}\n"+
 		"---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: viewer, namespace: %[1]s}\n"+
@@ -47,10 +36,10 @@ func team(name string) string {
 		"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %[1]s-policy, namespace: %[1]s}\nspec: {podSelector: {}, policyTypes: [Ingress]}\n", name)
 }
 
-// bound binds users to seer in a Namespace.
+// bound binds users in a Namespace to what the ClusterRole view has of Weir.
 func bound(namespace string) string {
 	return fmt.Sprintf("---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {name: seers, namespace: %[1]s}\n"+
-		"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sees-weir}\nsubjects:\n"+
+		"roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: weir-view}\nsubjects:\n"+
 		"- {kind: ServiceAccount, name: viewer, namespace: %[1]s}\n- {apiGroup: rbac.authorization.k8s.io, kind: Group, name: team-%[1]s}\n", namespace)
 }
 
@@ -110,7 +99,7 @@ func TestUsersSeeTheirNamespaces(t *testing.T) {
 	in := install(t, "production", "WatchList=true")
 	in.startAll()
 	in.operator() // Which puts the authority where weirctl finds it.
-	kubectl(t, in.Kube, seer+team("shop")+team("bank")+bound("shop"), "apply", "-f", "-")
+	kubectl(t, in.Kube, team("shop")+team("bank")+bound("shop"), "apply", "-f", "-")
 	for i, name := range []string{"shop", "bank"} {
 		kubectl(t, in.Kube, "", "patch", "pod", name+"-pod", "-n", name, "--subresource=status", "-p", fmt.Sprintf(`{"status": {"phase": "Running", "podIP": "10.244.1.%[1]d", "podIPs": [{"ip": "10.244.1.%[1]d"}]}}`, 11+i))
 	}
