@@ -60,7 +60,7 @@ func newServices(t *testing.T, objects string) *services {
 	p, err := policy.New(policy.Config{Manifests: s.manifests, Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
 	must(t, err)
 	run(t, p.Run)
-	a, err := audit.New(audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, Logger: hclog.NewNullLogger()})
+	a, err := audit.New(t.Context(), audit.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, Logger: hclog.NewNullLogger()})
 	must(t, err)
 	run(t, a.Run)
 	s.policyd, s.collector = p.Addr(), a.Addr()

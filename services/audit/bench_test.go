@@ -47,7 +47,7 @@ func (encodedCodec) Unmarshal(b []byte, v any) error { return proto.Unmarshal(b,
 
 // startBench runs a collector without sinks, and makes so many events.
 func startBench(b *testing.B, n int) (s *Service, events [][]byte, stop func()) {
-	s, err := New(Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
+	s, err := New(b.Context(), Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()})
 	if err != nil {
 		b.Fatal(err)
 	}

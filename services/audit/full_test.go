@@ -86,6 +86,21 @@ func TestDiskOfLogFull(t *testing.T) {
 		_, metrics := get("/metrics")
 		return code == http.StatusServiceUnavailable && strings.Contains(text, "not ready: append to event log") && strings.Contains(metrics, "weir_audit_log_writable 0")
 	})
+	// Who is started on a full disk waits.
+	a.kill()
+	said := filepath.Join(a.dir, "said")
+	file, err := os.Create(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	a.says = file
+	a.start()
+	eventually(t, "the collector to wait for room", func() bool {
+		_, _ = ballast.Write(make([]byte, 4096))
+		text, _ := os.ReadFile(said)
+		return strings.Contains(string(text), "no room for the event log to be opened")
+	})
 	acked := sent.Load()
 	if err := os.Remove(ballast.Name()); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -31,6 +32,7 @@ type auditd struct {
 	binary, dir, addr string
 	args              []string // Further ones.
 	cmd               *exec.Cmd
+	says              io.Writer // Gets what it says. Nil: the test's own output.
 }
 
 func buildAuditd(t *testing.T) *auditd {
@@ -62,6 +64,9 @@ func (a *auditd) start() {
 	a.cmd = exec.Command(a.binary, append([]string{"--dir", filepath.Join(a.dir, "log"), "--listen", a.addr, "--metrics-listen", "", "--min-free", "1",
 		"--np-log-dir", filepath.Join(a.dir, "np"), "--json-file", filepath.Join(a.dir, "audit.json"), "--log-timezone", "UTC", "--log-level", "warn"}, a.args...)...)
 	a.cmd.Stderr = os.Stderr
+	if a.says != nil {
+		a.cmd.Stderr = a.says
+	}
 	if err := a.cmd.Start(); err != nil {
 		a.Fatal(err)
 	}

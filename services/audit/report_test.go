@@ -46,7 +46,7 @@ func start(t *testing.T, change func(*Config)) *collector {
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := New(cfg)
+	s, err := New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -608,7 +608,7 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		cfg := Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: hclog.NewNullLogger()}
 		change(&cfg)
-		if _, err := New(cfg); err == nil {
+		if _, err := New(t.Context(), cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

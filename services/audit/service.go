@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -110,8 +111,9 @@ type Service struct {
 }
 
 // New checks the configuration, opens the log, binds the addresses, and starts
-// nothing.
-func New(cfg Config) (*Service, error) {
+// nothing. While the disk has no room for the log to be opened it waits, until the
+// context ends.
+func New(ctx context.Context, cfg Config) (*Service, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -119,14 +121,35 @@ func New(cfg Config) (*Service, error) {
 		seats:    seats{most: cmp.Or(cfg.MaxSubscribers, DefaultMaxSubscribers), by: make(map[string]int)},
 		sessions: sessions{byBoot: make(map[[2]string]*session)}, decoders: sync.Pool{New: func() any { return record.NewDecoder() }}}
 	var err error
-	if s.log, err = eventlog.Open(eventlog.Config{Dir: cfg.Dir, NATS: cfg.NATS, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
-		MinFree: cfg.MinFree, Logger: cfg.Logger.Named("eventlog")}); err != nil {
+	if s.log, err = openLog(ctx, &cfg); err != nil {
 		return nil, err
 	}
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.log.Close())
 	}
 	return s, nil
+}
+
+// openLog opens the event log, and tries on while there is no room: to end would have
+// whoever starts the process wait longer each time.
+func openLog(ctx context.Context, cfg *Config) (*eventlog.Log, error) {
+	said := false
+	for {
+		log, err := eventlog.Open(eventlog.Config{Dir: cfg.Dir, NATS: cfg.NATS, RetentionAge: cfg.RetentionAge, RetentionBytes: cfg.RetentionBytes,
+			MinFree: cfg.MinFree, Logger: cfg.Logger.Named("eventlog")})
+		if err == nil || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+			return log, err
+		}
+		if !said {
+			cfg.Logger.Error("the disk has no room for the event log to be opened; free some; trying on", "dir", cfg.Dir, "err", err)
+			said = true
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func (c *Config) check() error {

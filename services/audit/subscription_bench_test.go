@@ -110,7 +110,7 @@ func benchSite(b *testing.B) (*Service, *benchDial) {
 	if _, err := identity.Init(identity.InitConfig{Dir: d.pki, Nodes: []string{"n1"}, Now: time.Now()}); err != nil {
 		b.Fatal(err)
 	}
-	s, err := New(Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, TLS: d.files("auditd"), Logger: hclog.NewNullLogger()})
+	s, err := New(b.Context(), Config{Dir: b.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, TLS: d.files("auditd"), Logger: hclog.NewNullLogger()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -286,11 +286,11 @@ func TestOverviewIsBounded(t *testing.T) {
 func TestFollowAsForwarder(t *testing.T) {
 	files := pkiFiles(t)
 	cfg := Config{Dir: t.TempDir(), Listen: "127.0.0.1:0", MinFree: 1, PolicyServers: []string{"192.0.2.1:9740"}, Logger: hclog.NewNullLogger()}
-	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "--policy-server") {
+	if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--policy-server") {
 		t.Errorf("without certificates: %v", err)
 	}
 	cfg.Forward, cfg.ForwardTLS = []string{"192.0.2.1:9741"}, files("auditd")
-	s, err := New(cfg)
+	s, err := New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,7 +83,7 @@ func command(hangup <-chan os.Signal) *cobra.Command {
 					}
 				}
 			}
-			s, err := audit.New(cfg)
+			s, err := audit.New(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
