@@ -23,7 +23,9 @@ func checkpointFaults() []Fault {
 			if err := harness.Eventually(ctx, 5*time.Second, func() error { _, err := os.Stat(path); return err }); err != nil {
 				return err // It is written within a second of the first cut.
 			}
-			return errors.Join(do(ctx, a, n, path), a.Start(n.Shim))
+			// Until it has heard from a policy service, it cannot bring back what another fault
+			// takes from the switch.
+			return errors.Join(do(ctx, a, n, path), a.Start(n.Shim), a.settled(ctx))
 		}}
 	}
 	return []Fault{

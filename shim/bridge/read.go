@@ -13,15 +13,22 @@ func (b *Bridge) Read(ctx context.Context) (State, error) {
 	return b.ReadBut(ctx, func(openflow.Flow) bool { return false })
 }
 
+// Parts is in how many parts flows are read, by the lowest bits of their cookies. A
+// power of two. The switch takes no other work while it lists flows, of a userspace
+// datapath not even packets, so that whoever puts many flows spreads their cookies.
+const Parts = 8
+
 // ReadBut is Read without the flows of which except says so, which is called for
 // each, one after the other, from another goroutine. What it leaves out takes no
-// memory, however much it is.
+// memory, however much it is. The parts are not of one moment: others' changes meanwhile
+// may be seen in some and not in others.
 func (b *Bridge) ReadBut(ctx context.Context, except func(openflow.Flow) bool) (State, error) {
 	state := State{Content: NewContent(), Foreign: map[openflow.FlowKey]openflow.Flow{}}
-	err := b.ask(ctx,
-		question{
+	var err error
+	for part := uint64(0); part < Parts && err == nil; part++ {
+		err = b.ask(ctx, question{
 			func(buf []byte, xid uint32) []byte {
-				return openflow.AppendFlowStatsRequest(buf, xid, openflow.FlowFilter{Table: openflow.AllTables})
+				return openflow.AppendFlowStatsRequest(buf, xid, openflow.FlowFilter{Table: openflow.AllTables, Cookie: part, CookieMask: Parts - 1})
 			},
 			func(p openflow.Part) error {
 				return openflow.DecodeFlowStats(p.Body, func(f openflow.Flow) {
@@ -34,8 +41,11 @@ func (b *Bridge) ReadBut(ctx context.Context, except func(openflow.Flow) bool) (
 					}
 				})
 			},
-		},
-		state.readGroups(), state.readMeters())
+		})
+	}
+	if err == nil {
+		err = b.ask(ctx, state.readGroups(), state.readMeters())
+	}
 	if err != nil {
 		return State{}, fmt.Errorf("read bridge %s: %w", b.cfg.Name, err)
 	}

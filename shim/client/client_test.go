@@ -153,13 +153,13 @@ func put(s *storage.Store, id storage.ScopeID, name string) {
 
 type noModel struct{}
 
-func (noModel) Policies() []engine.PolicyInfo         { return nil }
-func (noModel) Groups(bool) []engine.GroupInfo        { return nil }
+func (noModel) Policies() []engine.PolicyInfo                          { return nil }
+func (noModel) Groups(bool) []engine.GroupInfo                         { return nil }
 func (noModel) Definitions(func(string) bool) []engine.GroupDefinition { return nil }
-func (noModel) Conflicts() map[api.Ref][]string       { return nil }
-func (noModel) PolicyUID(api.Ref) (string, bool)      { return "", false }
-func (noModel) Names(begin func()) []api.Ref          { begin(); return nil }
-func (noModel) Objects([]api.Ref) []server.Object     { return nil }
+func (noModel) Conflicts() map[api.Ref][]string                        { return nil }
+func (noModel) PolicyUID(api.Ref) (string, bool)                       { return "", false }
+func (noModel) Names(begin func()) []api.Ref                           { begin(); return nil }
+func (noModel) Objects([]api.Ref) []server.Object                      { return nil }
 func (noModel) Explain(*policyv1.ExplainRequest, func(string) bool) (*policyv1.ExplainResponse, error) {
 	return nil, errors.New("from: no such Pod")
 }

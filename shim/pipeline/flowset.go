@@ -257,7 +257,7 @@ func (d *desired) flow(key openflow.FlowKey) (openflow.Flow, bool) {
 	case d.more == nil && d.sole.count == 0:
 		return openflow.Flow{}, false
 	case d.more == nil:
-		f.Cookie, f.Actions = cookie(KindClause, 0), actions(d.sole.conjunction())
+		f.Cookie, f.Actions = clauseCookie(key.Match), actions(d.sole.conjunction())
 	case len(d.more.fixed) > 0:
 		o := &d.more.fixed[0]
 		f.Cookie, f.Actions, f.IdleTimeout, f.HardTimeout = o.cookie, o.actions, o.idle, o.limit
@@ -266,7 +266,7 @@ func (d *desired) flow(key openflow.FlowKey) (openflow.Flow, bool) {
 		for _, m := range d.more.clauses {
 			list = append(list, m.conjunction())
 		}
-		f.Cookie, f.Actions = cookie(KindClause, 0), actions(list...)
+		f.Cookie, f.Actions = clauseCookie(key.Match), actions(list...)
 	}
 	return f, true
 }

@@ -295,3 +295,23 @@ func TestDecisionOfADirectFlow(t *testing.T) {
 		}
 	}
 }
+
+// Flows are read in parts, by the lowest bits of their cookies: those that may be many
+// are in all of them.
+func TestFlowsAreInAllParts(t *testing.T) {
+	w, c := newTierWorld(t), New(config, Assignment{})
+	w.add(tier("many", 1, drop))
+	w.bring(c)
+	parts, all := make([]int, bridge.Parts), 0
+	for _, f := range c.Desired() {
+		if kind, _, _ := ParseCookie(f.Cookie); kind == KindClause {
+			parts[f.Cookie%bridge.Parts]++
+			all++
+		}
+	}
+	for part, n := range parts {
+		if all < 100 || n < all/bridge.Parts/2 || n > all/bridge.Parts*2 {
+			t.Errorf("part %d has %d of %d flows", part, n, all)
+		}
+	}
+}

@@ -195,7 +195,7 @@ type CookieKind uint8
 const (
 	KindStatic    CookieKind = 1
 	KindPort      CookieKind = 2  // Id: OpenFlow port.
-	KindClause    CookieKind = 3  // Id: 0; clause flows are shared.
+	KindClause    CookieKind = 3  // Id: of its match, so that they are read by cookie in parts; clause flows are shared.
 	KindRule      CookieKind = 4  // Id: conjunction id.
 	KindIsolation CookieKind = 5  // Id: OpenFlow port.
 	KindStaged    CookieKind = 6  // Of the staged world. Id: conjunction id, or OpenFlow port.
@@ -215,6 +215,10 @@ const (
 func cookie(kind CookieKind, id uint32) uint64 {
 	return CookieMark | LayoutVersion<<48 | uint64(kind)<<40 | uint64(id)
 }
+
+// clauseCookie is that of a clause flow. The ids are few: a change of the number of
+// parts in which flows are read needs none of theirs.
+func clauseCookie(m openflow.Match) uint64 { return cookie(KindClause, m.Hash()%256) }
 
 // ParseCookie reads a cookie; ok is false for one that is not of this layout.
 func ParseCookie(c uint64) (kind CookieKind, id uint32, ok bool) {

@@ -52,6 +52,15 @@ type Match struct {
 	oxm string
 }
 
+// Hash is a number of the match, the same in every process: FNV-1a of its bytes.
+func (m Match) Hash() uint32 {
+	h := uint32(2166136261)
+	for i := range len(m.oxm) {
+		h = (h ^ uint32(m.oxm[i])) * 16777619
+	}
+	return h
+}
+
 func exact(id FieldID, v Value) Field { return Field{id, v, id.full()} }
 
 // Masked is a condition on some bits of any field; a zero mask is none.
