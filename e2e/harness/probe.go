@@ -26,6 +26,7 @@ type Probe struct {
 	Protocol   api.Protocol
 	Port       uint16
 	SourcePort uint16 // Zero: any.
+	chosen     bool   // The source port is ours.
 	// Answered says what is expected: an answer, be it a refusal, is waited for
 	// longer than its absence.
 	Answered bool
@@ -79,7 +80,7 @@ func (p *Probe) try(serial int) (string, error) {
 	if !src.IsValid() {
 		return "", fmt.Errorf("probe to %s: the source has no address of that family", p.To)
 	}
-	if p.SourcePort == 0 {
+	if p.chosen = p.SourcePort == 0; p.chosen {
 		p.SourcePort = ephemeral(serial)
 	}
 	limit := silenceTimeout
@@ -126,7 +127,14 @@ func (p *Probe) socket(kind, proto int, src netip.Addr, port uint16) (fd int, er
 			return fmt.Errorf("socket: %w", err)
 		}
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		if err := unix.Bind(fd, sockaddr(src, local)); err != nil {
+		err := unix.Bind(fd, sockaddr(src, local))
+		for tries := 0; tries < 100 && p.chosen && local != 0 && errors.Is(err, unix.EADDRINUSE); tries++ {
+			// The kernel has given it to somebody else.
+			p.SourcePort = ephemeral(int(serials.Add(1)))
+			local = p.SourcePort
+			err = unix.Bind(fd, sockaddr(src, local))
+		}
+		if err != nil {
 			return fmt.Errorf("bind to %s: %w", src, err)
 		}
 		err := unix.Connect(fd, sockaddr(p.To, port))
