@@ -127,7 +127,7 @@ func (p *Probe) socket(kind, proto int, src netip.Addr, port uint16) (fd int, er
 			return fmt.Errorf("socket: %w", err)
 		}
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		err := unix.Bind(fd, sockaddr(src, local))
+		err = unix.Bind(fd, sockaddr(src, local))
 		for tries := 0; tries < 100 && p.chosen && local != 0 && errors.Is(err, unix.EADDRINUSE); tries++ {
 			// The kernel has given it to somebody else.
 			p.SourcePort = ephemeral(int(serials.Add(1)))
