@@ -137,7 +137,7 @@ func (p *Probe) socket(kind, proto int, src netip.Addr, port uint16) (fd int, er
 		if err != nil {
 			return fmt.Errorf("bind to %s: %w", src, err)
 		}
-		err := unix.Connect(fd, sockaddr(p.To, port))
+		err = unix.Connect(fd, sockaddr(p.To, port))
 		if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			return err
 		}
