@@ -92,7 +92,7 @@ test: install-deps kube build lint generate-check breaking $(TOOLS)/grpcurl-$(GR
 	$(GO) test -race -p 1 -timeout 20m ./shim/bridge/...
 	$(GO) test -timeout 20m ./e2e/differential/...
 	$(GO) test -timeout 10m ./e2e/chaos
-	$(GO) test -timeout 30m ./e2e
+	$(GO) test -timeout 45m ./e2e
 
 .PHONY: breaking
 breaking: $(TOOLS)/buf-$(BUF_VERSION) ## Fail if the protos break what an earlier release promised.
