@@ -24,7 +24,7 @@ import (
 func startCollector(t *testing.T, cfg audit.Config) *audit.Service {
 	t.Helper()
 	cfg.Dir, cfg.Listen, cfg.MinFree, cfg.Logger = t.TempDir(), "127.0.0.1:0", 1, hclog.NewNullLogger()
-	s, err := audit.New(cfg)
+	s, err := audit.New(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
