@@ -279,7 +279,7 @@ func TestRefusedCutIsAcknowledgedLater(t *testing.T) {
 		t.Error("synced with a refused cut")
 	}
 	again := h.next(t)
-	if !again.touched[storage.PodKey("ns", "a")] {
+	if !again.touched[groupID.String()] { // All of it: the scope is new.
 		t.Errorf("the refused cut's items are not offered again, but %v", again.touched)
 	}
 	again.answer <- nil
@@ -464,7 +464,7 @@ func TestRefusedCutIsNotResumedAsInForce(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := h.next(t)
-	if !again.touched[storage.PodKey("ns", "a")] {
+	if !again.touched[groupID.String()] { // All of it: the scope is new.
 		t.Errorf("what was refused is not offered again, but %v", again.touched)
 	}
 	again.answer <- errors.New("still away")
