@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -133,8 +134,8 @@ func (f *forwarder) upgrade(at *url.URL) (httpstream.Connection, error) {
 
 // forward is a connection to a Pod's port.
 type forward struct {
-	net.Conn       // Our end of a pipe, at whose other end the streams are.
-	lost     error // Why the other end was closed; set before.
+	net.Conn                       // Our end of a pipe, at whose other end the streams are.
+	lost     atomic.Pointer[error] // Why the other end was closed; set before.
 }
 
 func newForward(streams httpstream.Connection, data, complaints httpstream.Stream) *forward {
@@ -161,7 +162,8 @@ func newForward(streams httpstream.Connection, data, complaints httpstream.Strea
 		case <-time.After(time.Second): // The API server is gone without a word.
 		}
 		if err != nil {
-			f.lost = fmt.Errorf("port-forward: %w", err)
+			err = fmt.Errorf("port-forward: %w", err)
+			f.lost.Store(&err)
 		}
 		far.Close()
 	}()
@@ -171,8 +173,17 @@ func newForward(streams httpstream.Connection, data, complaints httpstream.Strea
 // Read implements net.Conn.
 func (f *forward) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
-	if errors.Is(err, io.EOF) && f.lost != nil {
-		err = f.lost
+	if lost := f.lost.Load(); errors.Is(err, io.EOF) && lost != nil {
+		err = *lost
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (f *forward) Write(p []byte) (int, error) {
+	n, err := f.Conn.Write(p)
+	if lost := f.lost.Load(); errors.Is(err, io.ErrClosedPipe) && lost != nil {
+		err = *lost
 	}
 	return n, err
 }
