@@ -104,6 +104,7 @@ type loop struct {
 	opened    map[string]bool              // Ports that were told to be open, by id.
 	peers     map[string]net.HardwareAddr  // Of ports whose rows name no MAC, by id.
 	unread    bool                         // A MAC could not be read where the Pod has it.
+	unmarked  bool                         // The host's own packets could not be marked.
 	nobodys   []string                     // Ports that are no Pod's, the host's or its uplink.
 	adopting  *adoption                    // Nil: the bridge is ours alone.
 	until     time.Time                    // Older connections go on until then. Zero: none does.
@@ -230,7 +231,7 @@ func (l *loop) run(ctx context.Context) error {
 			l.forgetRevisions()
 			l.expireNames(ctx, now)
 			l.save(false)
-			if l.unread {
+			if l.unread || l.unmarked {
 				l.refreshPorts(ctx)
 			}
 		case <-count.C:
@@ -417,9 +418,8 @@ func (l *loop) settle(ctx context.Context) error {
 
 // refreshPorts reads the bridge's ports and takes them over.
 func (l *loop) refreshPorts(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	ports, err := l.sw.Ports(ctx)
+	var ports []bridge.Port
+	err := within(ctx, func(ctx context.Context) (err error) { ports, err = l.sw.Ports(ctx); return err })
 	if err != nil {
 		l.failed(fmt.Errorf("list ports: %w", err))
 		return
@@ -443,7 +443,7 @@ func (l *loop) refreshPorts(ctx context.Context) {
 	local, uplink := sorted.local, sorted.uplink
 	l.ports, l.nobodys = sorted.pods, sorted.nobodys
 	l.problems, l.peers = problems, peers
-	if err := l.hidePorts(ctx); err != nil {
+	if err := within(ctx, l.hidePorts); err != nil {
 		l.failed(err)
 		for _, p := range l.ports {
 			l.unusable = append(l.unusable, portState(p, err.Error()))
@@ -458,11 +458,40 @@ func (l *loop) refreshPorts(ctx context.Context) {
 	if local == [6]byte{} || l.waits() {
 		return
 	}
-	if l.compiler == nil || l.config.LocalMAC != local || l.config.Uplink != uplink {
-		l.restart(ctx, local, uplink)
+	own := l.markOwn(ctx, local)
+	if l.compiler == nil || l.config.LocalMAC != local || l.config.Uplink != uplink || l.config.HostMAC != own {
+		l.restart(ctx, local, uplink, own)
 		return
 	}
 	l.openPorts(ctx)
+}
+
+// within asks something else of the machine, which the loop does not wait for without end.
+func within(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return ask(ctx)
+}
+
+// markOwn has the host's own packets carry a source MAC, which it returns; none
+// where that is not wanted or could not be done, which is tried again.
+func (l *loop) markOwn(ctx context.Context, local [6]byte) [6]byte {
+	mac := hostMAC(local)
+	if !l.shim.cfg.MarkOwnTraffic || l.config.HostMAC == mac {
+		return l.config.HostMAC
+	}
+	if err := within(ctx, func(ctx context.Context) error { return l.shim.markOwn(ctx, l.shim.cfg.Bridge, mac) }); err != nil {
+		if !l.unmarked {
+			l.shim.logger.Warn("the host's own traffic to its Pods cannot be told from what it forwards, and is judged too until it can", "err", err)
+		}
+		l.unmarked = true
+		return [6]byte{}
+	}
+	if l.unmarked {
+		l.shim.logger.Info("the host's own traffic to its Pods is told from what it forwards")
+	}
+	l.unmarked = false
+	return mac
 }
 
 // hidePorts keeps the host's stack away from the ports, where the datapath
@@ -491,9 +520,10 @@ func (l *loop) hidePorts(ctx context.Context) error {
 	return nil
 }
 
-// restart begins with a new compiler, for another MAC or uplink of the bridge,
-// from the state and the assignment that there are.
-func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
+// restart begins with a new compiler, for another MAC or uplink of the bridge or
+// another MAC of the host's own packets, from the state and the assignment that
+// there are.
+func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32, own [6]byte) {
 	if err := l.recall(ctx); err != nil {
 		l.failed(err)
 		return
@@ -520,16 +550,7 @@ func (l *loop) restart(ctx context.Context, local [6]byte, uplink uint32) {
 			return
 		}
 	}
-	l.config.LocalMAC, l.config.Uplink = local, uplink
-	l.config.HostMAC = [6]byte{}
-	if l.shim.cfg.MarkOwnTraffic {
-		mac := hostMAC(local)
-		if err := l.shim.markOwn(ctx, mac); err != nil {
-			l.shim.logger.Warn("the host's own traffic to its Pods cannot be told from what it forwards: it is judged too", "err", err)
-		} else {
-			l.config.HostMAC = mac
-		}
-	}
+	l.config.LocalMAC, l.config.Uplink, l.config.HostMAC = local, uplink, own
 	compiler := pipeline.New(l.config, l.former)
 	compiler.RetireMeters(meters)
 	if l.lets(time.Now()) {

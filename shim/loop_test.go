@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -630,6 +632,46 @@ func TestBridgeGetsAnotherMAC(t *testing.T) {
 	sw.until(t, "the flows say the new MAC", func() bool { return has("02:ab:cd:00:00:00") && !has("02:ee:00:00:00:00") })
 	if delivered(sw, 1, 2) || !delivered(sw, 2, 1) {
 		t.Error("the policies are not those of before")
+	}
+}
+
+// What the host itself sends is judged until it could be marked, and is allowed then.
+func TestHostsOwnPacketsAreMarkedLater(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	s.cfg.MarkOwnTraffic = true
+	var tries, works atomic.Int32
+	s.markOwn = func(context.Context, string, [6]byte) error {
+		tries.Add(1)
+		if works.Load() == 0 {
+			return errors.New("the machine is busy")
+		}
+		return nil
+	}
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("deny", "web"))...)))
+	own := func() bool {
+		for _, f := range sw.flows(t) {
+			if strings.Contains(f.String(), "dl_src="+net.HardwareAddr{2, 0xb9, 0, 0, 0, 0}.String()) {
+				return true
+			}
+		}
+		return false
+	}
+	if tries.Load() == 0 || own() {
+		t.Fatalf("%d tries to mark the host's own packets; flows for them: %t", tries.Load(), own())
+	}
+	works.Store(1)
+	sw.until(t, "flows for the host's own packets", own)
+	if delivered(sw, 1, 2) || !delivered(sw, 2, 1) {
+		t.Error("the policies are not those of before")
+	}
+	marked := tries.Load()
+	sw.addPod(t, "web", 2)
+	sw.until(t, "the port is taken over", func() bool { return delivered(sw, 2, 1) })
+	if got := tries.Load(); got != marked {
+		t.Errorf("the host's own packets were marked %d times more", got-marked)
 	}
 }
 

@@ -154,7 +154,7 @@ func TestDeniedReports(t *testing.T) {
 	}
 	// A new compiler learns of the members.
 	s.loop.config.LocalMAC[5]++
-	s.loop.restart(context.Background(), s.loop.config.LocalMAC, 0)
+	s.loop.restart(context.Background(), s.loop.config.LocalMAC, 0, [6]byte{})
 	joins(t, sw)
 	s.castTurn()
 	joins(t, sw, 2)

@@ -61,6 +61,8 @@ type Shim struct {
 	names *names
 
 	multicast *multicast
+
+	markOwn func(ctx context.Context, bridge string, mac [6]byte) error
 }
 
 // New checks the configuration, reads the checkpoint and starts nothing.
@@ -78,7 +80,7 @@ func New(cfg Config) (*Shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode()}
+	s := &Shim{token: token, cfg: cfg, logger: cfg.Logger, log: packetlog.NewLog(0), metrics: newMetrics(), applies: make(chan applyRequest), holds: make(chan holdRequest), checks: make(chan checkRequest), turns: make(chan func(context.Context)), probes: newProbes(), node: newNode(), markOwn: hostfw.MarkOwn}
 	if s.bridge = cfg.Dataplane; s.bridge == nil {
 		if s.bridge, err = newBridge(&cfg, s.metrics.restored); err != nil {
 			return nil, err
@@ -294,10 +296,6 @@ func (s *Shim) Stats() *policyv1.NodeStats {
 // Counters implements client.Handler.
 func (s *Shim) Counters(after uint64) ([]*policyv1.NodeStats, uint64) {
 	return s.counts.report(after, s.Stats)
-}
-
-func (s *Shim) markOwn(ctx context.Context, mac [6]byte) error {
-	return hostfw.MarkOwn(ctx, s.cfg.Bridge, mac)
 }
 
 func (s *Shim) handler() http.Handler {
