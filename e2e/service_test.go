@@ -169,8 +169,15 @@ func served(t *testing.T, from *harness.Host, network string, to netip.AddrPort)
 // spread counts who serves some new connections.
 func spread(t *testing.T, from *harness.Host, network string, to netip.AddrPort, number int) map[string]int {
 	t.Helper()
+	return spreadOver(t, from, network, to, number, 0)
+}
+
+// spreadOver is spread of so many connections, and of more until so many endpoints
+// have served: not for ever, but for so long that no chance explains the lack.
+func spreadOver(t *testing.T, from *harness.Host, network string, to netip.AddrPort, number, endpoints int) map[string]int {
+	t.Helper()
 	out := make(map[string]int)
-	for range number {
+	for i := 0; i < number || len(out) < endpoints && i < number+50; i++ {
 		name, _ := served(t, from, network, to)
 		out[name]++
 	}
