@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -56,6 +57,9 @@ func (l *loop) countLosses(ctx context.Context, now time.Time) {
 	readings, err := l.readMeters(ctx, now)
 	if err != nil {
 		return // The bridge is away; reconcile says so.
+	}
+	if l.compiler != nil && slices.ContainsFunc(l.compiler.Meters(), func(m openflow.Meter) bool { _, is := readings[m.ID]; return !is }) {
+		l.disturbed = true // No switch tells of meters.
 	}
 	for id := range ownControllers {
 		if id != pipeline.SpoofMeter { // That is one of the log's.

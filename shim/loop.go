@@ -381,7 +381,7 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 	}
 	start := time.Now()
 	if err := l.put(ctx, c); err != nil {
-		l.stale = true
+		l.stale, l.settled = true, false
 		return fmt.Errorf("apply to bridge: %w", err)
 	}
 	l.shim.metrics.applied(c.Upserts()+len(c.Delete), time.Since(start))
@@ -390,13 +390,20 @@ func (l *loop) bring(ctx context.Context, change pipeline.Change) error {
 
 // put applies a change and returns when packets meet it.
 func (l *loop) put(ctx context.Context, c bridge.Change) error {
+	return l.putSteps(ctx, c, []bridge.Change{c})
+}
+
+// putSteps is put of a change in steps.
+func (l *loop) putSteps(ctx context.Context, c bridge.Change, steps []bridge.Change) error {
 	l.learn(c.EachUpsert)
 	l.putMeters(c.PutMeters)
 	faultpoint.Reach("shim.apply.learned")
-	if err := l.sw.Apply(ctx, c); err != nil {
-		return err
+	for _, step := range steps {
+		if err := l.sw.Apply(ctx, step); err != nil {
+			return err
+		}
+		l.unsettled = true
 	}
-	l.unsettled = true
 	if err := l.settle(ctx); err != nil {
 		return err
 	}

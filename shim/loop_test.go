@@ -675,6 +675,63 @@ func TestHostsOwnPacketsAreMarkedLater(t *testing.T) {
 	}
 }
 
+// Meters that others took out are back within seconds, though no switch tells of that.
+func TestMetersAreMissed(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir()) // It reads the bridge back each hour.
+	begin(t, s)
+	must(t, apply(t, s, w, w.cut(append(objects, deny("deny", "web"))...)))
+	meters := func() []uint32 {
+		state, err := sw.Fake.Read(context.Background())
+		must(t, err)
+		return slices.Sorted(maps.Keys(state.Meters))
+	}
+	want := meters()
+	if len(want) < 2 {
+		t.Fatalf("meters %v", want)
+	}
+	must(t, sw.Fake.Apply(context.Background(), bridge.Change{DeleteMeters: want[1:]}))
+	sw.until(t, "the meters are back", func() bool { return slices.Equal(meters(), want) })
+}
+
+// Many flows of others go in steps, and a cut that comes with them as one bundle.
+func TestManyAreMendedInSteps(t *testing.T) {
+	t.Parallel()
+	sw, w, objects := twoPods(t)
+	s := newShim(t, sw, w, t.TempDir())
+	s.cfg.Reconcile = 20 * time.Millisecond
+	stop := begin(t, s)
+	must(t, apply(t, s, w, w.cut(objects...)))
+	settled := sw.flows(t)
+	spoil := func() {
+		var others bridge.Change
+		for i := range 2*mendedAtOnce + 1 {
+			others.Upsert = append(others.Upsert, openflow.Flow{Table: pipeline.TableOutput, Priority: uint16(i), Match: openflow.NewMatch(openflow.InPort(99)), Actions: openflow.Drop()})
+		}
+		must(t, sw.Fake.Apply(context.Background(), others))
+	}
+	sw.look(func() { sw.changes = nil })
+	spoil()
+	sw.until(t, "the flows of others are gone", func() bool { return maps.EqualFunc(sw.flows(t), settled, openflow.Flow.Same) })
+	for _, c := range sw.bundles() {
+		if n := c.Upserts() + len(c.Delete); n > mendedAtOnce {
+			t.Errorf("%d flows went at once", n)
+		}
+	}
+	if n := len(sw.bundles()); n < 3 {
+		t.Errorf("%d changes, want 3", n)
+	}
+	stop()
+	s.loop.stale = true // It is known that something is wrong, and then a cut comes.
+	sw.look(func() { sw.changes = nil })
+	spoil()
+	must(t, s.loop.apply(context.Background(), w.replica, w.cut(append(objects, deny("deny", "web"))...)).err)
+	if n := len(sw.bundles()); n != 1 {
+		t.Errorf("%d bundles with a cut, want one", n)
+	}
+}
+
 // A bridge that takes long to read is read when the number of its flows says that
 // somebody was there, and else now and then.
 func TestLargeBridgeIsReadWhenItIsDue(t *testing.T) {

@@ -78,6 +78,11 @@ func (l *loop) bindMeters(change *bridge.Change, comparison *pipeline.Comparison
 	}
 }
 
+// mendedAtOnce is how many flows are put right in one bundle where others changed
+// them. The switch keeps packets that it must look up waiting for as long as it
+// works on a bundle, and flows that it replaces take it the longest.
+const mendedAtOnce = 2048
+
 // reconcile makes the bridge hold what the compiler wants, by reading it back.
 func (l *loop) reconcile(ctx context.Context) error {
 	if l.adopting != nil && !l.complete { // Or it would go on with half of a state.
@@ -138,7 +143,11 @@ func (l *loop) reconcile(ctx context.Context) error {
 	if len(change.DeleteMeters) > 0 {
 		l.countLosses(ctx, time.Now()) // What they counted last goes with them.
 	}
-	err = l.put(ctx, change)
+	steps := []bridge.Change{change}
+	if n := change.Upserts() + len(change.Delete); l.settled && held && n > mendedAtOnce {
+		steps = inSteps(change, comparison.Steps(change.Delete, mendedAtOnce))
+	}
+	err = l.putSteps(ctx, change, steps)
 	for _, id := range change.DeleteMeters {
 		l.forgetMeter(id)
 	}
@@ -188,6 +197,18 @@ func amends(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) 
 	}
 	slices.SortFunc(change.Delete, pipeline.CompareKeys)
 	return change
+}
+
+// inSteps is a repair whose flows, but for those of Upsert, go in steps.
+func inSteps(repair bridge.Change, flows []pipeline.Change) []bridge.Change {
+	steps := make([]bridge.Change, len(flows))
+	for i, f := range flows {
+		steps[i] = bridge.Change{More: f.More, Delete: f.Delete}
+	}
+	first, last := &steps[0], &steps[len(steps)-1]
+	first.PutMeters, first.PutGroups, first.Upsert = repair.PutMeters, repair.PutGroups, repair.Upsert
+	last.DeleteGroups, last.DeleteMeters = repair.DeleteGroups, repair.DeleteMeters
+	return steps
 }
 
 // failed logs an error once for as long as it lasts, and returns it.

@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"cmp"
 	"slices"
 	"testing"
 
@@ -73,6 +74,70 @@ func TestComparisonFindsWhatDiffers(t *testing.T) {
 		if len(rest) != len(want) {
 			t.Errorf("%d flows are missing, want %d", len(rest), len(want))
 		}
+	}
+}
+
+// Steps put in what is missing from the highest priority down, and then take out what
+// is not wanted from the lowest up, changed clauses with it. What that is good for,
+// TestRepairInSteps of e2e/differential shows.
+func TestStepsAreInOrder(t *testing.T) {
+	c := New(Config{RuleLogRate: 1}, Assignment{})
+	w := newTierWorld(t)
+	for i, action := range []policyv1.Action{policyv1.Action_ACTION_ALLOW, policyv1.Action_ACTION_DROP, policyv1.Action_ACTION_PASS} {
+		w.add(tier(string(rune('p'+i)), float64(i+1), action))
+	}
+	w.bring(c)
+	comparison := c.Compare()
+	var others []openflow.FlowKey
+	changed := make(map[openflow.FlowKey]bool)
+	for i, f := range c.Desired() {
+		other := f
+		switch i % 3 {
+		case 0:
+			other.Priority += 5
+			others = append(others, other.Key())
+		case 1:
+			other.Actions = openflow.Drop()
+			changed[f.Key()] = slices.ContainsFunc(f.Actions.List(), func(a openflow.Action) bool { _, clause := a.(openflow.Conjunction); return clause })
+		}
+		comparison.Meets(other)
+	}
+	const each = 4
+	left := comparison.Rest().Len() + len(others)
+	falling := func(a, b openflow.FlowKey) int {
+		return cmp.Or(cmp.Compare(b.Table, a.Table), cmp.Compare(b.Priority, a.Priority))
+	}
+	rising := func(a, b openflow.FlowKey) int {
+		return cmp.Or(cmp.Compare(b.Table, a.Table), cmp.Compare(a.Priority, b.Priority))
+	}
+	var puts, gone []openflow.FlowKey // The latter with changed clauses.
+	for i, step := range comparison.Steps(others, each) {
+		n := step.More.Len() + len(step.Delete)
+		if left -= n; n > each {
+			t.Errorf("step %d has %d flows", i, n)
+		}
+		var puttings, removals []openflow.FlowKey
+		for _, f := range listOf(step.More) {
+			if changed[f.Key()] {
+				removals = append(removals, f.Key())
+			} else {
+				puttings = append(puttings, f.Key())
+			}
+		}
+		removals = append(removals, step.Delete...)
+		// Within a step there is no order.
+		slices.SortFunc(puttings, falling)
+		slices.SortFunc(removals, rising)
+		if len(puttings) > 0 && len(gone) > 0 {
+			t.Errorf("step %d puts flows in after others were taken out", i)
+		}
+		puts, gone = append(puts, puttings...), append(gone, removals...)
+	}
+	if left != 0 || len(gone) < 2*each || len(puts) < 2*each {
+		t.Errorf("%d flows are put in and %d taken out or clauses, %d are left", len(puts), len(gone), left)
+	}
+	if !slices.IsSortedFunc(puts, falling) || !slices.IsSortedFunc(gone, rising) {
+		t.Errorf("flows are put in in the order %v, and taken out in the order %v", puts, gone)
 	}
 }
 

@@ -28,6 +28,9 @@ type desired struct {
 	dirty bool       // It is in the set's dirty.
 }
 
+// clause says whether the flow, if there is one, is a clause of conjunctions and no more.
+func (d *desired) clause() bool { return d.more == nil || len(d.more.fixed) == 0 }
+
 // mixture is what a flow is made of that has an owner, or several memberships.
 type mixture struct {
 	fixed   []owned      // By owner; the first counts. Empty: a clause flow.
