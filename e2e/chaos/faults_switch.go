@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/weirnet/weir/e2e/harness"
@@ -49,37 +47,21 @@ func switchFaults() []Fault {
 			tables := []int{pipeline.TableClassifier, pipeline.TableConntrackState, pipeline.TableIngressRule, pipeline.TableIngressDefaultRule, pipeline.TableAntreaPolicyIngressRule, pipeline.TableForwarding, pipeline.TableOutput}
 			table := tables[a.IntN(len(tables))]
 			a.tell("%s, table %d", n.Name, table)
-			return a.tamper(ctx, n, flowsAre(n, func(flows [][]string) bool {
-				return slices.ContainsFunc(flows, func(f []string) bool { return f[3] == fmt.Sprint(table) })
-			}), "del-flows", harness.Bridge, fmt.Sprintf("table=%d", table))
+			return a.tamper(ctx, n, "del-flows", harness.Bridge, fmt.Sprintf("table=%d", table))
 		}),
 		node("flows-added", func(ctx context.Context, a *Act, n *harness.Node) error {
-			const cookie = "0xc4a05"
-			return a.tamper(ctx, n, flowsAre(n, func(flows [][]string) bool {
-				return !slices.ContainsFunc(flows, func(f []string) bool { return f[1] == cookie })
-			}), "add-flow", harness.Bridge, fmt.Sprintf("cookie=%s,table=%d,priority=65535,udp,actions=drop", cookie, pipeline.TableForwarding))
+			return a.tamper(ctx, n, "add-flow", harness.Bridge, fmt.Sprintf("cookie=0xc4a05,table=%d,priority=65535,udp,actions=drop", pipeline.TableForwarding))
 		}),
 		node("meters-deleted", func(ctx context.Context, a *Act, n *harness.Node) error {
 			a.Uncounted = []string{n.Name} // Until they are back: flows that name them stay, and report under none.
-			return a.tamper(ctx, n, func(ctx context.Context) (bool, error) {
-				meters, err := n.OVS.Ofctl(ctx, "dump-meters", harness.Bridge)
-				return strings.Contains(meters, "meter="), err
-			}, "del-meters", harness.Bridge)
+			return a.tamper(ctx, n, "del-meters", harness.Bridge)
 		}),
-	}
-}
-
-// flowsAre has it that all is right again when that is so of a node's flows.
-func flowsAre(n *harness.Node, right func(flows [][]string) bool) func(context.Context) (bool, error) {
-	return func(ctx context.Context) (bool, error) {
-		flows, err := dump(ctx, n)
-		return err == nil && right(flows), err
 	}
 }
 
 // tamper does something to the bridge with ovs-ofctl, and waits until the shim has
-// put that right: when right says so.
-func (a *Act) tamper(ctx context.Context, n *harness.Node, right func(context.Context) (bool, error), args ...string) error {
+// put that right: what it checks is what it wants.
+func (a *Act) tamper(ctx context.Context, n *harness.Node, args ...string) error {
 	a.Takes, a.Limit = []string{n.Name}, time.Second
 	if _, err := n.OVS.Ofctl(ctx, args...); err != nil {
 		return err
@@ -87,9 +69,9 @@ func (a *Act) tamper(ctx context.Context, n *harness.Node, right func(context.Co
 	began, held := time.Now(), a.claimed(n.Shim.Name)
 	err := harness.Eventually(ctx, settleLimit, func() error {
 		held = held || a.claimed(n.Shim.Name)
-		is, err := right(ctx)
-		if err == nil && !is {
-			err = errors.New("the bridge is not mended")
+		differs, err := n.Check(ctx)
+		if err == nil && differs != "" {
+			err = errors.New("the bridge is not mended: " + differs)
 		}
 		return err
 	})

@@ -127,6 +127,14 @@ func TestOneWrongThingIsFound(t *testing.T) {
 		{"a connection broke", "connections live on", "talk broke: reset", func(e *Evidence) { e.Streams[0].Broken = "reset" }},
 		{"a connection stalled without a fault", "connections live on", "talk stalled for 2s at 20.000s to 22.000s; no fault", func(e *Evidence) { e.Streams[0].Gaps = append(e.Streams[0].Gaps, between(20, 22)) }},
 		{"a connection stalled too long", "connections live on", "stalled for 12s", func(e *Evidence) { e.Streams[0].Gaps[0].To = at(22) }},
+		{"a connection waits as long as two faults in a row were", "", "", func(e *Evidence) {
+			e.Faults = append(e.Faults, Fault{Name: "flows-deleted", Interval: between(15, 15.5), Takes: []string{"n1"}, Limit: time.Second})
+			e.Streams[0].Gaps = append(e.Streams[0].Gaps, between(16, 22.1))
+		}},
+		{"a connection waits for a fault long past", "connections live on", "stalled for 3s at 25.000s to 28.000s; flows-deleted", func(e *Evidence) {
+			e.Faults = append(e.Faults, Fault{Name: "flows-deleted", Interval: between(24, 24.5), Takes: []string{"n1"}, Limit: 500 * time.Millisecond})
+			e.Streams[0].Gaps = append(e.Streams[0].Gaps, between(25, 28))
+		}},
 		{"nothing came", "connections live on", "nothing came", func(e *Evidence) { e.Streams[0].Bytes = 0 }},
 		{"a packet is not on record", "records and losses are what log flows matched", "n1: of calm 48 packets are on record and 1 are stated as lost (0 of no one rule); its flows matched 50 (0 at", func(e *Evidence) { e.Records[6].Count--; replace(e, "49", "48") }},
 		{"a packet is on record that no flow matched", "records and losses are what log flows matched", "n1: of calm 50 packets", func(e *Evidence) { e.Records[6].Count++; replace(e, "49", "50") }},

@@ -194,9 +194,29 @@ func (j *judge) lost() Finding {
 	return out
 }
 
+// rememberedRTT is how long TCP's time-out remembers a long round trip, at the least.
+const rememberedRTT = 10 * time.Second
+
+// union are intervals that do not overlap and cover the same.
+func union(list []Interval) []Interval {
+	var out []Interval
+	for _, i := range slices.SortedFunc(slices.Values(list), func(a, b Interval) int { return a.From.Compare(b.From) }) {
+		if n := len(out); n > 0 && !i.From.After(out[n-1].To) {
+			if i.To.After(out[n-1].To) {
+				out[n-1].To = i.To
+			}
+			continue
+		}
+		out = append(out, i)
+	}
+	return out
+}
+
 // lives: established connections live on, and stall no longer than a fault takes
 // packets and TCP then takes to try again: at most as long as it was without an
-// answer, and a second.
+// answer, and a second. That is how long faults of the last rememberedRTT were, not
+// this one alone: what a switch that stands still delivers once it goes on counts
+// with TCP as a round trip, and its time-out (RFC 6298, section 2) grows with each.
 func (j *judge) lives() Finding {
 	out := Finding{Invariant: "connections live on", Unit: "connections"}
 	for _, s := range j.Streams {
@@ -208,10 +228,17 @@ func (j *judge) lives() Finding {
 			out.violation("%s: nothing came", s.Name)
 		}
 		for _, gap := range s.Gaps {
+			faults := union(slices.Concat(j.takes[s.Source], j.takes[s.Target]))
 			fits := func(i Interval) bool {
-				return gap.overlaps(i) && !gap.To.After(i.To.Add(i.To.Sub(i.From)+time.Second))
+				patience := time.Second
+				for _, f := range faults {
+					if !f.From.After(i.To) && f.To.After(i.From.Add(-rememberedRTT)) {
+						patience += f.To.Sub(f.From)
+					}
+				}
+				return gap.overlaps(i) && !gap.To.After(i.To.Add(patience))
 			}
-			if !slices.ContainsFunc(slices.Concat(j.takes[s.Source], j.takes[s.Target]), fits) {
+			if !slices.ContainsFunc(faults, fits) {
 				out.violation("%s stalled for %s at %s; %s", s.Name, gap.To.Sub(gap.From).Round(time.Millisecond), j.span(gap), j.during(gap))
 			}
 		}
