@@ -210,7 +210,9 @@ func (s *Source) read(ctx context.Context, watcher *fsnotify.Watcher) error {
 				found = &before
 				break
 			}
-		} else {
+			writing = s.writing(&after)
+		}
+		if writing != "" {
 			s.log.Debug("a file is being written; it is read once it rests", "file", writing)
 		}
 		s.settle(ctx, watcher)
