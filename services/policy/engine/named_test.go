@@ -195,8 +195,9 @@ func TestNamedStates(t *testing.T) {
 		}
 		for _, name := range slices.Sorted(maps.Keys(expanders)) {
 			t.Run(fmt.Sprintf("%d/%s", i, name), func(t *testing.T) {
-				rng := rand.New(rand.NewPCG(uint64(i), 5))
-				for range 3 { // Those that have no chance in them are the same each time.
+				chance := rand.NewPCG(uint64(i), 5)
+				rng, unused := rand.New(chance), *chance
+				for round := 0; round == 0 || round < 3 && *chance != unused; round++ { // Without chance they are the same each time.
 					e, store := New(), storage.New("e")
 					at := state{}
 					for j, next := range chain {
