@@ -107,16 +107,16 @@ func newBenchNode(b testing.TB, pods int, with ...func(*Shim)) *benchNode {
 		do(n.shim)
 	}
 	begin(b, n.shim)
+	known := make(chan int)
 	for tick := time.Tick(10 * time.Millisecond); ; {
-		there, err := br.Ports(ctx)
-		must(b, err)
-		if len(slices.DeleteFunc(there, func(p bridge.Port) bool { return p.Local() || p.Number == 0 })) == pods {
+		n.shim.turns <- func(context.Context) { known <- len(n.shim.loop.ports) }
+		if <-known == pods {
 			break
 		}
 		select {
 		case <-tick:
 		case <-ctx.Done():
-			b.Fatal("the ports are not there after a minute")
+			b.Fatal("the shim does not know the ports after a minute")
 		}
 	}
 	n.bring(n.frames(objects...))
