@@ -266,15 +266,15 @@ func allRanks(t *testing.T, rng *rand.Rand, met *formsMet) error {
 			return err
 		}
 		met.look(c, forms)
-		desired := text(inForce(c))
+		desired := inForce(c)
 		assignment, err := DecodeAssignment(c.Assignment().Encode())
 		if err != nil {
 			return err
 		}
 		fresh := start(assignment)
 		w.update(fresh, Whole(w.replica), n.localPorts())
-		if got := text(fresh.Desired()); got != desired {
-			return fmt.Errorf("round %d: fresh (+) and incremental (-):\n%s", round, difference(got, desired))
+		if d := differing(fresh.Desired(), desired); d != "" {
+			return fmt.Errorf("round %d: fresh (+) and incremental (-): %s", round, d)
 		}
 		if err := unaltered(c, earlier); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)

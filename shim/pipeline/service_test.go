@@ -324,8 +324,8 @@ func TestServicesKeepTheirIDs(t *testing.T) {
 					}
 				}
 			}
-			if got, want := text(told), text(c.Desired()); got != want {
-				t.Fatalf("seed %d: what the bridge was told (+) and the state (-):\n%s", seed, difference(got, want))
+			if d := differing(told, c.Desired()); d != "" {
+				t.Fatalf("seed %d: what the bridge was told (+) and the state (-): %s", seed, d)
 			}
 			if len(groups) != len(c.Groups()) {
 				t.Fatalf("seed %d: told of %d groups, want %d", seed, len(groups), len(c.Groups()))
