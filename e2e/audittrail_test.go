@@ -23,6 +23,7 @@ func auditctl(t *testing.T, c *harness.Cluster, args ...string) string {
 // were and which version of the policy decided, and is explained by the policy as
 // it was, however it was changed since.
 func TestRecordsAreNamedAndExplained(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(true), policy("access-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: []}"))
 	eventually(t, func() error { // The collector follows, too.

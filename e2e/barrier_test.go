@@ -209,6 +209,7 @@ spec:
 // none does. While that node's shim is slow to learn of it, the heir's port
 // stays closed, and neither rule nor old connection lets a packet of it through.
 func TestAnAddressIsForgottenEverywhereBeforeItsHeirSends(t *testing.T) {
+	t.Parallel()
 	c, near, far := barrierCluster(t)
 	objects := smallObjects(false) + policy("friends", "{podSelector: {matchLabels: {app: remote}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}")
 	slow := c.Nodes["node-2"].Shim

@@ -55,6 +55,7 @@ type checked struct {
 // weir-shim check finds each flow and meter that somebody removed, changed or
 // added, and says what it stood for; with a shim and, by the checkpoint, without.
 func TestCheckFindsWhatSomebodyChanged(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t, "--reconcile", "1h")
 	set(t, c, smallObjects(true), policy("access-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}"))
 	n := c.Nodes["node-1"]

@@ -114,6 +114,7 @@ func ruled(t *testing.T, n *harness.Node) map[uint64]bool {
 // policy service all stays as it was, to the flow; with it the state is in force,
 // by ids that no connection carries, and the checkpoint is a good one again.
 func TestBadCheckpointsCostNothing(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	c := newCheckpointed(t)
 	c.change(t, 0)
@@ -199,6 +200,7 @@ func TestBadCheckpointsCostNothing(t *testing.T) {
 // says so, and neither it nor the next undoes anything; with room again, the
 // checkpoint is written.
 func TestFullStateFolderStopsNoPolicy(t *testing.T) {
+	t.Parallel()
 	requireDataplane(t)
 	c := newCheckpointed(t)
 	c.change(t, 0)

@@ -150,6 +150,7 @@ func leases(t *testing.T, p *attachedPod) (out []string) {
 // ADD returns once the Pod's port is open, and not before; it fails with the
 // reason, and leaves nothing, where the port does not open in time.
 func TestCNI(t *testing.T) {
+	t.Parallel()
 	c := cniCluster(t, "vxlan")
 	web := newAttached(t, c, "node-1", "web", "u-web")
 	if _, err := web.do("STATUS"); err != nil {
@@ -444,6 +445,7 @@ func deleted(t *testing.T, p *attachedPod) {
 
 // A routed Pod network has the same Pods reach each other without a tunnel.
 func TestPodNetworkRouted(t *testing.T) {
+	t.Parallel()
 	c := cniCluster(t, "routed")
 	must(t, c.WriteManifests(t.Context(), []byte(cniNodes(c)+cniPod("web", "u-web", "node-1", "10.77.1.2", "fd77:1::2")+cniPod("client", "u-client", "node-2", "10.77.2.2", "fd77:2::2"))))
 	web, client := newAttached(t, c, "node-1", "web", "u-web"), newAttached(t, c, "node-2", "client", "u-client")
@@ -471,6 +473,7 @@ func TestPodNetworkRouted(t *testing.T) {
 // A bridge of ovs-cni works as it is: its port is known by the UID on the port's
 // row, and its MAC is read in the Pod.
 func TestPortsOfOVSCNI(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, harness.Config{Nodes: []harness.NodeConfig{{Name: "node-1"}}})
 	must(t, c.SetPods(t.Context(), []harness.PodConfig{
 		{Namespace: "default", Name: "web", Node: "node-1", IPs: []netip.Addr{ip("10.77.1.2")}, Serves: []harness.Service{{Protocol: api.ProtocolTCP, Port: 80}}},

@@ -89,6 +89,7 @@ func readWire(t *testing.T, h *harness.Host) map[string]onWire {
 // What rules matched, summed over nodes, is what was sent, to the packet and the
 // byte, through ten deaths of the shims, with policies coming and going.
 func TestCountersAreWhatWasSent(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t, "--stats-interval=300ms")
 	client := c.Pod("default/client")
 	nft := client.NS.Command(t.Context(), "nft", "-f", "-")

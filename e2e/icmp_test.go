@@ -133,6 +133,7 @@ func TestErrorsOfAllowedConnectionsPass(t *testing.T) {
 // Echo replies come back to an isolated Pod that may ask, and a Pod that may not
 // be asked hears no request; neighbour discovery goes on under isolation both ways.
 func TestEchoAndNeighboursUnderIsolation(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	client, nginx := c.Pod("default/client"), c.Pod("default/nginx")
 	set(t, c, smallObjects(false), policy("shut", "{podSelector: {matchLabels: {app: nginx}}, ingress: []}"))
@@ -158,6 +159,7 @@ func TestEchoAndNeighboursUnderIsolation(t *testing.T) {
 // Rules for a type and code hold for messages of that type and code and for
 // none besides, of either family.
 func TestICMPByTypeAndCode(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	client, nginx := c.Pod("default/client"), c.Pod("default/nginx")
 	id := uint32(700)

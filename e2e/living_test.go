@@ -112,6 +112,7 @@ func adopted(t *testing.T, c *harness.Cluster, n *harness.Node) {
 // and then older connections are judged once as new. Uninstalling gives the
 // bridge back, and no connection breaks on either way.
 func TestRunningWorkloadsAreAdoptedAndGivenBack(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t)
 	client, stranger, lone := c.Pod("default/client"), c.Pod("default/stranger"), c.Pod("default/lone")
 	found, before := bridgeRow(t, node), flows(t, node, "")
@@ -220,6 +221,7 @@ func left(t *testing.T, node *harness.Node) {
 // Where it is asked for, older TCP connections live on, over a restart too, and
 // what let them is gone after its time; new ones are judged from the beginning.
 func TestOlderConnectionsMayLive(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t, "--adopt=allow-established", "--adopt-window=6s")
 	stranger := c.Pod("default/stranger")
 	know(t, c)
@@ -250,6 +252,7 @@ func TestOlderConnectionsMayLive(t *testing.T) {
 // A shim that is killed again and again goes on with the adoption, and what it
 // began with stays.
 func TestAdoptionGoesOnAfterCrashes(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t)
 	client, stranger := c.Pod("default/client"), c.Pod("default/stranger")
 	know(t, c)
@@ -279,6 +282,7 @@ func taken(t *testing.T, n *harness.Node) int {
 
 // What forwards by flows of its own in several tables is adopted at once.
 func TestBridgeWithTablesIsAdopted(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t)
 	for _, f := range []string{"table=0,priority=65535,actions=goto_table:10", "table=10,priority=65000,actions=NORMAL", "table=20,priority=9,vlan_tci=0x1005,actions=drop"} {
 		_, err := node.OVS.Run(t.Context(), "ovs-ofctl", "add-flow", harness.Bridge, f)
@@ -302,6 +306,7 @@ func TestBridgeWithTablesIsAdopted(t *testing.T) {
 // A bridge as ovs-cni leaves it is adopted as it is: Pods are known by the UIDs
 // on the rows of their ports.
 func TestBridgeOfOVSCNIIsAdopted(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t)
 	client, stranger := c.Pod("default/client"), c.Pod("default/stranger")
 	for _, name := range []string{"client", "stranger", "web", "lone"} {
@@ -322,6 +327,7 @@ func TestBridgeOfOVSCNIIsAdopted(t *testing.T) {
 // A node whose own address is on the bridge, which its uplink is on too, keeps
 // it, and its Pods reach the world by it.
 func TestNodeWithItsUplinkOnTheBridgeIsNotCutOff(t *testing.T) {
+	t.Parallel()
 	c, node := foundCluster(t, "--uplink=uplink")
 	_, err := node.OVS.Vsctl(t.Context(), "add-port", harness.Bridge, "uplink")
 	must(t, err)
@@ -344,6 +350,7 @@ func TestNodeWithItsUplinkOnTheBridgeIsNotCutOff(t *testing.T) {
 
 // Beside Antrea's agent a shim does not start, unless it is told to take over.
 func TestShimDoesNotStartBesideAntrea(t *testing.T) {
+	t.Parallel()
 	run, conf := t.TempDir(), t.TempDir()
 	c, node := foundCluster(t, "--antrea-run-dir", run, "--cni-conf-dir", conf)
 	must(t, os.WriteFile(filepath.Join(conf, "10-antrea.conflist"), []byte("{}"), 0o644))
@@ -373,6 +380,7 @@ func TestShimDoesNotStartBesideAntrea(t *testing.T) {
 // A bridge that Weir made stays for as long as Pods are on it; a process that is
 // told to wait answers in the shim's place.
 func TestBridgeThatWeirMadeGoesWithItsPods(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false), policy("deny", "{podSelector: {}, ingress: []}"))
 	node, client, nginx := c.Nodes["node-1"], c.Pod("default/client"), "10.9.1.2"

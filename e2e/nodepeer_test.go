@@ -12,6 +12,7 @@ import (
 // A Node as a peer is its own addresses, that of its gateway and that of its
 // transport, and no other address that its host has.
 func TestNodesArePeersByTheirAddresses(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	const gateway, transport, other = "10.9.2.254", "203.0.113.2", "203.0.113.3"
 	node := c.Nodes["node-2"]

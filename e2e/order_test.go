@@ -46,6 +46,7 @@ func inEffect(t *testing.T, c *harness.Cluster) (rows []string) {
 // it: weirctl lists them as they are judged. Each says the contrary of the one
 // before, so that with the first gone the next decides, in both directions.
 func TestPoliciesDecideInTheOrderListed(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	const client, remote = "{podSelector: {matchLabels: {app: client}}}", "{podSelector: {matchLabels: {app: remote}}}"
 	const admin = "{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: %s}}}}"

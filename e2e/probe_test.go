@@ -75,6 +75,7 @@ spec:
 // named with their policies. Where somebody changed a flow the two disagree, and
 // the table is named.
 func TestProbeComparesPacketsWithPolicies(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t, "--reconcile", "1h")
 	set(t, c, smallObjects(false), probePolicies)
 	probe := func(args ...string) (p probed, code int, out string) {

@@ -117,6 +117,7 @@ func records(t *testing.T, c *harness.Cluster) []record {
 // in both directions, with every policy that isolates the Pod; logging begins
 // and ends with the Namespace's annotation.
 func TestDenyAllIsOnRecord(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	denyAll := policy("access-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: [], policyTypes: [Ingress]}")
 	second := policy("also-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: [{from: [{podSelector: {matchLabels: {app: none}}}]}]}")
@@ -188,6 +189,7 @@ func TestDenyAllIsOnRecord(t *testing.T) {
 // What a host itself sends to its Pods is always allowed; what it forwards, and
 // what it masquerades, is judged, and so is another node.
 func TestOwnHostReachesItsPods(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false), policy("deny-all", "{podSelector: {}, ingress: []}"))
 	own, other := c.Nodes["node-1"].Host(), c.Nodes["node-2"].Host()
@@ -210,6 +212,7 @@ func TestOwnHostReachesItsPods(t *testing.T) {
 
 // A Pod sends from its own addresses only.
 func TestSpoofedSourcesAreDropped(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false))
 	client := c.Pod("default/client")
@@ -226,6 +229,7 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 // A shim that is killed and started again changes no flow, and a node that is
 // in sync is sent nothing; the policy service's death changes nothing either.
 func TestRestartsDisturbNothing(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	allow := policy("nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 80}]}]}")
 	set(t, c, smallObjects(false), allow)
@@ -303,6 +307,7 @@ func TestRestartsDisturbNothing(t *testing.T) {
 
 // Flows that someone else removes or adds are noticed and mended.
 func TestTamperedFlowsAreMended(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false), policy("deny-all", "{podSelector: {}, ingress: []}"))
 	node := c.Nodes["node-1"]
@@ -418,6 +423,7 @@ func TestGrpcurlReachesEveryService(t *testing.T) {
 // A Pod that gets the address of one that went inherits none of its
 // connections.
 func TestAddressesPassOnWithoutTheirConnections(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false))
 	udp := harness.Probe{From: c.Pod("default/client"), To: ip("10.9.1.2"), Protocol: api.ProtocolUDP, Port: 80, SourcePort: 15000}

@@ -210,6 +210,7 @@ func (d *dying) intended(t *testing.T) {
 // which the change itself denies, until it is in force: until the bundle's packets
 // were waited for, or the next life is in sync.
 func TestShimDiesAnywhere(t *testing.T) {
+	t.Parallel()
 	requireFaultpoints(t)
 	points := shimFaultpoints(t)
 	rand.New(rand.NewPCG(6, 1)).Shuffle(len(points), func(i, j int) { points[i], points[j] = points[j], points[i] })

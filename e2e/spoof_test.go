@@ -56,6 +56,7 @@ func (w *wire) send(t *testing.T, frame []byte) {
 // is on record with the Pod that sent it, though no policy is there and nothing is
 // logged. What its stack says from its link-local address is no forgery.
 func TestForgeriesAreDroppedCountedAndRecorded(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false))
 	client, node := openWire(t, c.Pod("default/client")), c.Nodes["node-1"]

@@ -74,6 +74,7 @@ func stagedRecords(t *testing.T, c *harness.Cluster) map[int][]stagedRecord {
 // Staged policies do not act; what they would change is recorded with both
 // verdicts, and nothing else is. Enforced, they act.
 func TestStagedPoliciesAreRecordedOnly(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	shut := policy("shut-nginx", "{podSelector: {matchLabels: {app: nginx}}, ingress: []}")
 	also := policy("also-shut", "{podSelector: {matchLabels: {app: nginx}}, ingress: []}")
@@ -157,6 +158,7 @@ func tailStaged(t *testing.T, c *harness.Cluster) (ports []uint32) {
 // While policies are staged and taken back, new connections come and go between
 // Pods that they are about, and not one packet is lost.
 func TestStagingLosesNoPacket(t *testing.T) {
+	t.Parallel()
 	c := smallCluster(t)
 	set(t, c, smallObjects(false))
 	server := listen(t, c.Pod("default/nginx"))

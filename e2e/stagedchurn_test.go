@@ -58,6 +58,7 @@ spec:
 // answered the others were judged. So it is known which policies they may have
 // met: those of one moment, or where a change was under way, of before or after.
 func TestStagedPoliciesUnderChurn(t *testing.T) {
+	t.Parallel()
 	for seed, left := *stagedSeed, *stagedFor; left > 0; seed, left = seed+1, left-time.Minute {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { stagedUnderChurn(t, seed, min(left, time.Minute)) })
 	}
