@@ -220,8 +220,9 @@ func TestWhatComesBetweenHoldersIsTold(t *testing.T) {
 	now := time.Now()
 	for _, tt := range []struct {
 		changed time.Time
+		begins  bool // When it is looked at first, no node has to do with it yet.
 		told    int
-	}{{now.Add(-time.Minute), 0}, {time.Time{}, 0}, {now.Add(-time.Second), 1}} {
+	}{{now.Add(-time.Minute), false, 0}, {time.Time{}, false, 0}, {now.Add(-time.Second), false, 1}, {time.Time{}, true, 1}} {
 		f := newFakeServer(t)
 		client, err := kubernetes.NewForConfig(&rest.Config{Host: f.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"}})
 		if err != nil {
@@ -230,6 +231,11 @@ func TestWhatComesBetweenHoldersIsTold(t *testing.T) {
 		e := newEvents(client, now.Add(-10*time.Second), newMetrics(), hclog.NewNullLogger())
 		p := policy(func(p *Policy) { p.Changed = tt.changed })
 		p.Ref = api.Ref{Kind: api.KindNetworkPolicy, Namespace: "ns", Name: "k"}
+		if tt.begins {
+			begun := *p
+			begun.Nodes, begun.Realized = 0, 0
+			e.tell(t.Context(), []Policy{begun}, nil, now)
+		}
 		for range 2 {
 			e.tell(t.Context(), []Policy{*p}, nil, now)
 		}

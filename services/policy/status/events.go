@@ -59,7 +59,9 @@ func (e *event) said() string {
 	return e.reason + " " + e.kind
 }
 
-// about is what there is to tell of a NetworkPolicy; false while that is not known.
+// about is what there is to tell of a NetworkPolicy; false while that is not known, and
+// while no node has to do with it: of one that has just been read it may be known only
+// at the next look who has.
 func about(p *Policy) (event, bool) {
 	e := event{ref: p.Ref, uid: p.UID, kind: "NetworkPolicy"}
 	if p.undecided() {
@@ -70,6 +72,9 @@ func about(p *Policy) (event, bool) {
 			e.reason, e.message = c.Reason, c.Message
 			return e, true
 		}
+	}
+	if p.Nodes == 0 {
+		return e, false
 	}
 	e.good, e.reason, e.message = true, TypeRealized, fmt.Sprintf("%d of %d nodes enforce it", p.Realized, p.Nodes)
 	return e, true
