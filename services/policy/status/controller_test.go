@@ -222,7 +222,7 @@ func TestWhatComesBetweenHoldersIsTold(t *testing.T) {
 		changed time.Time
 		begins  bool // When it is looked at first, no node has to do with it yet.
 		told    int
-	}{{now.Add(-time.Minute), false, 0}, {time.Time{}, false, 0}, {now.Add(-time.Second), false, 1}, {time.Time{}, true, 1}} {
+	}{{now.Add(-time.Minute), false, 0}, {time.Time{}, false, 0}, {now.Add(-time.Second), false, 1}, {time.Time{}, true, 0}, {now.Add(-time.Second), true, 1}} {
 		f := newFakeServer(t)
 		client, err := kubernetes.NewForConfig(&rest.Config{Host: f.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"}})
 		if err != nil {
@@ -233,7 +233,7 @@ func TestWhatComesBetweenHoldersIsTold(t *testing.T) {
 		p.Ref = api.Ref{Kind: api.KindNetworkPolicy, Namespace: "ns", Name: "k"}
 		if tt.begins {
 			begun := *p
-			begun.Nodes, begun.Realized = 0, 0
+			begun.Nodes, begun.Realized, begun.Changed = 0, 0, time.Time{}
 			e.tell(t.Context(), []Policy{begun}, nil, now)
 		}
 		for range 2 {

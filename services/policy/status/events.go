@@ -31,6 +31,8 @@ type events struct {
 	limit   *rate.Limiter
 	since   time.Time            // What has changed before, a former holder of the Lease has told.
 	told    map[api.Ref]*tidings // Nil before the first look.
+	// doubtful are policies of which the first look cannot tell whether they are new.
+	doubtful map[api.Ref]bool
 }
 
 // tidings is what was told of an object last.
@@ -59,9 +61,7 @@ func (e *event) said() string {
 	return e.reason + " " + e.kind
 }
 
-// about is what there is to tell of a NetworkPolicy; false while that is not known, and
-// while no node has to do with it: of one that has just been read it may be known only
-// at the next look who has.
+// about is what there is to tell of a NetworkPolicy; false while that is not known.
 func about(p *Policy) (event, bool) {
 	e := event{ref: p.Ref, uid: p.UID, kind: "NetworkPolicy"}
 	if p.undecided() {
@@ -73,9 +73,6 @@ func about(p *Policy) (event, bool) {
 			return e, true
 		}
 	}
-	if p.Nodes == 0 {
-		return e, false
-	}
 	e.good, e.reason, e.message = true, TypeRealized, fmt.Sprintf("%d of %d nodes enforce it", p.Realized, p.Nodes)
 	return e, true
 }
@@ -84,14 +81,17 @@ func about(p *Policy) (event, bool) {
 // Lease begins is told only where it is bad, or has changed since this replica can
 // tell: a former one has told the rest.
 func (s *events) tell(ctx context.Context, policies []Policy, problems map[api.Ref]Problem, now time.Time) {
-	first := s.told == nil
+	first, doubtful := s.told == nil, make(map[api.Ref]bool)
 	next := make(map[api.Ref]*tidings, len(s.told))
 	for i := range policies {
 		if p := &policies[i]; p.Ref.Kind == api.KindNetworkPolicy && p.UID != "" {
-			if e, known := about(p); known {
-				s.consider(ctx, &e, next, first && !p.Changed.After(s.since), now)
-			} else if former := s.told[p.Ref]; former != nil {
-				next[p.Ref] = former
+			switch e, known := about(p); {
+			case known && first && p.Nodes == 0 && p.Changed.IsZero():
+				doubtful[p.Ref] = true // What was read a moment ago comes to nodes a moment later.
+			case known:
+				s.consider(ctx, &e, next, (first || s.doubtful[p.Ref]) && !p.Changed.After(s.since), now)
+			case s.told[p.Ref] != nil:
+				next[p.Ref] = s.told[p.Ref]
 			}
 		}
 	}
@@ -100,7 +100,7 @@ func (s *events) tell(ctx context.Context, policies []Policy, problems map[api.R
 			s.consider(ctx, &event{ref: ref, uid: p.UID, kind: kind, reason: "NotInForce", message: p.Message}, next, first, now)
 		}
 	}
-	s.told = next
+	s.told, s.doubtful = next, doubtful
 }
 
 // objectKind is the kind of an object that has a problem to tell.
