@@ -121,6 +121,7 @@ soak: install-deps ## Run the long forms: churn, differential test, 100 rounds o
 	$(GO) test -timeout 0 ./e2e/churn -run 'Churn$$' -churn.for=$(SOAK_FOR) -churn.shims=1000 -churn.rate=200 -v
 	$(GO) test -timeout 0 ./e2e/differential -run 'Agree$$' -differential.for=$(SOAK_FOR) -v
 	$(GO) test -timeout 0 ./e2e/chaos -run 'Chaos$$' -chaos.rounds=100 -chaos.seed=0 -v
+	$(GO) test -timeout 0 ./e2e -run 'ConformanceThroughAPIServer$$' -conformance.through-api=0
 	$(GO) test -timeout 0 ./e2e -run 'StagedPoliciesUnderChurn$$' -staged.for=$(SOAK_FOR) -staged.seed=2 -v
 	for t in $$(grep -rl 'func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho 'func Fuzz[A-Za-z0-9]*' $$t/*_test.go | cut -d' ' -f2); do \
