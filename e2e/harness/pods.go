@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -228,11 +226,7 @@ func (c *Cluster) WriteManifests(ctx context.Context, text []byte) error {
 	// Something that changes each time, so that the position tells when it was read.
 	c.markers++
 	marker := fmt.Sprintf("\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: weir-e2e-marker\n  labels: {sequence: %q}\n", strconv.Itoa(c.markers))
-	path := filepath.Join(c.Manifests(), "cluster.yaml")
-	if err := os.WriteFile(path+".new", append(text, marker...), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return c.PutManifests(append(text, marker...))
 }
 
 // Applied waits until a node has what follows from the last WriteManifests in

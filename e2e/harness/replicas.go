@@ -49,13 +49,14 @@ func (c *Cluster) Processes() map[string]*Process {
 func (p *Process) Hangup() error { return p.cmd.Process.Signal(syscall.SIGHUP) }
 
 // PutManifests makes the text the whole content of the manifest folder, whether
-// or not anybody reads it.
+// or not anybody reads it. The folder changes once: what is read of it after a
+// change, and told by its position, is the text.
 func (c *Cluster) PutManifests(text []byte) error {
-	path := filepath.Join(c.Manifests(), "cluster.yaml")
-	if err := os.WriteFile(path+".new", text, 0o644); err != nil {
+	beside := c.Manifests() + ".new"
+	if err := os.WriteFile(beside, text, 0o644); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	return os.Rename(beside, filepath.Join(c.Manifests(), "cluster.yaml"))
 }
 
 // InForce waits until every node is in sync with a policy service that has read a
