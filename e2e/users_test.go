@@ -182,6 +182,24 @@ func TestUsersSeeTheirNamespaces(t *testing.T) {
 			}
 		})
 	}
+	t.Run("grpcurl", func(t *testing.T) { // As in the README.
+		ask := func(p *installedPod, args ...string) string {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			out, err := p.ns.Command(ctx, "../.tools/bin/grpcurl", append([]string{"-cacert", in.path("ca.crt"), "-H", "authorization: Bearer " + ours}, args...)...).CombinedOutput()
+			if err != nil || strings.Contains(string(out), "bank") {
+				t.Errorf("grpcurl %v: %v\n%s", args, err, out)
+			}
+			return string(out)
+		}
+		if out := ask(in.replicas[0], "localhost:9740", "weir.policy.v1.InspectionService/ListPolicies"); !strings.Contains(out, "shop-policy") {
+			t.Errorf("the policies are\n%s", out)
+		}
+		if out := ask(collector, "-d", `{"filter": {"namespace": "shop"}}`, "localhost:9741", "weir.audit.v1.AuditService/Tail"); strings.Count(out, "shop-pod") < 2 {
+			t.Errorf("the record is\n%s", out)
+		}
+	})
 	t.Run("posing as a part of Weir", func(t *testing.T) { in.pose(t, roots) })
 	t.Run("what is revoked", func(t *testing.T) {
 		ended := make(chan error, len(callers))
