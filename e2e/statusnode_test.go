@@ -21,11 +21,17 @@ type statusNode struct {
 	name    string
 	conns   []*grpc.ClientConn
 	stuck   atomic.Bool // It takes what it is sent, and acknowledges nothing.
+	light   bool        // It keeps nothing, and acknowledges all: there may be a thousand.
 	replica storage.Replica
 }
 
 // startStatusNodes runs nodes until the test ends.
 func startStatusNodes(t testing.TB, addresses []string, names ...string) map[string]*statusNode {
+	t.Helper()
+	return runStatusNodes(t, addresses, false, names)
+}
+
+func runStatusNodes(t testing.TB, addresses []string, light bool, names []string) map[string]*statusNode {
 	t.Helper()
 	var conns []*grpc.ClientConn
 	for _, a := range addresses {
@@ -38,7 +44,7 @@ func startStatusNodes(t testing.TB, addresses []string, names ...string) map[str
 	ctx, stop := context.WithCancel(context.Background())
 	t.Cleanup(stop)
 	for i, name := range names {
-		n := &statusNode{name: name, conns: conns}
+		n := &statusNode{name: name, conns: conns, light: light}
 		nodes[name] = n
 		go func() {
 			for at := i; ctx.Err() == nil; at++ {
@@ -79,6 +85,13 @@ func (n *statusNode) follow(ctx context.Context, conn *grpc.ClientConn) error {
 		case *policyv1.SubscribeResponse_InSync:
 			n.replica.InSync(m.InSync)
 		case *policyv1.SubscribeResponse_Cut:
+			if n.light {
+				if m.Cut.GetMore() {
+					continue
+				}
+				answer = &policyv1.SubscribeRequest{Message: &policyv1.SubscribeRequest_Ack{Ack: &policyv1.Ack{Revision: m.Cut.GetRevision()}}}
+				break
+			}
 			if _, done, err := n.replica.Apply(m.Cut); err != nil {
 				return err
 			} else if !done {
