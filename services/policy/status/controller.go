@@ -81,6 +81,7 @@ const (
 	retryInterval = 2 * time.Second
 	callTimeout   = 10 * time.Second
 	writers       = 8
+	writeRate     = 100 // Objects a second.
 )
 
 // New asks nothing of the API server yet.
@@ -154,12 +155,15 @@ func (c *Controller) lead(ctx context.Context) {
 	// The former holder may have written just now.
 	for wait := writeInterval; sleep(ctx, wait, nil); {
 		began := time.Now()
-		soon, err := l.look(ctx, began)
+		did, err := l.look(ctx, began)
 		took := time.Since(began)
 		c.metrics.look.Observe(took.Seconds())
-		wait = max(lookInterval, restFactor*took)
-		if soon {
-			wait = max(soonInterval, restFactor*took)
+		// This process rests by its own work. The API server has as long a rest as it was
+		// at work for us, and is told of so many objects a second at the most.
+		rest := max(soonInterval, restFactor*(took-did.asked), did.asked, time.Duration(did.writes)*time.Second/writeRate)
+		wait = max(lookInterval, rest)
+		if did.soon {
+			wait = rest
 		}
 		if err != nil {
 			if ctx.Err() == nil {
@@ -167,7 +171,6 @@ func (c *Controller) lead(ctx context.Context) {
 			}
 			wait = max(wait, retryInterval)
 		}
-		rest := max(soonInterval, restFactor*took)
 		if !sleep(ctx, min(rest, wait), nil) {
 			return
 		}
@@ -207,25 +210,37 @@ func (l *leader) say(err error) {
 	}
 }
 
-// look looks at everything once. Soon says that a policy is on its way.
-func (l *leader) look(ctx context.Context, now time.Time) (soon bool, err error) {
+// looked is what a look came to.
+type looked struct {
+	soon   bool          // A policy is on its way.
+	asked  time.Duration // For how long the API server was asked and told.
+	writes int
+}
+
+// look looks at everything once.
+func (l *leader) look(ctx context.Context, now time.Time) (did looked, err error) {
 	if l.records == nil || now.Sub(l.read) >= readInterval {
-		if err := l.readRecords(ctx, now); err != nil {
-			return false, err
+		err := l.readRecords(ctx, now)
+		if did.asked = time.Since(now); err != nil {
+			return did, err
 		}
 	}
 	problems := l.cfg.Model.Problems()
 	policies := append(l.cfg.Model.Policies(ctx), unreadable(problems)...)
 	l.metrics.take(policies, now)
 	for i := range policies {
-		soon = soon || policies[i].Waiting > 0 && now.Sub(policies[i].Changed) < 2*lookInterval
+		did.soon = did.soon || policies[i].Waiting > 0 && now.Sub(policies[i].Changed) < 2*lookInterval
 	}
-	err = l.write(ctx, l.records.plan(policies, refused(l.cfg.Model.Groups(), problems), now))
+	writes := l.records.plan(policies, refused(l.cfg.Model.Groups(), problems), now)
+	did.writes = len(writes)
+	began := time.Now()
+	err = l.write(ctx, writes)
 	l.events.tell(ctx, policies, problems, now)
 	if err == nil {
 		l.said = ""
 	}
-	return soon, err
+	did.asked += time.Since(began)
+	return did, err
 }
 
 // readRecords asks the API server what it has. When objects were written stays known.
