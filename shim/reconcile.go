@@ -144,7 +144,8 @@ func (l *loop) reconcile(ctx context.Context) error {
 		l.countLosses(ctx, time.Now()) // What they counted last goes with them.
 	}
 	steps := []bridge.Change{change}
-	if n := change.Upserts() + len(change.Delete); l.settled && held && n > mendedAtOnce {
+	// What Upsert has, such as flows that are bound to their meters anew, is beside that.
+	if n := change.More.Len() + len(change.Delete); l.settled && held && n > mendedAtOnce {
 		steps = inSteps(change, comparison.Steps(change.Delete, mendedAtOnce))
 	}
 	err = l.putSteps(ctx, change, steps)
