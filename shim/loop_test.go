@@ -695,6 +695,17 @@ func TestMetersAreMissed(t *testing.T) {
 	sw.until(t, "the meters are back", func() bool { return slices.Equal(meters(), want) })
 }
 
+// A repair of which nothing can go in steps is one, however much it puts beside them.
+func TestRepairOfMetersAlone(t *testing.T) {
+	t.Parallel()
+	c := pipeline.New(pipeline.Config{RuleLogRate: 1}, pipeline.Assignment{})
+	by := c.Compare()
+	repair := bridge.Change{Upsert: make([]openflow.Flow, 2*mendedAtOnce), More: by.Rest(), PutMeters: c.Meters()}
+	if steps := inSteps(repair, by); len(steps) != 1 || len(steps[0].Upsert) != len(repair.Upsert) || len(steps[0].PutMeters) != len(repair.PutMeters) {
+		t.Errorf("%d steps", len(steps))
+	}
+}
+
 // Many flows of others go in steps, and a cut that comes with them as one bundle.
 func TestManyAreMendedInSteps(t *testing.T) {
 	t.Parallel()

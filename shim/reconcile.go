@@ -144,9 +144,8 @@ func (l *loop) reconcile(ctx context.Context) error {
 		l.countLosses(ctx, time.Now()) // What they counted last goes with them.
 	}
 	steps := []bridge.Change{change}
-	// What Upsert has, such as flows that are bound to their meters anew, is beside that.
-	if n := change.More.Len() + len(change.Delete); l.settled && held && n > mendedAtOnce {
-		steps = inSteps(change, comparison.Steps(change.Delete, mendedAtOnce))
+	if l.settled && held {
+		steps = inSteps(change, comparison)
 	}
 	err = l.putSteps(ctx, change, steps)
 	for _, id := range change.DeleteMeters {
@@ -200,8 +199,13 @@ func amends(c *pipeline.Compiler, by *pipeline.Comparison, actual bridge.State) 
 	return change
 }
 
-// inSteps is a repair whose flows, but for those of Upsert, go in steps.
-func inSteps(repair bridge.Change, flows []pipeline.Change) []bridge.Change {
+// inSteps is a repair whose flows go in steps where they are many; but for those of
+// Upsert, such as flows that are bound to their meters anew, which go with the first.
+func inSteps(repair bridge.Change, by *pipeline.Comparison) []bridge.Change {
+	if repair.More.Len()+len(repair.Delete) <= mendedAtOnce {
+		return []bridge.Change{repair}
+	}
+	flows := by.Steps(repair.Delete, mendedAtOnce)
 	steps := make([]bridge.Change, len(flows))
 	for i, f := range flows {
 		steps[i] = bridge.Change{More: f.More, Delete: f.Delete}
